@@ -1,0 +1,2 @@
+//! capsulectl.
+fn main() {}

@@ -1,0 +1,73 @@
+//! Generates the wire types without `protoc`: protox parses for tonic, ttrpc-codegen has its own parser.
+
+use std::{env, error::Error, fs, path::Path};
+
+const VENDOR: &str = "../vendor-protos";
+const OURS: &str = "proto";
+const CONTAINERD: &str = "github.com/containerd/containerd/api";
+const CONTAINERD_FILES: &[&str] = &[
+    "services/snapshots/v1/snapshots.proto",
+    "services/containers/v1/containers.proto",
+    "services/content/v1/content.proto",
+    "services/diff/v1/diff.proto",
+    "services/events/v1/events.proto",
+    "services/images/v1/images.proto",
+    "services/introspection/v1/introspection.proto",
+    "services/leases/v1/leases.proto",
+    "services/namespaces/v1/namespace.proto",
+    "services/tasks/v1/tasks.proto",
+    "services/version/v1/version.proto",
+    "events/container.proto",
+    "events/image.proto",
+    "events/namespace.proto",
+    "events/snapshot.proto",
+    "events/task.proto",
+];
+const CAPSULE: &str = "capsule/v1/capsule.proto";
+const HOTPLUG: &str = "proto/capsule/hotplug/v1/hotplug.proto";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed={VENDOR}");
+    println!("cargo:rerun-if-changed={OURS}");
+    if env::var_os("CARGO_FEATURE_GRPC").is_some() {
+        generate_grpc()?;
+    }
+    if env::var_os("CARGO_FEATURE_HOTPLUG").is_some() {
+        generate_hotplug()?;
+    }
+    Ok(())
+}
+
+fn generate_grpc() -> Result<(), Box<dyn Error>> {
+    let files: Vec<String> =
+        CONTAINERD_FILES.iter().map(|f| format!("{CONTAINERD}/{f}")).chain([CAPSULE.to_owned()]).collect();
+    let set = protox::compile(&files, [VENDOR, OURS])?;
+    tonic_prost_build::configure().build_client(true).build_server(true).compile_fds(set)?;
+    Ok(())
+}
+
+fn generate_hotplug() -> Result<(), Box<dyn Error>> {
+    let out = Path::new(&env::var("OUT_DIR")?).join("hotplug");
+    fs::create_dir_all(&out)?;
+    ttrpc_codegen::Codegen::new()
+        .inputs([HOTPLUG])
+        .include(OURS)
+        .out_dir(&out)
+        .rust_protobuf()
+        .rust_protobuf_customize(ttrpc_codegen::ProtobufCustomize::default().gen_mod_rs(false))
+        .customize(ttrpc_codegen::Customize { async_all: true, gen_mod: false, ..Default::default() })
+        .run()?;
+    strip_inner_attributes(&out)
+}
+
+/// The generated files open with inner attributes, which `include!` does not accept: they move to the module.
+fn strip_inner_attributes(dir: &Path) -> Result<(), Box<dyn Error>> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let text = fs::read_to_string(&path)?;
+        let kept: Vec<&str> =
+            text.lines().filter(|l| !l.starts_with("#![") && !l.starts_with("//!")).collect();
+        fs::write(&path, kept.join("\n"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! Wire types, generated at build time from `vendor-protos/` (containerd, verbatim) and `proto/` (ours).
+//!
+//! Nothing but generated code lives here: no I/O, no conversion, no validation.
+#![allow(missing_docs, clippy::all, unused_qualifications, rust_2018_idioms, clippy::too_many_lines)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+/// containerd's gRPC services, in the modules of their protobuf packages.
+#[cfg(feature = "grpc")]
+pub mod containerd {
+    /// Shared messages.
+    pub mod types {
+        tonic::include_proto!("containerd.types");
+    }
+    /// `containerd.v1.types`: tasks' processes.
+    pub mod v1 {
+        /// Task types.
+        pub mod types {
+            tonic::include_proto!("containerd.v1.types");
+        }
+    }
+    /// Events published on containerd's stream, by the types their `Any` names.
+    pub mod events {
+        tonic::include_proto!("containerd.events");
+    }
+    /// gRPC services.
+    pub mod services {
+        macro_rules! service {
+            ($($name:ident = $package:literal),* $(,)?) => {$(
+                #[doc = concat!("`", $package, "`.")]
+                pub mod $name {
+                    /// Version 1.
+                    pub mod v1 {
+                        tonic::include_proto!($package);
+                    }
+                }
+            )*};
+        }
+        service! {
+            containers = "containerd.services.containers.v1",
+            content = "containerd.services.content.v1",
+            diff = "containerd.services.diff.v1",
+            events = "containerd.services.events.v1",
+            images = "containerd.services.images.v1",
+            introspection = "containerd.services.introspection.v1",
+            leases = "containerd.services.leases.v1",
+            namespaces = "containerd.services.namespaces.v1",
+            snapshots = "containerd.services.snapshots.v1",
+            tasks = "containerd.services.tasks.v1",
+            version = "containerd.services.version.v1",
+        }
+    }
+}
+
+/// `google.rpc`.
+#[cfg(feature = "grpc")]
+pub mod google {
+    /// Status with details.
+    pub mod rpc {
+        tonic::include_proto!("google.rpc");
+    }
+}
+
+/// `capsule.v1`: capsuled's API.
+#[cfg(feature = "grpc")]
+pub mod capsule {
+    /// Version 1.
+    pub mod v1 {
+        tonic::include_proto!("capsule.v1");
+    }
+}
+
+/// `capsule.hotplug.v1`: the shim's hot-plug service, over ttrpc.
+#[cfg(feature = "hotplug")]
+#[allow(unused_mut)]
+pub mod hotplug {
+    mod hotplug {
+        include!(concat!(env!("OUT_DIR"), "/hotplug/hotplug.rs"));
+    }
+    mod hotplug_ttrpc {
+        include!(concat!(env!("OUT_DIR"), "/hotplug/hotplug_ttrpc.rs"));
+    }
+    pub use self::hotplug::*;
+    pub use self::hotplug_ttrpc::{Hotplug, HotplugClient, create_hotplug};
+}

@@ -1,0 +1,2 @@
+//! containerd-shim-capsule-v1.
+fn main() {}

@@ -1,0 +1,2 @@
+//! capsuled.
+fn main() {}
