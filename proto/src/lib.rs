@@ -1,8 +1,7 @@
 //! Wire types, generated at build time from `vendor-protos/` (containerd, verbatim) and `proto/` (ours).
 //!
 //! Nothing but generated code lives here: no I/O, no conversion, no validation.
-#![allow(missing_docs, clippy::all, unused_qualifications, rust_2018_idioms, clippy::too_many_lines)]
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(warnings, clippy::all)] // generated: judged by its generators, not by our lints
 
 /// containerd's gRPC services, in the modules of their protobuf packages.
 #[cfg(feature = "grpc")]
@@ -71,7 +70,6 @@ pub mod capsule {
 
 /// `capsule.hotplug.v1`: the shim's hot-plug service, over ttrpc.
 #[cfg(feature = "hotplug")]
-#[allow(unused_mut)]
 pub mod hotplug {
     mod hotplug {
         include!(concat!(env!("OUT_DIR"), "/hotplug/hotplug.rs"));
