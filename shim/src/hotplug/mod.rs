@@ -1,0 +1,133 @@
+//! Hot-plug: capsules attached to, replaced in and detached from live containers (`capsule.hotplug.v1`).
+//!
+//! Rooms, each of which may use only those to its right:
+//! `service` (ttrpc) → `engine` (transactions, one lock per container) → `journal` (what is attached, in the
+//! bundle) and `plan` (pure: which mounts make an attachment) → `overlayfs-utils` (the kernel).
+//!
+//! This module is the seam to the rest of the shim: hot-plug asks the task side where a container's live task is,
+//! through [`Tasks`], and asks nothing else.
+
+use std::{path::Path, path::PathBuf, sync::Arc};
+
+use thiserror::Error;
+
+/// What hot-plug asks of the task side.
+///
+/// Called from the ttrpc server's tasks: an implementation answers from memory and must not block.
+pub trait Tasks: Send + Sync + 'static {
+    /// The live task of a container.
+    ///
+    /// # Errors
+    /// [`TaskLookupError`] when the shim does not serve the container, or its init process is not running.
+    fn live(&self, container_id: &str) -> Result<LiveTask, TaskLookupError>;
+
+    /// Ids of all containers that the shim serves, in whatever state.
+    fn ids(&self) -> Vec<String>;
+}
+
+/// Where a container's live task is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveTask {
+    /// The container's init process, in the host's PID namespace. It is only a hint: hot-plug pins the process and
+    /// checks that it is alive before it enters anything.
+    pub init_pid: i32,
+    /// The bundle directory: owned by the host, out of the container's reach. Hot-plug keeps its journal here.
+    pub bundle: PathBuf,
+    /// The container's root as the host sees it, mounted: the source of a union's own lower layer.
+    pub rootfs: PathBuf,
+}
+
+/// Why there is no live task.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum TaskLookupError {
+    /// The shim does not serve this container.
+    #[error("container {0:?} is not served by this shim")]
+    NotFound(String),
+    /// The container is there, and its init process is not running.
+    #[error("container {id:?} is {state}, not running: start it, then repeat the call")]
+    NotRunning {
+        /// The container.
+        id: String,
+        /// Its state, as containerd names it: "created", "stopped", "paused", …
+        state: String,
+    },
+}
+
+/// Why the hot-plug service did not start.
+#[derive(Debug, Error)]
+pub enum HotplugError {
+    /// The socket's directory could not be made.
+    #[error("cannot create the socket's directory {path}")]
+    SocketDir {
+        /// The directory.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The ttrpc server could not listen on the socket.
+    #[error("cannot serve hot-plug on {path}")]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: ttrpc::Error,
+    },
+    /// The socket's mode could not be restricted to root.
+    #[error("cannot restrict the socket {path} to its owner")]
+    Restrict {
+        /// The socket.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A running hot-plug server. Dropping it closes the listener with the runtime; [`shutdown`](Self::shutdown) does it
+/// in order.
+pub struct Server(ttrpc::asynchronous::Server);
+
+impl Server {
+    /// Stops listening and closes the connections.
+    ///
+    /// # Errors
+    /// ttrpc's, when the listener cannot be stopped.
+    pub async fn shutdown(mut self) -> Result<(), ttrpc::Error> {
+        self.0.shutdown().await
+    }
+}
+
+/// Serves `capsule.hotplug.v1` for the containers of `tasks` on `socket`, a path that is replaced if it is there.
+///
+/// The socket and its directory are accessible to root alone (0600, 0700).
+///
+/// # Errors
+/// [`HotplugError`], by step.
+pub async fn serve(tasks: Arc<dyn Tasks>, socket: &Path) -> Result<Server, HotplugError> {
+    listen(ttrpc::asynchronous::Server::new(), tasks, socket).await
+}
+
+async fn listen(
+    server: ttrpc::asynchronous::Server,
+    _tasks: Arc<dyn Tasks>,
+    socket: &Path,
+) -> Result<Server, HotplugError> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    if let Some(dir) = socket.parent() {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(|source| HotplugError::SocketDir { path: dir.to_owned(), source })?;
+    }
+    // A socket left by a shim that was killed: nobody listens on it, and bind would fail.
+    let _ = std::fs::remove_file(socket);
+    let failed = |source| HotplugError::Listen { path: socket.to_owned(), source };
+    let mut server = server.bind(&format!("unix://{}", socket.display())).map_err(failed)?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))
+        .map_err(|source| HotplugError::Restrict { path: socket.to_owned(), source })?;
+    server.start().await.map_err(failed)?;
+    Ok(Server(server))
+}
