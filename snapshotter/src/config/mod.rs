@@ -1,0 +1,171 @@
+//! The configuration: what can be set, the defaults, and reading it from `config.toml`.
+//!
+//! Pure but for [`Config::load`], which reads one file. `configs/config.toml` documents every field for
+//! operators and is tested to say what [`Config::default`] says.
+
+mod parse;
+
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+};
+
+/// Where the configuration is looked for unless told otherwise.
+pub const DEFAULT_PATH: &str = "/etc/capsule/config.toml";
+
+/// All that can be configured, complete and valid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Directory of everything that must survive a reboot: metadata and snapshots. Default `/var/lib/capsule`.
+    pub root: PathBuf,
+    /// Directory of sockets and what else lasts until a reboot. Default `/run/capsule`.
+    pub run: PathBuf,
+    /// Socket on which the Snapshots API and `capsule.v1` are served. Default `capsuled.sock` in [`Config::run`].
+    pub socket: PathBuf,
+    /// The containerd that this daemon belongs to.
+    pub containerd: Containerd,
+    /// What is logged.
+    pub log: Log,
+}
+
+/// The containerd that this daemon belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Containerd {
+    /// Its gRPC socket. Default `/run/containerd/containerd.sock`.
+    pub address: PathBuf,
+    /// The containerd namespace that holds capsules. Default `capsules`.
+    pub namespace: String,
+    /// The name under which containerd's configuration lists this snapshotter. Default `capsule`.
+    pub snapshotter: String,
+}
+
+/// What is logged, on standard error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug` or `trace`. Default `info`.
+    pub level: Level,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Failures only.
+    Error,
+    /// And what an operator should look at.
+    Warn,
+    /// And what changes.
+    Info,
+    /// And every call.
+    Debug,
+    /// And every step of a call.
+    Trace,
+}
+
+impl Level {
+    /// All levels by the names that the configuration uses.
+    pub const NAMES: [(&'static str, Self); 5] = [
+        ("error", Self::Error),
+        ("warn", Self::Warn),
+        ("info", Self::Info),
+        ("debug", Self::Debug),
+        ("trace", Self::Trace),
+    ];
+}
+
+impl From<Level> for tracing::Level {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Error => Self::ERROR,
+            Level::Warn => Self::WARN,
+            Level::Info => Self::INFO,
+            Level::Debug => Self::DEBUG,
+            Level::Trace => Self::TRACE,
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            root: "/var/lib/capsule".into(),
+            run: "/run/capsule".into(),
+            socket: "/run/capsule/capsuled.sock".into(),
+            containerd: Containerd {
+                address: "/run/containerd/containerd.sock".into(),
+                namespace: "capsules".to_owned(),
+                snapshotter: "capsule".to_owned(),
+            },
+            log: Log { level: Level::Info },
+        }
+    }
+}
+
+/// One mistake in a configuration file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// Line, from 1.
+    pub line: usize,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("read configuration {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file has mistakes: all of them, in the order of their lines.
+    #[error("{}", Listed { path, mistakes })]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// At least one.
+        mistakes: Vec<Mistake>,
+    },
+}
+
+struct Listed<'a> {
+    path: &'a Path,
+    mistakes: &'a [Mistake],
+}
+
+impl fmt::Display for Listed<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, mistake) in self.mistakes.iter().enumerate() {
+            if index > 0 {
+                writeln!(out)?;
+            }
+            write!(out, "{}:{}: {}", self.path.display(), mistake.line, mistake.message)?;
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// Reads the file at `path`. With `required` unset, a file that is not there means the defaults.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] lists every mistake of the file, not only the first.
+    pub fn load(path: &Path, required: bool) -> Result<Self, ConfigError> {
+        match fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text)
+                .map_err(|mistakes| ConfigError::Invalid { path: path.to_owned(), mistakes }),
+            Err(source) if source.kind() == io::ErrorKind::NotFound && !required => Ok(Self::default()),
+            Err(source) => Err(ConfigError::Read { path: path.to_owned(), source }),
+        }
+    }
+
+    /// Parses the text of a configuration file; what it does not mention is the default.
+    ///
+    /// # Errors
+    /// Every mistake, in the order of their lines.
+    pub fn parse(text: &str) -> Result<Self, Vec<Mistake>> {
+        parse::parse_config(text)
+    }
+}

@@ -1,0 +1,1 @@
+//! What a snapshot is: pure types, validated at construction.

@@ -1,0 +1,232 @@
+//! The metadata store: the only room that sees the database.
+//!
+//! What lives here: the table definitions, transactions, and the functions that read and write one table each
+//! (`snapshots`, `attachments`). It knows records, not directories or mounts.
+
+pub mod snapshots;
+
+use std::{
+    fs::{DirBuilder, File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use redb::{
+    CommitError, Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase, ReadableTable,
+    SetDurabilityError, StorageBackend, StorageError, TableDefinition, TableError, TransactionError,
+    WriteTransaction,
+};
+
+/// Store-wide counters, by name: see [`FORMAT`] and [`NEXT_ID`].
+pub const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+
+/// Every snapshot by its key (active, view) or name (committed), which share one key space.
+/// The value is a protobuf message, [`snapshots::Record`].
+pub const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshots");
+
+/// (parent's id, child's id) → the child's key or name. Whether a snapshot has children is one range read.
+pub const CHILDREN: TableDefinition<'_, (u64, u64), &str> = TableDefinition::new("children");
+
+/// Attachment id → the attachment's record as JSON.
+pub const ATTACHMENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("attachments");
+
+/// Id of a version that left its target but may still be in use → its record as JSON.
+pub const DRAINING: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("draining");
+
+/// The newest format that this program reads, and the one that it writes.
+pub const FORMAT_VERSION: u64 = 1;
+
+/// Key in [`META`]: the format version of everything else.
+const FORMAT: &str = "format";
+/// Key in [`META`]: the id that the next snapshot gets. Ids are never used twice.
+const NEXT_ID: &str = "next_id";
+
+/// Cache of database pages. The store holds a few hundred bytes per snapshot; the default of 1 GiB is for
+/// databases of another kind.
+const CACHE_BYTES: usize = 8 << 20;
+
+/// What can go wrong with the store itself, by step.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The store's directory could not be made.
+    #[error("make directory {path}")]
+    CreateDir {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file could not be opened or created.
+    #[error("open metadata store {path}")]
+    OpenFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is no usable database, or another process has it open.
+    #[error("open metadata store {path}: {source}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Box<DatabaseError>,
+    },
+    /// The store was written by a newer capsuled.
+    #[error(
+        "metadata store has format {found}, and this capsuled reads up to {supported}: install the capsuled \
+         that wrote it, or a newer one"
+    )]
+    NewerFormat {
+        /// The format found.
+        found: u64,
+        /// The newest one that is read.
+        supported: u64,
+    },
+    /// A transaction could not begin.
+    #[error("begin transaction: {0}")]
+    Begin(Box<TransactionError>),
+    /// The durability of a transaction could not be chosen.
+    #[error("set durability: {0}")]
+    Durability(#[from] SetDurabilityError),
+    /// A table could not be opened.
+    #[error("open table: {0}")]
+    Table(Box<TableError>),
+    /// The database could not be read or written.
+    #[error("access metadata store: {0}")]
+    Access(Box<StorageError>),
+    /// A transaction could not be committed: nothing of it is kept.
+    #[error("commit transaction: {0}")]
+    Commit(Box<CommitError>),
+    /// A record cannot be read back.
+    #[error("record {key:?} of table {table} is damaged: {reason}")]
+    Damaged {
+        /// The table.
+        table: &'static str,
+        /// The key of the record.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+macro_rules! boxed_from {
+    ($($source:ty => $variant:ident),* $(,)?) => {$(
+        impl From<$source> for StoreError {
+            fn from(source: $source) -> Self {
+                Self::$variant(Box::new(source))
+            }
+        }
+    )*};
+}
+boxed_from!(TransactionError => Begin, TableError => Table, StorageError => Access, CommitError => Commit);
+
+/// The metadata store, open. Cheap to clone; all clones are one store.
+///
+/// Its calls block on the disk: from async code, use `tokio::task::spawn_blocking`.
+#[derive(Clone, Debug)]
+pub struct Store {
+    database: Arc<Database>,
+}
+
+impl Store {
+    /// Opens the store in the file at `path`, made with mode 0600 when it is not there (its directory too, 0700).
+    ///
+    /// # Errors
+    /// [`StoreError::NewerFormat`] when a newer capsuled wrote it; [`StoreError::Open`] when another process
+    /// has it open or it is damaged beyond redb's repair.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        if let Some(dir) = path.parent() {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(dir)
+                .map_err(|source| StoreError::CreateDir { path: dir.to_owned(), source })?;
+        }
+        let file = open_file(path).map_err(|source| StoreError::OpenFile { path: path.to_owned(), source })?;
+        let database = builder()
+            .create_file(file)
+            .map_err(|source| StoreError::Open { path: path.to_owned(), source: Box::new(source) })?;
+        Self::from_database(database)
+    }
+
+    /// Opens the store on another kind of storage. The seam for fault injection.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn with_backend(backend: impl StorageBackend) -> Result<Self, StoreError> {
+        let database = builder()
+            .create_with_backend(backend)
+            .map_err(|source| StoreError::Open { path: PathBuf::new(), source: Box::new(source) })?;
+        Self::from_database(database)
+    }
+
+    fn from_database(database: Database) -> Result<Self, StoreError> {
+        let store = Self { database: Arc::new(database) };
+        store.write(prepare_format)?;
+        Ok(store)
+    }
+
+    /// Runs `change` in a write transaction and commits it durably: when this returns `Ok`, a power cut no
+    /// longer loses it. Write transactions run one after the other. On `Err` nothing is changed.
+    ///
+    /// # Errors
+    /// What `change` returns, or a [`StoreError`] of the transaction itself.
+    pub fn write<T, E: From<StoreError>>(
+        &self,
+        change: impl FnOnce(&WriteTransaction) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut transaction = self.database.begin_write().map_err(StoreError::from)?;
+        transaction.set_durability(Durability::Immediate).map_err(StoreError::from)?;
+        let value = change(&transaction)?; // dropped without commit on error: redb aborts it
+        transaction.commit().map_err(StoreError::from)?;
+        Ok(value)
+    }
+
+    /// Runs `look` on one consistent state of the store. Never waits for writers.
+    ///
+    /// # Errors
+    /// What `look` returns, or a [`StoreError`] of the transaction itself.
+    pub fn read<T, E: From<StoreError>>(
+        &self,
+        look: impl FnOnce(&ReadTransaction) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let transaction = self.database.begin_read().map_err(StoreError::from)?;
+        look(&transaction)
+    }
+}
+
+fn builder() -> redb::Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
+fn open_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// Refuses a newer format; otherwise makes every table, so that readers need not expect a missing one.
+fn prepare_format(transaction: &WriteTransaction) -> Result<(), StoreError> {
+    let mut meta = transaction.open_table(META)?;
+    let found = meta.get(FORMAT)?.map(|guard| guard.value());
+    match found {
+        Some(found) if found > FORMAT_VERSION => {
+            return Err(StoreError::NewerFormat { found, supported: FORMAT_VERSION });
+        }
+        Some(_) => {}
+        None => {
+            meta.insert(FORMAT, FORMAT_VERSION)?;
+            meta.insert(NEXT_ID, 1)?;
+        }
+    }
+    transaction.open_table(SNAPSHOTS)?;
+    transaction.open_table(CHILDREN)?;
+    transaction.open_table(ATTACHMENTS)?;
+    transaction.open_table(DRAINING)?;
+    Ok(())
+}
