@@ -1,1 +1,45 @@
-//! overlayfs-utils.
+//! Linux's new mount API made safe, for overlayfs mounts that enter another mount namespace.
+//!
+//! Everything here yields a *detached* mount, and the attach comes last, so that no path ever shows a half-made
+//! mount: [`OverlayPlan`] (pure) → [`DetachedMount`] → [`MountPoint`] in a container, by [`attach`], [`swap`],
+//! [`unmount`]. The container is hostile: [`ContainerRoot`] resolves paths so that nothing it planted leads out.
+//!
+//! | room | what lives there | what it may touch |
+//! | --- | --- | --- |
+//! | `plan` | which layers make which overlay | nothing: pure |
+//! | `context` | filesystem context, and the log the kernel keeps in it | `fsopen`, `fsconfig`, `fsmount` |
+//! | `detached` | detached mounts and trees, id-mapping | the caller's mount namespace, read-only |
+//! | `point` | attach, swap, unmount | the mount namespace the calling thread is in |
+//! | `namespace` | a thread of its own in another mount namespace | namespaces of its own threads |
+//! | `task` | pinning a container's process | `/proc/PID`, read-only |
+//! | `target` | paths in a container | the container's directories: resolves and makes them |
+//! | `mountinfo` | a namespace's mount table | pure parser, and `/proc/PID/mountinfo` |
+//! | `users` | who uses a mount | `/proc`, read-only |
+//! | `probe` | what this kernel can do | a namespace of its own |
+//! | `sys` | the crate's only `unsafe` | raw system calls |
+//!
+//! Supported kernels and what was measured on them: `docs/kernel-policy.md`.
+
+mod context;
+mod detached;
+mod error;
+mod mountinfo;
+mod namespace;
+mod plan;
+mod point;
+mod probe;
+mod sys;
+mod target;
+mod task;
+mod users;
+
+pub use detached::{DetachedMount, LayerDir, LayersBy, Tree, TreeError};
+pub use error::{MountError, Step};
+pub use mountinfo::{MountEntry, MountTable, ParseMountInfoError, parse_mountinfo};
+pub use namespace::{NamespaceError, in_mount_namespace, in_new_mount_namespace};
+pub use plan::{Lower, OverlayPlan, PlanError};
+pub use point::{MountId, MountPoint, Unmounted, attach, detach_lazily, mount_at, swap, unmount};
+pub use probe::{Features, KernelVersion, ProbeError, probe};
+pub use target::{ContainerPath, ContainerRoot, Created, InvalidPath, ResolveError, Resolved};
+pub use task::{PinError, PinnedTask};
+pub use users::{SuperBlock, Usage, User, find_users};

@@ -1,0 +1,236 @@
+//! Detached mounts: overlays and cloned trees that no path shows yet.
+
+use std::{
+    ffi::OsStr,
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use linux_raw_sys::general::{MOUNT_ATTR_IDMAP, mount_attr};
+use rustix::{
+    fs::{Mode, OFlags, ResolveFlags},
+    io::Errno,
+    mount::{MountAttrFlags, OpenTreeFlags},
+};
+use thiserror::Error;
+
+use crate::{
+    context::Context,
+    error::{MountError, Step},
+    plan::{Lower, OverlayPlan},
+    point::MountId,
+    sys,
+};
+
+/// How layers are told to the kernel: what [`probe`](crate::probe) found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LayersBy {
+    /// `FSCONFIG_SET_FD` with a detached tree: the mount table shows `/` for every layer.
+    Descriptor,
+    /// `FSCONFIG_SET_STRING` with `/proc/thread-self/fd/N`, for kernels that take paths only: the mount table shows
+    /// that string, so the host's paths stay hidden here too, and no character in them is special.
+    Path,
+}
+
+/// Why a layer's directory cannot be used.
+#[derive(Debug, Error)]
+#[error("cannot open the layer directory {path}")]
+pub struct TreeError {
+    /// The directory, on the host.
+    pub path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// An open directory on the host that is to be a layer, or part of one.
+///
+/// Content of a layer is foreign: go below it only through [`Self::open_below`], which follows no link.
+#[derive(Debug)]
+pub struct LayerDir {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl LayerDir {
+    /// Opens a directory by its path on the host.
+    ///
+    /// # Errors
+    /// [`TreeError`] when it is not there or is no directory.
+    pub fn open(path: &Path) -> Result<Self, TreeError> {
+        // Not O_PATH: Linux 6.13 and 6.14 take only real descriptors in FSCONFIG_SET_FD, and entries are read.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(path, flags, Mode::empty()) {
+            Ok(fd) => Ok(Self { fd, path: path.to_owned() }),
+            Err(errno) => Err(TreeError { path: path.to_owned(), source: errno.into() }),
+        }
+    }
+
+    /// Wraps an open directory that `path` describes in messages.
+    #[must_use]
+    pub fn from_fd(fd: OwnedFd, path: PathBuf) -> Self {
+        Self { fd, path }
+    }
+
+    /// Opens a directory below this one, or nothing when there is none: it is missing, or something else.
+    ///
+    /// No link is followed and no other mount is entered: what a layer contains cannot name the host's files.
+    ///
+    /// # Errors
+    /// [`TreeError`] for any other cause, a lack of permission for one.
+    pub fn open_below(&self, below: &OsStr) -> Result<Option<Self>, TreeError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        let path = self.path.join(below);
+        match rustix::fs::openat2(&self.fd, below, flags, Mode::empty(), resolve) {
+            Ok(fd) => Ok(Some(Self { fd, path })),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(errno) => Err(TreeError { path, source: errno.into() }),
+        }
+    }
+
+    /// The open directory.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Its path on the host, for messages.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn name(&self) -> String {
+        format!("{:?}", self.path)
+    }
+}
+
+/// A detached clone of a tree.
+#[derive(Debug)]
+pub struct Tree {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl Tree {
+    /// Clones the mount that `dir` is in, with `dir` as its root, without the mounts below it.
+    ///
+    /// # Errors
+    /// [`MountError`] at [`Step::CloneTree`]; `EINVAL` when `dir` is in another mount namespace.
+    pub fn clone_of(dir: &LayerDir) -> Result<Self, MountError> {
+        let flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        match rustix::mount::open_tree(dir.fd(), "", flags) {
+            Ok(fd) => Ok(Self { fd, path: dir.path.clone() }),
+            Err(errno) => Err(MountError::new(Step::CloneTree, dir.name(), errno)),
+        }
+    }
+
+    /// Maps the owners of the tree's files by the user namespace `userns` (`mount_setattr`, Linux 5.12; as a layer
+    /// of an overlay, Linux 5.19).
+    ///
+    /// # Errors
+    /// [`MountError`] at [`Step::SetAttributes`]; `EINVAL` when the filesystem cannot be id-mapped, `EPERM` for the
+    /// initial user namespace.
+    pub fn id_mapped(self, userns: BorrowedFd<'_>) -> Result<Self, MountError> {
+        let userns_fd = u64::try_from(userns.as_raw_fd()).unwrap_or(u64::MAX);
+        let attr =
+            mount_attr { attr_set: u64::from(MOUNT_ATTR_IDMAP), attr_clr: 0, propagation: 0, userns_fd };
+        match sys::mount_setattr(self.fd(), &attr) {
+            Ok(()) => Ok(self),
+            Err(errno) => Err(MountError::new(Step::SetAttributes, self.name(), errno)),
+        }
+    }
+
+    /// The tree's root.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    pub(crate) fn name(&self) -> String {
+        format!("{:?}", self.path)
+    }
+
+    /// Makes a mount of the tree itself, to be attached.
+    #[must_use]
+    pub fn into_mount(self) -> DetachedMount {
+        let what = self.name();
+        DetachedMount { fd: self.fd, what }
+    }
+}
+
+/// A mount that no path shows yet. Dropped without being attached, it is gone.
+#[derive(Debug)]
+pub struct DetachedMount {
+    fd: OwnedFd,
+    what: String,
+}
+
+impl DetachedMount {
+    /// Mounts the overlay of `plan`, detached, with `nosuid,nodev` and read-only.
+    ///
+    /// The calling thread must be in the mount namespace of the layers. `xino=on` makes every file of the mount report
+    /// the overlay's own device number also where the layers lie on several filesystems.
+    ///
+    /// # Errors
+    /// [`MountError`], by step.
+    pub fn overlay(plan: &OverlayPlan<'_>, by: LayersBy, source: &str) -> Result<Self, MountError> {
+        let context = Context::open("overlay")?;
+        context.set_string("source", source)?;
+        context.set_flag("ro")?;
+        context.set_string("xino", "on")?;
+        if plan.userxattr() {
+            context.set_flag("userxattr")?;
+        }
+        for lower in plan.lowers() {
+            add_layer(&context, lower, by)?;
+        }
+        let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+            | MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV;
+        let fd = context.mount(attributes, source)?;
+        Ok(Self { fd, what: source.to_owned() })
+    }
+
+    /// The mount's root, readable before anything is attached.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// The mount's id.
+    ///
+    /// # Errors
+    /// [`MountError`] at [`Step::ReadMountId`].
+    pub fn id(&self) -> Result<MountId, MountError> {
+        MountId::of_fd(self.fd(), &self.what)
+    }
+
+    pub(crate) fn what(&self) -> &str {
+        &self.what
+    }
+
+    /// The descriptor, as a directory to read.
+    ///
+    /// # Errors
+    /// The kernel's, when it cannot be reopened.
+    pub fn open_root(&self) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(File::from(rustix::fs::openat(&self.fd, ".", flags, Mode::empty())?))
+    }
+}
+
+fn add_layer(context: &Context, lower: &Lower<'_>, by: LayersBy) -> Result<(), MountError> {
+    let name = lower.name();
+    match (by, lower) {
+        (LayersBy::Descriptor, Lower::Tree(tree)) => context.add_layer_fd(tree.fd(), &name),
+        // The path of a detached tree is "/": that is what keeps the host's paths out of the mount table.
+        (LayersBy::Descriptor, Lower::Dir(dir)) => context.add_layer_fd(Tree::clone_of(dir)?.fd(), &name),
+        (LayersBy::Path, lower) => {
+            context.add_layer_path(&format!("/proc/thread-self/fd/{}", lower.fd().as_raw_fd()), &name)
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Pinning a container's process, so that a recycled PID is never entered.
+
+use std::{
+    fs::File,
+    io::Read,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    fs::{Mode, OFlags},
+    io::Errno,
+    process::{Pid, PidfdFlags},
+};
+use thiserror::Error;
+
+use crate::{
+    mountinfo::{MountTable, ParseMountInfoError},
+    target::ContainerRoot,
+};
+
+/// Why a process could not be pinned or asked.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum PinError {
+    /// It has ended (or never was).
+    #[error("process {0} has ended")]
+    Ended(i32),
+    /// The kernel refused.
+    #[error("cannot open {what} of process {pid}")]
+    Open {
+        /// Which file of `/proc/PID`, or "a pidfd".
+        what: &'static str,
+        /// The process.
+        pid: i32,
+        /// The kernel's answer.
+        #[source]
+        source: Errno,
+    },
+    /// `/proc/PID/stat` is not as `proc_pid_stat(5)` says.
+    #[error("cannot read the start time of process {0}")]
+    StartTime(i32),
+    /// The mount table could not be read.
+    #[error("cannot read the mount table of process {pid}")]
+    ReadMounts {
+        /// The process.
+        pid: i32,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The mount table is not as `proc_pid_mountinfo(5)` says.
+    #[error("cannot read the mount table of process {pid}")]
+    ParseMounts {
+        /// The process.
+        pid: i32,
+        /// The cause.
+        #[source]
+        source: ParseMountInfoError,
+    },
+}
+
+/// A live process, pinned: its root, mount namespace and mount table are those of this very process.
+#[derive(Debug)]
+pub struct PinnedTask {
+    pid: i32,
+    pidfd: OwnedFd,
+    proc_dir: OwnedFd,
+    root: ContainerRoot,
+    start_time: u64,
+}
+
+impl PinnedTask {
+    /// Pins the process `pid`.
+    ///
+    /// The files of `/proc/PID` are opened between `pidfd_open` and a check that the pidfd's process has not
+    /// ended: if both hold, no other process can have had the number meanwhile.
+    ///
+    /// # Errors
+    /// [`PinError`]; [`PinError::Ended`] also for a zombie.
+    pub fn open(pid: i32) -> Result<Self, PinError> {
+        let failed = |what| move |source| open_error(what, pid, source);
+        let raw = Pid::from_raw(pid).ok_or(PinError::Ended(pid))?;
+        let pidfd = rustix::process::pidfd_open(raw, PidfdFlags::empty()).map_err(failed("a pidfd"))?;
+        let dir = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let proc_dir =
+            rustix::fs::open(format!("/proc/{pid}"), dir, Mode::empty()).map_err(failed("/proc/PID"))?;
+        let root = rustix::fs::openat(&proc_dir, "root", dir, Mode::empty()).map_err(failed("the root"))?;
+        let start_time = read_start_time(&proc_dir, pid)?;
+        let task = Self { pid, pidfd, proc_dir, root: ContainerRoot::from_fd(root), start_time };
+        if task.is_alive() { Ok(task) } else { Err(PinError::Ended(pid)) }
+    }
+
+    /// Whether the process has not ended.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        matches!(rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
+    }
+
+    /// The process, in this PID namespace.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// When the process started, in clock ticks since boot: with the PID it names the process for good
+    /// (`proc_pid_stat(5)`, field 22).
+    #[must_use]
+    pub fn start_time(&self) -> u64 {
+        self.start_time
+    }
+
+    /// The pidfd, which [`in_mount_namespace`](crate::in_mount_namespace) takes.
+    #[must_use]
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// The process's root directory, as it was when it was pinned.
+    #[must_use]
+    pub fn root(&self) -> &ContainerRoot {
+        &self.root
+    }
+
+    /// The mounts that the process can see, by paths from its root.
+    ///
+    /// # Errors
+    /// [`PinError`]; [`PinError::Ended`] when the process has ended since.
+    pub fn read_mounts(&self) -> Result<MountTable, PinError> {
+        let pid = self.pid;
+        let file = self.open_file("mountinfo", "the mount table")?;
+        let mut text = Vec::new();
+        File::from(file).read_to_end(&mut text).map_err(|source| PinError::ReadMounts { pid, source })?;
+        MountTable::parse(&text).map_err(|source| PinError::ParseMounts { pid, source })
+    }
+
+    fn open_file(&self, name: &str, what: &'static str) -> Result<OwnedFd, PinError> {
+        rustix::fs::openat(&self.proc_dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|source| open_error(what, self.pid, source))
+    }
+}
+
+fn open_error(what: &'static str, pid: i32, source: Errno) -> PinError {
+    match source {
+        Errno::SRCH | Errno::NOENT => PinError::Ended(pid),
+        source => PinError::Open { what, pid, source },
+    }
+}
+
+fn read_start_time(proc_dir: &OwnedFd, pid: i32) -> Result<u64, PinError> {
+    let file = rustix::fs::openat(proc_dir, "stat", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|source| open_error("stat", pid, source))?;
+    let mut text = Vec::new();
+    File::from(file).read_to_end(&mut text).map_err(|_| PinError::Ended(pid))?;
+    parse_start_time(&text).ok_or(PinError::StartTime(pid))
+}
+
+/// Field 22 of `/proc/PID/stat`. The command, field 2, may hold blanks and brackets: fields count from the last one.
+fn parse_start_time(stat: &[u8]) -> Option<u64> {
+    let close = stat.iter().rposition(|&b| b == b')')?;
+    let rest = std::str::from_utf8(stat.get(close + 1..)?).ok()?;
+    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn start_time_is_found_behind_any_command() {
+        let tail = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20";
+        for command in ["sh", "a b", "x) R 1 (y", ")"] {
+            assert_eq!(parse_start_time(format!("7 ({command}) {tail}").as_bytes()), Some(4711), "{command}");
+        }
+        for bad in ["", "7 (sh", "7 (sh) S 1 2", "7 (sh) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 x"] {
+            assert_eq!(parse_start_time(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn this_process_is_pinned_and_an_ended_one_is_not() {
+        let me = i32::try_from(std::process::id()).unwrap();
+        let task = PinnedTask::open(me).unwrap();
+        assert!(task.is_alive());
+        assert!(!task.read_mounts().unwrap().entries().is_empty());
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        child.wait().unwrap();
+        assert!(matches!(PinnedTask::open(pid), Err(PinError::Ended(p)) if p == pid));
+    }
+}

@@ -1,0 +1,193 @@
+//! Who uses a mount: processes with its files open, mapped, executed, or as a working or root directory.
+//!
+//! A scan of `/proc` is a photograph: a process may open or close a file the next moment. The kernel is the judge at
+//! the strict unmount; this tells a person whom to ask.
+
+use std::{
+    collections::HashSet,
+    ffi::OsString,
+    fs, io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStringExt,
+    },
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{AtFlags, Dir, Mode, OFlags, Statx},
+    io::Errno,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{MountError, Step},
+    mountinfo::MountTable,
+    point::{MountId, statx_mount},
+};
+
+/// The filesystem behind a mount, as its files show it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SuperBlock {
+    /// The mount's id: the surest sign where it is unique.
+    pub mount: MountId,
+    /// Device number (major, minor). Copies of the mount in other mount namespaces have other ids, and this device.
+    pub device: (u32, u32),
+}
+
+impl SuperBlock {
+    /// Reads it off a descriptor of the mount's root.
+    ///
+    /// # Errors
+    /// [`MountError`] at [`Step::ReadMountId`].
+    pub fn of(fd: std::os::fd::BorrowedFd<'_>) -> Result<Self, MountError> {
+        let stat = statx_mount(fd, Path::new(""), AtFlags::EMPTY_PATH)
+            .map_err(|errno| MountError::new(Step::ReadMountId, "a mount", errno))?;
+        Ok(Self { mount: MountId::of(&stat), device: (stat.stx_dev_major, stat.stx_dev_minor) })
+    }
+
+    fn has(&self, stat: &Statx) -> bool {
+        let device = (stat.stx_dev_major, stat.stx_dev_minor) == self.device;
+        // An id that is used again may mean another mount by now: only a unique one counts alone.
+        device || (self.mount.unique && MountId::of(stat) == self.mount)
+    }
+}
+
+/// How a process uses a mount.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Usage {
+    /// An open file descriptor.
+    Fd(u32),
+    /// Its working directory.
+    Cwd,
+    /// Its root directory.
+    Root,
+    /// The program it runs.
+    Exe,
+    /// A mapped file.
+    Mmap,
+    /// The mount is still in the process's own mount namespace, which is not the one it was taken from.
+    Mount,
+}
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Fd(n) => write!(f, "fd {n}"),
+            Self::Cwd => f.write_str("cwd"),
+            Self::Root => f.write_str("root"),
+            Self::Exe => f.write_str("exe"),
+            Self::Mmap => f.write_str("mmap"),
+            Self::Mount => f.write_str("mount"),
+        }
+    }
+}
+
+/// One use of a mount by one process.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct User {
+    /// The process, in the PID namespace of `/proc`.
+    pub pid: i32,
+    /// Its name (`/proc/PID/comm`).
+    pub command: String,
+    /// Which file, as `/proc` shows it.
+    pub path: PathBuf,
+    /// How.
+    pub how: Usage,
+}
+
+/// Finds the users of each of `mounts`: the answer has one list per mount, in the same order.
+///
+/// `not_namespace` is the mount namespace (inode of `ns/mnt`) where the mounts are meant to be: there they are no use.
+/// A file is never opened, only looked at through its magic link, so no FIFO, device or dead network mount can hold
+/// the scan up. Processes that end meanwhile are left out, as are those that the caller may not look at.
+///
+/// # Errors
+/// The kernel's, when `/proc` cannot be read at all.
+pub fn find_users(mounts: &[SuperBlock], not_namespace: Option<u64>) -> io::Result<Vec<Vec<User>>> {
+    let mut scan = Scan {
+        mounts,
+        found: vec![Vec::new(); mounts.len()],
+        namespaces: not_namespace.into_iter().collect(),
+    };
+    if mounts.is_empty() {
+        return Ok(scan.found);
+    }
+    for entry in fs::read_dir("/proc")? {
+        let Ok(entry) = entry else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // Whatever fails here: the process has ended, or is none of ours.
+        let _ = scan.process(pid, &entry.path());
+    }
+    scan.found.iter_mut().for_each(|users| users.sort());
+    Ok(scan.found)
+}
+
+struct Scan<'a> {
+    mounts: &'a [SuperBlock],
+    found: Vec<Vec<User>>,
+    namespaces: HashSet<u64>,
+}
+
+impl Scan<'_> {
+    fn process(&mut self, pid: i32, path: &Path) -> Result<(), Errno> {
+        let dir = rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        for (name, how) in [("cwd", Usage::Cwd), ("root", Usage::Root), ("exe", Usage::Exe)] {
+            self.link(pid, &dir, Path::new(name), how);
+        }
+        self.links_in(pid, &dir, "fd", |name| name.parse().ok().map(Usage::Fd));
+        self.links_in(pid, &dir, "map_files", |_| Some(Usage::Mmap));
+        self.mount_table(pid, path, &dir);
+        Ok(())
+    }
+
+    fn links_in(&mut self, pid: i32, dir: &OwnedFd, name: &str, how: impl Fn(&str) -> Option<Usage>) {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Ok(links) = rustix::fs::openat(dir, name, flags, Mode::empty()) else { return };
+        let Ok(entries) = Dir::read_from(&links) else { return };
+        for entry in entries.flatten() {
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            if let Some(how) = how(name).filter(|_| !name.starts_with('.')) {
+                self.link(pid, &links, Path::new(name), how);
+            }
+        }
+    }
+
+    fn link(&mut self, pid: i32, dir: &OwnedFd, name: &Path, how: Usage) {
+        let Ok(stat) = statx_mount(dir.as_fd(), name, AtFlags::empty()) else { return };
+        for (mount, found) in self.mounts.iter().zip(&mut self.found) {
+            if !mount.has(&stat) {
+                continue;
+            }
+            let path = rustix::fs::readlinkat(dir, name, Vec::new())
+                .map(|p| PathBuf::from(OsString::from_vec(p.into_bytes())))
+                .unwrap_or_default();
+            let user = User { pid, command: read_command(pid), path, how: how.clone() };
+            // One file is often mapped several times.
+            if !found.contains(&user) {
+                found.push(user);
+            }
+        }
+    }
+
+    /// A mount namespace that was copied while the mount was there has it still. One look for each namespace.
+    fn mount_table(&mut self, pid: i32, path: &Path, dir: &OwnedFd) {
+        let Ok(namespace) = rustix::fs::statat(dir, "ns/mnt", AtFlags::empty()) else { return };
+        if !self.namespaces.insert(namespace.st_ino) {
+            return;
+        }
+        let Ok(text) = fs::read(path.join("mountinfo")) else { return };
+        let Ok(table) = MountTable::parse(&text) else { return };
+        for (mount, found) in self.mounts.iter().zip(&mut self.found) {
+            if let Some(entry) = table.entries().iter().find(|m| m.device == mount.device) {
+                let path = entry.mount_point.clone();
+                found.push(User { pid, command: read_command(pid), path, how: Usage::Mount });
+            }
+        }
+    }
+}
+
+fn read_command(pid: i32) -> String {
+    let raw = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    String::from_utf8_lossy(&raw).trim_end().to_owned()
+}
