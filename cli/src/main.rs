@@ -1,2 +1,41 @@
-//! capsulectl.
-fn main() {}
+//! capsulectl: publish capsules, and attach, upgrade, roll back and detach them in live containers.
+//!
+//! The rooms, in the direction of flow: `args` (what was typed) → `request` (the wire, pure) → `client` and
+//! `archive` (effects) → `view` (our own values) → `text` (what is read). `commands` joins them.
+//! Nothing here needs root by itself, enters a namespace or opens a database: capsuled does.
+
+mod archive;
+mod args;
+mod client;
+mod commands;
+mod error;
+mod request;
+mod table;
+mod text;
+mod view;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::error::Error;
+
+fn main() -> ExitCode {
+    match run(args::Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader went away (`capsulectl ps | head -1`): that is no failure of ours.
+        Err(Error::Print(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(e) => {
+            // Nothing is left to do when standard error is closed too.
+            let _ = writeln!(std::io::stderr(), "capsulectl: {}", e.line());
+            ExitCode::from(e.exit_code())
+        }
+    }
+}
+
+fn run(cli: args::Cli) -> Result<(), Error> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(Error::Runtime)?;
+    runtime.block_on(commands::run(cli))
+}

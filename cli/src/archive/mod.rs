@@ -1,0 +1,131 @@
+//! A directory tree as one deterministic, uncompressed tar: what a version's layer is made from.
+//!
+//! `walk` reads the tree and touches nothing else, `plan` decides (pure), `encode` turns decisions into header
+//! blocks (pure), `stream` reads the files' content and hands out chunks. The same tree gives the same bytes
+//! whatever the clock, the order of directories on disk, and who builds it:
+//!
+//! * members are sorted by the bytes of their path, and the tree's own root is not one of them;
+//! * every modification time is one given instant; owners are 0:0 unless asked for;
+//! * hard links among the tree's files are kept (the first path holds the content), symbolic links verbatim;
+//! * of the extended attributes `security.capability` and `user.*` are kept, as PAX `SCHILY.xattr.*` records;
+//! * devices and FIFOs are members, as in the OCI layer specification; sockets are left out, as containerd does;
+//! * names that mean "whiteout" in an OCI layer are refused, since their files would vanish.
+//!
+//! Symbolic links are never followed below the given directory. A tree that changes while it is read is an
+//! error, never a torn archive.
+//!
+//! Format: POSIX.1-2001 pax (IEEE Std 1003.1, `pax`), the dialect of the OCI image specification's `layer.md`.
+
+mod encode;
+mod plan;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+
+use self::plan::Member;
+
+/// The largest modification time that eleven octal digits hold: in the year 2242.
+pub const MAX_MTIME: u64 = 0o777_7777_7777;
+
+/// What of the tree's metadata goes into the archive.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Keep user and group ids; otherwise all is owned by 0:0.
+    pub keep_owner: bool,
+    /// Modification time of every member, in seconds since 1970; at most [`MAX_MTIME`].
+    pub mtime: u64,
+}
+
+/// A tree that has been read and judged, ready to be streamed.
+#[derive(Debug)]
+pub struct Plan {
+    root: OwnedFd,
+    dir: PathBuf,
+    members: Vec<Member>,
+    /// Sockets, which no image can hold.
+    pub left_out: Vec<PathBuf>,
+}
+
+/// How much a plan holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Summary {
+    /// Members that are not directories.
+    pub files: u64,
+    /// Bytes of content.
+    pub bytes: u64,
+}
+
+/// Why a tree cannot be archived.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The directory cannot be opened.
+    #[error("cannot open the directory `{}`: {errno}", path.display())]
+    OpenRoot { path: PathBuf, errno: Errno },
+    /// Nothing is in it.
+    #[error("`{}` is empty: there is nothing to publish", path.display())]
+    Empty { path: PathBuf },
+    /// A file, directory or link of it cannot be read.
+    #[error("cannot {step} `{}`: {errno}", path.display())]
+    Read { step: &'static str, path: PathBuf, errno: Errno },
+    /// A name that an OCI layer reserves.
+    #[error("`{}` would not be a file in an image: names that begin with `.wh.` delete files of lower layers; rename it", path.display())]
+    WhiteoutName { path: PathBuf },
+    /// A device that overlayfs reserves.
+    #[error("`{}` would not be a file in a container: overlayfs takes the character device 0:0 for a deletion; remove it", path.display())]
+    WhiteoutDevice { path: PathBuf },
+    /// An attribute that a PAX record cannot name.
+    #[error("attribute `{name}` of `{}` has a name that an archive cannot record; remove it with setfattr -x", path.display())]
+    AttributeName { name: String, path: PathBuf },
+    /// Somebody writes to the tree.
+    #[error("`{}` changed while it was read ({what}): publish a tree that nobody writes to", path.display())]
+    Changed { path: PathBuf, what: String },
+}
+
+/// Reads the tree at `dir` and decides what its archive holds.
+///
+/// `dir` itself may be a symbolic link. Mount points below it are entered.
+///
+/// # Errors
+/// Any of [`Error`] but content that changes later.
+pub fn plan(dir: &Path, options: Options) -> Result<Plan, Error> {
+    let root = walk::open_root(dir)?;
+    let found = walk::read_tree(&root, dir)?;
+    let plan::Planned { members, left_out } =
+        plan::plan_members(found, options).map_err(|refusal| refusal.in_tree(dir))?;
+    if members.is_empty() {
+        return Err(Error::Empty { path: dir.to_owned() });
+    }
+    let left_out = left_out.iter().map(|path| join(dir, path)).collect();
+    Ok(Plan { root, dir: dir.to_owned(), members, left_out })
+}
+
+impl Plan {
+    /// How much it holds.
+    pub fn summary(&self) -> Summary {
+        let files = self.members.iter().filter(|m| !m.is_directory()).count() as u64;
+        let bytes = self.members.iter().filter_map(|m| m.content.as_ref()).map(|c| c.size).sum();
+        Summary { files, bytes }
+    }
+
+    /// Reads the content and passes the archive to `emit` in chunks of at most [`stream::CHUNK`] bytes, until
+    /// it is complete or `emit` returns false.
+    ///
+    /// # Errors
+    /// [`Error::Read`], and [`Error::Changed`] for a file that is no longer what was planned.
+    pub fn stream(&self, emit: impl FnMut(Vec<u8>) -> bool) -> Result<(), Error> {
+        stream::stream(&self.root, &self.dir, &self.members, emit)
+    }
+}
+
+/// A path of the tree as the person who named `dir` would write it.
+fn join(dir: &Path, path: &[u8]) -> PathBuf {
+    dir.join(OsStr::from_bytes(path))
+}

@@ -1,0 +1,1 @@
+//! Real trees in temporary directories, and plans of imagined ones.

@@ -1,0 +1,55 @@
+//! The connection to capsuled: one Unix socket, one HTTP/2 connection, the two services of `capsule.v1`.
+
+use std::io;
+use std::path::Path;
+use std::sync::Mutex;
+
+use capsule_proto::capsule::v1::attachments_client::AttachmentsClient;
+use capsule_proto::capsule::v1::capsules_client::CapsulesClient;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::error::Error;
+
+/// Listings of a large node are larger than gRPC's usual 4 MiB.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// A connection to capsuled.
+#[derive(Debug, Clone)]
+pub struct Client {
+    channel: Channel,
+}
+
+impl Client {
+    /// Connects to the socket at `address`.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] with the errno when nobody listens there or the caller may not connect.
+    pub async fn connect(address: &Path) -> Result<Self, Error> {
+        // The socket is connected here and not by tonic, so that the errno reaches the person as it is.
+        let stream = UnixStream::connect(address)
+            .await
+            .map_err(|source| Error::Connect { address: address.to_owned(), source })?;
+        let stream = Mutex::new(Some(stream));
+        let connector = tower::service_fn(move |_: Uri| {
+            let stream = stream.lock().ok().and_then(|mut s| s.take());
+            async move { stream.map(TokioIo::new).ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionReset)) }
+        });
+        let channel = Endpoint::from_static("http://capsuled")
+            .connect_with_connector(connector)
+            .await
+            .map_err(|source| Error::Handshake { address: address.to_owned(), source })?;
+        Ok(Self { channel })
+    }
+
+    /// Publishing and looking at versions.
+    pub fn capsules(&self) -> CapsulesClient<Channel> {
+        CapsulesClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// Capsules in live containers.
+    pub fn attachments(&self) -> AttachmentsClient<Channel> {
+        AttachmentsClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+}

@@ -1,0 +1,185 @@
+//! One function per command: request, call, view, print.
+
+use std::io::Write;
+use std::path::Path;
+use std::time::{Instant, SystemTime};
+
+use capsule_proto::capsule::v1::{self, build_request::Part};
+use clap::CommandFactory;
+use serde::Serialize;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::archive::{self, Plan};
+use crate::args::{BuildArgs, CapsuleRef, Cli, Command, Output};
+use crate::client::Client;
+use crate::error::Error;
+use crate::request;
+use crate::text::{Attached, Detached, Listed, Text, escape_control};
+use crate::view::{Attachments, Built, Inspection, Moves, Versions};
+
+/// Chunks on their way to capsuled: what one is sent while the next is read. Bounds memory to this many MiB.
+const CHUNKS_IN_FLIGHT: usize = 4;
+
+/// Carries out the command.
+///
+/// # Errors
+/// Any of [`Error`]; then nothing was printed on standard output.
+pub async fn run(cli: Cli) -> Result<(), Error> {
+    let Cli { address, namespace, output, command } = cli;
+    let namespace = namespace.as_deref();
+    let to = Target { address: &address, output };
+    match command {
+        Command::Build(args) => build(to, &args).await,
+        Command::Ls { name } => ls(to, name).await,
+        Command::Inspect { capsule } => inspect(to, capsule).await,
+        Command::Attach(args) => attach(to, request::attach(args, namespace)?).await,
+        Command::Upgrade { container, capsule, target } => {
+            upgrade(to, request::upgrade(container, capsule, target, namespace)?).await
+        }
+        Command::Rollback(args) => rollback(to, request::rollback(args, namespace)?).await,
+        Command::Detach { attachment, lazy } => {
+            detach(to, request::detach(attachment, lazy, namespace)?).await
+        }
+        Command::Ps { container, users } => {
+            // A namespace alone asks for all of its containers, which the API has no word for.
+            let only = namespace.filter(|_| container.is_none());
+            ps(to, request::list_attachments(container, namespace)?, only, users).await
+        }
+        Command::Completion { shell } => completion(shell),
+    }
+}
+
+/// Where calls go and how results are printed.
+#[derive(Clone, Copy)]
+struct Target<'a> {
+    address: &'a Path,
+    output: Output,
+}
+
+impl Target<'_> {
+    async fn connect(self) -> Result<Client, Error> {
+        Client::connect(self.address).await
+    }
+
+    fn print(self, value: &impl Serialize, text: &impl Text) -> Result<(), Error> {
+        let mut out = match self.output {
+            Output::Text => text.text(SystemTime::now()),
+            Output::Json => serde_json::to_string_pretty(value).map_err(Error::Json)?,
+        };
+        if !out.ends_with('\n') {
+            out.push('\n');
+        }
+        write_out(out.as_bytes())
+    }
+}
+
+fn write_out(bytes: &[u8]) -> Result<(), Error> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(Error::Print)
+}
+
+async fn build(to: Target<'_>, args: &BuildArgs) -> Result<(), Error> {
+    let started = Instant::now();
+    let header = request::build_header(args)?;
+    let options = archive::Options { keep_owner: args.keep_owner, mtime: args.source_date_epoch };
+    let plan = archive::plan(&args.dir, options)?;
+    for path in &plan.left_out {
+        let note =
+            format!("capsulectl: note: left out `{}`: a socket has no place in an image", path.display());
+        let _ = writeln!(std::io::stderr(), "{}", escape_control(&note)); // a note lost is no failure
+    }
+    let summary = plan.summary();
+    let answer = publish(&to.connect().await?, header, plan).await?;
+    let built = Built::new(answer, &summary, started.elapsed())?;
+    to.print(&built, &built)
+}
+
+/// Streams the archive while it is made.
+///
+/// When the tree turns out unreadable midway the call is dropped, so that capsuled sees it broken off and
+/// never a shorter archive that ended well.
+async fn publish(client: &Client, header: v1::BuildHeader, plan: Plan) -> Result<v1::BuildResponse, Error> {
+    let (sender, receiver) = mpsc::channel(CHUNKS_IN_FLIGHT);
+    let first = v1::BuildRequest { part: Some(Part::Header(header)) };
+    if sender.try_send(first).is_err() {
+        return Err(Error::Answer("build")); // cannot happen: the channel is new and has room
+    }
+    let mut archiver = tokio::task::spawn_blocking(move || {
+        let sent = plan.stream(|chunk| {
+            let part = v1::BuildRequest { part: Some(Part::Tar(chunk)) };
+            sender.blocking_send(part).is_ok()
+        });
+        (sent, sender)
+    });
+    let mut capsules = client.capsules();
+    let call = capsules.build(ReceiverStream::new(receiver));
+    tokio::pin!(call);
+    tokio::select! {
+        biased;
+        answer = &mut call => Ok(answer?.into_inner()),
+        done = &mut archiver => {
+            let (sent, sender) = done.map_err(Error::Archiver)?;
+            sent?;
+            drop(sender);
+            Ok(call.await?.into_inner())
+        }
+    }
+}
+
+async fn ls(to: Target<'_>, name: Option<String>) -> Result<(), Error> {
+    let request = v1::ListCapsulesRequest { name: name.unwrap_or_default() };
+    let answer = to.connect().await?.capsules().list_capsules(request).await?.into_inner();
+    let versions = Versions::from(answer);
+    to.print(&versions, &versions)
+}
+
+async fn inspect(to: Target<'_>, capsule: CapsuleRef) -> Result<(), Error> {
+    let request =
+        v1::InspectCapsuleRequest { name: capsule.name, version: capsule.version.unwrap_or_default() };
+    let answer = to.connect().await?.capsules().inspect_capsule(request).await?.into_inner();
+    let inspection = Inspection::try_from(answer)?;
+    to.print(&inspection, &inspection)
+}
+
+async fn attach(to: Target<'_>, request: v1::AttachRequest) -> Result<(), Error> {
+    let answer = to.connect().await?.attachments().attach(request).await?.into_inner();
+    let attached = Attachments::from(answer.attachments);
+    to.print(&attached, &Attached(&attached))
+}
+
+async fn upgrade(to: Target<'_>, request: v1::UpgradeRequest) -> Result<(), Error> {
+    let answer = to.connect().await?.attachments().upgrade(request).await?.into_inner();
+    let moves = Moves::new("upgrade", answer.attachments, answer.from_versions)?;
+    to.print(&moves, &moves)
+}
+
+async fn rollback(to: Target<'_>, request: v1::RollbackRequest) -> Result<(), Error> {
+    let answer = to.connect().await?.attachments().rollback(request).await?.into_inner();
+    let moves = Moves::new("rollback", answer.attachments, answer.from_versions)?;
+    to.print(&moves, &moves)
+}
+
+async fn detach(to: Target<'_>, request: v1::DetachRequest) -> Result<(), Error> {
+    let answer = to.connect().await?.attachments().detach(request).await?.into_inner();
+    let detached = Attachments::from(answer.attachments);
+    to.print(&detached, &Detached(&detached))
+}
+
+async fn ps(
+    to: Target<'_>,
+    request: v1::ListAttachmentsRequest,
+    only: Option<&str>,
+    users: bool,
+) -> Result<(), Error> {
+    let answer = to.connect().await?.attachments().list_attachments(request).await?.into_inner();
+    let mut listed = Attachments::from(answer.attachments);
+    listed.attachments.retain(|a| only.is_none_or(|namespace| a.namespace == namespace));
+    to.print(&listed, &Listed { attachments: &listed, users })
+}
+
+fn completion(shell: clap_complete::Shell) -> Result<(), Error> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "capsulectl", &mut script);
+    write_out(&script)
+}

@@ -1,0 +1,171 @@
+//! What can go wrong, as the one line that a person reads.
+//!
+//! Every message says what failed, for which object, and what to do. capsuled's own messages already do, so a
+//! refusal is passed on as it is; here are added the failures that capsuled cannot report about itself.
+
+use std::io;
+use std::path::PathBuf;
+
+use tonic::{Code, Status};
+
+use crate::archive;
+use crate::text::escape_control;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The command line contradicts itself; exit code 2.
+    #[error("{0}")]
+    Usage(String),
+    /// Nobody answers at the socket.
+    #[error("cannot reach capsuled at {}: {source}; {}", address.display(), connect_hint(source))]
+    Connect {
+        /// The socket.
+        address: PathBuf,
+        /// What connect(2) said.
+        source: io::Error,
+    },
+    /// The socket answers, but not with HTTP/2.
+    #[error("what answers at {} does not speak capsuled's API: {source}; check --address", address.display())]
+    Handshake {
+        /// The socket.
+        address: PathBuf,
+        /// What tonic said.
+        source: tonic::transport::Error,
+    },
+    /// capsuled refused the call, or it failed there.
+    #[error("{}", describe(.0))]
+    Call(#[from] Box<Status>),
+    /// An answer lacks what the API promises.
+    #[error("capsuled's answer to {0} is incomplete; capsuled and capsulectl are of different versions")]
+    Answer(&'static str),
+    /// The tree cannot be made into a version.
+    #[error(transparent)]
+    Archive(#[from] archive::Error),
+    /// The archiving thread is gone.
+    #[error("the archive was not finished: {0}")]
+    Archiver(#[source] tokio::task::JoinError),
+    /// The runtime did not start.
+    #[error("cannot start: {0}")]
+    Runtime(#[source] io::Error),
+    /// Standard output cannot be written.
+    #[error("cannot write the result: {0}")]
+    Print(#[source] io::Error),
+    /// JSON cannot be written.
+    #[error("cannot write the result: {0}")]
+    Json(#[source] serde_json::Error),
+}
+
+impl From<Status> for Error {
+    fn from(status: Status) -> Self {
+        Self::Call(Box::new(status))
+    }
+}
+
+impl Error {
+    /// The exit code: 2 for wrong usage, 1 for everything else.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            _ => 1,
+        }
+    }
+
+    /// The message on one line, with nothing in it that a terminal would obey.
+    pub fn line(&self) -> String {
+        let lines: Vec<String> = self.to_string().lines().map(|l| l.trim().to_owned()).collect();
+        escape_control(&lines.join(" "))
+    }
+}
+
+fn connect_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "only root may use this socket: run capsulectl as root",
+        _ => "is it running? See `systemctl status capsuled`",
+    }
+}
+
+/// capsuled's message, and what to do where capsuled did not live to say it.
+fn describe(status: &Status) -> String {
+    let message = status.message();
+    match status.code() {
+        Code::Unavailable | Code::Cancelled => {
+            format!("capsuled went away during the call ({message}); see `systemctl status capsuled`, then look with `capsulectl ps`")
+        }
+        Code::Unknown if message.is_empty() || message.contains("transport error") => {
+            "capsuled went away during the call; see `systemctl status capsuled`, then look with `capsulectl ps`"
+                .to_owned()
+        }
+        Code::Unimplemented => {
+            format!("capsuled does not serve this command ({message}): it is older than this capsulectl")
+        }
+        Code::Unauthenticated | Code::PermissionDenied if message.is_empty() => {
+            "capsuled does not allow this; run capsulectl as root".to_owned()
+        }
+        code if message.is_empty() => format!("capsuled refused: {}", code.description()),
+        _ => message.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_passed_on() {
+        for code in [
+            Code::NotFound,
+            Code::AlreadyExists,
+            Code::FailedPrecondition,
+            Code::InvalidArgument,
+            Code::Internal,
+            Code::DataLoss,
+            Code::Aborted,
+            Code::ResourceExhausted,
+            Code::OutOfRange,
+            Code::DeadlineExceeded,
+        ] {
+            let error = Error::from(Status::new(code, "no capsule `x`; see `capsulectl ls`"));
+            assert_eq!(error.line(), "no capsule `x`; see `capsulectl ls`", "{code:?}");
+            assert_eq!(error.exit_code(), 1);
+        }
+    }
+
+    #[test]
+    fn what_capsuled_cannot_say_is_said_here() {
+        for (code, message, want) in [
+            (Code::Unavailable, "connection reset", "systemctl status capsuled"),
+            (Code::Cancelled, "h2 stream", "systemctl status capsuled"),
+            (Code::Unknown, "transport error", "systemctl status capsuled"),
+            (Code::Unimplemented, "", "older than this capsulectl"),
+            (Code::PermissionDenied, "", "as root"),
+            (Code::NotFound, "", "entity was not found"),
+        ] {
+            let line = Error::from(Status::new(code, message)).line();
+            assert!(line.contains(want), "{code:?}: {line}");
+        }
+    }
+
+    #[test]
+    fn one_line_without_terminal_controls() {
+        let line = Error::from(Status::failed_precondition("in use:\n  pid 7 \x1b[31mred")).line();
+        assert_eq!(line, "in use: pid 7 \\x1b[31mred");
+    }
+
+    #[test]
+    fn an_unreachable_daemon_names_socket_errno_and_unit() {
+        let line = |errno| {
+            let source = io::Error::from_raw_os_error(errno);
+            Error::Connect { address: "/run/x.sock".into(), source }.line()
+        };
+        let absent = line(2);
+        assert!(absent.contains("/run/x.sock") && absent.contains("os error 2"), "{absent}");
+        assert!(absent.contains("systemctl status capsuled"), "{absent}");
+        assert!(line(13).contains("as root"));
+    }
+
+    #[test]
+    fn usage_has_its_own_code() {
+        assert_eq!(Error::Usage("x".into()).exit_code(), 2);
+    }
+}
