@@ -185,13 +185,14 @@ impl DetachedMount {
         if plan.userxattr() {
             context.set_flag("userxattr")?;
         }
-        for lower in plan.lowers() {
-            add_layer(&context, lower, by)?;
-        }
+        // Closing a detached tree takes it apart, and overlayfs looks at its layers only when the superblock is made.
+        let trees: Vec<Option<Tree>> =
+            plan.lowers().iter().map(|lower| add_layer(&context, lower, by)).collect::<Result<_, _>>()?;
         let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
             | MountAttrFlags::MOUNT_ATTR_NOSUID
             | MountAttrFlags::MOUNT_ATTR_NODEV;
         let fd = context.mount(attributes, source)?;
+        drop(trees);
         Ok(Self { fd, what: source.to_owned() })
     }
 
@@ -223,14 +224,19 @@ impl DetachedMount {
     }
 }
 
-fn add_layer(context: &Context, lower: &Lower<'_>, by: LayersBy) -> Result<(), MountError> {
+/// Adds a layer; the tree it returns must outlive the making of the superblock.
+fn add_layer(context: &Context, lower: &Lower<'_>, by: LayersBy) -> Result<Option<Tree>, MountError> {
     let name = lower.name();
     match (by, lower) {
-        (LayersBy::Descriptor, Lower::Tree(tree)) => context.add_layer_fd(tree.fd(), &name),
+        (LayersBy::Descriptor, Lower::Tree(tree)) => context.add_layer_fd(tree.fd(), &name).map(|()| None),
         // The path of a detached tree is "/": that is what keeps the host's paths out of the mount table.
-        (LayersBy::Descriptor, Lower::Dir(dir)) => context.add_layer_fd(Tree::clone_of(dir)?.fd(), &name),
+        (LayersBy::Descriptor, Lower::Dir(dir)) => {
+            let tree = Tree::clone_of(dir)?;
+            context.add_layer_fd(tree.fd(), &name).map(|()| Some(tree))
+        }
         (LayersBy::Path, lower) => {
-            context.add_layer_path(&format!("/proc/thread-self/fd/{}", lower.fd().as_raw_fd()), &name)
+            let path = format!("/proc/thread-self/fd/{}", lower.fd().as_raw_fd());
+            context.add_layer_path(&path, &name).map(|()| None)
         }
     }
 }
