@@ -5,10 +5,23 @@
 //! Only `service` sees tonic's server side, only `store` sees the database, only `dirs` names the paths on disk.
 //! Nothing here enters a container: that is the shim's work.
 
+pub mod attachments;
+pub mod capsules;
 pub mod config;
+pub mod containerd;
 pub mod dirs;
+pub mod filters;
 pub mod notify;
 pub mod server;
 pub mod service;
+pub mod shims;
 pub mod snapshots;
 pub mod store;
+
+/// An id that no other has: 96 random bits as 24 hexadecimal digits.
+pub(crate) fn fresh_id() -> String {
+    let mut bytes = [0_u8; 12];
+    // Does not fail once the kernel's generator is seeded, which it is long before daemons start (getrandom(2)).
+    let _filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -1,1 +1,166 @@
-//! Serving on the unix socket: taking it over, modes, and the drain at the end.
+//! Serving on the unix socket: taking it over, its modes, and the drain at the end.
+
+use std::{
+    fs::{self, DirBuilder, Permissions},
+    future::Future,
+    io,
+    os::unix::{
+        fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
+        net::UnixStream,
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::{net::UnixListener, sync::oneshot};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::service::Routes;
+
+/// How long calls under way may take once the daemon is told to stop.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Why there is no server.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The socket's directory could not be made.
+    #[error("make directory {path}")]
+    CreateDir {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process serves there.
+    #[error("another process answers on {path}: stop that capsuled first")]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Something that is no socket is where the socket should be.
+    #[error("{path} is in the way and no socket: remove it or configure another socket")]
+    NotASocket {
+        /// What is there.
+        path: PathBuf,
+    },
+    /// The socket left by an earlier run could not be replaced.
+    #[error("replace socket {path}")]
+    Replace {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The socket could not be made.
+    #[error("listen on {path}")]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The server ended by itself.
+    #[error("serve")]
+    Serve(#[source] tonic::transport::Error),
+}
+
+/// Listens on a unix socket that only its owner may use: mode 0600 in a directory of mode 0700. A socket on which
+/// nobody answers is replaced.
+///
+/// # Errors
+/// [`ServerError::InUse`] when somebody answers.
+pub fn listen(path: &Path) -> Result<UnixListener, ServerError> {
+    if let Some(directory) = path.parent() {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(|source| ServerError::CreateDir { path: directory.to_owned(), source })?;
+    }
+    make_way(path)?;
+    let listen_error = |source| ServerError::Listen { path: path.to_owned(), source };
+    let listener = UnixListener::bind(path).map_err(listen_error)?;
+    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(listen_error)?;
+    Ok(listener)
+}
+
+fn make_way(path: &Path) -> Result<(), ServerError> {
+    let replace_error = |source| ServerError::Replace { path: path.to_owned(), source };
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(replace_error(source)),
+    };
+    if !metadata.file_type().is_socket() {
+        return Err(ServerError::NotASocket { path: path.to_owned() });
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(replace_error)
+        }
+        Ok(_) => Err(ServerError::InUse { path: path.to_owned() }),
+        Err(source) => Err(replace_error(source)),
+    }
+}
+
+/// Serves until `stop` ends, then takes no new calls and lets those under way finish, for [`DRAIN`] at most.
+///
+/// # Errors
+/// [`ServerError::Serve`] when the listener fails.
+pub async fn serve(
+    listener: UnixListener,
+    routes: Routes,
+    stop: impl Future<Output = ()> + Send,
+) -> Result<(), ServerError> {
+    let (stopped, draining) = oneshot::channel();
+    let stop = async move {
+        stop.await;
+        _ = stopped.send(()); // nobody listens only when the server has ended already
+    };
+    let deadline = async move {
+        match draining.await {
+            Ok(()) => tokio::time::sleep(DRAIN).await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    let server = tonic::transport::Server::builder()
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop);
+    tokio::select! {
+        served = server => served.map_err(ServerError::Serve),
+        () = deadline => {
+            tracing::warn!(seconds = DRAIN.as_secs(), "calls still under way at the end of the drain are dropped");
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("run/capsuled.sock");
+        let first = listen(&path).unwrap();
+        assert!(matches!(listen(&path), Err(ServerError::InUse { .. })));
+        drop(first);
+        let _second = listen(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o777, 0o700);
+    }
+
+    #[tokio::test]
+    async fn a_file_in_the_way_is_not_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("file");
+        fs::write(&path, "precious").unwrap();
+        assert!(matches!(listen(&path), Err(ServerError::NotASocket { .. })));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+}

@@ -1,3 +1,24 @@
 //! The gRPC services: from wire types to the engines and back, and errors to status codes.
 //!
 //! The only room that sees tonic's server side. No decisions are made here.
+
+mod attachments;
+mod capsules;
+mod convert;
+mod snapshots;
+
+pub use self::{attachments::AttachmentsService, capsules::CapsulesService, snapshots::SnapshotsService};
+
+use std::error::Error;
+
+/// An error and its sources in one line, as a status message has them.
+fn error_line(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        source = error.source();
+    }
+    line
+}

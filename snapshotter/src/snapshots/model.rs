@@ -1,1 +1,257 @@
 //! What a snapshot is: pure types, validated at construction.
+
+use std::{collections::BTreeMap, time::SystemTime};
+
+/// Most bytes that a label's key and value may have together (containerd, `pkg/labels/validate.go`).
+const LABEL_LIMIT: usize = 4096;
+/// How much of an overlong label's key an error quotes.
+const LABEL_QUOTE: usize = 64;
+/// Longest key or name, as in containerd's own store (bbolt's `MaxKeySize`).
+const KEY_LIMIT: usize = 32768;
+
+/// Labels by which a client asks for the snapshot's ids to be mapped, with this prefix
+/// (`containerd.io/snapshot/uidmapping`, `…/gidmapping`).
+const ID_MAPPINGS: [&str; 2] = ["containerd.io/snapshot/uidmapping", "containerd.io/snapshot/gidmapping"];
+
+/// Input that can never be right, whatever the state of the store.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidInput {
+    /// A snapshot needs a key.
+    #[error("a snapshot's key must not be empty")]
+    EmptyKey,
+    /// A key or name too long to be stored.
+    #[error("a snapshot's key has {length} bytes, more than {KEY_LIMIT}")]
+    LongKey {
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// A label too long.
+    #[error(
+        "label key and value length ({length} bytes) greater than maximum size ({LABEL_LIMIT} bytes), key: {key}"
+    )]
+    LongLabel {
+        /// The beginning of its key.
+        key: String,
+        /// Length of key and value in bytes.
+        length: usize,
+    },
+    /// A label that asks for what this snapshotter does not do.
+    #[error("label {label} asks for mapped ids, which this snapshotter does not support yet: leave it out")]
+    IdMapping {
+        /// The label's key.
+        label: &'static str,
+    },
+    /// An update of something that never changes, or that does not exist.
+    #[error("cannot update field {path:?} of a snapshot: only labels can change")]
+    Field {
+        /// The field path asked for.
+        path: String,
+    },
+}
+
+/// What stage of its life a snapshot is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Read-only, and never to be committed.
+    View,
+    /// Being changed; becomes committed, or is removed.
+    Active,
+    /// Immutable; can be a parent.
+    Committed,
+}
+
+/// The key of a snapshot to be made: not empty and not too long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key(String);
+
+impl Key {
+    /// Takes a key or name from a client.
+    ///
+    /// # Errors
+    /// When it is empty or longer than 32,768 bytes.
+    pub fn parse(text: String) -> Result<Self, InvalidInput> {
+        match text.len() {
+            0 => Err(InvalidInput::EmptyKey),
+            length if length > KEY_LIMIT => Err(InvalidInput::LongKey { length }),
+            _ => Ok(Self(text)),
+        }
+    }
+
+    /// The key itself.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Labels within containerd's limits. A label with an empty value is no label, as in containerd's store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Labels(BTreeMap<String, String>);
+
+impl Labels {
+    /// Takes labels from a client.
+    ///
+    /// # Errors
+    /// When key and value of one have more than 4,096 bytes together.
+    pub fn parse(labels: impl IntoIterator<Item = (String, String)>) -> Result<Self, InvalidInput> {
+        let labels: BTreeMap<String, String> =
+            labels.into_iter().filter(|(_, value)| !value.is_empty()).collect();
+        for (key, value) in &labels {
+            let length = key.len() + value.len();
+            if length > LABEL_LIMIT {
+                return Err(InvalidInput::LongLabel {
+                    key: key.chars().take(LABEL_QUOTE).collect(),
+                    length,
+                });
+            }
+        }
+        Ok(Self(labels))
+    }
+
+    /// Wraps labels that were checked when they were stored.
+    pub(crate) fn from_stored(labels: BTreeMap<String, String>) -> Self {
+        Self(labels)
+    }
+
+    /// The labels by key.
+    pub fn as_map(&self) -> &BTreeMap<String, String> {
+        &self.0
+    }
+
+    /// The labels, by value.
+    pub fn into_map(self) -> BTreeMap<String, String> {
+        self.0
+    }
+
+    /// Refuses labels whose wish would otherwise be dropped in silence.
+    ///
+    /// # Errors
+    /// Names the first label that asks for mapped ids.
+    pub fn check_supported(&self) -> Result<(), InvalidInput> {
+        match ID_MAPPINGS.into_iter().find(|label| self.0.contains_key(*label)) {
+            Some(label) => Err(InvalidInput::IdMapping { label }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Which labels an update replaces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LabelUpdate {
+    given: Labels,
+    /// Keys to take from `given` (absent there: removed); all labels are replaced when `None`.
+    only: Option<Vec<String>>,
+}
+
+impl LabelUpdate {
+    /// Understands the field paths of an update: `labels`, `labels.KEY`, or none for all that can change.
+    ///
+    /// # Errors
+    /// For any other field path.
+    pub fn parse(given: Labels, paths: Vec<String>) -> Result<Self, InvalidInput> {
+        let mut only = Vec::new();
+        let mut all = paths.is_empty();
+        for path in paths {
+            match path.strip_prefix("labels.") {
+                Some(key) => only.push(key.to_owned()),
+                None if path == "labels" => all = true,
+                None => return Err(InvalidInput::Field { path }),
+            }
+        }
+        Ok(Self { given, only: (!all).then_some(only) })
+    }
+
+    /// What `labels` become.
+    pub fn apply(&self, labels: Labels) -> Labels {
+        let Some(only) = &self.only else { return self.given.clone() };
+        let mut map = labels.into_map();
+        for key in only {
+            match self.given.as_map().get(key) {
+                Some(value) => map.insert(key.clone(), value.clone()),
+                None => map.remove(key),
+            };
+        }
+        Labels(map)
+    }
+}
+
+/// What is told about a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// Active, view or committed.
+    pub kind: Kind,
+    /// Its key or name.
+    pub name: String,
+    /// The name of its parent; empty when it has none.
+    pub parent: String,
+    /// Its labels.
+    pub labels: Labels,
+    /// When it was prepared, or committed once it is.
+    pub created: SystemTime,
+    /// When it or its labels last changed.
+    pub updated: SystemTime,
+}
+
+/// Disk space of a snapshot without its parents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Files of any type; hard links to one file count once.
+    pub inodes: u64,
+    /// Allocated bytes.
+    pub size: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(pairs: &[(&str, &str)]) -> Labels {
+        Labels::parse(pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))).unwrap()
+    }
+
+    #[test]
+    fn keys_are_neither_empty_nor_longer_than_containerd_stores() {
+        assert_eq!(Key::parse(String::new()), Err(InvalidInput::EmptyKey));
+        assert_eq!(Key::parse("k".repeat(32769)), Err(InvalidInput::LongKey { length: 32769 }));
+        assert!(Key::parse("k".repeat(32768)).is_ok());
+    }
+
+    #[test]
+    fn a_label_may_have_4096_bytes_and_no_more() {
+        assert!(Labels::parse([("k".to_owned(), "v".repeat(4095))]).is_ok());
+        let long = Labels::parse([("ü".repeat(100), "v".repeat(3897))]);
+        assert_eq!(long, Err(InvalidInput::LongLabel { key: "ü".repeat(64), length: 4097 }));
+    }
+
+    #[test]
+    fn labels_without_a_value_are_no_labels() {
+        assert_eq!(labels(&[("a", ""), ("b", "1")]), labels(&[("b", "1")]));
+    }
+
+    #[test]
+    fn id_mappings_are_refused_by_name() {
+        let label = "containerd.io/snapshot/gidmapping";
+        let refused = labels(&[(label, "0:1000:1")]).check_supported();
+        assert_eq!(refused, Err(InvalidInput::IdMapping { label }));
+        assert_eq!(labels(&[("containerd.io/snapshot.ref", "x")]).check_supported(), Ok(()));
+    }
+
+    #[test]
+    fn updates_follow_their_field_paths() {
+        let old = [("l1", "v1"), ("l2", "v2"), ("l3", "v3")];
+        let given = [("l1", "new"), ("l4", "v4")];
+        let cases: [(&[&str], &[(&str, &str)]); 5] = [
+            (&[], &given),
+            (&["labels"], &given),
+            (&["labels.l1", "labels.l2"], &[("l1", "new"), ("l3", "v3")]),
+            (&["labels.l4"], &[("l1", "v1"), ("l2", "v2"), ("l3", "v3"), ("l4", "v4")]),
+            (&["labels.l1", "labels"], &given),
+        ];
+        for (paths, expected) in cases {
+            let paths = paths.iter().map(|path| (*path).to_owned()).collect();
+            let update = LabelUpdate::parse(labels(&given), paths).unwrap();
+            assert_eq!(update.apply(labels(&old)), labels(expected));
+        }
+        let refused = LabelUpdate::parse(Labels::default(), vec!["parent".to_owned()]);
+        assert_eq!(refused, Err(InvalidInput::Field { path: "parent".to_owned() }));
+    }
+}

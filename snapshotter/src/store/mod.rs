@@ -3,6 +3,7 @@
 //! What lives here: the table definitions, transactions, and the functions that read and write one table each
 //! (`snapshots`, `attachments`). It knows records, not directories or mounts.
 
+pub mod attachments;
 pub mod snapshots;
 
 use std::{
@@ -102,6 +103,9 @@ pub enum StoreError {
     /// A transaction could not be committed: nothing of it is kept.
     #[error("commit transaction: {0}")]
     Commit(Box<CommitError>),
+    /// The thread that writes the records has ended.
+    #[error("the metadata store is closed: capsuled is stopping")]
+    Closed,
     /// A record cannot be read back.
     #[error("record {key:?} of table {table} is damaged: {reason}")]
     Damaged {

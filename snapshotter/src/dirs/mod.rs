@@ -1,0 +1,319 @@
+//! The directories under the root: the only room that names paths on disk, and that changes them.
+//!
+//! ```text
+//! ROOT/metadata.redb        the store
+//! ROOT/snapshots/ID/fs      a snapshot's own changes: upper directory while active, a lower one when committed
+//! ROOT/snapshots/ID/work    overlayfs work directory (active snapshots only)
+//! ROOT/snapshots/new-N      being made
+//! ROOT/empty/               an empty directory, to make an overlay of a single layer
+//! ```
+//!
+//! What is in `fs` was written by containers: it is never followed through a link.
+
+mod tree;
+
+use std::{
+    collections::HashSet,
+    fs::{self, DirBuilder, File},
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, lchown},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use crate::snapshots::model::{Kind, Usage};
+
+/// A directory operation that failed: which, where and why.
+#[derive(Debug, thiserror::Error)]
+#[error("{step} {path}: {source}")]
+pub struct DirsError {
+    step: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl DirsError {
+    /// Whether the file system is full.
+    pub fn is_out_of_space(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+}
+
+fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DirsError {
+    let path = path.to_owned();
+    move |source| DirsError { step, path, source }
+}
+
+/// The directories under one root. Cheap to clone; clones share what is in the making.
+#[derive(Clone, Debug)]
+pub struct Dirs {
+    root: PathBuf,
+    making: Arc<Making>,
+}
+
+#[derive(Debug, Default)]
+struct Making {
+    next: AtomicU64,
+    /// Names of the `new-N` that belong to calls under way.
+    names: Mutex<HashSet<String>>,
+}
+
+impl Making {
+    fn lock(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A snapshot's directory that is not yet recorded: removed when dropped, unless [`Staged::keep`] was called.
+#[derive(Debug)]
+pub struct Staged {
+    dirs: Dirs,
+    name: String,
+    path: PathBuf,
+    kept: bool,
+}
+
+impl Dirs {
+    /// Names the directories under `root`; touches nothing.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into(), making: Arc::default() }
+    }
+
+    /// Makes what must be there before anything else, with mode 0700. Does nothing to what is there.
+    ///
+    /// # Errors
+    /// When a directory cannot be made.
+    pub fn create(&self) -> Result<(), DirsError> {
+        for path in [self.root.clone(), self.snapshots(), self.empty()] {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&path)
+                .map_err(failed("make directory", &path))?;
+        }
+        Ok(())
+    }
+
+    /// The metadata store's file.
+    pub fn metadata(&self) -> PathBuf {
+        self.root.join("metadata.redb")
+    }
+
+    /// The empty directory.
+    pub fn empty(&self) -> PathBuf {
+        self.root.join("empty")
+    }
+
+    /// Where the snapshots' directories are.
+    pub fn snapshots(&self) -> PathBuf {
+        self.root.join("snapshots")
+    }
+
+    fn snapshot(&self, id: u64) -> PathBuf {
+        self.snapshots().join(id.to_string())
+    }
+
+    /// The changes of snapshot `id`.
+    pub fn upper(&self, id: u64) -> PathBuf {
+        self.snapshot(id).join("fs")
+    }
+
+    /// The overlayfs work directory of snapshot `id`.
+    pub fn work(&self, id: u64) -> PathBuf {
+        self.snapshot(id).join("work")
+    }
+
+    /// The id of the snapshot whose [`Dirs::upper`] is `path`.
+    pub fn parse_upper(&self, path: &Path) -> Option<u64> {
+        let relative = path.strip_prefix(self.snapshots()).ok()?;
+        let id = relative.parent()?.to_str()?.parse().ok()?;
+        (self.upper(id) == path).then_some(id)
+    }
+
+    /// Makes the directories of a new snapshot under a temporary name. Their modes are those of containerd's
+    /// overlayfs: `fs` 0755, since it becomes the root that a container sees, `work` 0711.
+    ///
+    /// # Errors
+    /// When a directory cannot be made.
+    pub fn stage(&self, kind: Kind) -> Result<Staged, DirsError> {
+        let name = format!("new-{}", self.making.next.fetch_add(1, Ordering::Relaxed));
+        let path = self.snapshots().join(&name);
+        self.making.lock().insert(name.clone());
+        let staged = Staged { dirs: self.clone(), name, path, kept: false };
+        make_directory(&staged.path, 0o700)?;
+        make_directory(&staged.path.join("fs"), 0o755)?;
+        if kind == Kind::Active {
+            make_directory(&staged.path.join("work"), 0o711)?;
+        }
+        Ok(staged)
+    }
+
+    /// Writes everything of the file system that holds the snapshots to the disk. What was written to a snapshot
+    /// before this call survives a power cut after it.
+    ///
+    /// # Errors
+    /// When the disk reports an error, also for earlier writes (Linux ≥ 5.8, syncfs(2)).
+    pub fn sync(&self) -> Result<(), DirsError> {
+        let path = self.snapshots();
+        let directory = File::open(&path).map_err(failed("open", &path))?;
+        rustix::fs::syncfs(&directory).map_err(|errno| failed("sync", &path)(errno.into()))
+    }
+
+    /// Disk space of the changes of snapshot `id`.
+    ///
+    /// # Errors
+    /// When the tree cannot be read, or is changed while it is being read in a way that hides parts of it.
+    pub fn usage(&self, id: u64) -> Result<Usage, DirsError> {
+        let path = self.upper(id);
+        tree::measure(&path).map_err(failed("measure", &path))
+    }
+
+    /// Removes the directory of snapshot `id`, or what is left of it.
+    ///
+    /// # Errors
+    /// When something of it cannot be removed.
+    pub fn remove(&self, id: u64) -> Result<(), DirsError> {
+        let path = self.snapshot(id);
+        tree::remove(&path).map_err(failed("remove", &path))
+    }
+
+    /// Directories that belong to no snapshot and no call under way: what a crash left. To be called while no
+    /// snapshot can be made, so that `known` is complete.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn leftovers(&self, known: &HashSet<u64>) -> Result<Vec<PathBuf>, DirsError> {
+        let path = self.snapshots();
+        let mut leftovers = Vec::new();
+        for entry in fs::read_dir(&path).map_err(failed("read", &path))? {
+            let entry = entry.map_err(failed("read", &path))?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let recorded = name.parse().is_ok_and(|id| known.contains(&id));
+            if !recorded && !self.making.lock().contains(&*name) {
+                leftovers.push(entry.path());
+            }
+        }
+        Ok(leftovers)
+    }
+
+    /// Removes one of [`Dirs::leftovers`].
+    ///
+    /// # Errors
+    /// When something of it cannot be removed.
+    pub fn remove_leftover(&self, path: &Path) -> Result<(), DirsError> {
+        tree::remove(path).map_err(failed("remove", path))
+    }
+}
+
+impl Staged {
+    /// Gives the new snapshot's root the owner of its parent's, as containerd's overlayfs does: in an overlay the
+    /// upper directory is what shows.
+    ///
+    /// # Errors
+    /// When the parent's directory is not there or the owner cannot be changed.
+    pub fn inherit_owner(&self, parent: u64) -> Result<(), DirsError> {
+        let from = self.dirs.upper(parent);
+        let metadata = fs::symlink_metadata(&from).map_err(failed("stat parent", &from))?;
+        let to = self.path.join("fs");
+        lchown(&to, Some(metadata.uid()), Some(metadata.gid())).map_err(failed("change owner of", &to))
+    }
+
+    /// Moves it to where snapshot `id` belongs. To be called inside the transaction that records the snapshot, so
+    /// that ids and directories follow one order.
+    ///
+    /// # Errors
+    /// When it cannot be moved.
+    pub fn place(&mut self, id: u64) -> Result<(), DirsError> {
+        let path = self.dirs.snapshot(id);
+        fs::rename(&self.path, &path).map_err(failed("move new snapshot to", &path))?;
+        self.path = path;
+        Ok(())
+    }
+
+    /// Keeps it: it is recorded durably.
+    pub fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if !self.kept
+            && let Err(error) = tree::remove(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "left behind, cleanup will retry");
+        }
+        self.dirs.making.lock().remove(&self.name);
+    }
+}
+
+fn make_directory(path: &Path, mode: u32) -> Result<(), DirsError> {
+    DirBuilder::new().mode(mode).create(path).map_err(failed("make directory", path))?;
+    // The mode of mkdir(2) is subject to the umask, and the root of a container's file system must not be.
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+    fs::set_permissions(path, permissions).map_err(failed("change mode of", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn upper_directories_parse_back_and_nothing_else_does() {
+        let dirs = Dirs::new("/r");
+        assert_eq!(dirs.parse_upper(&dirs.upper(17)), Some(17));
+        for path in ["/r/snapshots/017/fs", "/r/snapshots/17", "/r/snapshots/17/work", "/s/snapshots/17/fs"] {
+            assert_eq!(dirs.parse_upper(Path::new(path)), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_is_staged_goes_unless_kept() {
+        let root = tempfile::tempdir().unwrap();
+        let dirs = Dirs::new(root.path());
+        dirs.create().unwrap();
+        let mut dropped = dirs.stage(Kind::Active).unwrap();
+        dropped.place(1).unwrap();
+        drop(dropped);
+        let mut kept = dirs.stage(Kind::View).unwrap();
+        kept.place(2).unwrap();
+        kept.keep();
+        assert!(!dirs.upper(1).exists());
+        assert!(dirs.upper(2).exists());
+        assert!(!dirs.work(2).exists());
+    }
+
+    #[test]
+    fn leftovers_are_what_nobody_knows() {
+        let root = tempfile::tempdir().unwrap();
+        let dirs = Dirs::new(root.path());
+        dirs.create().unwrap();
+        let under_way = dirs.stage(Kind::Active).unwrap();
+        for name in ["1", "2", "new-99", "07", "rubbish"] {
+            fs::create_dir(dirs.snapshots().join(name)).unwrap();
+        }
+        let mut found: Vec<String> = dirs
+            .leftovers(&HashSet::from([1, 7]))
+            .unwrap()
+            .iter()
+            .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
+            .collect();
+        found.sort();
+        assert_eq!(found, ["2", "new-99", "rubbish"]);
+        drop(under_way);
+    }
+
+    #[test]
+    fn modes_do_not_depend_on_the_umask() {
+        let root = tempfile::tempdir().unwrap();
+        let dirs = Dirs::new(root.path());
+        dirs.create().unwrap();
+        let staged = dirs.stage(Kind::Active).unwrap();
+        let mode = |name| fs::metadata(staged.path.join(name)).unwrap().mode() & 0o7777;
+        assert_eq!((mode("fs"), mode("work")), (0o755, 0o711));
+    }
+}

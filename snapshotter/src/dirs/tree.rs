@@ -1,0 +1,248 @@
+//! Walking trees that containers wrote: no link is followed, and neither a very deep tree nor one that changes
+//! under the walk can exhaust descriptors or the stack.
+
+use std::{
+    collections::HashSet,
+    ffi::CString,
+    io,
+    path::Path,
+};
+
+use rustix::{
+    fd::{AsFd, BorrowedFd, OwnedFd},
+    fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, openat, renameat, statat, unlinkat},
+    io::Errno,
+};
+
+use crate::snapshots::model::Usage;
+
+/// How deep removal goes before it flattens what is deeper: one descriptor is open per level.
+const DEPTH: usize = 32;
+/// Unit of `st_blocks` (stat(2)).
+const BLOCK: u64 = 512;
+
+const OPEN_DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NONBLOCK);
+
+fn open_directory(at: BorrowedFd<'_>, name: impl rustix::path::Arg) -> rustix::io::Result<OwnedFd> {
+    openat(at, name, OPEN_DIRECTORY, Mode::empty())
+}
+
+/// Names in a directory, without `.` and `..`.
+fn read_names(directory: BorrowedFd<'_>) -> rustix::io::Result<Vec<CString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name != c"." && name != c".." {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
+}
+
+type Inode = (u64, u64);
+
+fn inode(stat: &Stat) -> Inode {
+    (stat.st_dev, stat.st_ino)
+}
+
+/// Allocated bytes and inodes of a tree, its root included; hard links count once.
+///
+/// One descriptor is open at a time: the way up is `..`, checked to be the directory that the walk came from.
+pub(super) fn measure(root: &Path) -> io::Result<Usage> {
+    let mut measured = Measured::default();
+    let mut directory = open_directory(CWD, root)?;
+    let mut here = fstat(&directory)?;
+    measured.add(&here);
+    let mut todo = measured.read_level(directory.as_fd())?;
+    let mut above: Vec<(Inode, Vec<CString>)> = Vec::new();
+    loop {
+        if let Some(name) = todo.pop() {
+            let below = match open_directory(directory.as_fd(), &name) {
+                Ok(below) => below,
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue, // replaced since it was listed
+                Err(errno) => return Err(errno.into()),
+            };
+            above.push((inode(&here), todo));
+            here = fstat(&below)?;
+            directory = below;
+            measured.add(&here);
+            todo = measured.read_level(directory.as_fd())?;
+        } else if let Some((expected, names)) = above.pop() {
+            directory = open_directory(directory.as_fd(), c"..")?;
+            here = fstat(&directory)?;
+            if inode(&here) != expected {
+                return Err(io::Error::other("a directory was moved while the tree was being read"));
+            }
+            todo = names;
+        } else {
+            return Ok(measured.usage);
+        }
+    }
+}
+
+#[derive(Default)]
+struct Measured {
+    usage: Usage,
+    /// Files with several links that were counted already.
+    linked: HashSet<Inode>,
+}
+
+impl Measured {
+    fn add(&mut self, stat: &Stat) {
+        self.usage.inodes += 1;
+        self.usage.size += u64::try_from(stat.st_blocks).unwrap_or(0) * BLOCK;
+    }
+
+    /// Adds all but the directories in `directory`, and gives the names of those.
+    fn read_level(&mut self, directory: BorrowedFd<'_>) -> rustix::io::Result<Vec<CString>> {
+        let mut directories = Vec::new();
+        for name in read_names(directory)? {
+            let stat = match statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => stat,
+                Err(Errno::NOENT) => continue, // removed since it was listed
+                Err(errno) => return Err(errno),
+            };
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                directories.push(name);
+            } else if stat.st_nlink <= 1 || self.linked.insert(inode(&stat)) {
+                self.add(&stat);
+            }
+        }
+        Ok(directories)
+    }
+}
+
+/// Removes a directory with all that is in it. That it is not there is a success.
+///
+/// Deeper than [`DEPTH`], directories are moved to the top first, so a tree of any depth is removed with few
+/// descriptors and a shallow stack.
+pub(super) fn remove(root: &Path) -> io::Result<()> {
+    let top = match open_directory(CWD, root) {
+        Ok(top) => top,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOTDIR | Errno::LOOP) => return Ok(unlinkat(CWD, root, AtFlags::empty())?),
+        Err(errno) => return Err(errno.into()),
+    };
+    let mut removal = Removal { top: top.as_fd(), moved: 0 };
+    loop {
+        let before = removal.moved;
+        removal.empty(removal.top, 0)?;
+        if removal.moved == before {
+            break;
+        }
+    }
+    unlinkat(CWD, root, AtFlags::REMOVEDIR)?;
+    Ok(())
+}
+
+struct Removal<'a> {
+    top: BorrowedFd<'a>,
+    /// How many directories were moved to the top.
+    moved: u64,
+}
+
+impl Removal<'_> {
+    fn empty(&mut self, directory: BorrowedFd<'_>, depth: usize) -> rustix::io::Result<()> {
+        for name in read_names(directory)? {
+            match unlinkat(directory, &name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(Errno::ISDIR) => self.remove_directory(directory, &name, depth)?,
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_directory(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &CString,
+        depth: usize,
+    ) -> rustix::io::Result<()> {
+        if depth == DEPTH {
+            return self.move_to_top(parent, name);
+        }
+        let directory = open_directory(parent, name)?;
+        self.empty(directory.as_fd(), depth + 1)?;
+        unlinkat(parent, name, AtFlags::REMOVEDIR)
+    }
+
+    fn move_to_top(&mut self, parent: BorrowedFd<'_>, name: &CString) -> rustix::io::Result<()> {
+        loop {
+            self.moved += 1;
+            let free = format!("deep-{}", self.moved);
+            match renameat(parent, name, self.top, &free) {
+                Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => {} // the container chose that name too
+                done => return done,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{self, File},
+        os::unix::fs::{MetadataExt, symlink},
+    };
+
+    use super::*;
+
+    fn make_deep(root: &Path, depth: usize) {
+        let mut here = open_directory(CWD, root).unwrap();
+        for _ in 0..depth {
+            rustix::fs::mkdirat(&here, "d", Mode::RWXU).unwrap();
+            here = open_directory(here.as_fd(), c"d").unwrap();
+        }
+    }
+
+    #[test]
+    fn hard_links_count_once_and_holes_do_not() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        fs::write(at("file"), vec![1; 100_000]).unwrap();
+        fs::hard_link(at("file"), at("link")).unwrap();
+        fs::create_dir(at("dir")).unwrap();
+        fs::hard_link(at("file"), at("dir/link")).unwrap();
+        File::create(at("sparse")).unwrap().set_len(1 << 30).unwrap();
+        symlink("/proc", at("dir/out")).unwrap();
+        let blocks = |name: &str| fs::symlink_metadata(at(name)).unwrap().blocks() * 512;
+        let expected = blocks("") + blocks("file") + blocks("dir") + blocks("sparse") + blocks("dir/out");
+        assert_eq!(measure(root.path()).unwrap(), Usage { inodes: 5, size: expected });
+    }
+
+    #[test]
+    fn trees_deeper_than_paths_and_descriptors_are_measured_and_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let tree = root.path().join("tree");
+        fs::create_dir(&tree).unwrap();
+        make_deep(&tree, 5000);
+        fs::create_dir(tree.join("deep-1")).unwrap();
+        fs::write(tree.join("deep-1/in-the-way"), "").unwrap();
+        assert_eq!(measure(&tree).unwrap().inodes, 5003);
+        remove(&tree).unwrap();
+        assert!(!tree.exists());
+    }
+
+    #[test]
+    fn removal_follows_no_link() {
+        let root = tempfile::tempdir().unwrap();
+        let outside = root.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("kept"), "").unwrap();
+        let tree = root.path().join("tree");
+        fs::create_dir(&tree).unwrap();
+        symlink(&outside, tree.join("link")).unwrap();
+        remove(&tree).unwrap();
+        symlink(&outside, &tree).unwrap();
+        remove(&tree).unwrap();
+        assert!(outside.join("kept").exists());
+        assert!(fs::symlink_metadata(&tree).is_err());
+        remove(&tree).unwrap();
+    }
+}

@@ -1,0 +1,64 @@
+//! What can go wrong with a snapshot.
+
+use crate::{dirs::DirsError, filters::FilterError, snapshots::model::InvalidInput, store::StoreError};
+
+/// Why a call on the engine failed. On any error nothing is changed.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// No snapshot has that key or name.
+    #[error("snapshot {key:?} does not exist")]
+    NotFound {
+        /// What was looked for.
+        key: String,
+    },
+    /// The key or name is taken.
+    #[error("snapshot {key:?} already exists")]
+    AlreadyExists {
+        /// The key or name.
+        key: String,
+    },
+    /// The parent is no committed snapshot.
+    #[error("parent {parent:?} is not a committed snapshot")]
+    ParentNotCommitted {
+        /// The parent.
+        parent: String,
+    },
+    /// Mounts are for snapshots that are not committed.
+    #[error("snapshot {key:?} is committed: only active snapshots and views have mounts")]
+    NotMountable {
+        /// The snapshot.
+        key: String,
+    },
+    /// Only active snapshots can be committed.
+    #[error("snapshot {key:?} is not active")]
+    NotActive {
+        /// The snapshot.
+        key: String,
+    },
+    /// A snapshot that others build on.
+    #[error("cannot remove snapshot {key:?} with child")]
+    HasChildren {
+        /// The snapshot.
+        key: String,
+    },
+    /// A snapshot that is in use in a container.
+    #[error("cannot remove snapshot {key:?}: attachment {owner} uses it")]
+    Pinned {
+        /// The snapshot.
+        key: String,
+        /// Who holds it.
+        owner: String,
+    },
+    /// Input that can never be right.
+    #[error(transparent)]
+    Invalid(#[from] InvalidInput),
+    /// A filter that cannot be understood.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
+    /// The metadata store failed.
+    #[error("snapshot metadata")]
+    Store(#[from] StoreError),
+    /// A directory could not be made, measured or made durable.
+    #[error("snapshot directory")]
+    Dirs(#[from] DirsError),
+}
