@@ -11,6 +11,7 @@ pub mod config;
 pub mod containerd;
 pub mod dirs;
 pub mod filters;
+pub mod node;
 pub mod notify;
 pub mod server;
 pub mod service;

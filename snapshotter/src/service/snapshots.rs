@@ -5,10 +5,10 @@ use std::{pin::Pin, time::SystemTime};
 use capsule_proto::containerd::{
     services::snapshots::v1::{
         CleanupRequest, CommitSnapshotRequest, Info as WireInfo, Kind as WireKind, ListSnapshotsRequest,
-        ListSnapshotsResponse, MountsRequest, MountsResponse, PrepareSnapshotRequest, PrepareSnapshotResponse,
-        RemoveSnapshotRequest, StatSnapshotRequest, StatSnapshotResponse, UpdateSnapshotRequest,
-        UpdateSnapshotResponse, UsageRequest, UsageResponse, ViewSnapshotRequest, ViewSnapshotResponse,
-        snapshots_server::Snapshots as SnapshotsApi,
+        ListSnapshotsResponse, MountsRequest, MountsResponse, PrepareSnapshotRequest,
+        PrepareSnapshotResponse, RemoveSnapshotRequest, StatSnapshotRequest, StatSnapshotResponse,
+        UpdateSnapshotRequest, UpdateSnapshotResponse, UsageRequest, UsageResponse, ViewSnapshotRequest,
+        ViewSnapshotResponse, snapshots_server::Snapshots as SnapshotsApi,
     },
     types::Mount as WireMount,
 };

@@ -1,0 +1,415 @@
+//! The calls: attach, upgrade, rollback, detach, list.
+//!
+//! Each runs to its end once begun, whatever becomes of the caller: `service` spawns it.
+
+use std::time::SystemTime;
+
+use super::{
+    Attachments,
+    containers::Wanted as WantedContainer,
+    error::AttachmentError,
+    model::{Attachment, ContainerKey, Content, Phase},
+    plan::{self, Target, Wanted},
+    records::{self, OfContainer},
+};
+use crate::{
+    capsules::{
+        Resolved,
+        model::{CapsuleName, Mode, Version},
+    },
+    fresh_id,
+    shims::{Draining, ShimError},
+    store::attachments::Change,
+};
+
+/// One capsule to attach, as asked for.
+#[derive(Debug, Clone)]
+pub struct AttachSpec {
+    /// The capsule.
+    pub capsule: CapsuleName,
+    /// The newest when `None`.
+    pub version: Option<Version>,
+    /// The capsule's default when `None`.
+    pub target: Option<String>,
+    /// The capsule's default, or `ro`, when `None`.
+    pub mode: Option<Mode>,
+}
+
+/// The attachments of one capsule in one container that a call is about.
+#[derive(Debug, Clone)]
+pub struct Choice {
+    /// The container.
+    pub container: WantedContainer,
+    /// The capsule.
+    pub capsule: CapsuleName,
+    /// Only the one at this target.
+    pub target: Option<String>,
+}
+
+/// What [`Attachments::list`] finds.
+#[derive(Debug, Clone)]
+pub enum Listed {
+    /// Attached.
+    Attached(Box<Attachment>),
+    /// Draining, in this container.
+    Draining(ContainerKey, Box<Draining>),
+}
+
+impl Attachments {
+    /// Makes a set of attachments: all of them or none.
+    pub async fn attach(
+        &self,
+        container: &WantedContainer,
+        specs: &[AttachSpec],
+    ) -> Result<Vec<Attachment>, AttachmentError> {
+        if specs.is_empty() {
+            return Err(AttachmentError::NoSpecs);
+        }
+        let key = self.find_hotpluggable(container).await?;
+        let mut places = Vec::with_capacity(specs.len());
+        for spec in specs {
+            let version = self.capsules.resolve(&spec.capsule, spec.version.as_ref()).await?;
+            let target = spec.target.as_deref().map(plan::parse_target).transpose()?;
+            let wanted = Wanted { version, target, mode: spec.mode };
+            let place = plan::plan_place(&wanted)?;
+            places.push((wanted, place));
+        }
+        let mut existing = self.records.lock(&key).await;
+        let taken: Vec<(Target, String)> = places
+            .iter()
+            .map(|(w, (target, _))| (target.clone(), format!("{}@{}", w.version.name, w.version.version)))
+            .collect();
+        plan::plan_free(&key, &existing, &taken)?;
+
+        let mut intents = Vec::with_capacity(places.len());
+        for (wanted, (target, mode)) in places {
+            match self.intend(&key, &wanted.version, target, mode).await {
+                Ok(intent) => intents.push(intent),
+                Err(error) => {
+                    self.unpin(&intents);
+                    return Err(error);
+                }
+            }
+        }
+        if let Err(error) = self.journal.write(puts(&intents)).await {
+            self.unpin(&intents);
+            return Err(error.into());
+        }
+        for (index, intent) in intents.iter().enumerate() {
+            if let Err(error) = self.shims.attach(intent).await {
+                let maybe_there = if is_refusal(&error) { &intents[..index] } else { &intents[..=index] };
+                self.take_back(&mut existing, maybe_there, &intents).await;
+                return Err(self.explain(&key, error).await);
+            }
+        }
+        let done: Vec<Attachment> = intents.iter().filter_map(plan::plan_done).collect();
+        self.journal.post(puts(&done));
+        existing.extend(done.iter().cloned());
+        Ok(done)
+    }
+
+    /// Moves a capsule's attachments in a container to another version. Beside each, the version it had.
+    pub async fn upgrade(
+        &self,
+        choice: &Choice,
+        version: Option<&Version>,
+    ) -> Result<Vec<(Attachment, Version)>, AttachmentError> {
+        let key = self.find_hotpluggable(&choice.container).await?;
+        let mut existing = self.records.lock(&key).await;
+        let chosen = self.choose(&key, &existing, choice)?;
+        let to = self.capsules.resolve(&choice.capsule, version).await?;
+        let mut intents = Vec::new();
+        for attachment in &chosen {
+            let layers = self.capsules.pin(&to, &attachment.pin_owner()).await?;
+            let content = Content {
+                version: to.version.clone(),
+                digest: to.digest.clone(),
+                layers,
+                since: SystemTime::now(),
+            };
+            intents.extend(plan::plan_upgrade(attachment, &content));
+        }
+        self.replace(&key, &mut existing, intents).await?;
+        Ok(self.compare(&existing, &chosen))
+    }
+
+    /// Moves a capsule's attachments in a container back to the version that the last upgrade left.
+    pub async fn rollback(&self, choice: &Choice) -> Result<Vec<(Attachment, Version)>, AttachmentError> {
+        let key = self.find_hotpluggable(&choice.container).await?;
+        let mut existing = self.records.lock(&key).await;
+        let chosen = self.choose(&key, &existing, choice)?;
+        let now = SystemTime::now();
+        let intents: Vec<Attachment> =
+            chosen.iter().map(|a| plan::plan_rollback(a, now)).collect::<Result<_, _>>()?;
+        self.replace(&key, &mut existing, intents).await?;
+        Ok(self.compare(&existing, &chosen))
+    }
+
+    /// Takes a capsule's attachments in a container away: all of them or none.
+    pub async fn detach(&self, choice: &Choice, lazy: bool) -> Result<Vec<Attachment>, AttachmentError> {
+        let key = self.containers.find(&choice.container).await?;
+        let mut existing = self.records.lock(&key).await;
+        let chosen = self.choose(&key, &existing, choice)?;
+        let intent = |a: &Attachment| Attachment { phase: Phase::Detaching { lazy }, ..a.clone() };
+        let intents: Vec<Attachment> = chosen.iter().map(intent).collect();
+        self.journal.write(puts(&intents)).await?;
+        // Newest first: a later attachment may lie on an earlier one.
+        for (done, attachment) in chosen.iter().rev().enumerate() {
+            let failed = match self.shims.detach(attachment, lazy).await {
+                Ok((true, _)) => continue,
+                Ok((false, users)) => AttachmentError::InUse {
+                    container: key.clone(),
+                    label: attachment.label(),
+                    target: attachment.target.clone(),
+                    users,
+                },
+                Err(error) => self.explain(&key, error).await,
+            };
+            let gone = &chosen[chosen.len() - done..];
+            self.put_back(&mut existing, gone, &chosen).await;
+            return Err(failed);
+        }
+        self.journal.post(removals(&chosen));
+        existing.retain(|a| !chosen.iter().any(|c| c.id == a.id));
+        drop(existing);
+        self.hold_draining(&key).await;
+        self.unpin(&chosen);
+        self.records.tidy(&key);
+        Ok(chosen)
+    }
+
+    /// What is attached and what is draining, in one container or in all; by container.
+    pub async fn list(&self, container: Option<&WantedContainer>) -> Result<Vec<Listed>, AttachmentError> {
+        let keys = match container {
+            Some(wanted) => vec![self.containers.find(wanted).await?],
+            None => {
+                let served = self.shims.containers().unwrap_or_default();
+                let mut keys = self.records.containers();
+                keys.extend(served);
+                keys.sort();
+                keys.dedup();
+                keys
+            }
+        };
+        let mut all = Vec::new();
+        for key in keys {
+            let attached = self.records.lock(&key).await.clone();
+            all.extend(attached.into_iter().map(|a| Listed::Attached(Box::new(a))));
+            match self.shims.list(&key, true).await {
+                Ok(report) => {
+                    self.hold(&key, &report.draining);
+                    all.extend(report.draining.into_iter().map(|d| Listed::Draining(key.clone(), Box::new(d))));
+                }
+                // A container without a shim has nothing that drains.
+                Err(ShimError::NoShim(_)) => self.hold(&key, &[]),
+                Err(error) => {
+                    tracing::warn!(container = %key, %error, "the shim cannot say what is draining")
+                }
+            }
+            self.records.tidy(&key);
+        }
+        Ok(all)
+    }
+
+    /// The attachments that use a version, draining ones not counted.
+    pub async fn users_of(&self, digest: &str) -> Vec<Attachment> {
+        let mut users = Vec::new();
+        for key in self.records.containers() {
+            let records = self.records.lock(&key).await;
+            users.extend(records.iter().filter(|a| a.current.digest.as_str() == digest).cloned());
+        }
+        users
+    }
+
+    fn choose(
+        &self,
+        key: &ContainerKey,
+        existing: &OfContainer,
+        choice: &Choice,
+    ) -> Result<Vec<Attachment>, AttachmentError> {
+        let target = choice.target.as_deref().map(plan::parse_target).transpose()?;
+        plan::plan_chosen(key, existing, &choice.capsule, target.as_ref())
+    }
+
+    fn compare(&self, existing: &OfContainer, before: &[Attachment]) -> Vec<(Attachment, Version)> {
+        let now = |old: &Attachment| existing.iter().find(|a| a.id == old.id).cloned();
+        before.iter().filter_map(|old| now(old).map(|a| (a, old.current.version.clone()))).collect()
+    }
+
+    /// Pins the version's directories and writes down what is to be attached, in memory.
+    async fn intend(
+        &self,
+        key: &ContainerKey,
+        version: &Resolved,
+        target: Target,
+        mode: Mode,
+    ) -> Result<Attachment, AttachmentError> {
+        let mut intent = Attachment {
+            id: fresh_id(),
+            container: key.clone(),
+            capsule: version.name.clone(),
+            target: target.as_str().to_owned(),
+            mode,
+            current: Content {
+                version: version.version.clone(),
+                digest: version.digest.clone(),
+                layers: Vec::new(),
+                since: SystemTime::now(),
+            },
+            history: Vec::new(),
+            phase: Phase::Attaching,
+        };
+        intent.current.layers = self.capsules.pin(version, &intent.pin_owner()).await?;
+        Ok(intent)
+    }
+
+    /// Carries out replacements, all or none.
+    async fn replace(
+        &self,
+        key: &ContainerKey,
+        existing: &mut OfContainer,
+        intents: Vec<Attachment>,
+    ) -> Result<(), AttachmentError> {
+        if intents.is_empty() {
+            return Ok(());
+        }
+        self.journal.write(puts(&intents)).await?;
+        for (index, intent) in intents.iter().enumerate() {
+            let Phase::Replacing { current, .. } = &intent.phase else { continue };
+            if let Err(error) = self.shims.replace(intent, current).await {
+                let maybe_done = if is_refusal(&error) { &intents[..index] } else { &intents[..=index] };
+                for earlier in maybe_done.iter().rev() {
+                    if let Err(undo) = self.shims.replace(earlier, &earlier.current).await {
+                        tracing::error!(attachment = earlier.id, %undo, "could not go back to {}", earlier.label());
+                    }
+                }
+                let undone: Vec<Attachment> = intents.iter().filter_map(plan::plan_undone).collect();
+                self.journal.post(puts(&undone));
+                return Err(self.explain(key, error).await);
+            }
+        }
+        let done: Vec<Attachment> = intents.iter().filter_map(plan::plan_done).collect();
+        self.journal.post(puts(&done));
+        for attachment in done {
+            records::put(existing, attachment);
+        }
+        Ok(())
+    }
+
+    /// Undoes an attach: those that may be there are detached in reverse order, and no record is kept. One that
+    /// cannot be detached stays on record: it is there.
+    async fn take_back(
+        &self,
+        existing: &mut OfContainer,
+        maybe_there: &[Attachment],
+        intents: &[Attachment],
+    ) {
+        let mut changes = removals(intents);
+        let mut stuck = Vec::new();
+        for intent in maybe_there.iter().rev() {
+            // Lazily: a process may have opened a file of it already, and must not keep half a set alive.
+            match self.shims.detach(intent, true).await {
+                Ok(_) | Err(ShimError::NoShim(_)) => {}
+                Err(undo) => {
+                    tracing::error!(attachment = intent.id, %undo, "could not take {} back", intent.label());
+                    stuck.extend(plan::plan_done(intent));
+                }
+            }
+        }
+        changes.extend(puts(&stuck));
+        self.journal.post(changes);
+        let gone: Vec<Attachment> =
+            intents.iter().filter(|i| !stuck.iter().any(|s| s.id == i.id)).cloned().collect();
+        self.unpin(&gone);
+        existing.extend(stuck);
+    }
+
+    /// Undoes a detach: what went is attached again, the records stay.
+    async fn put_back(&self, existing: &mut OfContainer, gone: &[Attachment], chosen: &[Attachment]) {
+        let mut changes = puts(chosen);
+        for attachment in gone {
+            if let Err(undo) = self.shims.attach(attachment).await {
+                tracing::error!(attachment = attachment.id, %undo, "could not put {} back", attachment.label());
+                changes.push(Change::Remove(attachment.id.clone()));
+                existing.retain(|a| a.id != attachment.id);
+                self.unpin(std::slice::from_ref(attachment));
+            }
+        }
+        self.journal.post(changes);
+    }
+
+    /// The container that is meant, if a shim of ours serves it.
+    async fn find_hotpluggable(&self, wanted: &WantedContainer) -> Result<ContainerKey, AttachmentError> {
+        let key = self.containers.find(wanted).await?;
+        if self.shims.serves(&key) {
+            return Ok(key);
+        }
+        Err(self.explain(&key, ShimError::NoShim(key.clone())).await)
+    }
+
+    /// Says why a container has no shim; other errors speak for themselves.
+    async fn explain(&self, key: &ContainerKey, error: ShimError) -> AttachmentError {
+        match error {
+            ShimError::NoShim(_) => match self.why_no_shim(key).await {
+                Ok(reason) | Err(reason) => reason,
+            },
+            other => other.into(),
+        }
+    }
+
+    async fn why_no_shim(&self, key: &ContainerKey) -> Result<AttachmentError, AttachmentError> {
+        self.containers.refresh(key).await?;
+        let Some(runtime) = self.containers.runtime(key) else {
+            let (id, namespace) = (key.id.clone(), key.namespace.clone());
+            return Ok(AttachmentError::UnknownContainer { id, namespace });
+        };
+        if runtime != RUNTIME {
+            return Ok(AttachmentError::OtherRuntime { container: key.clone(), runtime });
+        }
+        let state = self.containerd.namespace(&key.namespace)?.task_state(&key.id).await?;
+        let state = state.unwrap_or_else(|| "not there".to_owned());
+        Ok(AttachmentError::NotRunning { container: key.clone(), state })
+    }
+
+    pub(super) fn unpin(&self, attachments: &[Attachment]) {
+        for attachment in attachments {
+            self.snapshots.unpin(&attachment.pin_owner());
+        }
+    }
+
+    /// Asks the shim what is draining and keeps its snapshots.
+    pub(super) async fn hold_draining(&self, key: &ContainerKey) {
+        match self.shims.list(key, false).await {
+            Ok(report) => self.hold(key, &report.draining),
+            Err(ShimError::NoShim(_)) => self.hold(key, &[]),
+            Err(error) => tracing::warn!(container = %key, %error, "the shim cannot say what is draining"),
+        }
+    }
+
+    /// Keeps the snapshots of what is draining in a container, and lets go those of what was.
+    fn hold(&self, key: &ContainerKey, draining: &[Draining]) {
+        let owner = format!("processes in {key} that use files of a version that is draining");
+        self.snapshots.unpin(&owner);
+        for content in draining {
+            if !self.snapshots.pin_layers(&content.layers, &owner) {
+                tracing::warn!(container = %key, version = content.version, "draining content is of no snapshot");
+            }
+        }
+    }
+}
+
+/// The runtime that can hot-plug.
+const RUNTIME: &str = "io.containerd.capsule.v1";
+
+/// The shim answered that it did nothing; any other error leaves that open.
+fn is_refusal(error: &ShimError) -> bool {
+    matches!(error, ShimError::Refused { .. } | ShimError::NoShim(_))
+}
+
+pub(super) fn puts(attachments: &[Attachment]) -> Vec<Change> {
+    attachments.iter().map(|a| Change::Put(Box::new(a.clone()))).collect()
+}
+
+pub(super) fn removals(attachments: &[Attachment]) -> Vec<Change> {
+    attachments.iter().map(|a| Change::Remove(a.id.clone())).collect()
+}

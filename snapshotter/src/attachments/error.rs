@@ -1,0 +1,166 @@
+//! What can go wrong with an attachment.
+
+use super::model::ContainerKey;
+use crate::{
+    capsules::{
+        CapsuleError,
+        model::{CapsuleName, ModelError},
+    },
+    containerd::ContainerdError,
+    shims::{ShimError, User},
+    store::StoreError,
+};
+
+/// A call on attachments that failed, having changed nothing. Each message names the container and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachmentError {
+    /// No container has this id or prefix.
+    #[error("container {id:?} is not known{}: see \"ctr containers ls\" or \"nerdctl ps -a\"", in_namespace(.namespace))]
+    UnknownContainer {
+        /// What was asked for.
+        id: String,
+        /// Where it was looked for; everywhere when empty.
+        namespace: String,
+    },
+    /// Several containers do.
+    #[error("container {id:?} is ambiguous: it could be {}; give more of the id or --namespace", .matches.join(", "))]
+    AmbiguousContainer {
+        /// What was asked for.
+        id: String,
+        /// `namespace/id` of each.
+        matches: Vec<String>,
+    },
+    /// The container runs on another runtime.
+    #[error(
+        "container {container} runs on {runtime}, which cannot hot-plug: create it with the runtime io.containerd.capsule.v1"
+    )]
+    OtherRuntime {
+        /// The container.
+        container: ContainerKey,
+        /// Its runtime.
+        runtime: String,
+    },
+    /// The container has no running task.
+    #[error("container {container} is not running (its task is {state}): start it, then attach")]
+    NotRunning {
+        /// The container.
+        container: ContainerKey,
+        /// containerd's word for its task's state, or "not there".
+        state: String,
+    },
+    /// A request for nothing.
+    #[error("no capsule is named: say which one to attach")]
+    NoSpecs,
+    /// A target that no container can have.
+    #[error("target {target:?} is not valid: {reason}; use an absolute path such as /usr/share/zoneinfo")]
+    Target {
+        /// What was asked for.
+        target: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// Neither the call nor the capsule names a target.
+    #[error("{capsule} has no default target: say where with --target PATH")]
+    NoTarget {
+        /// The capsule.
+        capsule: CapsuleName,
+    },
+    /// Another attachment is at the target.
+    #[error(
+        "{target} in {container} is taken by {occupant}: detach or upgrade that one, or choose another --target"
+    )]
+    Occupied {
+        /// The container.
+        container: ContainerKey,
+        /// The target.
+        target: String,
+        /// The capsule there, with its version.
+        occupant: String,
+    },
+    /// The container has no attachment of the capsule.
+    #[error("{capsule} is not attached to {container}{}: see \"capsulectl ps\"", at_target(.target))]
+    NotAttached {
+        /// The container.
+        container: ContainerKey,
+        /// The capsule.
+        capsule: CapsuleName,
+        /// The target asked for; any when empty.
+        target: String,
+    },
+    /// There is no earlier version.
+    #[error(
+        "{capsule} at {target} in {container} has no earlier version to go back to: it was not upgraded since it was attached"
+    )]
+    NoHistory {
+        /// The container.
+        container: ContainerKey,
+        /// The capsule.
+        capsule: CapsuleName,
+        /// The target.
+        target: String,
+    },
+    /// Processes use it.
+    #[error("{label} at {target} in {container} is in use: {}; end the use, or detach with --lazy", list_users(.users))]
+    InUse {
+        /// The container.
+        container: ContainerKey,
+        /// Capsule and version.
+        label: String,
+        /// The target.
+        target: String,
+        /// Who.
+        users: Vec<User>,
+    },
+    /// A malformed name, version or mode.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The capsule.
+    #[error(transparent)]
+    Capsule(#[from] CapsuleError),
+    /// The shim.
+    #[error(transparent)]
+    Shim(#[from] ShimError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// containerd.
+    #[error(transparent)]
+    Containerd(#[from] ContainerdError),
+}
+
+fn in_namespace(namespace: &str) -> String {
+    if namespace.is_empty() { String::new() } else { format!(" in the containerd namespace {namespace}") }
+}
+
+fn at_target(target: &str) -> String {
+    if target.is_empty() { String::new() } else { format!(" at {target}") }
+}
+
+/// How many users a message names.
+const USERS_NAMED: usize = 3;
+
+fn list_users(users: &[User]) -> String {
+    let mut named: Vec<String> = users
+        .iter()
+        .take(USERS_NAMED)
+        .map(|u| format!("process {} ({}) has {} ({})", u.pid, u.command, u.path, u.how))
+        .collect();
+    if users.len() > USERS_NAMED {
+        named.push(format!("and {} more", users.len() - USERS_NAMED));
+    }
+    named.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_users_of_a_busy_attachment_are_named() {
+        let user = |pid| User { pid, command: "cat".into(), path: "/data/x".into(), how: "fd 3".into() };
+        let one = list_users(&[user(7)]);
+        assert_eq!(one, "process 7 (cat) has /data/x (fd 3)");
+        let many = list_users(&(1..=5).map(user).collect::<Vec<_>>());
+        assert!(many.ends_with("process 3 (cat) has /data/x (fd 3), and 2 more"), "{many}");
+    }
+}

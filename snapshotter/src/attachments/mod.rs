@@ -1,0 +1,58 @@
+//! Attachments: capsules in live containers.
+//!
+//! `controller` (calls) and `recovery` (after a restart) → `plan` (pure) → `records`, [`crate::shims`],
+//! [`crate::capsules`]. An intent is durable before its effect; the shim's all-or-nothing answer decides whether it
+//! becomes the record or is given up; what a crash leaves between is settled by asking the shim.
+
+pub mod containers;
+mod controller;
+mod error;
+pub mod model;
+mod plan;
+mod records;
+mod recovery;
+mod watch;
+
+use crate::{
+    capsules::Capsules, containerd::Containerd, shims::Shims, snapshots::Snapshots,
+    store::attachments::Journal,
+};
+
+use self::{containers::Containers, records::Records};
+pub use self::{
+    controller::{AttachSpec, Choice, Listed},
+    error::AttachmentError,
+};
+
+/// The attachment controller of this node: cheap to clone.
+#[derive(Clone)]
+pub struct Attachments {
+    containerd: Containerd,
+    containers: Containers,
+    capsules: Capsules,
+    snapshots: Snapshots,
+    shims: Shims,
+    journal: Journal,
+    records: Records,
+}
+
+impl Attachments {
+    /// A controller that knows of no attachment yet: see [`Attachments::recover`].
+    pub fn new(
+        containerd: Containerd,
+        capsules: Capsules,
+        snapshots: Snapshots,
+        shims: Shims,
+        journal: Journal,
+    ) -> Self {
+        Self {
+            containers: Containers::new(containerd.clone()),
+            containerd,
+            capsules,
+            snapshots,
+            shims,
+            journal,
+            records: Records::default(),
+        }
+    }
+}

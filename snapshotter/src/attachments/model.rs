@@ -1,0 +1,103 @@
+//! What an attachment is, on record. Pure: no I/O.
+
+use std::{fmt, path::PathBuf, time::SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::capsules::model::{CapsuleName, Digest, Mode, Version};
+
+/// How many versions a rollback can go back.
+pub const HISTORY: usize = 16;
+
+/// A container, in all of containerd's namespaces.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ContainerKey {
+    /// containerd namespace.
+    pub namespace: String,
+    /// Container id.
+    pub id: String,
+}
+
+impl fmt::Display for ContainerKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.id)
+    }
+}
+
+/// One version as it is (or was) mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Content {
+    /// The version.
+    pub version: Version,
+    /// Its identity.
+    pub digest: Digest,
+    /// Its lower directories on the node, topmost first.
+    pub layers: Vec<PathBuf>,
+    /// When it was attached.
+    pub since: SystemTime,
+}
+
+/// How far an attachment is. Everything but [`Phase::Attached`] is an intent: written before its effect, so that a
+/// restarted capsuled knows what it may find half done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// The shim is asked to mount it.
+    Attaching,
+    /// It is mounted.
+    Attached,
+    /// The shim is asked to put `current` in the place of what is mounted; `history` is what will be behind it.
+    Replacing {
+        /// What will be mounted.
+        current: Content,
+        /// What Rollback will go back to then, oldest first.
+        history: Vec<Content>,
+    },
+    /// The shim is asked to unmount it.
+    Detaching {
+        /// Even if it is in use.
+        lazy: bool,
+    },
+}
+
+/// The record of one attachment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Unique on this node, for ever.
+    pub id: String,
+    /// The container.
+    pub container: ContainerKey,
+    /// The capsule.
+    pub capsule: CapsuleName,
+    /// Where in the container.
+    pub target: String,
+    /// How.
+    pub mode: Mode,
+    /// What is mounted, as far as this record knows.
+    pub current: Content,
+    /// What Rollback goes back to, oldest first; at most [`HISTORY`].
+    pub history: Vec<Content>,
+    /// How far.
+    pub phase: Phase,
+}
+
+impl Attachment {
+    /// The name under which its snapshots are pinned.
+    pub fn pin_owner(&self) -> String {
+        format!("attachment {} of {} in {}", self.id, self.capsule, self.container)
+    }
+
+    /// `capsule@version`.
+    pub fn label(&self) -> String {
+        format!("{}@{}", self.capsule, self.current.version)
+    }
+
+    /// All contents whose directories the record needs.
+    pub fn contents(&self) -> impl Iterator<Item = &Content> {
+        let next = match &self.phase {
+            Phase::Replacing { current, .. } => Some(current),
+            Phase::Attaching | Phase::Attached | Phase::Detaching { .. } => None,
+        };
+        self.history.iter().chain([&self.current]).chain(next)
+    }
+}

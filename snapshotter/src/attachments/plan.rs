@@ -1,0 +1,307 @@
+//! What a call will do, decided before anything is done. Pure: no I/O.
+
+use std::{collections::BTreeSet, time::SystemTime};
+
+use super::{
+    error::AttachmentError,
+    model::{Attachment, ContainerKey, Content, HISTORY, Phase},
+};
+use crate::capsules::{
+    Resolved,
+    model::{CapsuleName, Mode},
+};
+
+/// An absolute path in a container, without `..`, NUL or doubled slashes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Target(String);
+
+impl Target {
+    /// The path.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Reads a target: `/a//b/./c/` is `/a/b/c`.
+pub fn parse_target(text: &str) -> Result<Target, AttachmentError> {
+    let refuse = |reason| AttachmentError::Target { target: text.to_owned(), reason };
+    if !text.starts_with('/') {
+        return Err(refuse("it is not absolute"));
+    }
+    if text.contains('\0') {
+        return Err(refuse("it holds a NUL byte"));
+    }
+    if text.len() > 4095 {
+        return Err(refuse("it is longer than 4095 bytes"));
+    }
+    let parts: Vec<&str> = text.split('/').filter(|p| !p.is_empty() && *p != ".").collect();
+    if parts.contains(&"..") {
+        return Err(refuse("it holds '..'"));
+    }
+    Ok(Target(format!("/{}", parts.join("/"))))
+}
+
+/// One capsule to attach, as far as it is known before anything is looked up.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The version found.
+    pub version: Resolved,
+    /// Where; the capsule's default when `None`.
+    pub target: Option<Target>,
+    /// How; the capsule's default or `ro` when `None`.
+    pub mode: Option<Mode>,
+}
+
+/// Where and how one wanted capsule goes.
+pub fn plan_place(wanted: &Wanted) -> Result<(Target, Mode), AttachmentError> {
+    let image = &wanted.version.image;
+    let target = match (&wanted.target, image.default_target()) {
+        (Some(target), _) => target.clone(),
+        (None, Some(default)) => parse_target(default)?,
+        (None, None) => return Err(AttachmentError::NoTarget { capsule: wanted.version.name.clone() }),
+    };
+    let mode = wanted.mode.or(image.default_mode()).unwrap_or(Mode::Ro);
+    if target.as_str() == "/" && mode == Mode::Ro {
+        let reason = "mode ro would hide the container's whole root: use --mode union, or a directory";
+        return Err(AttachmentError::Target { target: "/".to_owned(), reason });
+    }
+    Ok((target, mode))
+}
+
+/// Refuses places that are taken, by what the container has or by each other.
+pub fn plan_free(
+    container: &ContainerKey,
+    existing: &[Attachment],
+    places: &[(Target, String)],
+) -> Result<(), AttachmentError> {
+    let mut taken = BTreeSet::new();
+    for (target, label) in places {
+        let occupant = existing.iter().find(|a| a.target == target.as_str()).map(Attachment::label);
+        let twice = (!taken.insert(target)).then(|| label.clone());
+        if let Some(occupant) = occupant.or(twice) {
+            return Err(AttachmentError::Occupied {
+                container: container.clone(),
+                target: target.as_str().to_owned(),
+                occupant,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The attachments of a capsule in a container, at one target where one is named.
+pub fn plan_chosen(
+    container: &ContainerKey,
+    existing: &[Attachment],
+    capsule: &CapsuleName,
+    target: Option<&Target>,
+) -> Result<Vec<Attachment>, AttachmentError> {
+    let chosen: Vec<Attachment> = existing
+        .iter()
+        .filter(|a| a.capsule == *capsule && target.is_none_or(|t| t.as_str() == a.target))
+        .cloned()
+        .collect();
+    if chosen.is_empty() {
+        return Err(AttachmentError::NotAttached {
+            container: container.clone(),
+            capsule: capsule.clone(),
+            target: target.map(|t| t.as_str().to_owned()).unwrap_or_default(),
+        });
+    }
+    Ok(chosen)
+}
+
+/// The record while `to` takes the place of what is mounted; `None` when that is what is mounted.
+pub fn plan_upgrade(attachment: &Attachment, to: &Content) -> Option<Attachment> {
+    if attachment.current.digest == to.digest {
+        return None;
+    }
+    let mut history = attachment.history.clone();
+    history.push(attachment.current.clone());
+    let surplus = history.len().saturating_sub(HISTORY);
+    history.drain(..surplus);
+    Some(Attachment { phase: Phase::Replacing { current: to.clone(), history }, ..attachment.clone() })
+}
+
+/// The record while the version before takes its place again.
+pub fn plan_rollback(attachment: &Attachment, now: SystemTime) -> Result<Attachment, AttachmentError> {
+    let mut history = attachment.history.clone();
+    let Some(previous) = history.pop() else {
+        return Err(AttachmentError::NoHistory {
+            container: attachment.container.clone(),
+            capsule: attachment.capsule.clone(),
+            target: attachment.target.clone(),
+        });
+    };
+    let current = Content { since: now, ..previous };
+    Ok(Attachment { phase: Phase::Replacing { current, history }, ..attachment.clone() })
+}
+
+/// The record once its intent is carried out. An attachment that was to be detached has none.
+pub fn plan_done(attachment: &Attachment) -> Option<Attachment> {
+    match &attachment.phase {
+        Phase::Attaching | Phase::Attached => {
+            Some(Attachment { phase: Phase::Attached, ..attachment.clone() })
+        }
+        Phase::Replacing { current, history } => Some(Attachment {
+            phase: Phase::Attached,
+            current: current.clone(),
+            history: history.clone(),
+            ..attachment.clone()
+        }),
+        Phase::Detaching { .. } => None,
+    }
+}
+
+/// The record once its intent is given up. An attachment that was never there has none.
+pub fn plan_undone(attachment: &Attachment) -> Option<Attachment> {
+    match &attachment.phase {
+        Phase::Attaching => None,
+        Phase::Attached | Phase::Replacing { .. } | Phase::Detaching { .. } => {
+            Some(Attachment { phase: Phase::Attached, ..attachment.clone() })
+        }
+    }
+}
+
+/// What a record becomes when the shim says which content it has mounted (its digest; `None`: nothing).
+pub fn plan_recovered(attachment: &Attachment, mounted: Option<&str>) -> Option<Attachment> {
+    let mounted = mounted?;
+    match &attachment.phase {
+        Phase::Replacing { current, .. } if current.digest.as_str() == mounted => plan_done(attachment),
+        Phase::Attaching => plan_done(attachment),
+        Phase::Attached | Phase::Replacing { .. } | Phase::Detaching { .. } => plan_undone(attachment),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, time::Duration};
+
+    use super::*;
+    use crate::capsules::{model::Digest, oci};
+
+    fn key() -> ContainerKey {
+        ContainerKey { namespace: "default".into(), id: "c".into() }
+    }
+
+    fn content(n: u8) -> Content {
+        Content {
+            version: n.to_string().parse().unwrap(),
+            digest: Digest::from_sha256(&[n; 32]),
+            layers: vec![format!("/s/{n}/fs").into()],
+            since: SystemTime::UNIX_EPOCH,
+        }
+    }
+
+    fn attachment(phase: Phase) -> Attachment {
+        Attachment {
+            id: "a1".into(),
+            container: key(),
+            capsule: "tzdata".parse().unwrap(),
+            target: "/usr/share/zoneinfo".into(),
+            mode: Mode::Ro,
+            current: content(1),
+            history: vec![],
+            phase,
+        }
+    }
+
+    fn wanted(target: Option<&str>, annotations: &[(&str, &str)]) -> Wanted {
+        let blob = oci::Descriptor { media_type: "x".into(), digest: Digest::from_sha256(&[9; 32]), size: 1 };
+        let image = oci::Image {
+            config: blob.clone(),
+            layers: vec![blob],
+            diff_ids: vec![],
+            annotations: annotations
+                .iter()
+                .map(|(k, v)| ((*k).into(), (*v).into()))
+                .collect::<BTreeMap<_, _>>(),
+        };
+        Wanted {
+            version: Resolved {
+                name: "tzdata".parse().unwrap(),
+                version: "1".parse().unwrap(),
+                digest: Digest::from_sha256(&[9; 32]),
+                image,
+            },
+            target: target.map(|t| parse_target(t).unwrap()),
+            mode: None,
+        }
+    }
+
+    #[test]
+    fn targets_are_absolute_and_never_go_up() {
+        assert_eq!(parse_target("/a//b/./c/").unwrap().as_str(), "/a/b/c");
+        assert_eq!(parse_target("/").unwrap().as_str(), "/");
+        assert_eq!(parse_target("/..a").unwrap().as_str(), "/..a");
+        for bad in ["", "a", "./a", "/a/../b", "/..", "/a\0b", &format!("/{}", "a".repeat(4096))] {
+            assert!(matches!(parse_target(bad), Err(AttachmentError::Target { .. })), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_call_wins_over_the_capsules_defaults() {
+        let defaults = [(oci::TARGET, "/d"), (oci::MODE, "union")];
+        let (target, mode) = plan_place(&wanted(None, &defaults)).unwrap();
+        assert_eq!((target.as_str(), mode), ("/d", Mode::Union));
+        let (target, mode) =
+            plan_place(&Wanted { mode: Some(Mode::Ro), ..wanted(Some("/t"), &defaults) }).unwrap();
+        assert_eq!((target.as_str(), mode), ("/t", Mode::Ro));
+        assert!(matches!(plan_place(&wanted(None, &[])), Err(AttachmentError::NoTarget { .. })));
+        assert!(matches!(plan_place(&wanted(Some("/"), &[])), Err(AttachmentError::Target { .. })));
+    }
+
+    #[test]
+    fn a_target_is_taken_once() {
+        let existing = [attachment(Phase::Attached)];
+        let place = |t: &str| (parse_target(t).unwrap(), "other@1".to_owned());
+        assert!(plan_free(&key(), &existing, &[place("/a"), place("/b")]).is_ok());
+        let refused = plan_free(&key(), &existing, &[place("/usr/share/zoneinfo/")]).unwrap_err();
+        assert!(refused.to_string().contains("is taken by tzdata@1"), "{refused}");
+        assert!(plan_free(&key(), &[], &[place("/a"), place("/a")]).is_err());
+    }
+
+    #[test]
+    fn rollback_undoes_upgrades_one_by_one() {
+        let up = |a: &Attachment, n| plan_done(&plan_upgrade(a, &content(n)).unwrap()).unwrap();
+        let three = up(&up(&attachment(Phase::Attached), 2), 3);
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(5);
+        let two = plan_done(&plan_rollback(&three, now).unwrap()).unwrap();
+        assert_eq!((two.current.version.as_str(), two.current.since), ("2", now));
+        let one = plan_done(&plan_rollback(&two, now).unwrap()).unwrap();
+        assert_eq!(one.current.version.as_str(), "1");
+        assert!(matches!(plan_rollback(&one, now), Err(AttachmentError::NoHistory { .. })));
+    }
+
+    #[test]
+    fn an_upgrade_to_what_is_there_does_nothing() {
+        assert_eq!(plan_upgrade(&attachment(Phase::Attached), &content(1)), None);
+    }
+
+    #[test]
+    fn history_is_bounded() {
+        let mut a = attachment(Phase::Attached);
+        for n in 2..60 {
+            a = plan_done(&plan_upgrade(&a, &content(n)).unwrap()).unwrap();
+        }
+        assert_eq!(a.history.len(), HISTORY);
+        assert_eq!(a.history.last().unwrap().version.as_str(), "58");
+    }
+
+    #[test]
+    fn recovery_follows_what_the_shim_has() {
+        let one = content(1).digest.to_string();
+        let two = content(2).digest.to_string();
+        let attaching = attachment(Phase::Attaching);
+        assert_eq!(plan_recovered(&attaching, None), None);
+        assert_eq!(plan_recovered(&attaching, Some(&one)).unwrap().phase, Phase::Attached);
+        let replacing = plan_upgrade(&attachment(Phase::Attached), &content(2)).unwrap();
+        let after = plan_recovered(&replacing, Some(&two)).unwrap();
+        assert_eq!((after.current.version.as_str(), after.history.len()), ("2", 1));
+        let before = plan_recovered(&replacing, Some(&one)).unwrap();
+        assert_eq!((before.current.version.as_str(), before.history.len()), ("1", 0));
+        let detaching = attachment(Phase::Detaching { lazy: false });
+        assert_eq!(plan_recovered(&detaching, None), None);
+        assert_eq!(plan_recovered(&detaching, Some(&one)).unwrap().phase, Phase::Attached);
+    }
+}

@@ -1,0 +1,135 @@
+//! After a restart: the records beside what each shim has mounted, and the end of what was half done.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Attachments,
+    controller::{puts, removals},
+    error::AttachmentError,
+    model::{Attachment, ContainerKey, Phase},
+    plan,
+    records::OfContainer,
+};
+use crate::shims::{ShimError, mounted_digests};
+
+impl Attachments {
+    /// Keeps the directories of everything on record from being removed. Before the snapshotter is served.
+    pub fn pin_recorded(&self, recorded: &BTreeMap<String, Attachment>) {
+        for attachment in recorded.values() {
+            for content in attachment.contents() {
+                if !self.snapshots.pin_layers(&content.layers, &attachment.pin_owner()) {
+                    tracing::warn!(attachment = attachment.id, version = %content.version, "recorded content is of no snapshot");
+                }
+            }
+        }
+    }
+
+    /// Takes over the records of an earlier run, as far as the shims confirm them.
+    pub async fn recover(&self, recorded: BTreeMap<String, Attachment>) {
+        let mut by_container: BTreeMap<ContainerKey, OfContainer> = BTreeMap::new();
+        for attachment in recorded.into_values() {
+            by_container.entry(attachment.container.clone()).or_default().push(attachment);
+        }
+        for records in by_container.values_mut() {
+            records.sort_by_key(|a| a.current.since);
+        }
+        for (container, records) in by_container {
+            *self.records.lock(&container).await = records;
+            self.settle(&container).await;
+        }
+        for container in self.shims.containers().unwrap_or_default() {
+            self.hold_draining(&container).await;
+        }
+    }
+
+    /// Brings one container's records in line with what its shim has mounted.
+    pub async fn settle(&self, container: &ContainerKey) {
+        let mut records = self.records.lock(container).await;
+        let mounted = match self.shims.list(container, false).await {
+            Ok(report) => mounted_digests(&report),
+            Err(ShimError::NoShim(_)) => BTreeMap::new(),
+            Err(error) => match self.is_gone(container).await {
+                Ok(true) => BTreeMap::new(),
+                _ => {
+                    tracing::warn!(%container, %error, "its attachments stay on record until its shim answers");
+                    return;
+                }
+            },
+        };
+        let before = std::mem::take(&mut *records);
+        for attachment in before {
+            let digest = mounted.get(&attachment.id).map(String::as_str);
+            let after = plan::plan_recovered(&attachment, digest);
+            report(&attachment, after.as_ref());
+            match after {
+                Some(after) => {
+                    if after != attachment {
+                        self.journal.post(puts(std::slice::from_ref(&after)));
+                    }
+                    records.push(after);
+                }
+                None => {
+                    self.journal.post(removals(std::slice::from_ref(&attachment)));
+                    self.unpin(std::slice::from_ref(&attachment));
+                }
+            }
+        }
+        drop(records);
+        self.records.tidy(container);
+    }
+
+    /// Forgets the attachments of a container whose task ended: its mount namespace went with it.
+    pub async fn task_ended(&self, container: &ContainerKey) {
+        if !self.records.containers().contains(container) {
+            return;
+        }
+        match self.is_gone(container).await {
+            Ok(true) => {}
+            // The event is of an earlier task: a new one runs already.
+            Ok(false) => return,
+            Err(error) => {
+                tracing::warn!(%container, %error, "cannot tell whether its task has ended");
+                return;
+            }
+        }
+        let mut records = self.records.lock(container).await;
+        let ended = std::mem::take(&mut *records);
+        self.journal.post(removals(&ended));
+        drop(records);
+        self.hold_draining(container).await;
+        self.unpin(&ended);
+        self.records.tidy(container);
+        for attachment in ended {
+            tracing::info!(%container, capsule = attachment.label(), target = attachment.target, "attachment ended with its task");
+        }
+    }
+
+    async fn is_gone(&self, container: &ContainerKey) -> Result<bool, AttachmentError> {
+        Ok(!self.containerd.namespace(&container.namespace)?.task_is_live(&container.id).await?)
+    }
+}
+
+fn report(before: &Attachment, after: Option<&Attachment>) {
+    let (container, capsule, target) = (&before.container, before.label(), &before.target);
+    match (&before.phase, after) {
+        (Phase::Attached, Some(_)) => {}
+        (Phase::Attached, None) => {
+            tracing::warn!(%container, capsule, target, "attachment is no longer mounted: taken off record");
+        }
+        (_, Some(after)) => {
+            tracing::info!(%container, capsule = after.label(), target, intent = ?name(&before.phase), "found half done: kept");
+        }
+        (_, None) => {
+            tracing::info!(%container, capsule, target, intent = ?name(&before.phase), "found half done: taken off record");
+        }
+    }
+}
+
+fn name(phase: &Phase) -> &'static str {
+    match phase {
+        Phase::Attaching => "attach",
+        Phase::Attached => "none",
+        Phase::Replacing { .. } => "replace",
+        Phase::Detaching { .. } => "detach",
+    }
+}

@@ -1,0 +1,69 @@
+//! Following containerd's events, so that what is in memory stays true.
+
+use std::time::Duration;
+
+use super::{Attachments, error::AttachmentError, model::ContainerKey};
+use crate::containerd::Event;
+
+/// How long to wait before containerd is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+impl Attachments {
+    /// Follows containerd until the daemon ends: lists anew after every connect, then keeps up with events.
+    /// containerd may be away and come back at any time.
+    pub async fn watch(self) {
+        let mut said = false;
+        loop {
+            match self.follow(&mut said).await {
+                Ok(()) => tracing::info!("containerd ended its event stream; connecting again"),
+                Err(error) if !said => {
+                    said = true;
+                    tracing::warn!(%error, "cannot follow containerd; trying again every second");
+                }
+                Err(error) => tracing::debug!(%error, "cannot follow containerd"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    async fn follow(&self, said: &mut bool) -> Result<(), AttachmentError> {
+        // Subscribe first, list then: nothing falls between.
+        let mut events = self.containerd.events().await?;
+        self.containers.reload().await?;
+        self.capsules.reload().await?;
+        for container in self.records.containers() {
+            self.settle(&container).await;
+        }
+        *said = false;
+        tracing::info!(address = %self.containerd.address().display(), "following containerd");
+        while let Some(event) = events.next().await? {
+            if let Err(error) = self.take(event).await {
+                tracing::warn!(%error, "an event of containerd could not be followed up");
+            }
+        }
+        Ok(())
+    }
+
+    async fn take(&self, event: Event) -> Result<(), AttachmentError> {
+        match event {
+            Event::ContainerChanged { namespace, id } => {
+                self.containers.refresh(&ContainerKey { namespace, id }).await?;
+            }
+            Event::ContainerDeleted { namespace, id } => {
+                let key = ContainerKey { namespace, id };
+                self.containers.forget(&key);
+                self.records.tidy(&key);
+            }
+            Event::TaskEnded { namespace, id } => {
+                // The shim holds its registration until Delete: do not let one slow task delay other events.
+                let this = self.clone();
+                tokio::spawn(async move { this.task_ended(&ContainerKey { namespace, id }).await });
+            }
+            Event::ImageChanged { namespace, name } if namespace == self.capsules.namespace() => {
+                self.capsules.refresh(&name).await?;
+            }
+            Event::ImageChanged { .. } => {}
+        }
+        Ok(())
+    }
+}

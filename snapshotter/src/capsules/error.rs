@@ -1,0 +1,95 @@
+//! What can go wrong with a capsule.
+
+use super::{
+    model::{CapsuleName, Digest, ModelError, Version},
+    oci::OciError,
+};
+use crate::containerd::ContainerdError;
+
+/// A capsule that cannot be found, published or used. Each message names the capsule and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum CapsuleError {
+    /// A malformed name, version or mode.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A default target that no container can have.
+    #[error("default target {0:?} is not valid: use an absolute path without '..'")]
+    Target(String),
+    /// An annotation that is ours to set.
+    #[error("annotation {0:?} is reserved: names under resourcecapsules.io/ are set by capsuled")]
+    ReservedAnnotation(String),
+    /// No version of it is published.
+    #[error(
+        "capsule {name} is not known: publish it with \"capsulectl build DIR --name {name} --version VERSION\", or see \"capsulectl ls\""
+    )]
+    UnknownCapsule {
+        /// What was asked for.
+        name: CapsuleName,
+    },
+    /// Other versions are published.
+    #[error("capsule {name} has no version {version}: it has {have}")]
+    UnknownVersion {
+        /// The capsule.
+        name: CapsuleName,
+        /// What was asked for.
+        version: Version,
+        /// What there is, newest first, joined by commas.
+        have: String,
+    },
+    /// The image lacks a part.
+    #[error(
+        "{name}@{version} is incomplete: {missing}; publish or pull it again into the containerd namespace {namespace}"
+    )]
+    Incomplete {
+        /// The capsule.
+        name: CapsuleName,
+        /// The version.
+        version: Version,
+        /// What is missing, as "layer sha256:… is not in containerd's content store".
+        missing: String,
+        /// Where it should be.
+        namespace: String,
+    },
+    /// A published version never changes.
+    #[error(
+        "{name}@{version} is published already with other content ({existing}, this tree gives {digest}): choose another version"
+    )]
+    Exists {
+        /// The capsule.
+        name: CapsuleName,
+        /// The version.
+        version: Version,
+        /// Digest of what is published.
+        existing: String,
+        /// Digest of what was to be.
+        digest: Digest,
+    },
+    /// The stream of the tree broke off.
+    #[error("the tree of {name}@{version} did not arrive whole: {reason}")]
+    Stream {
+        /// The capsule.
+        name: CapsuleName,
+        /// The version.
+        version: Version,
+        /// Why.
+        reason: String,
+    },
+    /// A layer does not hold what its configuration says.
+    #[error(
+        "layer {layer} unpacks to {found}, its image says {expected}: the content is damaged; publish or pull it again"
+    )]
+    DiffId {
+        /// The layer's blob.
+        layer: Digest,
+        /// Digest of what came out.
+        found: String,
+        /// What the configuration says.
+        expected: Digest,
+    },
+    /// The image's JSON is not that of a capsule.
+    #[error(transparent)]
+    Oci(#[from] OciError),
+    /// containerd failed.
+    #[error(transparent)]
+    Containerd(#[from] ContainerdError),
+}

@@ -1,0 +1,54 @@
+//! Capsules: names, versions and the images that carry them.
+//!
+//! `publish` and `unpack` → `catalogue` → {`oci`, `model`} (pure). This room speaks to containerd through
+//! [`crate::containerd`] and asks the snapshot engine for directories; it knows nothing of containers.
+
+pub mod catalogue;
+mod error;
+pub mod model;
+pub mod oci;
+mod publish;
+mod unpack;
+
+use crate::{containerd::Containerd, snapshots::Snapshots};
+
+pub use self::{
+    catalogue::{Catalogue, Published, Resolved},
+    error::CapsuleError,
+    oci::Declaration,
+};
+
+/// Capsules of this node: cheap to clone.
+#[derive(Clone)]
+pub struct Capsules {
+    containerd: Containerd,
+    snapshots: Snapshots,
+    /// containerd namespace of capsule images.
+    namespace: String,
+    /// The name by which containerd knows our snapshotter.
+    snapshotter: String,
+    catalogue: Catalogue,
+}
+
+impl Capsules {
+    /// Nothing is read yet: see [`Capsules::reload`].
+    pub fn new(containerd: Containerd, snapshots: Snapshots, namespace: &str, snapshotter: &str) -> Self {
+        Self {
+            containerd,
+            snapshots,
+            namespace: namespace.to_owned(),
+            snapshotter: snapshotter.to_owned(),
+            catalogue: Catalogue::default(),
+        }
+    }
+
+    /// containerd namespace of capsule images.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// What is published, from memory.
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
+    }
+}

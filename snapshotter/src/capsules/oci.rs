@@ -1,0 +1,350 @@
+//! A capsule version as an OCI image: manifest and configuration, made and read. Pure: no I/O.
+//!
+//! The bytes made here are the version's identity, so they hold nothing of the clock, the machine or the order
+//! of a map. Sources: OCI image specification 1.1, "Image Manifest", "Image Configuration", "Annotations".
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::model::{CapsuleName, Digest, Mode, Version};
+
+/// Media type of a manifest.
+pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// Media types of an index (a list of manifests by platform): OCI's and Docker's.
+pub const INDEXES: [&str; 2] =
+    ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
+/// Media type of an image configuration.
+pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// Media type of an uncompressed layer.
+pub const LAYER_TAR: &str = "application/vnd.oci.image.layer.v1.tar";
+
+/// Prefix of our annotations and labels.
+pub const PREFIX: &str = "resourcecapsules.io/";
+/// Annotation and image label: the capsule's name.
+pub const NAME: &str = "resourcecapsules.io/name";
+/// Annotation and image label: the version.
+pub const VERSION: &str = "resourcecapsules.io/version";
+/// Annotation: where attach puts it unless told otherwise.
+pub const TARGET: &str = "resourcecapsules.io/target";
+/// Annotation: `ro` or `union`.
+pub const MODE: &str = "resourcecapsules.io/mode";
+
+/// Why a manifest or configuration cannot be a capsule version.
+#[derive(Debug, thiserror::Error)]
+pub enum OciError {
+    /// Not the JSON it should be.
+    #[error("{what} is not valid JSON of its kind")]
+    Json {
+        /// Manifest or configuration, with its digest.
+        what: String,
+        /// What the parser said.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Layers and `diff_ids` do not belong together.
+    #[error("the manifest lists {layers} layers and its configuration {diff_ids} diff_ids")]
+    LayerCount {
+        /// In the manifest.
+        layers: usize,
+        /// In the configuration.
+        diff_ids: usize,
+    },
+    /// An image of no layers holds no tree.
+    #[error("the image has no layers")]
+    NoLayers,
+}
+
+/// A content descriptor (OCI image specification, "Content Descriptors").
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// What the blob is.
+    pub media_type: String,
+    /// Its content's digest.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ManifestJson {
+    schema_version: u32,
+    media_type: Option<String>,
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ConfigJson {
+    rootfs: RootFs,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct RootFs {
+    #[serde(rename = "type")]
+    kind: String,
+    diff_ids: Vec<Digest>,
+}
+
+/// The manifest that an index holds for this machine; `None` if it has none for it.
+pub fn parse_index(digest: &Digest, bytes: &[u8]) -> Result<Option<Descriptor>, OciError> {
+    #[derive(Deserialize)]
+    struct IndexJson {
+        manifests: Vec<IndexEntry>,
+    }
+    #[derive(Deserialize)]
+    struct IndexEntry {
+        #[serde(flatten)]
+        descriptor: Descriptor,
+        platform: Option<Platform>,
+    }
+    #[derive(Deserialize)]
+    struct Platform {
+        architecture: String,
+        os: String,
+    }
+    let index: IndexJson = serde_json::from_slice(bytes)
+        .map_err(|source| OciError::Json { what: format!("index {digest}"), source })?;
+    let here = |p: &Platform| p.os == "linux" && p.architecture == go_arch();
+    let chosen = index
+        .manifests
+        .iter()
+        .find(|m| m.platform.as_ref().is_some_and(here))
+        // One manifest of no stated platform: data, the same everywhere.
+        .or_else(|| index.manifests.iter().find(|m| m.platform.is_none()));
+    Ok(chosen.map(|m| m.descriptor.clone()))
+}
+
+/// What a version's image says, checked.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// The configuration blob.
+    pub config: Descriptor,
+    /// Layers, bottom first.
+    pub layers: Vec<Descriptor>,
+    /// Digests of the layers' uncompressed tars, bottom first; as many as `layers`.
+    pub diff_ids: Vec<Digest>,
+    /// The manifest's annotations.
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Image {
+    /// Names of the committed snapshots that the layers are unpacked into, bottom first
+    /// (OCI image specification, "Layer ChainID").
+    pub fn chain_ids(&self) -> Vec<Digest> {
+        let mut chain: Vec<Digest> = Vec::with_capacity(self.diff_ids.len());
+        for diff_id in &self.diff_ids {
+            let next = match chain.last() {
+                None => diff_id.clone(),
+                Some(parent) => {
+                    Digest::from_sha256(&Sha256::digest(format!("{parent} {diff_id}").as_bytes()))
+                }
+            };
+            chain.push(next);
+        }
+        chain
+    }
+
+    /// Bytes of all layers as stored.
+    pub fn size(&self) -> u64 {
+        self.layers.iter().map(|l| l.size).sum()
+    }
+
+    /// The default mode, where one is annotated and known.
+    pub fn default_mode(&self) -> Option<Mode> {
+        self.annotations.get(MODE).and_then(|m| m.parse().ok())
+    }
+
+    /// The default target, where one is annotated.
+    pub fn default_target(&self) -> Option<&str> {
+        self.annotations.get(TARGET).map(String::as_str).filter(|t| !t.is_empty())
+    }
+}
+
+/// Reads a manifest; the configuration that it names is still to be read.
+pub fn parse_manifest(digest: &Digest, bytes: &[u8]) -> Result<Image, OciError> {
+    let manifest: ManifestJson = serde_json::from_slice(bytes)
+        .map_err(|source| OciError::Json { what: format!("manifest {digest}"), source })?;
+    if manifest.layers.is_empty() {
+        return Err(OciError::NoLayers);
+    }
+    Ok(Image {
+        config: manifest.config,
+        layers: manifest.layers,
+        diff_ids: Vec::new(),
+        annotations: manifest.annotations,
+    })
+}
+
+/// Completes `image` with what its configuration says.
+pub fn parse_config(image: Image, bytes: &[u8]) -> Result<Image, OciError> {
+    let config: ConfigJson = serde_json::from_slice(bytes).map_err(|source| OciError::Json {
+        what: format!("configuration {}", image.config.digest),
+        source,
+    })?;
+    let diff_ids = config.rootfs.diff_ids;
+    if diff_ids.len() != image.layers.len() {
+        return Err(OciError::LayerCount { layers: image.layers.len(), diff_ids: diff_ids.len() });
+    }
+    Ok(Image { diff_ids, ..image })
+}
+
+/// What the publisher says of a version beside its tree.
+#[derive(Debug, Clone)]
+pub struct Declaration {
+    /// The capsule.
+    pub name: CapsuleName,
+    /// The version.
+    pub version: Version,
+    /// Where attach puts it unless told otherwise.
+    pub default_target: Option<String>,
+    /// How, unless told otherwise.
+    pub default_mode: Option<Mode>,
+    /// Other annotations, none of them with our prefix.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// The blobs of a one-layer image, in the order in which they must be stored.
+#[derive(Debug)]
+pub struct Blobs {
+    /// The configuration's bytes and descriptor.
+    pub config: (Vec<u8>, Descriptor),
+    /// The manifest's bytes and descriptor.
+    pub manifest: (Vec<u8>, Descriptor),
+}
+
+/// The configuration and manifest of a version whose tree is one uncompressed tar: the same input gives the same
+/// bytes on every machine of one architecture.
+pub fn make_image(declaration: &Declaration, layer: &Descriptor) -> Result<Blobs, OciError> {
+    #[derive(Serialize)]
+    struct NewConfig<'a> {
+        architecture: &'a str,
+        os: &'a str,
+        config: BTreeMap<String, String>,
+        rootfs: RootFs,
+    }
+    let json = |what: &str, source| OciError::Json { what: what.to_owned(), source };
+    let config = serde_json::to_vec(&NewConfig {
+        architecture: go_arch(),
+        os: "linux",
+        config: BTreeMap::new(),
+        rootfs: RootFs { kind: "layers".to_owned(), diff_ids: vec![layer.digest.clone()] },
+    })
+    .map_err(|e| json("configuration", e))?;
+    let config_descriptor = describe(CONFIG, &config);
+
+    let mut annotations = declaration.annotations.clone();
+    annotations.insert(NAME.to_owned(), declaration.name.to_string());
+    annotations.insert(VERSION.to_owned(), declaration.version.to_string());
+    if let Some(target) = &declaration.default_target {
+        annotations.insert(TARGET.to_owned(), target.clone());
+    }
+    if let Some(mode) = declaration.default_mode {
+        annotations.insert(MODE.to_owned(), mode.to_string());
+    }
+    let manifest = serde_json::to_vec(&ManifestJson {
+        schema_version: 2,
+        media_type: Some(MANIFEST.to_owned()),
+        config: config_descriptor.clone(),
+        layers: vec![layer.clone()],
+        annotations,
+    })
+    .map_err(|e| json("manifest", e))?;
+    let manifest_descriptor = describe(MANIFEST, &manifest);
+    Ok(Blobs { config: (config, config_descriptor), manifest: (manifest, manifest_descriptor) })
+}
+
+fn describe(media_type: &str, bytes: &[u8]) -> Descriptor {
+    Descriptor {
+        media_type: media_type.to_owned(),
+        digest: Digest::from_sha256(&Sha256::digest(bytes)),
+        size: bytes.len() as u64,
+    }
+}
+
+/// The machine's architecture by the name that OCI (Go) gives it.
+fn go_arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" => "ppc64le",
+        "loongarch64" => "loong64",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn declaration() -> Declaration {
+        Declaration {
+            name: "tzdata".parse().unwrap(),
+            version: "2024.1".parse().unwrap(),
+            default_target: Some("/usr/share/zoneinfo".into()),
+            default_mode: Some(Mode::Ro),
+            annotations: BTreeMap::from([("b".into(), "2".into()), ("a".into(), "1".into())]),
+        }
+    }
+
+    fn layer() -> Descriptor {
+        Descriptor { media_type: LAYER_TAR.into(), digest: Digest::from_sha256(&[7; 32]), size: 3 }
+    }
+
+    #[test]
+    fn what_is_made_reads_back() {
+        let blobs = make_image(&declaration(), &layer()).unwrap();
+        let image = parse_manifest(&blobs.manifest.1.digest, &blobs.manifest.0).unwrap();
+        assert_eq!(image.config, blobs.config.1);
+        let image = parse_config(image, &blobs.config.0).unwrap();
+        assert_eq!(image.diff_ids, [layer().digest]);
+        assert_eq!(image.chain_ids(), [layer().digest]);
+        assert_eq!(image.default_mode(), Some(Mode::Ro));
+        assert_eq!(image.default_target(), Some("/usr/share/zoneinfo"));
+        assert_eq!(image.annotations[NAME], "tzdata");
+        assert_eq!(image.size(), 3);
+    }
+
+    #[test]
+    fn the_same_input_gives_the_same_digest() {
+        let one = make_image(&declaration(), &layer()).unwrap();
+        let two = make_image(&declaration(), &layer()).unwrap();
+        assert_eq!(one.manifest.1, two.manifest.1);
+        let mut other = declaration();
+        other.version = "2024.2".parse().unwrap();
+        assert_ne!(make_image(&other, &layer()).unwrap().manifest.1, one.manifest.1);
+    }
+
+    #[test]
+    fn chain_ids_follow_the_specification() {
+        let image = Image {
+            config: layer(),
+            layers: vec![layer(), layer()],
+            diff_ids: vec![Digest::from_sha256(&[1; 32]), Digest::from_sha256(&[2; 32])],
+            annotations: BTreeMap::new(),
+        };
+        let chain = image.chain_ids();
+        assert_eq!(chain[0], image.diff_ids[0]);
+        let expected = Sha256::digest(format!("{} {}", image.diff_ids[0], image.diff_ids[1]).as_bytes());
+        assert_eq!(chain[1], Digest::from_sha256(&expected));
+    }
+
+    #[test]
+    fn images_that_cannot_be_versions_are_refused() {
+        let digest = Digest::from_sha256(&[0; 32]);
+        assert!(matches!(parse_manifest(&digest, b"{"), Err(OciError::Json { .. })));
+        let blobs = make_image(&declaration(), &layer()).unwrap();
+        let text = String::from_utf8(blobs.manifest.0.clone()).unwrap();
+        let none = text.replace(&serde_json::to_string(&vec![layer()]).unwrap(), "[]");
+        assert!(matches!(parse_manifest(&digest, none.as_bytes()), Err(OciError::NoLayers)));
+        let image = parse_manifest(&digest, &blobs.manifest.0).unwrap();
+        let config = br#"{"rootfs":{"type":"layers","diff_ids":[]}}"#;
+        assert!(matches!(parse_config(image, config), Err(OciError::LayerCount { layers: 1, diff_ids: 0 })));
+    }
+}

@@ -1,0 +1,173 @@
+//! Publishing a version: a tar stream becomes an OCI image in containerd's store, unpacked and durable.
+//!
+//! All is made under a lease and becomes a version with its last step, the image record: a publish that breaks off
+//! anywhere leaves nothing that anyone can see, and containerd's garbage collector takes the rest.
+
+use std::{collections::HashMap, path::Component, path::Path};
+
+use futures::{Stream, StreamExt};
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    CapsuleError, Capsules,
+    catalogue::{Published, image_name},
+    model::Digest,
+    oci::{self, Blobs, Declaration, Descriptor},
+};
+use crate::{
+    containerd::{ImageRecord, Scope},
+    fresh_id,
+};
+
+/// How long a publish may take before containerd may collect what it wrote, in seconds.
+const LEASE_SECONDS: u64 = 24 * 3600;
+
+impl Capsules {
+    /// Publishes one version from an uncompressed tar. True beside it if the same version with the same digest was
+    /// there already.
+    ///
+    /// `tar` yields pieces of at most a few MiB; an error in it, as text, ends the publish. When this returns, the
+    /// version is durable and unpacked.
+    pub async fn publish(
+        &self,
+        declaration: Declaration,
+        tar: impl Stream<Item = Result<Vec<u8>, String>> + Send + Unpin,
+    ) -> Result<(Published, bool), CapsuleError> {
+        check(&declaration)?;
+        self.containerd.ensure_namespace(&self.namespace).await?;
+        let id = format!("capsule-publish-{}", fresh_id());
+        let scope = self.containerd.namespace(&self.namespace)?.leased(&id, LEASE_SECONDS).await?;
+        let published = self.publish_leased(&scope, &id, &declaration, tar).await;
+        let released = scope.release().await;
+        let existed = published?;
+        released?;
+        self.refresh(&image_name(&declaration.name, &declaration.version)).await?;
+        Ok((self.catalogue().find(&declaration.name, Some(&declaration.version))?, existed))
+    }
+
+    async fn publish_leased(
+        &self,
+        scope: &Scope,
+        reference: &str,
+        declaration: &Declaration,
+        tar: impl Stream<Item = Result<Vec<u8>, String>> + Send + Unpin,
+    ) -> Result<bool, CapsuleError> {
+        let layer = store_layer(scope, reference, declaration, tar).await?;
+        let blobs = oci::make_image(declaration, &layer)?;
+        let digest = &blobs.manifest.1.digest;
+        let name = image_name(&declaration.name, &declaration.version);
+        if self.is_published(scope, &name, declaration, digest).await? {
+            return Ok(true);
+        }
+        let image = oci::parse_config(oci::parse_manifest(digest, &blobs.manifest.0)?, &blobs.config.0)?;
+        self.store_json(scope, &layer, &blobs).await?;
+        self.unpack(scope, &image).await?;
+        let record = ImageRecord {
+            name: name.clone(),
+            labels: HashMap::from([
+                (oci::NAME.to_owned(), declaration.name.to_string()),
+                (oci::VERSION.to_owned(), declaration.version.to_string()),
+            ]),
+            media_type: oci::MANIFEST.to_owned(),
+            digest: digest.to_string(),
+            size: i64::try_from(blobs.manifest.1.size).unwrap_or(i64::MAX),
+            created_at: None,
+        };
+        match scope.create_image(&record).await {
+            Ok(()) => Ok(false),
+            // Another publish of the same version was faster.
+            Err(e) if e.is_already_exists() => self.is_published(scope, &name, declaration, digest).await,
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// True if the version is there with this digest; an error if it is there with another.
+    async fn is_published(
+        &self,
+        scope: &Scope,
+        image: &str,
+        declaration: &Declaration,
+        digest: &Digest,
+    ) -> Result<bool, CapsuleError> {
+        match scope.image(image).await? {
+            None => Ok(false),
+            Some(existing) if existing.digest == digest.as_str() => Ok(true),
+            Some(existing) => Err(CapsuleError::Exists {
+                name: declaration.name.clone(),
+                version: declaration.version.clone(),
+                existing: existing.digest,
+                digest: digest.clone(),
+            }),
+        }
+    }
+
+    /// Stores configuration and manifest with the labels that tell containerd's garbage collector what each
+    /// refers to (containerd docs/garbage-collection.md, "Garbage Collection Labels").
+    async fn store_json(&self, scope: &Scope, layer: &Descriptor, blobs: &Blobs) -> Result<(), CapsuleError> {
+        let (config, config_descriptor) = &blobs.config;
+        let (manifest, manifest_descriptor) = &blobs.manifest;
+        let snapshot = HashMap::from([(
+            format!("containerd.io/gc.ref.snapshot.{}", self.snapshotter),
+            layer.digest.to_string(),
+        )]);
+        scope.put_blob(config_descriptor.digest.as_str(), config, snapshot).await?;
+        let children = HashMap::from([
+            ("containerd.io/gc.ref.content.config".to_owned(), config_descriptor.digest.to_string()),
+            ("containerd.io/gc.ref.content.l.0".to_owned(), layer.digest.to_string()),
+        ]);
+        scope.put_blob(manifest_descriptor.digest.as_str(), manifest, children).await?;
+        Ok(())
+    }
+}
+
+/// Refuses what no version may declare.
+fn check(declaration: &Declaration) -> Result<(), CapsuleError> {
+    if let Some(reserved) = declaration.annotations.keys().find(|k| k.starts_with(oci::PREFIX)) {
+        return Err(CapsuleError::ReservedAnnotation(reserved.clone()));
+    }
+    if let Some(target) = &declaration.default_target {
+        let path = Path::new(target);
+        let plain = path.is_absolute()
+            && !target.contains('\0')
+            && !path.components().any(|c| c == Component::ParentDir);
+        if !plain {
+            return Err(CapsuleError::Target(target.clone()));
+        }
+    }
+    Ok(())
+}
+
+async fn store_layer(
+    scope: &Scope,
+    reference: &str,
+    declaration: &Declaration,
+    mut tar: impl Stream<Item = Result<Vec<u8>, String>> + Send + Unpin,
+) -> Result<Descriptor, CapsuleError> {
+    let mut writer = scope.write_blob(reference).await?;
+    let mut hash = Sha256::new();
+    let failed = loop {
+        match tar.next().await {
+            None => break None,
+            Some(Ok(piece)) => {
+                hash.update(&piece);
+                if let Err(e) = writer.write(piece).await {
+                    break Some(e.into());
+                }
+            }
+            Some(Err(reason)) => {
+                let (name, version) = (declaration.name.clone(), declaration.version.clone());
+                break Some(CapsuleError::Stream { name, version, reason });
+            }
+        }
+    };
+    if let Some(error) = failed {
+        // The first error is the one to tell; the lease takes the ingest in the end.
+        writer.abort().await.ok();
+        return Err(error);
+    }
+    let size = writer.written();
+    let digest = Digest::from_sha256(&hash.finalize());
+    let labels = HashMap::from([("containerd.io/uncompressed".to_owned(), digest.to_string())]);
+    writer.commit(digest.as_str(), labels).await?;
+    Ok(Descriptor { media_type: oci::LAYER_TAR.to_owned(), digest, size })
+}

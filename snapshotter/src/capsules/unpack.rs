@@ -1,0 +1,102 @@
+//! Unpacking a version's layers through containerd into our own snapshots.
+
+use std::path::PathBuf;
+
+use super::{CapsuleError, Capsules, catalogue::Resolved, oci::Image};
+use crate::{containerd::Scope, fresh_id};
+
+/// How long what an unpack makes is kept before something refers to it, in seconds.
+const LEASE_SECONDS: u64 = 3600;
+
+impl Capsules {
+    /// The version's lower directories, topmost first, kept from removal until `owner` is unpinned. From memory when
+    /// the version is unpacked (always, for what [`Capsules::publish`] made); otherwise it is unpacked now.
+    pub async fn pin(&self, version: &Resolved, owner: &str) -> Result<Vec<PathBuf>, CapsuleError> {
+        let top = top_chain(&version.image);
+        if let Some(layers) = self.snapshots.pin(&self.namespace, &top, owner) {
+            return Ok(layers);
+        }
+        let scope = self.containerd.namespace(&self.namespace)?;
+        if let Some(missing) = self.missing_blob(&scope, &version.image).await? {
+            return Err(self.incomplete(&version.name, &version.version, missing));
+        }
+        let scope = scope.leased(&format!("capsule-unpack-{}", fresh_id()), LEASE_SECONDS).await?;
+        let unpacked = self.unpack(&scope, &version.image).await;
+        let pinned = self.snapshots.pin(&self.namespace, &top, owner);
+        scope.release().await?;
+        unpacked?;
+        pinned.ok_or_else(|| {
+            let missing = format!("its snapshot {top} was removed while it was unpacked");
+            self.incomplete(&version.name, &version.version, missing)
+        })
+    }
+
+    /// Why a version could not be attached now; `None` if it could. Asks containerd.
+    pub async fn missing(&self, image: &Image) -> Result<Option<String>, CapsuleError> {
+        if self.snapshots.layers(&self.namespace, &top_chain(image)).is_some() {
+            return Ok(None);
+        }
+        let scope = self.containerd.namespace(&self.namespace)?;
+        self.missing_blob(&scope, image).await
+    }
+
+    async fn missing_blob(&self, scope: &Scope, image: &Image) -> Result<Option<String>, CapsuleError> {
+        for layer in &image.layers {
+            if scope.blob_labels(layer.digest.as_str()).await?.is_none() {
+                return Ok(Some(format!("layer {} is not in containerd's content store", layer.digest)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Unpacks the layers that are not unpacked yet, bottom first. The caller's scope holds a lease.
+    pub(super) async fn unpack(&self, scope: &Scope, image: &Image) -> Result<(), CapsuleError> {
+        let chain = image.chain_ids();
+        for (index, name) in chain.iter().enumerate() {
+            if scope.has_snapshot(&self.snapshotter, name.as_str()).await? {
+                continue;
+            }
+            let parent = index.checked_sub(1).map_or("", |below| chain[below].as_str());
+            let key = format!("capsule-unpack-{} {name}", fresh_id());
+            let result = self.unpack_layer(scope, image, index, &key, parent, name.as_str()).await;
+            match result {
+                Ok(true) => {}
+                // Somebody else unpacked the same layer meanwhile: theirs counts.
+                Ok(false) => scope.remove_snapshot(&self.snapshotter, &key).await?,
+                Err(error) => {
+                    // The first error is the one to tell; the lease takes the snapshot in the end.
+                    scope.remove_snapshot(&self.snapshotter, &key).await.ok();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn unpack_layer(
+        &self,
+        scope: &Scope,
+        image: &Image,
+        index: usize,
+        key: &str,
+        parent: &str,
+        name: &str,
+    ) -> Result<bool, CapsuleError> {
+        let (layer, diff_id) = (&image.layers[index], &image.diff_ids[index]);
+        let mounts = scope.prepare_snapshot(&self.snapshotter, key, parent).await?;
+        let found = scope.apply_layer(&layer.media_type, layer.digest.as_str(), layer.size, mounts).await?;
+        if found != diff_id.as_str() {
+            return Err(CapsuleError::DiffId {
+                layer: layer.digest.clone(),
+                found,
+                expected: diff_id.clone(),
+            });
+        }
+        Ok(scope.commit_snapshot(&self.snapshotter, key, name).await?)
+    }
+}
+
+/// The name of the snapshot that holds all layers. An image has at least one layer: `parse_manifest` sees to it.
+fn top_chain(image: &Image) -> String {
+    image.chain_ids().last().map(ToString::to_string).unwrap_or_default()
+}

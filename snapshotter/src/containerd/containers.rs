@@ -1,0 +1,66 @@
+//! Containers and their tasks.
+
+use capsule_proto::containerd::services::{
+    containers::v1::{GetContainerRequest, ListContainersRequest, containers_client::ContainersClient},
+    tasks::v1::{GetRequest, tasks_client::TasksClient},
+};
+use capsule_proto::containerd::v1::types::Status as TaskStatus;
+use tonic::Code;
+
+use super::{ContainerdError, Scope};
+
+/// A container as containerd's metadata has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Container {
+    /// Its id, unique in its namespace.
+    pub id: String,
+    /// The runtime it is set to run on, as `io.containerd.runc.v2`.
+    pub runtime: String,
+}
+
+impl Scope {
+    /// All containers of the namespace.
+    pub async fn containers(&self) -> Result<Vec<Container>, ContainerdError> {
+        let reply = ContainersClient::new(self.channel())
+            .list(self.request(ListContainersRequest::default()))
+            .await
+            .map_err(|e| self.failed("list its containers", e))?;
+        let containers = reply.into_inner().containers;
+        Ok(containers
+            .into_iter()
+            .map(|c| Container { id: c.id, runtime: c.runtime.unwrap_or_default().name })
+            .collect())
+    }
+
+    /// One container; `None` if the namespace has none of this id.
+    pub async fn container(&self, id: &str) -> Result<Option<Container>, ContainerdError> {
+        let request = self.request(GetContainerRequest { id: id.to_owned() });
+        match ContainersClient::new(self.channel()).get(request).await {
+            Ok(reply) => Ok(reply
+                .into_inner()
+                .container
+                .map(|c| Container { id: c.id, runtime: c.runtime.unwrap_or_default().name })),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(self.failed(&format!("look up the container {id}"), status)),
+        }
+    }
+
+    /// The state of a container's task as containerd has it ("created", "running", "stopped", …); `None` if it
+    /// has no task.
+    pub async fn task_state(&self, id: &str) -> Result<Option<String>, ContainerdError> {
+        let request = self.request(GetRequest { container_id: id.to_owned(), exec_id: String::new() });
+        match TasksClient::new(self.channel()).get(request).await {
+            Ok(reply) => {
+                Ok(reply.into_inner().process.map(|p| p.status().as_str_name().to_ascii_lowercase()))
+            }
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(self.failed(&format!("look up the task {id}"), status)),
+        }
+    }
+
+    /// True while the container's task has processes (running, created, paused or pausing).
+    pub async fn task_is_live(&self, id: &str) -> Result<bool, ContainerdError> {
+        let state = self.task_state(id).await?;
+        Ok(state.is_some_and(|s| s != TaskStatus::Stopped.as_str_name().to_ascii_lowercase()))
+    }
+}

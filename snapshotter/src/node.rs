@@ -1,0 +1,70 @@
+//! The capsule side of the daemon, put together: what `main` starts beside the snapshotter.
+
+use capsule_proto::capsule::v1::{attachments_server::AttachmentsServer, capsules_server::CapsulesServer};
+use tonic::service::Routes;
+
+use crate::{
+    attachments::Attachments,
+    capsules::Capsules,
+    config::Config,
+    containerd::Containerd,
+    service::{AttachmentsService, CapsulesService},
+    shims::Shims,
+    snapshots::Snapshots,
+    store::{
+        Store, StoreError,
+        attachments::{self, Journal},
+    },
+};
+
+/// Why the capsule side did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The attachment records could not be read.
+    #[error("read the attachment records: {0}")]
+    Records(#[from] StoreError),
+    /// The thread that writes them could not be started.
+    #[error("start the thread that writes attachment records")]
+    Journal(#[source] std::io::Error),
+}
+
+/// Largest message of a build: a client's chunk of 1 MiB, with room for another client's larger ones.
+const MESSAGE_MAX: usize = 16 << 20;
+
+/// The capsule side of the daemon.
+pub struct Node {
+    capsules: Capsules,
+    attachments: Attachments,
+}
+
+impl Node {
+    /// Takes over what an earlier run left: everything on record is pinned, and what was half done is settled with
+    /// the shims. Asks containerd nothing, so that it works (and is quick) when containerd is away.
+    ///
+    /// To be called before the snapshotter is served: a snapshot that is in use must not be removable for a moment.
+    pub async fn open(config: &Config, store: Store, snapshots: Snapshots) -> Result<Self, NodeError> {
+        let recorded = attachments::read_all(&store)?;
+        let journal = Journal::start(store).map_err(NodeError::Journal)?;
+        let containerd = Containerd::new(&config.containerd.address);
+        let (namespace, snapshotter) = (&config.containerd.namespace, &config.containerd.snapshotter);
+        let capsules = Capsules::new(containerd.clone(), snapshots.clone(), namespace, snapshotter);
+        let attachments =
+            Attachments::new(containerd, capsules.clone(), snapshots, Shims::new(&config.run), journal);
+        attachments.pin_recorded(&recorded);
+        attachments.recover(recorded).await;
+        Ok(Self { capsules, attachments })
+    }
+
+    /// Follows containerd in the background until the runtime ends.
+    pub fn follow_containerd(&self) {
+        tokio::spawn(self.attachments.clone().watch());
+    }
+
+    /// `capsule.v1` as gRPC routes.
+    pub fn routes(&self) -> Routes {
+        let capsules = CapsulesService::new(self.capsules.clone(), self.attachments.clone());
+        let attachments = AttachmentsService::new(self.attachments.clone());
+        Routes::new(CapsulesServer::new(capsules).max_decoding_message_size(MESSAGE_MAX))
+            .add_service(AttachmentsServer::new(attachments))
+    }
+}

@@ -1,0 +1,111 @@
+//! `capsule.v1.Capsules`: publishing and looking at versions.
+
+use capsule_proto::capsule::v1 as wire;
+use futures::{Stream, StreamExt, stream};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::convert;
+use crate::{
+    attachments::Attachments,
+    capsules::{Capsules, Declaration, Published},
+};
+
+/// The service.
+#[derive(Clone)]
+pub struct CapsulesService {
+    capsules: Capsules,
+    attachments: Attachments,
+}
+
+impl CapsulesService {
+    /// Over the two engines.
+    pub fn new(capsules: Capsules, attachments: Attachments) -> Self {
+        Self { capsules, attachments }
+    }
+
+    async fn describe(&self, published: &Published) -> Result<wire::Version, Status> {
+        let missing = match &published.image {
+            Ok(image) => self.capsules.missing(image).await?,
+            Err(why) => Some(why.clone()),
+        };
+        let attachments = self.attachments.users_of(published.digest.as_str()).await.len();
+        let attachments = u32::try_from(attachments).unwrap_or(u32::MAX);
+        Ok(convert::version(published, self.capsules.namespace(), missing, attachments))
+    }
+}
+
+#[tonic::async_trait]
+impl wire::capsules_server::Capsules for CapsulesService {
+    async fn build(
+        &self,
+        request: Request<Streaming<wire::BuildRequest>>,
+    ) -> Result<Response<wire::BuildResponse>, Status> {
+        let mut parts = request.into_inner();
+        let first = parts.message().await?.and_then(|m| m.part);
+        let Some(wire::build_request::Part::Header(header)) = first else {
+            return Err(convert::malformed("its header, which must be the first message"));
+        };
+        let declaration = Declaration {
+            name: convert::parse_name(&header.name)?,
+            version: header.version.parse().map_err(convert::from_model)?,
+            default_target: convert::non_empty(header.default_target),
+            default_mode: convert::parse_mode(header.default_mode)?,
+            annotations: header.annotations.into_iter().collect(),
+        };
+        let this = self.clone();
+        // Of its own, so that a caller who goes away ends the stream and not the clean-up.
+        let published = tokio::spawn(async move { this.capsules.publish(declaration, pieces(parts)).await });
+        let (published, existed) = published.await.map_err(|e| Status::internal(e.to_string()))??;
+        let version = Some(self.describe(&published).await?);
+        Ok(Response::new(wire::BuildResponse { version, existed }))
+    }
+
+    async fn list_capsules(
+        &self,
+        request: Request<wire::ListCapsulesRequest>,
+    ) -> Result<Response<wire::ListCapsulesResponse>, Status> {
+        let name = convert::non_empty(request.into_inner().name);
+        let name = name.map(|n| convert::parse_name(&n)).transpose()?;
+        let mut versions = Vec::new();
+        for published in self.capsules.catalogue().list(name.as_ref()) {
+            versions.push(self.describe(&published).await?);
+        }
+        Ok(Response::new(wire::ListCapsulesResponse { versions }))
+    }
+
+    async fn inspect_capsule(
+        &self,
+        request: Request<wire::InspectCapsuleRequest>,
+    ) -> Result<Response<wire::InspectCapsuleResponse>, Status> {
+        let request = request.into_inner();
+        let name = convert::parse_name(&request.name)?;
+        let version = convert::parse_version(&request.version).map_err(convert::from_model)?;
+        let published = self.capsules.catalogue().find(&name, version.as_ref())?;
+        let users = self.attachments.users_of(published.digest.as_str()).await;
+        let annotations = published.image.as_ref().map(|i| i.annotations.clone()).unwrap_or_default();
+        Ok(Response::new(wire::InspectCapsuleResponse {
+            version: Some(self.describe(&published).await?),
+            layers: convert::layers(&published),
+            annotations: annotations.into_iter().collect(),
+            attachments: users.iter().map(convert::attachment).collect(),
+        }))
+    }
+}
+
+/// The tar's pieces; an error as text ends them. A stream that ends by the caller's death is an error, not an end.
+fn pieces(
+    parts: Streaming<wire::BuildRequest>,
+) -> impl Stream<Item = Result<Vec<u8>, String>> + Send + Unpin {
+    let pieces = stream::unfold(Some(parts), |parts| async move {
+        let mut parts = parts?;
+        let piece = match parts.message().await {
+            Ok(None) => return None,
+            Ok(Some(wire::BuildRequest { part: Some(wire::build_request::Part::Tar(bytes)) })) => Ok(bytes),
+            Ok(Some(_)) => Err("a message after the header holds no tar".to_owned()),
+            Err(status) => Err(status.message().to_owned()),
+        };
+        let rest = piece.is_ok().then_some(parts);
+        Some((piece, rest))
+    });
+    pieces.boxed()
+}

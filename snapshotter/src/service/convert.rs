@@ -1,0 +1,239 @@
+//! From `capsule.v1`'s messages to validated types and back, and from errors to status codes.
+
+use std::time::SystemTime;
+
+use capsule_proto::capsule::v1 as wire;
+use tonic::{Code, Status};
+
+use crate::{
+    attachments::{AttachSpec, AttachmentError, Choice, Listed, containers::Wanted, model::Attachment},
+    capsules::{
+        CapsuleError, Published,
+        model::{CapsuleName, Mode, ModelError, Version},
+    },
+    shims::{Draining, ShimError, User},
+};
+
+/// The error that a malformed request is answered with.
+pub fn malformed(what: &str) -> Status {
+    Status::invalid_argument(format!("the request lacks {what}"))
+}
+
+/// `None` for an unset mode.
+pub fn parse_mode(mode: i32) -> Result<Option<Mode>, Status> {
+    match wire::Mode::try_from(mode) {
+        Ok(wire::Mode::Unspecified) => Ok(None),
+        Ok(wire::Mode::Ro) => Ok(Some(Mode::Ro)),
+        Ok(wire::Mode::Union) => Ok(Some(Mode::Union)),
+        Err(_) => Err(Status::invalid_argument(format!("mode {mode} is not known: use ro or union"))),
+    }
+}
+
+/// `None` for an empty version.
+pub fn parse_version(text: &str) -> Result<Option<Version>, ModelError> {
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
+}
+
+/// `None` for an empty text.
+pub fn non_empty(text: String) -> Option<String> {
+    if text.is_empty() { None } else { Some(text) }
+}
+
+/// The container that a request is about.
+pub fn parse_container(container: Option<wire::ContainerRef>) -> Result<Wanted, Status> {
+    let container = container.filter(|c| !c.id.is_empty()).ok_or_else(|| malformed("a container id"))?;
+    Ok(Wanted { id: container.id, namespace: container.namespace })
+}
+
+/// One capsule of an attach request.
+pub fn parse_spec(spec: wire::AttachmentSpec) -> Result<AttachSpec, Status> {
+    Ok(AttachSpec {
+        capsule: parse_name(&spec.capsule)?,
+        version: parse_version(&spec.version).map_err(from_model)?,
+        target: non_empty(spec.target),
+        mode: parse_mode(spec.mode)?,
+    })
+}
+
+/// The attachments that a request is about.
+pub fn parse_choice(
+    container: Option<wire::ContainerRef>,
+    capsule: &str,
+    target: String,
+) -> Result<Choice, Status> {
+    Ok(Choice {
+        container: parse_container(container)?,
+        capsule: parse_name(capsule)?,
+        target: non_empty(target),
+    })
+}
+
+/// A capsule's name.
+pub fn parse_name(text: &str) -> Result<CapsuleName, Status> {
+    text.parse().map_err(from_model)
+}
+
+/// A malformed name is the caller's mistake.
+pub fn from_model(error: ModelError) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+/// A mode, for the wire.
+pub fn mode(mode: Mode) -> wire::Mode {
+    match mode {
+        Mode::Ro => wire::Mode::Ro,
+        Mode::Union => wire::Mode::Union,
+    }
+}
+
+/// An attachment, for the wire.
+pub fn attachment(a: &Attachment) -> wire::Attachment {
+    wire::Attachment {
+        id: a.id.clone(),
+        container: a.container.id.clone(),
+        namespace: a.container.namespace.clone(),
+        capsule: a.capsule.to_string(),
+        version: a.current.version.to_string(),
+        digest: a.current.digest.to_string(),
+        target: a.target.clone(),
+        mode: mode(a.mode).into(),
+        state: wire::AttachmentState::Attached.into(),
+        since: Some(a.current.since.into()),
+        previous_version: a.history.last().map(|c| c.version.to_string()).unwrap_or_default(),
+        users: Vec::new(),
+    }
+}
+
+/// A listed attachment, for the wire.
+pub fn listed(listed: &Listed) -> wire::Attachment {
+    match listed {
+        Listed::Attached(a) => attachment(a),
+        Listed::Draining(container, d) => wire::Attachment {
+            container: container.id.clone(),
+            namespace: container.namespace.clone(),
+            ..draining(d)
+        },
+    }
+}
+
+fn draining(d: &Draining) -> wire::Attachment {
+    let since = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(d.since);
+    wire::Attachment {
+        id: d.id.clone(),
+        capsule: d.capsule.clone(),
+        version: d.version.clone(),
+        digest: d.digest.clone(),
+        target: d.target.clone(),
+        state: wire::AttachmentState::Draining.into(),
+        since: Some(since.into()),
+        users: d.users.iter().map(user).collect(),
+        ..Default::default()
+    }
+}
+
+fn user(u: &User) -> wire::User {
+    wire::User { pid: u.pid, command: u.command.clone(), path: u.path.clone(), how: u.how.clone() }
+}
+
+/// A version, for the wire; `missing` says what keeps it from being attached.
+pub fn version(p: &Published, namespace: &str, missing: Option<String>, attachments: u32) -> wire::Version {
+    let image = p.image.as_ref().ok();
+    let default_mode = image.and_then(|i| i.default_mode()).map_or(wire::Mode::Unspecified, mode);
+    wire::Version {
+        capsule: p.name.to_string(),
+        version: p.version.to_string(),
+        digest: p.digest.to_string(),
+        size: image.map_or(0, |i| i.size()),
+        created_at: p.created_at.map(Into::into),
+        default_target: image.and_then(|i| i.default_target()).unwrap_or_default().to_owned(),
+        default_mode: default_mode.into(),
+        image: p.image_name.clone(),
+        namespace: namespace.to_owned(),
+        complete: missing.is_none(),
+        incomplete: missing.unwrap_or_default(),
+        attachments,
+    }
+}
+
+/// An image's layers, for the wire, bottom first.
+pub fn layers(p: &Published) -> Vec<wire::Layer> {
+    let Ok(image) = &p.image else { return Vec::new() };
+    let chain = image.chain_ids();
+    image
+        .layers
+        .iter()
+        .zip(&image.diff_ids)
+        .zip(chain)
+        .map(|((layer, diff_id), snapshot)| wire::Layer {
+            digest: layer.digest.to_string(),
+            diff_id: diff_id.to_string(),
+            media_type: layer.media_type.clone(),
+            size: layer.size,
+            snapshot: snapshot.to_string(),
+        })
+        .collect()
+}
+
+impl From<CapsuleError> for Status {
+    fn from(error: CapsuleError) -> Self {
+        let code = match &error {
+            CapsuleError::Model(_) | CapsuleError::Target(_) | CapsuleError::ReservedAnnotation(_) => {
+                Code::InvalidArgument
+            }
+            CapsuleError::UnknownCapsule { .. } | CapsuleError::UnknownVersion { .. } => Code::NotFound,
+            CapsuleError::Incomplete { .. } | CapsuleError::Oci(_) => Code::FailedPrecondition,
+            CapsuleError::Exists { .. } => Code::AlreadyExists,
+            CapsuleError::Stream { .. } => Code::Aborted,
+            CapsuleError::DiffId { .. } => Code::DataLoss,
+            CapsuleError::Containerd(e) => return containerd(e),
+        };
+        Self::new(code, one_line(&error))
+    }
+}
+
+impl From<AttachmentError> for Status {
+    fn from(error: AttachmentError) -> Self {
+        let code = match &error {
+            AttachmentError::UnknownContainer { .. } | AttachmentError::NotAttached { .. } => Code::NotFound,
+            AttachmentError::AmbiguousContainer { .. }
+            | AttachmentError::NoSpecs
+            | AttachmentError::Target { .. }
+            | AttachmentError::NoTarget { .. }
+            | AttachmentError::Model(_) => Code::InvalidArgument,
+            AttachmentError::OtherRuntime { .. }
+            | AttachmentError::NotRunning { .. }
+            | AttachmentError::NoHistory { .. }
+            | AttachmentError::InUse { .. } => Code::FailedPrecondition,
+            AttachmentError::Occupied { .. } => Code::AlreadyExists,
+            AttachmentError::Shim(ShimError::Refused { code, .. }) => *code,
+            AttachmentError::Shim(ShimError::Unreachable { .. }) => Code::Unavailable,
+            AttachmentError::Shim(ShimError::NoShim(_)) => Code::FailedPrecondition,
+            AttachmentError::Shim(_) | AttachmentError::Store(_) => Code::Internal,
+            AttachmentError::Containerd(e) => return containerd(e),
+            AttachmentError::Capsule(_) => Code::Unknown,
+        };
+        match error {
+            AttachmentError::Capsule(e) => e.into(),
+            other => Self::new(code, one_line(&other)),
+        }
+    }
+}
+
+fn containerd(error: &crate::containerd::ContainerdError) -> Status {
+    Status::new(error.code().unwrap_or(Code::Internal), error.to_string())
+}
+
+/// A message in one line, whatever containerd or a runtime put into it; its sources once, where it does not repeat
+/// them.
+fn one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(e) = source {
+        let more = e.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = e.source();
+    }
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
