@@ -7,6 +7,7 @@ use capsule_proto::containerd::services::snapshots::v1::snapshots_server::Snapsh
 use capsuled::{
     config::{Config, ConfigError, DEFAULT_PATH},
     dirs::Dirs,
+    node::Node,
     notify::{State, notify},
     server,
     service::SnapshotsService,
@@ -15,7 +16,6 @@ use capsuled::{
 };
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
-use tonic::service::Routes;
 
 /// What a configuration with mistakes exits with, as usage errors do.
 const EXIT_CONFIG: u8 = 2;
@@ -77,22 +77,25 @@ fn run(config: &Config) -> anyhow::Result<()> {
 }
 
 async fn serve(config: &Config) -> anyhow::Result<()> {
-    let snapshots = open_snapshots(config)?;
-    let routes = Routes::new(SnapshotsServer::new(SnapshotsService::new(snapshots)));
+    let (store, snapshots) = open_snapshots(config)?;
+    let node = Node::open(config, store, snapshots.clone()).await?;
+    let routes = node.routes().add_service(SnapshotsServer::new(SnapshotsService::new(snapshots)));
     let stop = stop_signal()?;
     let listener = server::listen(&config.socket)?;
     tracing::info!(socket = %config.socket.display(), "serving");
+    node.follow_containerd();
     tell(State::Ready);
     server::serve(listener, routes, stop).await?;
     tracing::info!("stopped");
     Ok(())
 }
 
-fn open_snapshots(config: &Config) -> anyhow::Result<Snapshots> {
+fn open_snapshots(config: &Config) -> anyhow::Result<(Store, Snapshots)> {
     let dirs = Dirs::new(&config.root);
     dirs.create()?;
     let store = Store::open(&dirs.metadata())?;
-    Ok(Snapshots::open(Environment { store, dirs, overlay: OverlayOptions::read()? })?)
+    let snapshots = Snapshots::open(Environment { store: store.clone(), dirs, overlay: OverlayOptions::read()? })?;
+    Ok((store, snapshots))
 }
 
 /// Ends when the service manager or a person asks the daemon to stop.

@@ -223,10 +223,9 @@ mod tests {
         assert_eq!(humantime(at), "2025-12-31T23:59:59Z");
     }
 
-    #[test]
-    fn namespaces_that_are_no_headers_are_refused() {
-        let containerd =
-            Containerd { channel: Endpoint::from_static("http://x").connect_lazy(), address: "/x".into() };
+    #[tokio::test]
+    async fn namespaces_that_are_no_headers_are_refused() {
+        let containerd = Containerd::new(Path::new("/nowhere.sock"));
         assert!(matches!(containerd.namespace("a\nb"), Err(ContainerdError::Header(_))));
     }
 }
