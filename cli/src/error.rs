@@ -25,8 +25,8 @@ pub enum Error {
         /// What connect(2) said.
         source: io::Error,
     },
-    /// The socket answers, but not with HTTP/2.
-    #[error("what answers at {} does not speak capsuled's API: {source}; check --address", address.display())]
+    /// The socket answers and hangs up, or does not speak HTTP/2.
+    #[error("no capsuled at {}: {}; see `systemctl status capsuled`, and check --address", address.display(), innermost(source))]
     Handshake {
         /// The socket.
         address: PathBuf,
@@ -76,6 +76,15 @@ impl Error {
         let lines: Vec<String> = self.to_string().lines().map(|l| l.trim().to_owned()).collect();
         escape_control(&lines.join(" "))
     }
+}
+
+/// The cause at the bottom: tonic's own error says no more than "transport error".
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
 }
 
 fn connect_hint(error: &io::Error) -> &'static str {

@@ -1,1 +1,485 @@
-//! Real trees in temporary directories, and plans of imagined ones.
+//! Real trees in temporary directories, and plans of imagined ones. No root needed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use super::encode::encode_header;
+use super::plan::{Content, Entry, Member, Planned, Refusal, plan_members};
+use super::walk::{Attributes, Found, Kind, Stamp};
+use super::*;
+
+const OPTIONS: Options = Options { keep_owner: false, mtime: 1_700_000_000 };
+
+fn archive_of(dir: &Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let plan = plan(dir, OPTIONS).expect("a plan");
+    plan.stream(|chunk| {
+        assert!(!chunk.is_empty() && chunk.len() <= stream::CHUNK);
+        bytes.extend(chunk);
+        true
+    })
+    .expect("an archive");
+    bytes
+}
+
+/// A tree as a map from path to what is there. Files of the same content number are one file of several names.
+type Tree = BTreeMap<Vec<u8>, Node>;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Node {
+    Directory { mode: u32 },
+    File { number: usize },
+    Symlink { target: Vec<u8> },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct FileSpec {
+    content: Vec<u8>,
+    mode: u32,
+    attribute: Option<Vec<u8>>,
+}
+
+#[derive(Debug, Clone)]
+struct Specimen {
+    files: Vec<FileSpec>,
+    tree: Tree,
+}
+
+fn name() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        4 => "[a-c]".prop_map(String::into_bytes),
+        2 => "[a-c][-./]?[a-z]{0,3}".prop_map(|s| s.replace('/', "-").into_bytes()),
+        1 => Just(b"\xff\xfe\x01".to_vec()),
+        1 => (90usize..255, any::<bool>()).prop_map(|(n, utf8)| vec![if utf8 { b'n' } else { 0xe9 }; n]),
+    ]
+}
+
+fn node(files: usize) -> impl Strategy<Value = Node> {
+    let modes = prop_oneof![Just(0o755u32), Just(0o700), Just(0o1777)];
+    prop_oneof![
+        1 => modes.prop_map(|mode| Node::Directory { mode }),
+        4 => any::<Index>().prop_map(move |i| Node::File { number: i.index(files) }),
+        2 => proptest::collection::vec(1u8.., 1..150).prop_map(|target| Node::Symlink { target }),
+    ]
+}
+
+fn file_spec() -> impl Strategy<Value = FileSpec> {
+    let content = prop_oneof![
+        3 => proptest::collection::vec(any::<u8>(), 0..1500),
+        1 => Just(vec![7; 512]),
+        1 => Just(vec![0; stream::CHUNK + 13]),
+    ];
+    let modes = prop_oneof![Just(0o644u32), Just(0o755), Just(0o4755), Just(0o600)];
+    let attribute = proptest::option::of(proptest::collection::vec(any::<u8>(), 0..40));
+    (content, modes, attribute).prop_map(|(content, mode, attribute)| FileSpec { content, mode, attribute })
+}
+
+fn specimen() -> impl Strategy<Value = Specimen> {
+    let paths =
+        |files| proptest::collection::vec((proptest::collection::vec(name(), 1..4), node(files)), 1..20);
+    proptest::collection::vec(file_spec(), 1..5)
+        .prop_flat_map(move |files| (Just(files.clone()), paths(files.len())))
+        .prop_map(|(files, entries)| {
+            let mut tree = Tree::new();
+            for (components, node) in entries {
+                insert(&mut tree, &components, node);
+            }
+            Specimen { files, tree }
+        })
+}
+
+/// Puts a node at a path, its parents as directories; what was there first stays.
+fn insert(tree: &mut Tree, components: &[Vec<u8>], node: Node) {
+    for depth in 1..components.len() {
+        let parent = components[..depth].join(&b'/');
+        if !matches!(tree.entry(parent).or_insert(Node::Directory { mode: 0o755 }), Node::Directory { .. }) {
+            return;
+        }
+    }
+    tree.entry(components.join(&b'/')).or_insert(node);
+}
+
+impl Specimen {
+    /// Makes the tree on disk, in the given order, with modification times that follow from `age`.
+    fn make(&self, dir: &Path, order: &[Vec<u8>], age: u64) {
+        let mut made: BTreeMap<usize, PathBuf> = BTreeMap::new();
+        for path in order {
+            let at = join(dir, path);
+            fs::create_dir_all(at.parent().expect("a parent")).expect("parents");
+            match &self.tree[path] {
+                Node::Directory { .. } => fs::create_dir_all(&at).expect("a directory"),
+                Node::Symlink { target } => {
+                    std::os::unix::fs::symlink(OsStr::from_bytes(target), &at).expect("a link");
+                }
+                Node::File { number } => match made.get(number) {
+                    Some(first) => fs::hard_link(first, &at).expect("a hard link"),
+                    None => {
+                        self.files[*number].make(&at, age);
+                        made.insert(*number, at);
+                    }
+                },
+            }
+        }
+        for (path, node) in &self.tree {
+            if let Node::Directory { mode } = node {
+                let mode = fs::Permissions::from_mode(*mode);
+                fs::set_permissions(join(dir, path), mode).expect("a mode");
+            }
+        }
+    }
+}
+
+impl FileSpec {
+    fn make(&self, at: &Path, age: u64) {
+        fs::write(at, &self.content).expect("a file");
+        if let Some(value) = &self.attribute {
+            rustix::fs::setxattr(at, "user.test", value, rustix::fs::XattrFlags::empty())
+                .expect("user attributes on the temporary directory's file system (tmpfs: Linux 6.6)");
+        }
+        fs::set_permissions(at, fs::Permissions::from_mode(self.mode)).expect("a mode");
+        let mtime = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 + age * self.content.len() as u64);
+        File::options().write(true).open(at).and_then(|f| f.set_modified(mtime)).expect("a time");
+    }
+}
+
+/// What another reader finds in an archive: the tree, in which hard links share a file again.
+///
+/// The headers are read by the `tar` crate, the extended ones here: the crate takes a newline inside a value for
+/// the value's end, POSIX and containerd go by the length.
+fn read_back(bytes: &[u8]) -> (Tree, Vec<FileSpec>, Vec<Vec<u8>>) {
+    let (mut tree, mut files, mut order) = (Tree::new(), Vec::new(), Vec::new());
+    let mut records = BTreeMap::new();
+    let mut archive = tar::Archive::new(bytes);
+    for entry in archive.entries().expect("entries").raw(true) {
+        let mut entry = entry.expect("an entry");
+        let header = entry.header().clone();
+        let mut content = Vec::new();
+        entry.read_to_end(&mut content).expect("content");
+        if header.entry_type() == tar::EntryType::XHeader {
+            records = parse_records(&content);
+            continue;
+        }
+        let mut record = |key: &str| records.remove(key);
+        assert_eq!(header.mtime().expect("a time"), OPTIONS.mtime);
+        assert_eq!((header.uid().expect("a uid"), header.gid().expect("a gid")), (0, 0));
+        let name = record("path").unwrap_or_else(|| header.path_bytes().into_owned());
+        let link = record("linkpath").or_else(|| header.link_name_bytes().map(|l| l.into_owned()));
+        let path = name.strip_suffix(b"/").unwrap_or(&name).to_vec();
+        let mode = header.mode().expect("a mode");
+        let node = match header.entry_type() {
+            tar::EntryType::Directory => Node::Directory { mode },
+            tar::EntryType::Symlink => Node::Symlink { target: link.expect("a target") },
+            tar::EntryType::Link => tree[&link.expect("a target")].clone(),
+            tar::EntryType::Regular => {
+                files.push(FileSpec { content, mode, attribute: record("SCHILY.xattr.user.test") });
+                Node::File { number: files.len() - 1 }
+            }
+            other => panic!("unexpected type {other:?}"),
+        };
+        records.remove("hdrcharset");
+        assert!(records.is_empty(), "{records:?}");
+        order.push(path.clone());
+        assert!(tree.insert(path, node).is_none(), "twice: {name:?}");
+    }
+    (tree, files, order)
+}
+
+/// `LENGTH KEY=VALUE\n`, one after the other.
+fn parse_records(mut bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
+    let mut records = BTreeMap::new();
+    while !bytes.is_empty() {
+        let digits = bytes.iter().position(|b| *b == b' ').expect("a space");
+        let length: usize = String::from_utf8_lossy(&bytes[..digits]).parse().expect("a length");
+        let record = bytes[digits + 1..length].strip_suffix(b"\n").expect("a newline");
+        let equals = record.iter().position(|b| *b == b'=').expect("an equals sign");
+        let key = String::from_utf8(record[..equals].to_vec()).expect("UTF-8");
+        assert!(records.insert(key, record[equals + 1..].to_vec()).is_none());
+        bytes = &bytes[length..];
+    }
+    records
+}
+
+/// File numbers by order of path, so that two trees can be compared.
+fn normal(tree: &Tree, files: &[FileSpec]) -> (Tree, Vec<FileSpec>) {
+    let mut numbers = BTreeMap::new();
+    let mut kept = Vec::new();
+    let tree = tree.iter().map(|(path, node)| {
+        let node = match node {
+            Node::File { number } => {
+                let next = kept.len();
+                let number = *numbers.entry(*number).or_insert_with(|| {
+                    kept.push(files[*number].clone());
+                    next
+                });
+                Node::File { number }
+            }
+            other => other.clone(),
+        };
+        (path.clone(), node)
+    });
+    (tree.collect(), kept)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn same_tree_same_bytes_and_read_back((specimen, shuffled) in specimen().prop_flat_map(|s| {
+        let paths: Vec<_> = s.tree.keys().cloned().collect();
+        (Just(s), Just(paths).prop_shuffle())
+    })) {
+        let sorted: Vec<_> = specimen.tree.keys().cloned().collect();
+        let (one, two) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+        specimen.make(one.path(), &sorted, 1);
+        specimen.make(two.path(), &shuffled, 60);
+        let bytes = archive_of(one.path());
+        prop_assert_eq!(bytes.len() % 512, 0);
+        prop_assert!(bytes == archive_of(two.path()), "the archives differ");
+
+        let (tree, files, order) = read_back(&bytes);
+        prop_assert!(order.is_sorted(), "{:?}", order);
+        prop_assert_eq!(normal(&tree, &files), normal(&specimen.tree, &specimen.files));
+    }
+
+    #[test]
+    fn order_and_owner_do_not_matter(order in Just((0..6usize).collect::<Vec<_>>()).prop_shuffle(), owner in any::<u32>()) {
+        let found = |i: &usize, uid| Found {
+            path: vec![b"ab-/xy"[*i]; 1 + i % 3], uid, gid: uid,
+            kind: Kind::File { stamp: stamp(i / 2), has_links: true },
+            mode: 0o644, xattrs: Attributes::new(),
+        };
+        let bytes = |found: Vec<Found>| -> Vec<u8> {
+            plan_members(found, OPTIONS).expect("a plan").members.iter().flat_map(encode_header).collect()
+        };
+        let one = (0..6).map(|i| found(&i, 0)).collect();
+        let two = order.iter().map(|i| found(i, owner)).collect();
+        prop_assert_eq!(bytes(one), bytes(two));
+    }
+}
+
+fn stamp(inode: usize) -> Stamp {
+    Stamp { device: 1, inode: inode as u64, size: 10, mtime: (0, 0) }
+}
+
+fn entry(path: &[u8], kind: Kind) -> Found {
+    Found { path: path.to_vec(), kind, mode: 0o644, uid: 7, gid: 8, xattrs: Attributes::new() }
+}
+
+#[test]
+fn a_parent_comes_before_what_it_holds() {
+    let dir = |path: &[u8]| entry(path, Kind::Directory);
+    let planned = plan_members(vec![dir(b"a/b"), dir(b"a-b"), dir(b"a"), dir(b"a/b/c")], OPTIONS);
+    let names: Vec<_> = planned.expect("a plan").members.into_iter().map(|m| m.name).collect();
+    assert_eq!(names, [&b"a/"[..], b"a-b/", b"a/b/", b"a/b/c/"]);
+}
+
+#[test]
+fn special_files() {
+    let device = |block, major, minor| Kind::Device { block, major, minor };
+    for (kind, want) in [
+        (Kind::Fifo, Ok(Some(Entry::Fifo))),
+        (device(false, 1, 3), Ok(Some(Entry::Device { block: false, major: 1, minor: 3 }))),
+        (device(true, 0, 0), Ok(Some(Entry::Device { block: true, major: 0, minor: 0 }))),
+        (device(false, 0, 0), Err(Refusal::WhiteoutDevice { path: b"x".to_vec() })),
+        (Kind::Socket, Ok(None)),
+    ] {
+        let got = plan_members(vec![entry(b"x", kind.clone())], OPTIONS);
+        assert_eq!(got.map(|p| p.members.first().map(|m| m.entry.clone())), want, "{kind:?}");
+    }
+}
+
+#[test]
+fn a_socket_is_named() {
+    let Planned { members, left_out } =
+        plan_members(vec![entry(b"s", Kind::Socket)], OPTIONS).expect("a plan");
+    assert!(members.is_empty());
+    assert_eq!(left_out, [b"s"]);
+}
+
+#[test]
+fn whiteout_names_are_refused_anywhere() {
+    for (path, refused) in [
+        (&b".wh.a"[..], true),
+        (b"d/.wh.a", true),
+        (b"d/.wh..wh..opq", true),
+        (b".wh", false),
+        (b"a.wh.", false),
+        (b".what", false),
+    ] {
+        let got = plan_members(vec![entry(path, Kind::Fifo)], OPTIONS);
+        assert_eq!(got.is_err(), refused, "{path:?}");
+    }
+}
+
+#[test]
+fn owners_are_kept_when_asked_for() {
+    let keep = Options { keep_owner: true, ..OPTIONS };
+    let planned = plan_members(vec![entry(b"x", Kind::Fifo)], keep).expect("a plan");
+    assert_eq!((planned.members[0].uid, planned.members[0].gid), (7, 8));
+}
+
+#[test]
+fn attributes_that_no_record_can_name() {
+    for (name, ok) in [(&b"user.a"[..], true), (b"user.a=b", false), (b"user.\xff", false)] {
+        let mut found = entry(b"x", Kind::Directory);
+        found.xattrs.insert(name.to_vec(), b"v".to_vec());
+        assert_eq!(plan_members(vec![found], OPTIONS).is_ok(), ok, "{name:?}");
+    }
+}
+
+#[test]
+fn what_ustar_cannot_hold_is_in_records() {
+    let size = 0o100_000_000_000; // one more than eleven digits hold
+    let member = Member {
+        name: b"big".to_vec(),
+        entry: Entry::File,
+        mode: 0o644,
+        uid: u32::MAX,
+        gid: 0o1000_0000,
+        mtime: MAX_MTIME,
+        xattrs: Attributes::from([(b"security.capability".to_vec(), vec![1, 0, 0, 2, b'\n', 0])]),
+        content: Some(Content { path: b"big".to_vec(), size, stamp: stamp(1) }),
+    };
+    let blocks = encode_header(&member);
+    let mut archive = tar::Archive::new(&blocks[..]);
+    let mut entries = archive.entries().expect("entries").raw(true);
+    let mut extended = Vec::new();
+    entries.next().expect("one").expect("an entry").read_to_end(&mut extended).expect("records");
+    let want = [
+        ("SCHILY.xattr.security.capability", vec![1, 0, 0, 2, b'\n', 0]),
+        ("gid", b"2097152".to_vec()),
+        ("size", b"8589934592".to_vec()),
+        ("uid", b"4294967295".to_vec()),
+    ];
+    assert_eq!(parse_records(&extended), want.map(|(key, value)| (key.to_owned(), value)).into());
+    let header = entries.next().expect("two").expect("an entry").header().clone();
+    assert_eq!(header.mtime().expect("a time"), MAX_MTIME);
+    assert_eq!(header.uid().expect("a uid"), 0);
+}
+
+#[test]
+fn links_are_not_followed() {
+    let (outside, dir) =
+        (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    fs::write(outside.path().join("secret"), "s").expect("a file");
+    std::os::unix::fs::symlink(outside.path(), dir.path().join("way-out")).expect("a link");
+    let (tree, files, _) = read_back(&archive_of(dir.path()));
+    assert_eq!(tree.into_keys().collect::<Vec<_>>(), [b"way-out"]);
+    assert!(files.is_empty());
+}
+
+#[test]
+fn a_directory_swapped_for_a_link_is_noticed() {
+    let (outside, dir) =
+        (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    fs::write(outside.path().join("f"), "secret").expect("a file");
+    fs::create_dir(dir.path().join("d")).expect("a directory");
+    fs::write(dir.path().join("d/f"), "public").expect("a file");
+    let plan = plan(dir.path(), OPTIONS).expect("a plan");
+    fs::rename(dir.path().join("d"), dir.path().join("old")).expect("renamed");
+    std::os::unix::fs::symlink(outside.path(), dir.path().join("d")).expect("a link");
+    let error = plan.stream(|_| true).expect_err("a link on the way");
+    assert!(matches!(error, Error::Read { errno: Errno::LOOP, .. }), "{error}");
+}
+
+#[test]
+fn a_tree_that_changes_is_an_error() {
+    type Change = fn(&Path);
+    let changes: [(&str, Change); 5] = [
+        ("from 6 to 9 bytes", |f| fs::write(f, "different").expect("a file")),
+        ("from 6 to 3 bytes", |f| fs::write(f, "abc").expect("a file")),
+        ("it was replaced", |f| {
+            fs::write(f.with_extension("new"), "abcdef").expect("a file");
+            fs::rename(f.with_extension("new"), f).expect("renamed");
+        }),
+        ("it was written to", |f| {
+            File::options()
+                .write(true)
+                .open(f)
+                .and_then(|f| f.set_modified(SystemTime::UNIX_EPOCH))
+                .expect("a time");
+        }),
+        ("No such file", |f| fs::remove_file(f).expect("removed")),
+    ];
+    for (want, change) in changes {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("f");
+        fs::write(&file, "abcdef").expect("a file");
+        let plan = plan(dir.path(), OPTIONS).expect("a plan");
+        change(&file);
+        let error = plan.stream(|_| true).expect_err(want).to_string();
+        assert!(error.contains(want) && error.contains(file.to_str().expect("UTF-8")), "{want}: {error}");
+    }
+}
+
+#[test]
+fn a_file_that_grows_while_it_is_read_is_an_error() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("f");
+    fs::write(&file, vec![1; 3 * stream::CHUNK]).expect("a file");
+    let plan = plan(dir.path(), OPTIONS).expect("a plan");
+    let mut chunks = 0;
+    let outcome = plan.stream(|_| {
+        chunks += 1;
+        if chunks == 2 {
+            File::options().append(true).open(&file).and_then(|f| f.set_len(4 << 20)).expect("grown");
+        }
+        true
+    });
+    assert!(matches!(outcome, Err(Error::Changed { .. })), "{outcome:?}");
+}
+
+#[test]
+fn streaming_stops_when_nobody_listens() {
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::write(dir.path().join("f"), vec![1; 3 * stream::CHUNK]).expect("a file");
+    let mut calls = 0;
+    let outcome = plan(dir.path(), OPTIONS).expect("a plan").stream(|_| {
+        calls += 1;
+        false
+    });
+    assert!(outcome.is_ok());
+    assert_eq!(calls, 1);
+}
+
+#[test]
+fn trees_that_are_none() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let message = |path: &Path| plan(path, OPTIONS).expect_err("refused").to_string();
+    assert!(message(dir.path()).contains("nothing to publish"));
+    assert!(message(&dir.path().join("absent")).contains("No such file"));
+    fs::write(dir.path().join(".wh.f"), "").expect("a file");
+    assert!(message(dir.path()).contains(".wh.f"));
+    assert!(message(&dir.path().join(".wh.f")).contains("Not a directory"));
+}
+
+#[test]
+fn sockets_and_fifos_on_disk() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let _listener = std::os::unix::net::UnixListener::bind(dir.path().join("s")).expect("a socket");
+    let fifo = dir.path().join("p");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, 0o600.into()).expect("a FIFO");
+    let plan = plan(dir.path(), OPTIONS).expect("a plan, without waiting for the FIFO's writer");
+    assert_eq!(plan.left_out, [dir.path().join("s")]);
+    assert_eq!(plan.summary(), Summary { files: 1, bytes: 0 });
+}
+
+#[test]
+fn deep_trees_need_few_descriptors() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let deep: OsString = OsString::from_vec(b"d/".repeat(1500));
+    fs::create_dir_all(dir.path().join(&deep)).expect("directories");
+    let (tree, _, _) = read_back(&archive_of(dir.path()));
+    assert_eq!(tree.len(), 1500);
+    let depths: BTreeSet<_> = tree.keys().map(Vec::len).collect();
+    assert_eq!(depths.len(), 1500);
+}

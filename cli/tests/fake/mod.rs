@@ -1,0 +1,305 @@
+//! A capsuled of the tests: serves `capsule.v1` on a temporary socket, keeps what it was asked, gives fixed answers.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use capsule_proto::capsule::v1::attachments_server::{Attachments, AttachmentsServer};
+use capsule_proto::capsule::v1::build_request::Part;
+use capsule_proto::capsule::v1::capsules_server::{Capsules, CapsulesServer};
+use capsule_proto::capsule::v1::{self, AttachmentState, Mode};
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// A container of this name gets this refusal.
+pub const REFUSED: &str = "refused";
+pub const REFUSAL: &str = "container `refused` is not running; start it with `ctr task start refused`";
+/// A version of this number is refused before its archive is read.
+pub const TAKEN: &str = "9.9.9";
+/// Seconds since 1970 of every instant in the answers that a JSON test compares.
+pub const INSTANT: i64 = 1_700_000_000;
+
+/// What the fake was asked.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Asked {
+    Build { header: v1::BuildHeader, tar: Vec<u8>, chunks: usize, whole: bool },
+    Ls(v1::ListCapsulesRequest),
+    Inspect(v1::InspectCapsuleRequest),
+    Attach(v1::AttachRequest),
+    Upgrade(v1::UpgradeRequest),
+    Rollback(v1::RollbackRequest),
+    Detach(v1::DetachRequest),
+    Ps(v1::ListAttachmentsRequest),
+}
+
+type Log = Arc<Mutex<Vec<Asked>>>;
+
+#[derive(Clone)]
+struct Service {
+    log: Log,
+}
+
+impl Service {
+    fn heard(&self, asked: Asked) {
+        self.log.lock().expect("the log").push(asked);
+    }
+}
+
+pub fn version() -> v1::Version {
+    v1::Version {
+        capsule: "tzdata".into(),
+        version: "2026.1".into(),
+        digest: format!("sha256:{}", "0123456789abcdef".repeat(4)),
+        size: 1_572_864,
+        created_at: Some(days_ago(3)),
+        default_target: "/usr/share/zoneinfo".into(),
+        default_mode: Mode::Ro.into(),
+        image: "capsule.local/tzdata:2026.1".into(),
+        namespace: "capsules".into(),
+        complete: true,
+        incomplete: String::new(),
+        attachments: 1,
+    }
+}
+
+fn incomplete() -> v1::Version {
+    v1::Version {
+        version: "2024.2".into(),
+        complete: false,
+        incomplete: "layer sha256:11 is missing".into(),
+        default_target: String::new(),
+        default_mode: Mode::Unspecified.into(),
+        attachments: 0,
+        size: 10,
+        created_at: None,
+        ..version()
+    }
+}
+
+pub fn attachment(state: AttachmentState) -> v1::Attachment {
+    v1::Attachment {
+        id: "a1".into(),
+        container: "web".into(),
+        namespace: "default".into(),
+        capsule: "tzdata".into(),
+        version: "2026.1".into(),
+        digest: version().digest,
+        target: "/usr/share/zoneinfo".into(),
+        mode: Mode::Ro.into(),
+        state: state.into(),
+        since: Some(prost_types::Timestamp { seconds: INSTANT, nanos: 0 }),
+        previous_version: "2024.2".into(),
+        users: Vec::new(),
+    }
+}
+
+fn draining() -> v1::Attachment {
+    let user = |pid, how: &str| v1::User {
+        pid,
+        command: "cat".into(),
+        path: "/usr/share/zoneinfo/\x1b[2JUTC".into(),
+        how: how.into(),
+    };
+    let users = vec![user(41, "fd 3"), user(42, "cwd")];
+    let attachment = attachment(AttachmentState::Draining);
+    v1::Attachment { previous_version: String::new(), users, since: Some(days_ago(4)), ..attachment }
+}
+
+/// A few hours more, so that the number of days is the same however long the test takes.
+fn days_ago(days: u64) -> prost_types::Timestamp {
+    (SystemTime::now() - Duration::from_secs(days * 86_400 + 7_200)).into()
+}
+
+fn refuse(container: Option<&v1::ContainerRef>) -> Result<(), Status> {
+    match container {
+        Some(c) if c.id == REFUSED => Err(Status::failed_precondition(REFUSAL)),
+        _ => Ok(()),
+    }
+}
+
+#[tonic::async_trait]
+impl Capsules for Service {
+    async fn build(
+        &self,
+        request: Request<Streaming<v1::BuildRequest>>,
+    ) -> Result<Response<v1::BuildResponse>, Status> {
+        let mut messages = request.into_inner();
+        let Some(v1::BuildRequest { part: Some(Part::Header(header)) }) = messages.message().await? else {
+            return Err(Status::invalid_argument("the first message is not a header"));
+        };
+        if header.version == TAKEN {
+            return Err(Status::already_exists(
+                "tzdata@9.9.9 exists with another digest; publish a new version",
+            ));
+        }
+        let (mut tar, mut chunks) = (Vec::new(), 0);
+        let whole = loop {
+            match messages.message().await {
+                Ok(Some(v1::BuildRequest { part: Some(Part::Tar(chunk)) })) => {
+                    tar.extend(chunk);
+                    chunks += 1;
+                }
+                Ok(Some(_)) => return Err(Status::invalid_argument("a second header")),
+                Ok(None) => break true,
+                Err(_) => break false,
+            }
+        };
+        let existed = header.annotations.contains_key("again");
+        self.heard(Asked::Build { header, tar, chunks, whole });
+        Ok(Response::new(v1::BuildResponse { version: Some(version()), existed }))
+    }
+
+    async fn list_capsules(
+        &self,
+        request: Request<v1::ListCapsulesRequest>,
+    ) -> Result<Response<v1::ListCapsulesResponse>, Status> {
+        self.heard(Asked::Ls(request.into_inner()));
+        Ok(Response::new(v1::ListCapsulesResponse { versions: vec![version(), incomplete()] }))
+    }
+
+    async fn inspect_capsule(
+        &self,
+        request: Request<v1::InspectCapsuleRequest>,
+    ) -> Result<Response<v1::InspectCapsuleResponse>, Status> {
+        self.heard(Asked::Inspect(request.into_inner()));
+        let layer = v1::Layer {
+            digest: "sha256:aa".into(),
+            diff_id: "sha256:aa".into(),
+            media_type: "application/vnd.oci.image.layer.v1.tar".into(),
+            size: 2048,
+            snapshot: "sha256:aa".into(),
+        };
+        Ok(Response::new(v1::InspectCapsuleResponse {
+            version: Some(version()),
+            layers: vec![layer],
+            annotations: [("team".to_owned(), "time".to_owned())].into(),
+            attachments: vec![draining()],
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl Attachments for Service {
+    async fn attach(
+        &self,
+        request: Request<v1::AttachRequest>,
+    ) -> Result<Response<v1::AttachResponse>, Status> {
+        let request = request.into_inner();
+        refuse(request.container.as_ref())?;
+        self.heard(Asked::Attach(request));
+        Ok(Response::new(v1::AttachResponse { attachments: vec![attachment(AttachmentState::Attached)] }))
+    }
+
+    async fn upgrade(
+        &self,
+        request: Request<v1::UpgradeRequest>,
+    ) -> Result<Response<v1::UpgradeResponse>, Status> {
+        let request = request.into_inner();
+        let from = if request.version == "2026.1" { "2026.1" } else { "2024.2" };
+        self.heard(Asked::Upgrade(request));
+        Ok(Response::new(v1::UpgradeResponse {
+            attachments: vec![attachment(AttachmentState::Attached)],
+            from_versions: vec![from.into()],
+        }))
+    }
+
+    async fn rollback(
+        &self,
+        request: Request<v1::RollbackRequest>,
+    ) -> Result<Response<v1::RollbackResponse>, Status> {
+        self.heard(Asked::Rollback(request.into_inner()));
+        Ok(Response::new(v1::RollbackResponse {
+            attachments: vec![attachment(AttachmentState::Attached)],
+            from_versions: vec!["2026.2".into()],
+        }))
+    }
+
+    async fn detach(
+        &self,
+        request: Request<v1::DetachRequest>,
+    ) -> Result<Response<v1::DetachResponse>, Status> {
+        let request = request.into_inner();
+        let answer = if request.lazy { draining() } else { attachment(AttachmentState::Attached) };
+        self.heard(Asked::Detach(request));
+        Ok(Response::new(v1::DetachResponse { attachments: vec![answer] }))
+    }
+
+    async fn list_attachments(
+        &self,
+        request: Request<v1::ListAttachmentsRequest>,
+    ) -> Result<Response<v1::ListAttachmentsResponse>, Status> {
+        self.heard(Asked::Ps(request.into_inner()));
+        let since = Some(days_ago(5));
+        let attached = v1::Attachment { since, ..attachment(AttachmentState::Attached) };
+        let elsewhere = v1::Attachment { namespace: "k8s.io".into(), ..attached.clone() };
+        Ok(Response::new(v1::ListAttachmentsResponse { attachments: vec![attached, elsewhere, draining()] }))
+    }
+}
+
+/// The fake, listening.
+pub struct Fake {
+    dir: tempfile::TempDir,
+    log: Log,
+}
+
+impl Fake {
+    /// Listens when it returns. The thread that serves ends with the test's process.
+    pub fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let service = Service { log: Log::default() };
+        let (log, socket) = (service.log.clone(), dir.path().join("capsuled.sock"));
+        let (ready, wait) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let listener = UnixListener::bind(socket).expect("a socket");
+                ready.send(()).expect("the test waits");
+                tonic::transport::Server::builder()
+                    .add_service(CapsulesServer::new(service.clone()))
+                    .add_service(AttachmentsServer::new(service))
+                    .serve_with_incoming(UnixListenerStream::new(listener))
+                    .await
+                    .expect("served");
+            });
+        });
+        wait.recv().expect("the socket");
+        Self { dir, log }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("capsuled.sock")
+    }
+
+    /// Runs the real capsulectl against the fake.
+    pub fn run(&self, args: &[&str]) -> Ran {
+        capsulectl(&self.socket(), args)
+    }
+
+    /// What was asked since the last call.
+    pub fn asked(&self) -> Vec<Asked> {
+        std::mem::take(&mut self.log.lock().expect("the log"))
+    }
+}
+
+/// What a run of capsulectl left.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Runs the real capsulectl.
+pub fn capsulectl(socket: &std::path::Path, args: &[&str]) -> Ran {
+    let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_capsulectl"))
+        .args(args)
+        .env("CAPSULE_ADDRESS", socket)
+        .env_remove("SOURCE_DATE_EPOCH")
+        .output()
+        .expect("capsulectl runs");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    Ran { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
+}
