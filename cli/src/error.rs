@@ -97,19 +97,20 @@ fn connect_hint(error: &io::Error) -> &'static str {
 /// capsuled's message, and what to do where capsuled did not live to say it.
 fn describe(status: &Status) -> String {
     let message = status.message();
+    // A status that capsuled sent has no source: one with a source was made here, of a broken connection.
+    if let Some(source) = std::error::Error::source(status) {
+        return format!(
+            "capsuled went away during the call ({}); see `systemctl status capsuled`, then what became of it \
+             with `capsulectl ps`",
+            innermost(source)
+        );
+    }
     match status.code() {
-        Code::Unavailable | Code::Cancelled => {
-            format!("capsuled went away during the call ({message}); see `systemctl status capsuled`, then look with `capsulectl ps`")
-        }
-        Code::Unknown if message.is_empty() || message.contains("transport error") => {
-            "capsuled went away during the call; see `systemctl status capsuled`, then look with `capsulectl ps`"
-                .to_owned()
-        }
         Code::Unimplemented => {
-            format!("capsuled does not serve this command ({message}): it is older than this capsulectl")
+            "capsuled does not know this call: it is older than this capsulectl".to_owned()
         }
-        Code::Unauthenticated | Code::PermissionDenied if message.is_empty() => {
-            "capsuled does not allow this; run capsulectl as root".to_owned()
+        Code::PermissionDenied if message.is_empty() => {
+            "capsuled does not allow this: run capsulectl as root".to_owned()
         }
         code if message.is_empty() => format!("capsuled refused: {}", code.description()),
         _ => message.to_owned(),
@@ -118,6 +119,8 @@ fn describe(status: &Status) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[test]
@@ -133,6 +136,9 @@ mod tests {
             Code::ResourceExhausted,
             Code::OutOfRange,
             Code::DeadlineExceeded,
+            Code::Unavailable,
+            Code::Cancelled,
+            Code::Unknown,
         ] {
             let error = Error::from(Status::new(code, "no capsule `x`; see `capsulectl ls`"));
             assert_eq!(error.line(), "no capsule `x`; see `capsulectl ls`", "{code:?}");
@@ -142,17 +148,23 @@ mod tests {
 
     #[test]
     fn what_capsuled_cannot_say_is_said_here() {
-        for (code, message, want) in [
-            (Code::Unavailable, "connection reset", "systemctl status capsuled"),
-            (Code::Cancelled, "h2 stream", "systemctl status capsuled"),
-            (Code::Unknown, "transport error", "systemctl status capsuled"),
-            (Code::Unimplemented, "", "older than this capsulectl"),
-            (Code::PermissionDenied, "", "as root"),
-            (Code::NotFound, "", "entity was not found"),
+        for (code, want) in [
+            (Code::Unimplemented, "older than this capsulectl"),
+            (Code::PermissionDenied, "as root"),
+            (Code::NotFound, "entity was not found"),
         ] {
-            let line = Error::from(Status::new(code, message)).line();
+            let line = Error::from(Status::new(code, "")).line();
             assert!(line.contains(want), "{code:?}: {line}");
         }
+    }
+
+    #[test]
+    fn a_broken_connection_is_told_from_a_refusal() {
+        let mut status = Status::unavailable("transport error");
+        status.set_source(Arc::new(io::Error::from_raw_os_error(104)));
+        let line = Error::from(status).line();
+        assert!(line.contains("went away") && line.contains("os error 104"), "{line}");
+        assert!(line.contains("systemctl status capsuled"), "{line}");
     }
 
     #[test]

@@ -81,6 +81,9 @@ pub enum Error {
     /// A device that overlayfs reserves.
     #[error("`{}` would not be a file in a container: overlayfs takes the character device 0:0 for a deletion; remove it", path.display())]
     WhiteoutDevice { path: PathBuf },
+    /// An attribute that overlayfs obeys.
+    #[error("attribute `{name}` of `{}` is overlayfs's own and would hide files; remove it with setfattr -x", path.display())]
+    OverlayAttribute { name: String, path: PathBuf },
     /// An attribute that a PAX record cannot name.
     #[error("attribute `{name}` of `{}` has a name that an archive cannot record; remove it with setfattr -x", path.display())]
     AttributeName { name: String, path: PathBuf },
