@@ -54,6 +54,7 @@ pub struct Planned {
 pub enum Refusal {
     WhiteoutName { path: Vec<u8> },
     WhiteoutDevice { path: Vec<u8> },
+    OverlayAttribute { path: Vec<u8>, name: Vec<u8> },
     AttributeName { path: Vec<u8>, name: Vec<u8> },
 }
 
@@ -63,12 +64,18 @@ impl Refusal {
         match self {
             Self::WhiteoutName { path } => Error::WhiteoutName { path: join(dir, &path) },
             Self::WhiteoutDevice { path } => Error::WhiteoutDevice { path: join(dir, &path) },
-            Self::AttributeName { path, name } => Error::AttributeName {
-                path: join(dir, &path),
-                name: String::from_utf8_lossy(&name).into_owned(),
-            },
+            Self::OverlayAttribute { path, name } => {
+                Error::OverlayAttribute { path: join(dir, &path), name: text(&name) }
+            }
+            Self::AttributeName { path, name } => {
+                Error::AttributeName { path: join(dir, &path), name: text(&name) }
+            }
         }
     }
+}
+
+fn text(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).into_owned()
 }
 
 impl Member {
@@ -111,10 +118,18 @@ fn check(found: &Found) -> Result<(), Refusal> {
     if matches!(found.kind, Kind::Device { block: false, major: 0, minor: 0 }) {
         return Err(Refusal::WhiteoutDevice { path: found.path.clone() });
     }
-    match found.xattrs.iter().find(|(name, _)| name.contains(&b'=') || std::str::from_utf8(name).is_err()) {
-        Some((name, _)) => Err(Refusal::AttributeName { path: found.path.clone(), name: name.clone() }),
-        None => Ok(()),
+    found.xattrs.keys().try_for_each(|name| check_attribute(&found.path, name))
+}
+
+fn check_attribute(path: &[u8], name: &[u8]) -> Result<(), Refusal> {
+    // Read as whiteouts and opaque marks by an overlay that is mounted with `userxattr`.
+    if name.starts_with(b"user.overlay.") {
+        return Err(Refusal::OverlayAttribute { path: path.to_vec(), name: name.to_vec() });
     }
+    if name.contains(&b'=') || std::str::from_utf8(name).is_err() {
+        return Err(Refusal::AttributeName { path: path.to_vec(), name: name.to_vec() });
+    }
+    Ok(())
 }
 
 /// `None` for a socket.

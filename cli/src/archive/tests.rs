@@ -328,8 +328,14 @@ fn owners_are_kept_when_asked_for() {
 }
 
 #[test]
-fn attributes_that_no_record_can_name() {
-    for (name, ok) in [(&b"user.a"[..], true), (b"user.a=b", false), (b"user.\xff", false)] {
+fn attributes_that_no_image_can_hold() {
+    for (name, ok) in [
+        (&b"user.a"[..], true),
+        (b"user.overlay.opaque", false),
+        (b"user.overlays", true),
+        (b"user.a=b", false),
+        (b"user.\xff", false),
+    ] {
         let mut found = entry(b"x", Kind::Directory);
         found.xattrs.insert(name.to_vec(), b"v".to_vec());
         assert_eq!(plan_members(vec![found], OPTIONS).is_ok(), ok, "{name:?}");
