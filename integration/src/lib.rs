@@ -1,1 +1,30 @@
-//! capsule-integration.
+//! The test bed: real containerd on a real kernel, in two kinds of machine that have one API.
+//!
+//! | room | what lives there | what it may touch |
+//! | --- | --- | --- |
+//! | [`workspace`] | where things are on the host, locks | paths below `target/` |
+//! | [`rootfs`] | Debian root file systems | `mmdebstrap`, `target/rootfs` |
+//! | [`capsules`] | real input: two releases of `tzdata`, a tree of debugging tools | apt's client, `target/capsules` |
+//! | [`images`] | OCI images, made here | nothing but the files it writes |
+//! | [`payload`] | what a machine is given: programs, images, capsule trees | `target/payload` |
+//! | [`native`] | a machine of private namespaces on this kernel | namespaces, cgroups below its own |
+//! | [`vm`] | a machine of its own kernel | qemu |
+//! | [`machine`] | one API for both | |
+//! | [`event`] | what a scenario reports, line by line | |
+//! | [`scenario`] | what is done *inside* a machine, as a user would do it | that machine only |
+//! | [`narrate`] | events as a person wants to read them | standard output |
+//!
+//! A scenario runs inside the machine and never learns which kind it is in. Nothing here has `unsafe`: namespaces
+//! are entered by re-executing the test bed's own binary below `unshare(1)`.
+
+pub mod capsules;
+pub mod event;
+pub mod images;
+pub mod machine;
+pub mod narrate;
+pub mod native;
+pub mod payload;
+pub mod rootfs;
+pub mod scenario;
+pub mod vm;
+pub mod workspace;

@@ -1,0 +1,160 @@
+//! The test bed's program: outside it makes machines, inside it is their supervisor and their scenarios.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use capsule_integration::event::{Event, Reporter};
+use capsule_integration::machine::{Job, Kind, Machine};
+use capsule_integration::narrate::Narrator;
+use capsule_integration::payload::Payload;
+use capsule_integration::rootfs::{self, Suite};
+use capsule_integration::workspace::{Workspace, require_root};
+use capsule_integration::{native, scenario, vm};
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "capsule-testbed", about = "Runs scenarios against a private containerd")]
+struct Args {
+    #[command(subcommand)]
+    command: Do,
+}
+
+#[derive(Subcommand)]
+enum Do {
+    /// Make what machines need and can be kept: root file systems, images, capsule trees.
+    Prepare {
+        /// Only this one.
+        #[arg(long)]
+        suite: Option<Suite>,
+    },
+    /// Run a scenario and tell what happens.
+    Run {
+        /// Its name.
+        scenario: String,
+        /// What it runs on.
+        #[arg(long, default_value = "native")]
+        machine: Kind,
+        /// The machine's root file system.
+        #[arg(long, default_value = "forky")]
+        suite: Suite,
+        /// Also write every event, one JSON object per line, to this file.
+        #[arg(long)]
+        events: Option<PathBuf>,
+    },
+    #[command(hide = true)]
+    Enter { folder: PathBuf },
+    #[command(hide = true)]
+    Init { folder: PathBuf },
+    #[command(hide = true)]
+    Janitor { folder: PathBuf },
+    #[command(hide = true)]
+    Leash {
+        program: String,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    #[command(hide = true)]
+    Scenario { name: String },
+    #[command(hide = true)]
+    Guest,
+}
+
+fn main() -> ExitCode {
+    match dispatch(Args::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "capsule-testbed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Do) -> Result<ExitCode> {
+    match command {
+        Do::Prepare { suite } => prepare(suite)?,
+        Do::Run { scenario, machine, suite, events } => {
+            run(&scenario, Machine { kind: machine, suite }, events.as_deref())?
+        }
+        Do::Enter { folder } => native::enter(&folder)?,
+        Do::Init { folder } => return Ok(ExitCode::from(u8::try_from(native::init(&folder)?).unwrap_or(1))),
+        Do::Janitor { folder } => native::janitor(&folder)?,
+        Do::Leash { program, args } => vm::leash(&program, &args)?,
+        Do::Scenario { name } => inside(&name, Box::new(std::io::stdout()))?,
+        Do::Guest => guest()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn workspace() -> Result<Workspace> {
+    Workspace::of(&std::env::current_exe().context("find this program")?)
+}
+
+fn prepare(suite: Option<Suite>) -> Result<()> {
+    require_root("building a root file system")?;
+    let workspace = workspace()?;
+    let suites = suite.map_or_else(|| vec![Suite::Forky, Suite::Trixie], |suite| vec![suite]);
+    for suite in suites {
+        timed(&format!("root file system of {suite}"), || rootfs::ready(&workspace, suite))?;
+    }
+    timed("images and capsule trees", || Payload::ready(&workspace))?;
+    Ok(())
+}
+
+fn timed<T>(what: &str, make: impl FnOnce() -> Result<T>) -> Result<T> {
+    let started = Instant::now();
+    let made = make()?;
+    writeln!(std::io::stdout(), "{what}: {:.1} s", started.elapsed().as_secs_f64()).context("write")?;
+    Ok(made)
+}
+
+fn run(scenario: &str, machine: Machine, events: Option<&Path>) -> Result<()> {
+    let job = Job { scenario: scenario.to_owned(), limit: Duration::from_mins(10) };
+    let mut copy = match events {
+        Some(path) => {
+            Some(std::fs::File::create(path).with_context(|| format!("create {}", path.display()))?)
+        }
+        None => None,
+    };
+    let mut narrator = Narrator::new();
+    let report = machine.run(&workspace()?, &job, |event| {
+        narrator.tell(event);
+        if let (Some(file), Ok(line)) = (copy.as_mut(), serde_json::to_string(event)) {
+            let _ = writeln!(file, "{line}");
+        }
+    })?;
+    narrator.end();
+    // Why was told above.
+    if report.expect_ok().is_err() {
+        bail!("scenario {scenario} failed on {machine}");
+    }
+    Ok(())
+}
+
+/// Runs a scenario in this machine and writes its events to `out`.
+fn inside(name: &str, out: Box<dyn Write + Send>) -> Result<()> {
+    let mut reporter = Reporter::new(out);
+    let outcome = scenario::run(name, &mut reporter);
+    if let Err(error) = &outcome {
+        reporter.send(&Event::Log { program: "scenario".to_owned(), tail: format!("{error:#}") });
+    }
+    let ok = outcome.is_ok() && reporter.all_ok();
+    reporter.send(&Event::Done { ok });
+    if ok { Ok(()) } else { bail!("scenario {name} failed") }
+}
+
+/// The VM's side: the scenario is named on the kernel's command line, events go to the port that leads outside.
+fn guest() -> Result<()> {
+    let cmdline = std::fs::read_to_string("/proc/cmdline").context("read the kernel's command line")?;
+    let name = vm::scenario_of(&cmdline).context("the kernel's command line names no scenario")?;
+    let patience = Instant::now() + Duration::from_secs(60);
+    while !Path::new(vm::RESULTS).exists() && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let port =
+        OpenOptions::new().write(true).open(vm::RESULTS).with_context(|| format!("open {}", vm::RESULTS))?;
+    inside(name, Box::new(port))
+}

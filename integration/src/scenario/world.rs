@@ -1,0 +1,169 @@
+//! A private containerd with capsuled beside it, as a node has them.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::event::{Event, Reporter};
+
+/// Where capsuled listens.
+pub const CAPSULED_SOCKET: &str = "/run/capsule/capsuled.sock";
+const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
+const LOGS: &str = "/logs";
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// What containerd of 1.7 and of 2.x both read. CRI is left out: nothing here uses it, and it starts slowly.
+const CONTAINERD_CONFIG: &str = r#"version = 2
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"]
+
+[proxy_plugins.capsule]
+  type = "snapshot"
+  address = "/run/capsule/capsuled.sock"
+"#;
+
+/// The daemons of a node; they are killed when this is dropped.
+#[derive(Debug)]
+pub struct World {
+    containerd: Daemon,
+    capsuled: Option<Daemon>,
+}
+
+/// A daemon whose output goes to a log.
+#[derive(Debug)]
+struct Daemon {
+    name: &'static str,
+    child: Child,
+}
+
+impl Daemon {
+    fn start(name: &'static str, command: &mut Command) -> Result<Self> {
+        let path = log_of(name);
+        fs::create_dir_all(LOGS).context("create the folder of logs")?;
+        let log = File::options().create(true).append(true).open(&path);
+        let log = log.with_context(|| format!("open {}", path.display()))?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("share a log")?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("start {name}"))?;
+        Ok(Self { name, child })
+    }
+
+    /// Waits until `ready`; an error if the daemon ends before.
+    fn wait_until(&mut self, ready: impl Fn() -> bool) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !ready() {
+            if let Some(status) = self.child.try_wait().with_context(|| format!("look at {}", self.name))? {
+                bail!("{} ended: {status}", self.name);
+            }
+            if Instant::now() > deadline {
+                bail!("{} was not ready after {PATIENCE:?}", self.name);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl World {
+    /// Starts capsuled (if `with_capsuled`) and containerd, and waits until both answer.
+    pub fn start(with_capsuled: bool) -> Result<Self> {
+        let config = Path::new("/etc/containerd/private.toml");
+        fs::create_dir_all("/etc/containerd").context("create containerd's folder")?;
+        fs::write(config, CONTAINERD_CONFIG).with_context(|| format!("write {}", config.display()))?;
+        let mut command = Command::new("containerd");
+        command.arg("--config").arg(config).env("PATH", path());
+        let mut containerd = Daemon::start("containerd", &mut command)?;
+        // capsuled asks containerd and serves it: it is started beside it, in no order.
+        let capsuled = with_capsuled.then(start_capsuled).transpose()?;
+        containerd.wait_until(|| Path::new(CONTAINERD_SOCKET).exists() && answers())?;
+        let mut world = Self { containerd, capsuled };
+        world.wait_for_capsuled()?;
+        Ok(world)
+    }
+
+    fn wait_for_capsuled(&mut self) -> Result<()> {
+        match &mut self.capsuled {
+            Some(daemon) => {
+                daemon.wait_until(|| std::os::unix::net::UnixStream::connect(CAPSULED_SOCKET).is_ok())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Kills capsuled as `kill -9` does, and waits until it is gone.
+    pub fn kill_capsuled(&mut self) -> Result<()> {
+        let mut daemon = self.capsuled.take().context("capsuled does not run")?;
+        daemon.child.kill().context("kill capsuled")?;
+        daemon.child.wait().context("wait for capsuled")?;
+        Ok(())
+    }
+
+    /// Starts capsuled again and waits until it answers.
+    pub fn restart_capsuled(&mut self) -> Result<()> {
+        self.capsuled = Some(start_capsuled()?);
+        self.wait_for_capsuled()
+    }
+
+    /// capsuled's process.
+    pub fn capsuled_pid(&self) -> Option<u32> {
+        self.capsuled.as_ref().map(|daemon| daemon.child.id())
+    }
+
+    /// Ends containerd as an operator would.
+    pub fn stop(mut self) -> Result<()> {
+        for daemon in self.capsuled.iter_mut().chain([&mut self.containerd]) {
+            let pid =
+                i32::try_from(daemon.child.id()).ok().and_then(Pid::from_raw).context("a process id")?;
+            kill_process(pid, Signal::TERM).with_context(|| format!("end {}", daemon.name))?;
+            daemon.child.wait().with_context(|| format!("wait for {}", daemon.name))?;
+        }
+        Ok(())
+    }
+}
+
+fn start_capsuled() -> Result<Daemon> {
+    Daemon::start("capsuled", Command::new("capsuled").env("PATH", path()).env("RUST_LOG", "info"))
+}
+
+fn answers() -> bool {
+    Command::new("ctr")
+        .arg("version")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// The search path of daemons: the build that is tested first.
+pub fn path() -> &'static str {
+    "/payload/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+}
+
+/// Where a daemon's output goes.
+pub fn log_of(name: &str) -> PathBuf {
+    Path::new(LOGS).join(format!("{name}.log"))
+}
+
+/// Sends the ends of the daemons' logs outside, for whoever looks into a failure.
+pub fn send_logs(reporter: &mut Reporter) {
+    for name in ["capsuled", "containerd"] {
+        let text = fs::read_to_string(log_of(name)).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let tail = lines[lines.len().saturating_sub(25)..].join("\n");
+        reporter.send(&Event::Log { program: name.to_owned(), tail });
+    }
+}

@@ -1,0 +1,121 @@
+//! A machine of its own kernel: Debian's, with systemd and unified cgroups, in qemu.
+//!
+//! The root file system is a disk image made once from the tree and never written (qemu keeps a run's changes in a
+//! temporary file); the payload is a second disk. Events come through a virtio port, the console goes to a log. qemu
+//! dies with the harness.
+
+mod disk;
+mod kvm;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context as _, Result};
+use rustix::process::{Signal, set_parent_process_death_signal};
+
+use crate::event::{Event, Report};
+use crate::machine::{Job, listen};
+use crate::payload::Payload;
+use crate::rootfs::kernel;
+use crate::workspace::{Workspace, remove_tree};
+
+/// The port inside that leads to the harness.
+pub const RESULTS: &str = "/dev/virtio-ports/capsule.results";
+
+/// Runs a scenario in a VM; see [`crate::machine::Machine::run`].
+pub fn run(
+    workspace: &Workspace,
+    rootfs: &Path,
+    payload: &Payload,
+    job: &Job,
+    watch: impl FnMut(&Event),
+) -> Result<Report> {
+    static RUNS: AtomicU32 = AtomicU32::new(0);
+    let id = format!("vm-{}-{}", std::process::id(), RUNS.fetch_add(1, Ordering::Relaxed));
+    let folder = workspace.target("runs")?.join(id);
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    let root_disk = disk::of_rootfs(rootfs)?;
+    let payload_disk = disk::of_payload(&payload.folder, &folder)?;
+    let console = folder.join("console.log");
+    let mut qemu = Command::new(workspace.testbed())
+        .args(["leash", "qemu-system-x86_64"])
+        .args(accelerator(workspace, rootfs)?)
+        .args([
+            "-m",
+            "4096",
+            "-smp",
+            "2",
+            "-nodefaults",
+            "-display",
+            "none",
+            "-monitor",
+            "none",
+            "-no-reboot",
+        ])
+        .args(boot(rootfs, &job.scenario)?)
+        .arg("-drive")
+        .arg(format!("file={},if=virtio,format=raw,cache=unsafe,snapshot=on", root_disk.display()))
+        .arg("-drive")
+        .arg(format!("file={},if=virtio,format=raw,readonly=on", payload_disk.display()))
+        .arg("-serial")
+        .arg(format!("file:{}", console.display()))
+        // A chardev `stdio` counts as unplugged when its input ends, and the guest's writes block; a file never does.
+        .args(["-device", "virtio-serial-pci", "-chardev", "file,id=results,path=/dev/stdout"])
+        .args(["-device", "virtserialport,chardev=results,name=capsule.results"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("start qemu")?;
+    let mut report = listen(&mut qemu, job.limit, watch)?;
+    if !matches!(report.events.last(), Some(Event::Done { ok: true })) {
+        let tail = tail_of(&fs::read(&console).unwrap_or_default());
+        let at = report.events.len().saturating_sub(1);
+        report.events.insert(at, Event::Log { program: "console".to_owned(), tail });
+    }
+    remove_tree(&folder)?;
+    Ok(report)
+}
+
+/// Becomes `program`, killed when the process that called this is gone. Returns only if something failed.
+pub fn leash(program: &str, args: &[String]) -> Result<()> {
+    use std::os::unix::process::CommandExt as _;
+    set_parent_process_death_signal(Some(Signal::KILL)).context("tie to the parent's life")?;
+    Err(Command::new(program).args(args).exec()).with_context(|| format!("start {program}"))
+}
+
+fn accelerator(workspace: &Workspace, rootfs: &Path) -> Result<[&'static str; 4]> {
+    Ok(if kvm::works(workspace, rootfs)? {
+        ["-accel", "kvm", "-cpu", "host"]
+    } else {
+        ["-accel", "tcg,thread=multi", "-cpu", "max"]
+    })
+}
+
+fn boot(rootfs: &Path, scenario: &str) -> Result<Vec<std::ffi::OsString>> {
+    let (kernel, initrd) = kernel(rootfs)?;
+    let append = format!(
+        "root=/dev/vda rw console=ttyS0 quiet TERM=dumb systemd.firstboot=off systemd.show_status=0 \
+         systemd.unit=capsule-testbed.service capsule.scenario={scenario}"
+    );
+    Ok(vec![
+        "-kernel".into(),
+        kernel.into(),
+        "-initrd".into(),
+        initrd.into(),
+        "-append".into(),
+        append.into(),
+    ])
+}
+
+/// The scenario named on the kernel's command line.
+pub fn scenario_of(cmdline: &str) -> Option<&str> {
+    cmdline.split_ascii_whitespace().find_map(|word| word.strip_prefix("capsule.scenario="))
+}
+
+fn tail_of(log: &[u8]) -> String {
+    let text = String::from_utf8_lossy(log);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(40)..].join("\n")
+}
