@@ -94,7 +94,8 @@ fn open_snapshots(config: &Config) -> anyhow::Result<(Store, Snapshots)> {
     let dirs = Dirs::new(&config.root);
     dirs.create()?;
     let store = Store::open(&dirs.metadata())?;
-    let snapshots = Snapshots::open(Environment { store: store.clone(), dirs, overlay: OverlayOptions::read()? })?;
+    let snapshots =
+        Snapshots::open(Environment { store: store.clone(), dirs, overlay: OverlayOptions::read()? })?;
     Ok((store, snapshots))
 }
 

@@ -51,13 +51,16 @@ impl Containers {
     /// Looks at one container again after an event.
     pub async fn refresh(&self, key: &ContainerKey) -> Result<(), ContainerdError> {
         match self.containerd.namespace(&key.namespace)?.container(&key.id).await? {
-            Some(container) => {
-                let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-                index.entry(container.id).or_default().insert(key.namespace.clone(), container.runtime);
-            }
+            Some(container) => self.put(key, &container.runtime),
             None => self.forget(key),
         }
         Ok(())
+    }
+
+    /// Adds a container, or changes its runtime.
+    pub(super) fn put(&self, key: &ContainerKey, runtime: &str) {
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        index.entry(key.id.clone()).or_default().insert(key.namespace.clone(), runtime.to_owned());
     }
 
     /// Drops a container that was deleted.

@@ -198,7 +198,9 @@ impl Attachments {
             match self.shims.list(&key, true).await {
                 Ok(report) => {
                     self.hold(&key, &report.draining);
-                    all.extend(report.draining.into_iter().map(|d| Listed::Draining(key.clone(), Box::new(d))));
+                    all.extend(
+                        report.draining.into_iter().map(|d| Listed::Draining(key.clone(), Box::new(d))),
+                    );
                 }
                 // A container without a shim has nothing that drains.
                 Err(ShimError::NoShim(_)) => self.hold(&key, &[]),

@@ -56,3 +56,6 @@ impl Attachments {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

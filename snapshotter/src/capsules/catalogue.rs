@@ -95,7 +95,7 @@ impl Catalogue {
         })
     }
 
-    fn put(&self, published: Published) {
+    pub(crate) fn put(&self, published: Published) {
         let mut versions = self.versions.write().unwrap_or_else(PoisonError::into_inner);
         let of_name = versions.entry(published.name.clone()).or_default();
         match of_name.get(&published.version) {

@@ -1,12 +1,7 @@
 //! Walking trees that containers wrote: no link is followed, and neither a very deep tree nor one that changes
 //! under the walk can exhaust descriptors or the stack.
 
-use std::{
-    collections::HashSet,
-    ffi::CString,
-    io,
-    path::Path,
-};
+use std::{collections::HashSet, ffi::CString, io, path::Path};
 
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},

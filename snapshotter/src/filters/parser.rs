@@ -120,6 +120,8 @@ impl Parser<'_> {
 fn compile(pattern: Vec<u8>) -> Option<Regex> {
     let pattern = String::from_utf8(pattern).ok()?;
     Regex::new(&pattern)
-        .inspect_err(|error| tracing::error!(%pattern, %error, "a filter's regular expression matches nothing"))
+        .inspect_err(
+            |error| tracing::error!(%pattern, %error, "a filter's regular expression matches nothing"),
+        )
         .ok()
 }

@@ -30,8 +30,10 @@ impl Fields for Entry {
 
 fn corpus() -> Vec<Entry> {
     let named = |name| Entry { name, ..Entry::default() };
-    let labelled =
-        |name, labels: &[(&'static str, &'static str)]| Entry { labels: labels.iter().copied().collect(), ..named(name) };
+    let labelled = |name, labels: &[(&'static str, &'static str)]| Entry {
+        labels: labels.iter().copied().collect(),
+        ..named(name)
+    };
     vec![
         labelled("foo", &[("foo", "true")]),
         named("bar"),
@@ -86,7 +88,10 @@ fn filters_match_what_containerd_matches() {
 #[test]
 fn mistakes_are_reported_as_containerd_reports_them() {
     let cases = [
-        ("labels.|foo|==omg_asdf.asdf-qwer", "[labels. >|||< foo|==omg_asdf.asdf-qwer]: invalid quote encountered"),
+        (
+            "labels.|foo|==omg_asdf.asdf-qwer",
+            "[labels. >|||< foo|==omg_asdf.asdf-qwer]: invalid quote encountered",
+        ),
         (
             r#"labels.?"more complex label with \\ and \"".post==present"#,
             r#"[labels. >|?|< "more complex label with \\ and \"".post==present]: expected field or quoted"#,

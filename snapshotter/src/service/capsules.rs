@@ -66,8 +66,12 @@ impl wire::capsules_server::Capsules for CapsulesService {
     ) -> Result<Response<wire::ListCapsulesResponse>, Status> {
         let name = convert::non_empty(request.into_inner().name);
         let name = name.map(|n| convert::parse_name(&n)).transpose()?;
+        let catalogue = self.capsules.catalogue();
+        if let Some(name) = &name {
+            catalogue.find(name, None)?;
+        }
         let mut versions = Vec::new();
-        for published in self.capsules.catalogue().list(name.as_ref()) {
+        for published in catalogue.list(name.as_ref()) {
             versions.push(self.describe(&published).await?);
         }
         Ok(Response::new(wire::ListCapsulesResponse { versions }))

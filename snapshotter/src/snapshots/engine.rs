@@ -268,9 +268,10 @@ impl Snapshots {
     /// # Errors
     /// [`SnapshotError::NotFound`].
     pub fn usage(&self, key: &str) -> Result<Usage, SnapshotError> {
-        let record = self.inner.store.read(|transaction| {
-            Reader::open(transaction)?.get(key)?.ok_or_else(|| not_found(key))
-        })?;
+        let record = self
+            .inner
+            .store
+            .read(|transaction| Reader::open(transaction)?.get(key)?.ok_or_else(|| not_found(key)))?;
         match record.kind() {
             Kind::Active => Ok(self.inner.dirs.usage(record.id)?),
             Kind::View | Kind::Committed => Ok(record.usage()),
@@ -357,12 +358,7 @@ fn insert(
 }
 
 /// The rules of Commit, in the order in which containerd's overlayfs finds fault.
-fn check_commit(
-    record: Option<Record>,
-    taken: bool,
-    name: &Key,
-    key: &str,
-) -> Result<Record, SnapshotError> {
+fn check_commit(record: Option<Record>, taken: bool, name: &Key, key: &str) -> Result<Record, SnapshotError> {
     let record = record.ok_or_else(|| not_found(key))?;
     if taken {
         return Err(SnapshotError::AlreadyExists { key: name.as_str().to_owned() });

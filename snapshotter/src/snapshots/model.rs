@@ -98,10 +98,7 @@ impl Labels {
         for (key, value) in &labels {
             let length = key.len() + value.len();
             if length > LABEL_LIMIT {
-                return Err(InvalidInput::LongLabel {
-                    key: key.chars().take(LABEL_QUOTE).collect(),
-                    length,
-                });
+                return Err(InvalidInput::LongLabel { key: key.chars().take(LABEL_QUOTE).collect(), length });
             }
         }
         Ok(Self(labels))

@@ -151,7 +151,8 @@ impl Store {
                 .create(dir)
                 .map_err(|source| StoreError::CreateDir { path: dir.to_owned(), source })?;
         }
-        let file = open_file(path).map_err(|source| StoreError::OpenFile { path: path.to_owned(), source })?;
+        let file =
+            open_file(path).map_err(|source| StoreError::OpenFile { path: path.to_owned(), source })?;
         let database = builder()
             .create_file(file)
             .map_err(|source| StoreError::Open { path: path.to_owned(), source: Box::new(source) })?;

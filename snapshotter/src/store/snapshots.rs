@@ -115,7 +115,8 @@ impl Record {
     }
 
     fn decode_stored(key: &str, bytes: &[u8]) -> Result<Self, StoreError> {
-        let damaged = |reason: String| StoreError::Damaged { table: "snapshots", key: key.to_owned(), reason };
+        let damaged =
+            |reason: String| StoreError::Damaged { table: "snapshots", key: key.to_owned(), reason };
         let record = Self::decode(bytes).map_err(|error| damaged(error.to_string()))?;
         match StoredKind::try_from(record.stored_kind) {
             Ok(StoredKind::View | StoredKind::Active | StoredKind::Committed) if record.id > 0 => Ok(record),
