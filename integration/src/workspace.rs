@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use sha2::{Digest as _, Sha256};
 
+/// Names the folder of the programs to test, where they are of another build than the tests.
+const PROGRAMS: &str = "CAPSULE_PROGRAMS";
+
 /// The workspace on the host, and the programs of the build that is being tested.
 #[derive(Debug, Clone)]
 pub struct Workspace {
@@ -14,12 +17,14 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// The workspace this was compiled in, with the programs that lie beside `testbed`, the test bed's own binary.
+    /// The workspace this was compiled in, with the programs that lie beside `testbed`, the test bed's own binary,
+    /// or in the folder that the environment's `CAPSULE_PROGRAMS` names.
     pub fn of(testbed: &Path) -> Result<Self> {
         let root =
             Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the crate has no parent folder")?;
         let programs = testbed.parent().with_context(|| format!("{} has no folder", testbed.display()))?;
-        Ok(Self { root: root.to_owned(), programs: programs.to_owned() })
+        let programs = std::env::var_os(PROGRAMS).map_or_else(|| programs.to_owned(), PathBuf::from);
+        Ok(Self { root: root.to_owned(), programs })
     }
 
     /// The test bed's own binary.

@@ -4,9 +4,17 @@
 //! | --- | --- |
 //! | [`world`] | nothing: it starts containerd and capsuled, and stops them |
 //! | [`ctr`] | nothing: containers as `ctr` drives them |
+//! | [`capsulectl`] | nothing: capsules as `capsulectl` drives them |
+//! | [`readers`] | programs in the container, and what they saw |
+//! | [`demo`] | the main job, end to end |
+//! | [`errors`] | every refusal: one line, cause and cure, nothing changed |
 //! | [`reference`] | what any runtime and snapshotter must do, on containerd's own and on ours |
 
+pub mod capsulectl;
 pub mod ctr;
+pub mod demo;
+pub mod errors;
+pub mod readers;
 pub mod reference;
 pub mod world;
 
@@ -19,6 +27,20 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
     match name {
         "reference" => reference::run(reporter, &[ctr::REFERENCE]),
         "conformance" => reference::run(reporter, &[ctr::REFERENCE, ctr::OURS]),
+        "idle" => idle(reporter),
+        "demo" => demo::run(reporter),
+        "errors" => errors::run(reporter),
         _ => bail!("there is no scenario {name:?}"),
+    }
+}
+
+/// Holds a running container until the machine is killed: for tests of what a machine leaves behind.
+fn idle(reporter: &mut Reporter) -> Result<()> {
+    let _world = world::World::start(false)?;
+    ctr::REFERENCE.import()?;
+    let container = ctr::REFERENCE.start("idle", &[], &["/bin/sleep", "100000"])?;
+    reporter.must("idle now", || Ok(((), format!("process {}", container.pid()?))))?;
+    loop {
+        std::thread::park();
     }
 }

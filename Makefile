@@ -1,0 +1,52 @@
+# The two commands a person needs are `make demo` and `make test`; both do their whole set-up, as root.
+#
+# Programs are built with the profile `fast` (what the machines run), tests with `dev`.
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
+PROGRAMS := $(CURDIR)/target/fast
+TESTBED := $(PROGRAMS)/capsule-testbed
+# Tests of machines take programs of another profile than their own.
+MACHINES := CAPSULE_PROGRAMS=$(PROGRAMS)
+
+.PHONY: demo test bench build lint unit native vm rootfs setup clean
+
+# Attach, upgrade, roll back and detach capsules in a live container, and tell what happens.
+demo: build
+	@$(TESTBED) prepare --suite forky
+	@$(TESTBED) run demo
+
+# Format, lints, units, native integration, VM integration.
+test: lint unit native vm
+
+# Times of attach, upgrade and detach beside their alternatives: a table and target/bench.json.
+bench: build
+	@$(TESTBED) prepare --suite forky
+	@$(TESTBED) bench
+
+build: setup
+	cargo build --locked --profile fast --workspace --bins
+
+lint: setup
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check; fi
+
+unit: setup
+	cargo test --locked --workspace --exclude capsule-integration -q
+	cargo test --locked -p capsule-integration --lib -q
+
+rootfs: build
+	@$(TESTBED) prepare
+
+# Machines of private namespaces on this kernel.
+native: rootfs
+	$(MACHINES) cargo test --locked -p capsule-integration --tests -- --test-threads=1 --skip privileged_vm
+
+# Machines of Debian's kernel and systemd, in qemu.
+vm: rootfs
+	$(MACHINES) cargo test --locked -p capsule-integration --test machines -- --test-threads=1 privileged_vm
+
+setup:
+	@integration/setup.sh
+
+clean:
+	cargo clean

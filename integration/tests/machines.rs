@@ -1,0 +1,49 @@
+//! Scenarios on machines: everything that `make demo` does and more, asserted.
+//!
+//! These tests make namespaces and mounts: without root they fail and say so.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+use capsule_integration::machine::{Job, Kind, Machine};
+use capsule_integration::rootfs::Suite;
+use capsule_integration::workspace::Workspace;
+
+/// One machine at a time: what they measure and how long they wait should not depend on each other.
+fn run(kind: Kind, suite: Suite, scenario: &str) -> Result<()> {
+    let workspace = Workspace::of(Path::new(env!("CARGO_BIN_EXE_capsule-testbed")))?;
+    let _lock = workspace.lock("machine")?;
+    let job = Job { scenario: scenario.to_owned(), limit: Duration::from_mins(12) };
+    Machine { kind, suite }.run(&workspace, &job, |_| {})?.expect_ok()
+}
+
+#[test]
+fn privileged_native_forky_conformance() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "conformance")
+}
+
+#[test]
+fn privileged_native_forky_demo() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "demo")
+}
+
+#[test]
+fn privileged_native_forky_errors() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "errors")
+}
+
+#[test]
+fn privileged_native_trixie_conformance() -> Result<()> {
+    run(Kind::Native, Suite::Trixie, "conformance")
+}
+
+#[test]
+fn privileged_native_trixie_demo() -> Result<()> {
+    run(Kind::Native, Suite::Trixie, "demo")
+}
+
+#[test]
+fn privileged_vm_forky_demo() -> Result<()> {
+    run(Kind::Vm, Suite::Forky, "demo")
+}
