@@ -4,13 +4,16 @@
 
 use std::time::SystemTime;
 
+use overlayfs_utils::ContainerPath;
+
 use super::{
     Attachments,
     containers::Wanted as WantedContainer,
+    effects::{is_refusal, puts, removals},
     error::AttachmentError,
     model::{Attachment, ContainerKey, Content, Phase},
-    plan::{self, Target, Wanted},
-    records::{self, OfContainer},
+    plan::{self, Wanted},
+    records::OfContainer,
 };
 use crate::{
     capsules::{
@@ -19,7 +22,6 @@ use crate::{
     },
     fresh_id,
     shims::{Draining, ShimError},
-    store::attachments::Change,
 };
 
 /// One capsule to attach, as asked for.
@@ -69,13 +71,13 @@ impl Attachments {
         let mut places = Vec::with_capacity(specs.len());
         for spec in specs {
             let version = self.capsules.resolve(&spec.capsule, spec.version.as_ref()).await?;
-            let target = spec.target.as_deref().map(plan::parse_target).transpose()?;
+            let target = spec.target.as_deref().map(ContainerPath::parse).transpose()?;
             let wanted = Wanted { version, target, mode: spec.mode };
             let place = plan::plan_place(&wanted)?;
             places.push((wanted, place));
         }
         let mut existing = self.records.lock(&key).await;
-        let taken: Vec<(Target, String)> = places
+        let taken: Vec<(ContainerPath, String)> = places
             .iter()
             .map(|(w, (target, _))| (target.clone(), format!("{}@{}", w.version.name, w.version.version)))
             .collect();
@@ -229,7 +231,7 @@ impl Attachments {
         existing: &OfContainer,
         choice: &Choice,
     ) -> Result<Vec<Attachment>, AttachmentError> {
-        let target = choice.target.as_deref().map(plan::parse_target).transpose()?;
+        let target = choice.target.as_deref().map(ContainerPath::parse).transpose()?;
         plan::plan_chosen(key, existing, &choice.capsule, target.as_ref())
     }
 
@@ -243,7 +245,7 @@ impl Attachments {
         &self,
         key: &ContainerKey,
         version: &Resolved,
-        target: Target,
+        target: ContainerPath,
         mode: Mode,
     ) -> Result<Attachment, AttachmentError> {
         let mut intent = Attachment {
@@ -265,81 +267,6 @@ impl Attachments {
         Ok(intent)
     }
 
-    /// Carries out replacements, all or none.
-    async fn replace(
-        &self,
-        key: &ContainerKey,
-        existing: &mut OfContainer,
-        intents: Vec<Attachment>,
-    ) -> Result<(), AttachmentError> {
-        if intents.is_empty() {
-            return Ok(());
-        }
-        self.journal.write(puts(&intents)).await?;
-        for (index, intent) in intents.iter().enumerate() {
-            let Phase::Replacing { current, .. } = &intent.phase else { continue };
-            if let Err(error) = self.shims.replace(intent, current).await {
-                let maybe_done = if is_refusal(&error) { &intents[..index] } else { &intents[..=index] };
-                for earlier in maybe_done.iter().rev() {
-                    if let Err(undo) = self.shims.replace(earlier, &earlier.current).await {
-                        tracing::error!(attachment = earlier.id, %undo, "could not go back to {}", earlier.label());
-                    }
-                }
-                let undone: Vec<Attachment> = intents.iter().filter_map(plan::plan_undone).collect();
-                self.journal.post(puts(&undone));
-                return Err(self.explain(key, error).await);
-            }
-        }
-        let done: Vec<Attachment> = intents.iter().filter_map(plan::plan_done).collect();
-        self.journal.post(puts(&done));
-        for attachment in done {
-            records::put(existing, attachment);
-        }
-        Ok(())
-    }
-
-    /// Undoes an attach: those that may be there are detached in reverse order, and no record is kept. One that
-    /// cannot be detached stays on record: it is there.
-    async fn take_back(
-        &self,
-        existing: &mut OfContainer,
-        maybe_there: &[Attachment],
-        intents: &[Attachment],
-    ) {
-        let mut changes = removals(intents);
-        let mut stuck = Vec::new();
-        for intent in maybe_there.iter().rev() {
-            // Lazily: a process may have opened a file of it already, and must not keep half a set alive.
-            match self.shims.detach(intent, true).await {
-                Ok(_) | Err(ShimError::NoShim(_)) => {}
-                Err(undo) => {
-                    tracing::error!(attachment = intent.id, %undo, "could not take {} back", intent.label());
-                    stuck.extend(plan::plan_done(intent));
-                }
-            }
-        }
-        changes.extend(puts(&stuck));
-        self.journal.post(changes);
-        let gone: Vec<Attachment> =
-            intents.iter().filter(|i| !stuck.iter().any(|s| s.id == i.id)).cloned().collect();
-        self.unpin(&gone);
-        existing.extend(stuck);
-    }
-
-    /// Undoes a detach: what went is attached again, the records stay.
-    async fn put_back(&self, existing: &mut OfContainer, gone: &[Attachment], chosen: &[Attachment]) {
-        let mut changes = puts(chosen);
-        for attachment in gone {
-            if let Err(undo) = self.shims.attach(attachment).await {
-                tracing::error!(attachment = attachment.id, %undo, "could not put {} back", attachment.label());
-                changes.push(Change::Remove(attachment.id.clone()));
-                existing.retain(|a| a.id != attachment.id);
-                self.unpin(std::slice::from_ref(attachment));
-            }
-        }
-        self.journal.post(changes);
-    }
-
     /// The container that is meant, if a shim of ours serves it.
     async fn find_hotpluggable(&self, wanted: &WantedContainer) -> Result<ContainerKey, AttachmentError> {
         let key = self.containers.find(wanted).await?;
@@ -350,7 +277,7 @@ impl Attachments {
     }
 
     /// Says why a container has no shim; other errors speak for themselves.
-    async fn explain(&self, key: &ContainerKey, error: ShimError) -> AttachmentError {
+    pub(super) async fn explain(&self, key: &ContainerKey, error: ShimError) -> AttachmentError {
         match error {
             ShimError::NoShim(_) => match self.why_no_shim(key).await {
                 Ok(reason) | Err(reason) => reason,
@@ -372,46 +299,7 @@ impl Attachments {
         let state = state.unwrap_or_else(|| "not there".to_owned());
         Ok(AttachmentError::NotRunning { container: key.clone(), state })
     }
-
-    pub(super) fn unpin(&self, attachments: &[Attachment]) {
-        for attachment in attachments {
-            self.snapshots.unpin(&attachment.pin_owner());
-        }
-    }
-
-    /// Asks the shim what is draining and keeps its snapshots.
-    pub(super) async fn hold_draining(&self, key: &ContainerKey) {
-        match self.shims.list(key, false).await {
-            Ok(report) => self.hold(key, &report.draining),
-            Err(ShimError::NoShim(_)) => self.hold(key, &[]),
-            Err(error) => tracing::warn!(container = %key, %error, "the shim cannot say what is draining"),
-        }
-    }
-
-    /// Keeps the snapshots of what is draining in a container, and lets go those of what was.
-    fn hold(&self, key: &ContainerKey, draining: &[Draining]) {
-        let owner = format!("processes in {key} that use files of a version that is draining");
-        self.snapshots.unpin(&owner);
-        for content in draining {
-            if !self.snapshots.pin_layers(&content.layers, &owner) {
-                tracing::warn!(container = %key, version = content.version, "draining content is of no snapshot");
-            }
-        }
-    }
 }
 
 /// The runtime that can hot-plug.
 const RUNTIME: &str = "io.containerd.capsule.v1";
-
-/// The shim answered that it did nothing; any other error leaves that open.
-fn is_refusal(error: &ShimError) -> bool {
-    matches!(error, ShimError::Refused { .. } | ShimError::NoShim(_))
-}
-
-pub(super) fn puts(attachments: &[Attachment]) -> Vec<Change> {
-    attachments.iter().map(|a| Change::Put(Box::new(a.clone()))).collect()
-}
-
-pub(super) fn removals(attachments: &[Attachment]) -> Vec<Change> {
-    attachments.iter().map(|a| Change::Remove(a.id.clone())).collect()
-}

@@ -1,5 +1,7 @@
 //! What can go wrong with an attachment.
 
+use overlayfs_utils::InvalidPath;
+
 use super::model::ContainerKey;
 use crate::{
     capsules::{
@@ -52,13 +54,11 @@ pub enum AttachmentError {
     #[error("no capsule is named: say which one to attach")]
     NoSpecs,
     /// A target that no container can have.
-    #[error("target {target:?} is not valid: {reason}; use an absolute path such as /usr/share/zoneinfo")]
-    Target {
-        /// What was asked for.
-        target: String,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
+    #[error("target: {0}")]
+    Target(#[from] InvalidPath),
+    /// The root itself, covered.
+    #[error("mode ro at / would hide the container's whole root: use --mode union, or --target DIRECTORY")]
+    RoRoot,
     /// Neither the call nor the capsule names a target.
     #[error("{capsule} has no default target: say where with --target PATH")]
     NoTarget {

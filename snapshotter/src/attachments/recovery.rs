@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     Attachments,
-    controller::{puts, removals},
+    effects::{puts, removals},
     error::AttachmentError,
     model::{Attachment, ContainerKey, Phase},
     plan,

@@ -1,5 +1,7 @@
 //! What can go wrong with a capsule.
 
+use overlayfs_utils::InvalidPath;
+
 use super::{
     model::{CapsuleName, Digest, ModelError, Version},
     oci::OciError,
@@ -13,8 +15,8 @@ pub enum CapsuleError {
     #[error(transparent)]
     Model(#[from] ModelError),
     /// A default target that no container can have.
-    #[error("default target {0:?} is not valid: use an absolute path without '..'")]
-    Target(String),
+    #[error("default target: {0}")]
+    Target(#[from] InvalidPath),
     /// An annotation that is ours to set.
     #[error("annotation {0:?} is reserved: names under resourcecapsules.io/ are set by capsuled")]
     ReservedAnnotation(String),

@@ -3,9 +3,10 @@
 //! All is made under a lease and becomes a version with its last step, the image record: a publish that breaks off
 //! anywhere leaves nothing that anyone can see, and containerd's garbage collector takes the rest.
 
-use std::{collections::HashMap, path::Component, path::Path};
+use std::collections::HashMap;
 
 use futures::{Stream, StreamExt};
+use overlayfs_utils::ContainerPath;
 use sha2::{Digest as _, Sha256};
 
 use super::{
@@ -126,13 +127,7 @@ fn check(declaration: &Declaration) -> Result<(), CapsuleError> {
         return Err(CapsuleError::ReservedAnnotation(reserved.clone()));
     }
     if let Some(target) = &declaration.default_target {
-        let path = Path::new(target);
-        let plain = path.is_absolute()
-            && !target.contains('\0')
-            && !path.components().any(|c| c == Component::ParentDir);
-        if !plain {
-            return Err(CapsuleError::Target(target.clone()));
-        }
+        ContainerPath::parse(target)?;
     }
     Ok(())
 }

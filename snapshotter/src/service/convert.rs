@@ -197,7 +197,8 @@ impl From<AttachmentError> for Status {
             AttachmentError::UnknownContainer { .. } | AttachmentError::NotAttached { .. } => Code::NotFound,
             AttachmentError::AmbiguousContainer { .. }
             | AttachmentError::NoSpecs
-            | AttachmentError::Target { .. }
+            | AttachmentError::Target(_)
+            | AttachmentError::RoRoot
             | AttachmentError::NoTarget { .. }
             | AttachmentError::Model(_) => Code::InvalidArgument,
             AttachmentError::OtherRuntime { .. }
