@@ -196,6 +196,10 @@ impl DetachedMount {
         Ok(Self { fd, what: source.to_owned() })
     }
 
+    pub(crate) fn from_fd(fd: OwnedFd, what: String) -> Self {
+        Self { fd, what }
+    }
+
     /// The mount's root, readable before anything is attached.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {

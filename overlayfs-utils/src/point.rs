@@ -12,7 +12,7 @@ use std::{
 use rustix::{
     fs::{AtFlags, Mode, OFlags, Statx, StatxFlags},
     io::Errno,
-    mount::{MoveMountFlags, UnmountFlags},
+    mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags},
 };
 use serde::{Deserialize, Serialize};
 
@@ -117,6 +117,34 @@ pub fn attach(mount: &DetachedMount, target: BorrowedFd<'_>, shown: &Path) -> Re
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(mount.fd(), "", target, "", flags)
         .map_err(|errno| MountError::new(Step::Attach, format!("{} on {shown:?}", mount.what()), errno))
+}
+
+/// A detached clone of the mount `expected` at `point`: the same filesystem, to put the mount back with. Nothing when
+/// another mount or none is on top.
+///
+/// # Errors
+/// [`MountError`] at [`Step::CloneTree`] or [`Step::ReadMountId`].
+pub fn clone_at(point: &MountPoint, expected: MountId) -> Result<Option<DetachedMount>, MountError> {
+    if mount_at(point)? != Some(expected) {
+        return Ok(None);
+    }
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_SYMLINK_NOFOLLOW
+        | OpenTreeFlags::AT_NO_AUTOMOUNT;
+    rustix::mount::open_tree(&point.parent, Path::new(&point.name), flags)
+        .map(|fd| Some(DetachedMount::from_fd(fd, format!("{:?}", point.path))))
+        .map_err(|errno| point.error(Step::CloneTree, errno))
+}
+
+/// Takes an attached mount away from wherever it is now, lazily: for one whose directory was moved meanwhile.
+///
+/// # Errors
+/// [`MountError`] at [`Step::EnterParent`] or [`Step::Unmount`]; `EINVAL` when it is not attached.
+pub fn dissolve(mount: &DetachedMount) -> Result<(), MountError> {
+    let failed = |step| move |errno| MountError::new(step, mount.what(), errno);
+    rustix::process::fchdir(mount.fd()).map_err(failed(Step::EnterParent))?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(failed(Step::Unmount))
 }
 
 /// Replaces the mount `old` at `point` by `new`, with no instant at which the path shows neither: `new` goes beneath

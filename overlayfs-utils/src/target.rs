@@ -323,6 +323,32 @@ impl ContainerRoot {
         ContainerPath::parse(&format!("/{}", below.to_str()?)).ok()
     }
 
+    /// The path of the directory that `path` means, links followed; for one that is missing, where it would be made.
+    ///
+    /// # Errors
+    /// [`ResolveError`] for any other cause than that it is missing.
+    pub fn canonical(&self, path: &ContainerPath) -> Result<ContainerPath, ResolveError> {
+        match (self.resolve(path), path.split()) {
+            (Ok(found), _) => Ok(found.path),
+            (Err(ResolveError::Missing(_)), Some((parent, name))) => {
+                self.canonical(&parent)?.join(name).map_err(|_| ResolveError::Unstable(path.clone()))
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    /// The text of the link at `path`, or nothing when it is no link or no text. Links before the last component are
+    /// not followed.
+    ///
+    /// # Errors
+    /// [`ResolveError`], of its parent.
+    pub fn read_link(&self, path: &ContainerPath) -> Result<Option<String>, ResolveError> {
+        let Some((parent, name)) = path.split() else { return Ok(None) };
+        let parent = self.resolve_plain(&parent)?;
+        let text = rustix::fs::readlinkat(parent.fd(), name, Vec::new());
+        Ok(text.ok().and_then(|text| text.into_string().ok()))
+    }
+
     /// The mount point at `path`: its parent is looked up without following links.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! Attach, swap, unmount and targets on the real kernel.
 
+#![allow(clippy::unwrap_used)] // tests
+
 mod stage;
 
 use std::{

@@ -1,5 +1,7 @@
 //! Overlays on the real kernel: layering, odd paths, unions, id-mapping, errors.
 
+#![allow(clippy::unwrap_used)] // tests
+
 mod stage;
 
 use std::{

@@ -1,5 +1,5 @@
 //! A stage for tests on the real kernel: a mount namespace and a tmpfs that end with the test.
-#![allow(dead_code)] // each test binary uses a part
+#![allow(dead_code, clippy::unwrap_used)] // each test binary uses a part
 
 use std::{
     fs,

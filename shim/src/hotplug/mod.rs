@@ -1,14 +1,29 @@
 //! Hot-plug: capsules attached to, replaced in and detached from live containers (`capsule.hotplug.v1`).
 //!
 //! Rooms, each of which may use only those to its right:
-//! `service` (ttrpc) → `engine` (transactions, one lock per container) → `journal` (what is attached, in the
-//! bundle) and `plan` (pure: which mounts make an attachment) → `overlayfs-utils` (the kernel).
+//! `service` (ttrpc) → `engine` (transactions, one lock per container) → `scene` (a container during a call), `capsule`
+//! (a capsule's tree) and `journal` (what is attached, in the bundle) → `plan` (pure: which mounts make an attachment)
+//! and `model` (validated types) → `overlayfs-utils` (the kernel).
 //!
 //! This module is the seam to the rest of the shim: hot-plug asks the task side where a container's live task is,
 //! through [`Tasks`], and asks nothing else.
 
-use std::{path::Path, path::PathBuf, sync::Arc};
+mod capsule;
+mod engine;
+mod error;
+mod journal;
+mod model;
+mod plan;
+mod scene;
+mod service;
 
+use std::{
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use overlayfs_utils::ProbeError;
 use thiserror::Error;
 
 /// What hot-plug asks of the task side.
@@ -56,6 +71,9 @@ pub enum TaskLookupError {
 /// Why the hot-plug service did not start.
 #[derive(Debug, Error)]
 pub enum HotplugError {
+    /// The kernel cannot do what capsules need.
+    #[error("no capsules on this kernel")]
+    Kernel(#[from] ProbeError),
     /// The socket's directory could not be made.
     #[error("cannot create the socket's directory {path}")]
     SocketDir {
@@ -106,15 +124,23 @@ impl Server {
 /// # Errors
 /// [`HotplugError`], by step.
 pub async fn serve(tasks: Arc<dyn Tasks>, socket: &Path) -> Result<Server, HotplugError> {
-    listen(ttrpc::asynchronous::Server::new(), tasks, socket).await
+    let features = overlayfs_utils::probe()?;
+    log::info!("hot-plug: {features}");
+    let engine = Arc::new(engine::Engine::new(tasks, features.layers_by));
+    prepare_socket(socket)?;
+    let failed = |source| HotplugError::Listen { path: socket.to_owned(), source };
+    let mut server = ttrpc::asynchronous::Server::new()
+        .bind(&format!("unix://{}", socket.display()))
+        .map_err(failed)?
+        .register_service(capsule_proto::hotplug::create_hotplug(Arc::new(service::Service::new(engine))));
+    // The directory lets nobody but root in, so nobody can have connected in between.
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))
+        .map_err(|source| HotplugError::Restrict { path: socket.to_owned(), source })?;
+    server.start().await.map_err(failed)?;
+    Ok(Server(server))
 }
 
-async fn listen(
-    server: ttrpc::asynchronous::Server,
-    _tasks: Arc<dyn Tasks>,
-    socket: &Path,
-) -> Result<Server, HotplugError> {
-    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+fn prepare_socket(socket: &Path) -> Result<(), HotplugError> {
     if let Some(dir) = socket.parent() {
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -122,12 +148,8 @@ async fn listen(
             .create(dir)
             .map_err(|source| HotplugError::SocketDir { path: dir.to_owned(), source })?;
     }
-    // A socket left by a shim that was killed: nobody listens on it, and bind would fail.
+    // A socket left by a shim that was killed: nobody listens on it, and bind would fail. Any other failure to
+    // remove it shows in bind.
     let _ = std::fs::remove_file(socket);
-    let failed = |source| HotplugError::Listen { path: socket.to_owned(), source };
-    let mut server = server.bind(&format!("unix://{}", socket.display())).map_err(failed)?;
-    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))
-        .map_err(|source| HotplugError::Restrict { path: socket.to_owned(), source })?;
-    server.start().await.map_err(failed)?;
-    Ok(Server(server))
+    Ok(())
 }

@@ -1,0 +1,104 @@
+//! Attach: all mounts of an attachment, or none.
+
+use overlayfs_utils::{attach, detach_lazily, in_mount_namespace, mount_at};
+
+use super::{
+    Attached, Engine,
+    build::{Built, Placed, build, place, plan},
+};
+use crate::hotplug::{
+    capsule::Tree,
+    error::EngineError,
+    journal::{Record, State},
+    model::Spec,
+    plan::Planned,
+    scene::Scene,
+};
+
+impl Engine {
+    /// Attaches `spec`; a success when it is there already just so.
+    ///
+    /// # Errors
+    /// [`EngineError`]; then nothing changed.
+    pub fn attach(&self, container: &str, spec: Spec) -> Result<Attached, EngineError> {
+        self.with_scene(container, |scene| {
+            let record = match scene.journal.find(&spec.id) {
+                Some(there) if there.spec == spec => there.clone(),
+                Some(_) => return Err(EngineError::Conflict(spec.id)),
+                None => attach_new(scene, spec)?,
+            };
+            super::list::checked(container, scene, record)
+        })
+    }
+}
+
+fn attach_new(scene: &mut Scene, spec: Spec) -> Result<Record, EngineError> {
+    let tree = Tree::open(&spec.content.layers)?;
+    let planned = plan(scene, &spec, &tree, None)?;
+    let built =
+        planned.iter().map(|p| build(scene, &spec.content, &tree, p)).collect::<Result<Vec<_>, _>>()?;
+    let mounts = built.iter().map(|b| b.mounted.clone()).collect();
+    let mut record = Record { spec, state: State::Attaching, mounts, created: Vec::new() };
+    let done = attach_built(scene, &mut record, &planned, &built);
+    if let Err(error) = done {
+        scene.task.root().remove_created(&record.created);
+        scene.journal.remove(&record.spec.id);
+        if let Err(unwritten) = scene.write_journal() {
+            log::warn!("after a failed attach: {unwritten}");
+        }
+        return Err(error);
+    }
+    record.state = State::Attached;
+    scene.journal.put(record.clone());
+    // If this fails the journal says "attaching", and recovery sees that all mounts are there.
+    if let Err(unwritten) = scene.write_journal() {
+        log::warn!("after an attach: {unwritten}");
+    }
+    Ok(record)
+}
+
+fn attach_built(
+    scene: &mut Scene,
+    record: &mut Record,
+    planned: &[Planned],
+    built: &[Built],
+) -> Result<(), EngineError> {
+    let mut places = Vec::with_capacity(planned.len());
+    for planned in planned {
+        places.push(place(scene, planned, &mut record.created)?);
+    }
+    scene.journal.put(record.clone());
+    scene.write_journal()?;
+    put_all(scene, built, places)
+}
+
+/// Attaches each mount at its place, in the container's mount namespace; on a failure takes away those that are there.
+pub(super) fn put_all(scene: &Scene, built: &[Built], places: Vec<Placed>) -> Result<(), EngineError> {
+    in_mount_namespace(scene.task.pidfd(), || {
+        let mut done = Vec::with_capacity(places.len());
+        for (built, placed) in built.iter().zip(places) {
+            match put(built, placed) {
+                Ok(point) => done.push((built, point)),
+                Err(error) => {
+                    for (built, point) in done.iter().rev() {
+                        // Nothing better can be done about a failure here than to report the first one.
+                        let _ = detach_lazily(point, built.mounted.id());
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    })?
+}
+
+pub(super) fn put(built: &Built, placed: Placed) -> Result<overlayfs_utils::MountPoint, EngineError> {
+    let Placed { dir, point } = placed;
+    attach(&built.mount, dir.fd(), point.path())?;
+    // The directory may have been moved since it was found: then the mount is elsewhere, and comes off again.
+    if mount_at(&point)? == Some(built.mounted.id()) {
+        return Ok(point);
+    }
+    overlayfs_utils::dissolve(&built.mount)?;
+    Err(EngineError::Raced(built.mounted.path.clone()))
+}

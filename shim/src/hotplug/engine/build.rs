@@ -1,0 +1,107 @@
+//! Detached mounts for planned ones, and the places where they go.
+
+use overlayfs_utils::{
+    ContainerPath, Created, DetachedMount, Lower, MountPoint, OverlayPlan, Resolved, SuperBlock,
+};
+
+use crate::hotplug::{
+    capsule::Tree,
+    error::EngineError,
+    journal::{Mounted, Record},
+    model::{Content, Mode, Spec},
+    plan::{Planned, plan_union},
+    scene::Scene,
+};
+
+/// A mount that is built, and not attached.
+#[derive(Debug)]
+pub(super) struct Built {
+    pub(super) mount: DetachedMount,
+    pub(super) mounted: Mounted,
+}
+
+/// A place in the container, held open until something is attached there.
+#[derive(Debug)]
+pub(super) struct Placed {
+    pub(super) dir: Resolved,
+    pub(super) point: MountPoint,
+}
+
+/// Plans the mounts of `spec`. `own` is the attachment that they replace, whose mounts are no obstacle.
+pub(super) fn plan(
+    scene: &Scene,
+    spec: &Spec,
+    tree: &Tree,
+    own: Option<&Record>,
+) -> Result<Vec<Planned>, EngineError> {
+    let seen = scene.seen_mounts(&scene.read_mounts()?, own);
+    match spec.mode {
+        Mode::Union => {
+            // The container's root as the host has it shows what is below this attachment's own mounts too.
+            let target = scene.host.canonical(&spec.target)?;
+            plan_union(tree, scene, &seen, &target)
+        }
+        Mode::Ro => {
+            let at = match own.and_then(|record| record.mounts.first()) {
+                Some(mounted) => mounted.path.clone(),
+                None => scene.task.root().canonical(&spec.target)?,
+            };
+            let in_the_way = seen
+                .iter()
+                .find(|s| std::path::Path::new(&s.path).starts_with(at.as_ref() as &std::path::Path));
+            if let (Some(seen), None) = (in_the_way, own) {
+                let path = ContainerPath::parse(&seen.path).unwrap_or(at);
+                return Err(EngineError::Occupied { path, by: seen.what.clone() });
+            }
+            let from = ContainerPath::parse("/").map_err(crate::hotplug::model::InvalidRequest::from)?;
+            Ok(vec![Planned { at, from, alone: true }])
+        }
+    }
+}
+
+/// Builds the mount of one planned place, detached.
+pub(super) fn build(
+    scene: &Scene,
+    content: &Content,
+    tree: &Tree,
+    planned: &Planned,
+) -> Result<Built, EngineError> {
+    let layers = tree.dirs(&planned.from)?;
+    let lowers = layers.iter().map(Lower::Dir).collect();
+    let source = content.source();
+    let mount = if planned.alone {
+        let empty = scene.empty_dir()?;
+        DetachedMount::overlay(&OverlayPlan::ro(lowers, &empty)?, scene.layers_by, &source)?
+    } else {
+        let below = scene.open_host_dir(&planned.at)?;
+        DetachedMount::overlay(&OverlayPlan::union(lowers, Lower::Dir(&below))?, scene.layers_by, &source)?
+    };
+    let block = SuperBlock::of(mount.fd())?;
+    Ok(Built { mount, mounted: Mounted { path: planned.at.clone(), block, alone: planned.alone } })
+}
+
+/// Finds the directory for a planned mount in the container, and makes it where the plan says it is missing.
+pub(super) fn place(
+    scene: &Scene,
+    planned: &Planned,
+    created: &mut Vec<Created>,
+) -> Result<Placed, EngineError> {
+    let root = scene.task.root();
+    let dir = if planned.alone {
+        let (dir, made) = root.make_dirs(&planned.at)?;
+        created.extend(made);
+        dir
+    } else {
+        root.resolve_plain(&planned.at)?
+    };
+    // The plan was made from what was there a moment ago, and the container does not stand still.
+    let same_as_host = || {
+        let host = scene.host.resolve_plain(&planned.at)?;
+        Ok::<_, EngineError>(host.identity() == dir.identity())
+    };
+    if dir.path() != &planned.at || dir.is_mount_root() || (!planned.alone && !same_as_host()?) {
+        return Err(EngineError::Raced(planned.at.clone()));
+    }
+    let point = root.mount_point(&planned.at)?;
+    Ok(Placed { dir, point })
+}

@@ -1,0 +1,152 @@
+//! Transactions: each call is done as a whole or undone, one at a time for a container, side by side for several.
+//!
+//! Every function here blocks: the service runs them off its runtime's thread. Intent is in the journal before the first
+//! mount changes; what is done is undone in reverse order.
+
+mod attach;
+mod build;
+mod detach;
+mod list;
+mod recover;
+mod replace;
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use overlayfs_utils::{LayersBy, SuperBlock, User, find_users};
+
+use super::{
+    Tasks,
+    error::EngineError,
+    journal::{Draining, Mounted, Record},
+    model::{AttachmentId, Content},
+    scene::Scene,
+};
+
+/// Draining contents that may be kept before they are looked through: a bound on the journal, not on upgrades.
+const MANY_DRAINING: usize = 32;
+
+/// An attachment, and whether the container still has it as it was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// The container.
+    pub container: String,
+    /// What the journal says.
+    pub record: Record,
+    /// Every mount is on top at its place.
+    pub mounted: bool,
+}
+
+/// Content that is in use, and by whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drained {
+    /// The container.
+    pub container: String,
+    /// What the journal says.
+    pub draining: Draining,
+    /// Its users: never empty.
+    pub users: Vec<User>,
+}
+
+/// What came of a detach.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Detached {
+    /// It is gone.
+    pub detached: bool,
+    /// Who uses it.
+    pub users: Vec<User>,
+}
+
+/// Does what the service asks.
+pub struct Engine {
+    tasks: Arc<dyn Tasks>,
+    layers_by: LayersBy,
+    locks: Mutex<HashMap<String, Arc<Mutex<()>>>>,
+}
+
+impl Engine {
+    /// An engine for the containers of `tasks`, on a kernel that takes layers `layers_by`.
+    #[must_use]
+    pub fn new(tasks: Arc<dyn Tasks>, layers_by: LayersBy) -> Self {
+        Self { tasks, layers_by, locks: Mutex::default() }
+    }
+
+    /// Runs `call` on a container while no other call is at work in it.
+    fn with_scene<T>(
+        &self,
+        container: &str,
+        call: impl FnOnce(&mut Scene) -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
+        let lock = self.lock_of(container);
+        let guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let live = self.tasks.live(container)?;
+        let mut scene = Scene::open(&live, self.layers_by)?;
+        recover::recover(&mut scene)?;
+        let done = call(&mut scene);
+        drop(guard);
+        done
+    }
+
+    fn lock_of(&self, container: &str) -> Arc<Mutex<()>> {
+        let mut locks: MutexGuard<'_, _> = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        // Locks that nobody holds belong to containers that may be gone.
+        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+        Arc::clone(locks.entry(container.to_owned()).or_default())
+    }
+}
+
+/// The users of each of `blocks`, other than this process.
+fn users_of(scene: &Scene, blocks: &[SuperBlock]) -> Result<Vec<Vec<User>>, EngineError> {
+    let path = format!("/proc/{}/ns/mnt", scene.task.pid());
+    let namespace = rustix::fs::stat(path).map_err(|e| EngineError::Users(io::Error::from(e)))?;
+    let mut users = find_users(blocks, Some(namespace.st_ino)).map_err(EngineError::Users)?;
+    let own = std::process::id();
+    users.iter_mut().for_each(|list| list.retain(|user| u32::try_from(user.pid) != Ok(own)));
+    Ok(users)
+}
+
+/// Takes draining contents that nobody uses any more out of the journal; returns the users of the others, in order.
+fn prune_draining(scene: &mut Scene) -> Result<Vec<Vec<User>>, EngineError> {
+    if scene.journal.draining.is_empty() {
+        return Ok(Vec::new());
+    }
+    let counts: Vec<usize> = scene.journal.draining.iter().map(|d| d.blocks.len()).collect();
+    let blocks: Vec<SuperBlock> =
+        scene.journal.draining.iter().flat_map(|d| d.blocks.iter().copied()).collect();
+    let mut lists = users_of(scene, &blocks)?.into_iter();
+    let users: Vec<Vec<User>> =
+        counts.into_iter().map(|n| lists.by_ref().take(n).flatten().collect()).collect();
+    let before = scene.journal.draining.len();
+    let mut used = users.iter().map(|list| !list.is_empty());
+    scene.journal.draining.retain(|_| used.next().unwrap_or(true));
+    if scene.journal.draining.len() != before {
+        scene.write_journal()?;
+    }
+    Ok(users.into_iter().filter(|list| !list.is_empty()).collect())
+}
+
+/// Notes that `mounts` of an attachment are out of reach from now on.
+fn add_draining(scene: &mut Scene, record: &Record, content: &Content, mounts: &[Mounted]) {
+    if mounts.is_empty() {
+        return;
+    }
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    scene.journal.draining.push(Draining {
+        id: record.spec.id.clone(),
+        content: content.clone(),
+        target: record.spec.target.clone(),
+        blocks: mounts.iter().map(|m| m.block).collect(),
+        since: i64::try_from(since).unwrap_or(i64::MAX),
+    });
+}
+
+fn find_record(scene: &Scene, id: &AttachmentId) -> Result<Record, EngineError> {
+    scene.journal.find(id).cloned().ok_or_else(|| EngineError::NoAttachment(id.clone()))
+}

@@ -1,0 +1,227 @@
+//! Replace: other layers in the place of an attachment's, with no instant at which a path is missing.
+//!
+//! All new mounts are built before the first is swapped in. Where the new content has other hierarchies than the old, the
+//! added ones are attached and the removed ones taken away, in the same transaction.
+
+use std::collections::HashMap;
+
+use overlayfs_utils::{
+    ContainerPath, DetachedMount, MountPoint, SuperBlock, Unmounted, attach, clone_at, detach_lazily,
+    in_mount_namespace, swap,
+};
+
+use super::{
+    Attached, Engine, MANY_DRAINING, add_draining,
+    build::{Built, Placed, build, place, plan},
+    detach::check_clear,
+    find_record, prune_draining,
+};
+use crate::hotplug::{
+    capsule::Tree,
+    error::EngineError,
+    journal::{Mounted, Record, State},
+    model::{AttachmentId, Content},
+    plan::Planned,
+    scene::Scene,
+};
+
+impl Engine {
+    /// Replaces the content of an attachment; returns it, and the content it had.
+    ///
+    /// # Errors
+    /// [`EngineError`]; then the old content is in place.
+    pub fn replace(
+        &self,
+        container: &str,
+        id: &AttachmentId,
+        content: Content,
+    ) -> Result<(Attached, Content), EngineError> {
+        self.with_scene(container, |scene| {
+            let old = find_record(scene, id)?;
+            let replaced = old.spec.content.clone();
+            let record = if replaced == content { old } else { replace_content(scene, old, content)? };
+            Ok((super::list::checked(container, scene, record)?, replaced))
+        })
+    }
+}
+
+/// What happens at one place.
+enum Change {
+    /// Old and new content have it.
+    Swap { old: Mounted, new: Built, point: MountPoint },
+    /// The new content has it.
+    Add { new: Built, placed: Box<Placed> },
+    /// The old content had it.
+    Remove { old: Mounted, point: MountPoint },
+}
+
+/// A change that is done, and what puts it back.
+enum Done {
+    Swapped { point: MountPoint, new: SuperBlock, back: DetachedMount },
+    Added { point: MountPoint, new: SuperBlock },
+    Removed { path: ContainerPath, back: DetachedMount },
+}
+
+/// Mounts put back have new ids.
+type Restored = HashMap<ContainerPath, SuperBlock>;
+
+fn replace_content(scene: &mut Scene, old: Record, content: Content) -> Result<Record, EngineError> {
+    check_clear(scene, &old)?;
+    if scene.journal.draining.len() >= MANY_DRAINING {
+        prune_draining(scene)?;
+    }
+    let tree = Tree::open(&content.layers)?;
+    let mut spec = old.spec.clone();
+    spec.content = content;
+    let planned = plan(scene, &spec, &tree, Some(&old))?;
+    let built =
+        planned.iter().map(|p| build(scene, &spec.content, &tree, p)).collect::<Result<Vec<_>, _>>()?;
+    let mounts: Vec<Mounted> = built.iter().map(|b| b.mounted.clone()).collect();
+    let (mut created, mut restored) = (Vec::new(), Restored::new());
+    let changed = plan_changes(scene, &old, &planned, built, &mut created).and_then(|changes| {
+        let state = State::Replacing { content: spec.content.clone(), mounts: mounts.clone() };
+        scene.journal.put(Record { state, ..old.clone() });
+        scene.write_journal()?;
+        change_all(scene, changes, &mut restored)
+    });
+    let record = match changed {
+        Ok(()) => {
+            add_draining(scene, &old, &old.spec.content, &old.mounts);
+            let created = old.created.into_iter().chain(created).collect();
+            Ok(Record { spec, state: State::Attached, mounts, created })
+        }
+        Err(error) => {
+            scene.task.root().remove_created(&created);
+            Err((error, with_restored(old, &restored)))
+        }
+    };
+    let (Ok(now) | Err((_, now))) = &record;
+    scene.journal.put(now.clone());
+    // If this fails the journal says "replacing", and recovery sees which mounts are there.
+    if let Err(unwritten) = scene.write_journal() {
+        log::warn!("after a replace: {unwritten}");
+    }
+    record.map_err(|(error, _)| error)
+}
+
+fn with_restored(mut record: Record, restored: &Restored) -> Record {
+    for mounted in &mut record.mounts {
+        if let Some(block) = restored.get(&mounted.path) {
+            mounted.block = *block;
+        }
+    }
+    record
+}
+
+fn plan_changes(
+    scene: &Scene,
+    old: &Record,
+    planned: &[Planned],
+    built: Vec<Built>,
+    created: &mut Vec<overlayfs_utils::Created>,
+) -> Result<Vec<Change>, EngineError> {
+    let mut changes = Vec::new();
+    let mut there: HashMap<ContainerPath, Mounted> = HashMap::new();
+    for mounted in &old.mounts {
+        if scene.is_there(mounted)? {
+            there.insert(mounted.path.clone(), mounted.clone());
+        }
+    }
+    for (planned, new) in planned.iter().zip(built) {
+        changes.push(match there.remove(&planned.at) {
+            Some(old) => Change::Swap { point: point_of(scene, &planned.at)?, old, new },
+            None => Change::Add { placed: Box::new(place(scene, planned, created)?), new },
+        });
+    }
+    for (path, old) in there {
+        changes.push(Change::Remove { point: point_of(scene, &path)?, old });
+    }
+    Ok(changes)
+}
+
+fn point_of(scene: &Scene, path: &ContainerPath) -> Result<MountPoint, EngineError> {
+    Ok(scene.task.root().mount_point(path)?)
+}
+
+fn change_all(scene: &Scene, changes: Vec<Change>, restored: &mut Restored) -> Result<(), EngineError> {
+    // A lone change is undone by its own failure; only several need what puts the earlier ones back.
+    let undoable = changes.len() > 1;
+    in_mount_namespace(scene.task.pidfd(), || {
+        let mut done = Vec::with_capacity(changes.len());
+        for change in changes {
+            match apply(change, undoable) {
+                Ok(step) => done.extend(step),
+                Err(error) => {
+                    *restored = undo(scene, done);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    })?
+}
+
+fn apply(change: Change, undoable: bool) -> Result<Option<Done>, EngineError> {
+    match change {
+        Change::Swap { old, new, point } => {
+            let back = if undoable { clone_at(&point, old.id())? } else { None };
+            expect_done(swap(&new.mount, &point, old.id())?, &old.path)?;
+            Ok(back.map(|back| Done::Swapped { point, new: new.mounted.block, back }))
+        }
+        Change::Add { new, placed } => {
+            let point = super::attach::put(&new, *placed)?;
+            Ok(Some(Done::Added { point, new: new.mounted.block }))
+        }
+        Change::Remove { old, point } => {
+            let back = if undoable { clone_at(&point, old.id())? } else { None };
+            expect_done(detach_lazily(&point, old.id())?, &old.path)?;
+            Ok(back.map(|back| Done::Removed { path: old.path, back }))
+        }
+    }
+}
+
+fn expect_done(outcome: Unmounted, path: &ContainerPath) -> Result<(), EngineError> {
+    match outcome {
+        Unmounted::Done => Ok(()),
+        Unmounted::Busy | Unmounted::NotThere => Err(EngineError::Raced(path.clone())),
+    }
+}
+
+/// Puts back what was done, the last first. What cannot be put back is logged: the first error is the one to report.
+fn undo(scene: &Scene, done: Vec<Done>) -> Restored {
+    let mut restored = Restored::new();
+    for step in done.into_iter().rev() {
+        match undo_one(scene, step) {
+            Ok(back) => restored.extend(back),
+            Err(error) => log::error!("undoing a replace: {error}"),
+        }
+    }
+    restored
+}
+
+fn undo_one(scene: &Scene, step: Done) -> Result<Option<(ContainerPath, SuperBlock)>, EngineError> {
+    match step {
+        Done::Added { point, new } => {
+            let _ = detach_lazily(&point, new.mount)?;
+            Ok(None)
+        }
+        Done::Swapped { point, new, back } => {
+            let path = ContainerPath::parse(&point.path().to_string_lossy())
+                .map_err(crate::hotplug::model::InvalidRequest::from)?;
+            expect_done(swap(&back, &point, new.mount)?, &path)?;
+            Ok(Some((path, SuperBlock::of(back.fd())?)))
+        }
+        Done::Removed { path, back } => reattach(scene, &path, &back).map(|block| Some((path, block))),
+    }
+}
+
+/// Attaches a clone of a mount where the mount was.
+pub(super) fn reattach(
+    scene: &Scene,
+    path: &ContainerPath,
+    back: &DetachedMount,
+) -> Result<SuperBlock, EngineError> {
+    let dir = scene.task.root().resolve_plain(path)?;
+    attach(back, dir.fd(), path.as_ref())?;
+    Ok(SuperBlock::of(back.fd())?)
+}

@@ -1,0 +1,505 @@
+//! The engine on the real kernel, in a container made of `unshare`, `pivot_root` and a static busybox.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use overlayfs_utils::{ContainerPath, in_new_mount_namespace};
+use rustix::mount::{MountFlags, MountPropagationFlags};
+
+use super::*;
+use crate::hotplug::{
+    LiveTask, TaskLookupError,
+    journal::State,
+    model::{Mode, Spec},
+};
+
+/// Runs in the container before its init: what a runtime would mount, and a volume.
+const SET_UP: &str = "set -e; mount --bind . .; cd \"$PWD\"
+mount -t proc proc proc; mount -t tmpfs volume data; mkdir data/sub
+pivot_root . .; umount -l .; cd /; EXTRA
+exec /bin/busybox sh -c 'echo ready; exec sleep 600'";
+
+struct Container {
+    init: Child,
+    bundle: PathBuf,
+    rootfs: PathBuf,
+}
+
+/// One container, "c".
+struct One(LiveTask);
+
+impl Tasks for One {
+    fn live(&self, id: &str) -> Result<LiveTask, TaskLookupError> {
+        if id == "c" { Ok(self.0.clone()) } else { Err(TaskLookupError::NotFound(id.to_owned())) }
+    }
+
+    fn ids(&self) -> Vec<String> {
+        vec!["c".to_owned()]
+    }
+}
+
+impl Container {
+    /// Starts one on the stage `dir`; `extra` is run in it, as root, before its init.
+    fn start(dir: &Path, extra: &str) -> Self {
+        let [image, upper, work, bundle] = ["image", "upper", "work", "bundle"].map(|n| dir.join(n));
+        for made in ["bin", "proc", "data", "usr/share/keep", "etc", "usr/lib"] {
+            fs::create_dir_all(image.join(made)).unwrap();
+        }
+        fs::copy("/usr/bin/busybox", image.join("bin/busybox")).unwrap();
+        for tool in ["sh", "sleep", "cat", "mv", "mount", "umount", "ln", "mkdir", "true"] {
+            symlink("busybox", image.join("bin").join(tool)).unwrap();
+        }
+        fs::write(image.join("usr/share/keep/file"), "image").unwrap();
+        symlink("/proc/self/root", image.join("etc/x")).unwrap();
+        symlink("../../../../../../../../usr/lib", image.join("etc/up")).unwrap();
+        symlink("usr/lib", image.join("lib")).unwrap();
+        let rootfs = bundle.join("rootfs");
+        for made in [&upper, &work, &rootfs] {
+            fs::create_dir_all(made).unwrap();
+        }
+        let show = |p: &Path| p.display().to_string();
+        let options = format!("lowerdir={},upperdir={},workdir={}", show(&image), show(&upper), show(&work));
+        let options = std::ffi::CString::new(options).unwrap();
+        rustix::mount::mount("rootfs", &rootfs, "overlay", MountFlags::empty(), &*options).unwrap();
+        let set_up = SET_UP.replace("EXTRA", extra);
+        let mut init = Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-c", &set_up])
+            .current_dir(&rootfs)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        wait_ready(&mut init);
+        Self { init, bundle, rootfs }
+    }
+
+    fn pid(&self) -> i32 {
+        i32::try_from(self.init.id()).unwrap()
+    }
+
+    fn engine(&self) -> Engine {
+        let live =
+            LiveTask { init_pid: self.pid(), bundle: self.bundle.clone(), rootfs: self.rootfs.clone() };
+        Engine::new(Arc::new(One(live)), LayersBy::Descriptor)
+    }
+
+    /// What a process in the container reads.
+    fn read(&self, path: &str) -> Option<String> {
+        fs::read_to_string(format!("/proc/{}/root{path}", self.pid())).ok()
+    }
+
+    fn has(&self, path: &str) -> bool {
+        fs::symlink_metadata(format!("/proc/{}/root{path}", self.pid())).is_ok()
+    }
+
+    /// Starts a shell in the container that runs `script` and says "ready".
+    fn spawn(&self, script: &str) -> Running {
+        let pid = self.pid().to_string();
+        let mut child = Command::new("nsenter")
+            .args(["--target", &pid, "--mount", "--root", "--wd", "/bin/sh", "-c", script])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        wait_ready(&mut child);
+        Running(child)
+    }
+
+    fn run(&self, script: &str) {
+        drop(self.spawn(&format!("{script} && echo ready")));
+    }
+
+    /// The mount table without ids.
+    fn mounts(&self) -> Vec<String> {
+        let text = fs::read_to_string(format!("/proc/{}/mountinfo", self.pid())).unwrap();
+        text.lines().map(|l| l.splitn(4, ' ').nth(3).unwrap().to_owned()).collect()
+    }
+
+    /// Paths of all entries on the container's own file system.
+    fn tree(&self) -> Vec<PathBuf> {
+        let mut all = Vec::new();
+        let mut todo = vec![self.rootfs.clone()];
+        while let Some(dir) = todo.pop() {
+            for entry in fs::read_dir(dir).unwrap() {
+                let entry = entry.unwrap();
+                all.push(entry.path());
+                if entry.file_type().unwrap().is_dir() {
+                    todo.push(entry.path());
+                }
+            }
+        }
+        all.sort();
+        all
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = self.init.kill();
+        let _ = self.init.wait();
+    }
+}
+
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn wait_ready(child: &mut Child) {
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line.trim(), "ready");
+}
+
+/// Runs `test` in a mount namespace and on a tmpfs of its own, which is the host's side.
+fn on_host(test: impl FnOnce(&Path) + Send) {
+    assert!(rustix::process::geteuid().is_root(), "privileged tests need root: run them with sudo");
+    let stage = tempfile::tempdir().unwrap();
+    let dir = stage.path();
+    let done = in_new_mount_namespace(|| {
+        rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+            .unwrap();
+        rustix::mount::mount("tmpfs", dir, "tmpfs", MountFlags::empty(), None).unwrap();
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(dir)))
+    });
+    if let Err(panic) = done.unwrap() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn content(dir: &Path, version: &str, files: &[&str]) -> Content {
+    let layer = dir.join("layers").join(version);
+    fs::create_dir_all(&layer).unwrap();
+    for file in files {
+        let path = layer.join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, version).unwrap();
+    }
+    let layers = vec![layer.to_string_lossy().into_owned()];
+    Content::new("tz".into(), version.into(), "sha256:0".into(), layers).unwrap()
+}
+
+fn spec(id: &str, content: Content, target: &str, mode: Mode) -> Spec {
+    let target = ContainerPath::parse(target).unwrap();
+    Spec::new(AttachmentId::parse(id.into()).unwrap(), content, target, mode).unwrap()
+}
+
+fn id(id: &str) -> AttachmentId {
+    AttachmentId::parse(id.into()).unwrap()
+}
+
+fn gone() -> Detached {
+    Detached { detached: true, users: Vec::new() }
+}
+
+#[test]
+fn privileged_a_capsule_comes_changes_and_goes_without_a_trace() {
+    on_host(|dir| {
+        let container = Container::start(dir, "");
+        let engine = container.engine();
+        let (mounts, tree) = (container.mounts(), container.tree());
+        let first = spec("a", content(dir, "1", &["UTC", "old"]), "/usr/share/zoneinfo", Mode::Ro);
+        let attached = engine.attach("c", first.clone()).unwrap();
+        assert!(attached.mounted);
+        assert_eq!(container.read("/usr/share/zoneinfo/UTC").as_deref(), Some("1"));
+        // Again: the same is a success, anything else a conflict.
+        assert_eq!(engine.attach("c", first.clone()).unwrap(), attached);
+        let other = spec("a", content(dir, "1", &["UTC"]), "/opt", Mode::Ro);
+        assert!(matches!(engine.attach("c", other), Err(EngineError::Conflict(_))));
+        let second = content(dir, "2", &["UTC"]);
+        let (now, replaced) = engine.replace("c", &id("a"), second.clone()).unwrap();
+        assert!(now.mounted && replaced == first.content && now.record.spec.content == second);
+        assert_eq!(container.read("/usr/share/zoneinfo/UTC").as_deref(), Some("2"));
+        assert_eq!(container.read("/usr/share/zoneinfo/old"), None);
+        let (list, draining) = engine.list(None).unwrap();
+        assert_eq!((list, draining), (vec![now], vec![]));
+        assert_eq!(engine.detach("c", &id("a"), false).unwrap(), gone());
+        assert_eq!(engine.detach("c", &id("a"), false).unwrap(), gone());
+        assert_eq!((container.mounts(), container.tree()), (mounts, tree));
+        assert_eq!(engine.list(Some("c")).unwrap(), (vec![], vec![]));
+        let error = engine.replace("c", &id("a"), second).unwrap_err();
+        assert!(matches!(error, EngineError::NoAttachment(_)));
+        assert!(matches!(engine.list(Some("d")), Err(EngineError::Task(TaskLookupError::NotFound(_)))));
+    });
+}
+
+#[test]
+fn privileged_a_union_at_the_root_hides_nothing_and_follows_its_content() {
+    on_host(|dir| {
+        let container = Container::start(dir, "");
+        let engine = container.engine();
+        let (mounts, tree) = (container.mounts(), container.tree());
+        let zones = spec("tz", content(dir, "1", &["UTC"]), "/usr/share/zoneinfo", Mode::Ro);
+        engine.attach("c", zones).unwrap();
+        let tools =
+            content(dir, "tools-1", &["usr/bin/strace", "usr/share/doc/strace", "opt/strace/x", "usr/lib/a"]);
+        let attached = engine.attach("c", spec("tools", tools, "/", Mode::Union)).unwrap();
+        let points: Vec<_> = attached.record.mounts.iter().map(|m| m.path.as_str()).collect();
+        assert_eq!(points, ["/opt", "/usr/bin", "/usr/lib", "/usr/share/doc"]);
+        for (path, text) in [
+            ("/usr/bin/strace", "tools-1"),
+            ("/usr/share/doc/strace", "tools-1"),
+            ("/lib/a", "tools-1"),
+            ("/opt/strace/x", "tools-1"),
+            ("/usr/share/keep/file", "image"),
+            ("/usr/share/zoneinfo/UTC", "1"),
+        ] {
+            assert_eq!(container.read(path).as_deref(), Some(text), "{path}");
+        }
+        // The next version has another set of hierarchies: /opt and /usr/lib go, /srv comes.
+        let next = content(dir, "tools-2", &["usr/bin/strace", "usr/share/doc/strace", "srv/new"]);
+        let (now, _) = engine.replace("c", &id("tools"), next).unwrap();
+        let points: Vec<_> = now.record.mounts.iter().map(|m| m.path.as_str()).collect();
+        assert_eq!(points, ["/srv", "/usr/bin", "/usr/share/doc"]);
+        assert!(
+            now.mounted && container.read("/opt/strace/x").is_none() && container.read("/lib/a").is_none()
+        );
+        assert_eq!(container.read("/usr/bin/strace").as_deref(), Some("tools-2"));
+        assert_eq!(container.read("/srv/new").as_deref(), Some("tools-2"));
+        for id in ["tz", "tools"].map(id) {
+            assert_eq!(engine.detach("c", &id, false).unwrap(), gone());
+        }
+        assert_eq!((container.mounts(), container.tree()), (mounts, tree));
+    });
+}
+
+#[test]
+fn privileged_a_union_keeps_what_the_container_wrote() {
+    on_host(|dir| {
+        let container = Container::start(dir, "");
+        container.run("echo mine > /usr/share/keep/mine");
+        let engine = container.engine();
+        let over = content(dir, "1", &["file", "sub/new"]);
+        engine.attach("c", spec("a", over, "/usr/share/keep", Mode::Union)).unwrap();
+        let seen =
+            ["file", "sub/new", "mine"].map(|f| container.read(&format!("/usr/share/keep/{f}")).unwrap());
+        assert_eq!(seen, ["1", "1", "mine\n"]);
+        // An upgrade takes the container's own directory as its lower, not the union that is there.
+        let (now, _) = engine.replace("c", &id("a"), content(dir, "2", &["sub/new"])).unwrap();
+        assert!(now.mounted);
+        let seen =
+            ["file", "sub/new", "mine"].map(|f| container.read(&format!("/usr/share/keep/{f}")).unwrap());
+        assert_eq!(seen, ["image", "2", "mine\n"]);
+    });
+}
+
+#[test]
+fn privileged_what_cannot_be_is_refused_and_nothing_changes() {
+    on_host(|dir| {
+        let container = Container::start(dir, "");
+        let engine = container.engine();
+        engine.attach("c", spec("first", content(dir, "1", &["UTC", "sub/x"]), "/opt/tz", Mode::Ro)).unwrap();
+        let (mounts, tree) = (container.mounts(), container.tree());
+        let mut incomplete = content(dir, "gone", &["x"]);
+        incomplete.layers = vec![dir.join("layers/nowhere")];
+        let some = || content(dir, "2", &["x", "sub/y"]);
+        for (content, target, mode, word) in [
+            (some(), "/data", Mode::Ro, "tmpfs mount of \"volume\""),
+            (some(), "/data", Mode::Union, "tmpfs mount of \"volume\""),
+            (some(), "/data/sub", Mode::Union, "use mode ro"),
+            (some(), "/opt/tz", Mode::Ro, "attachment first (tz@1)"),
+            (some(), "/opt/tz", Mode::Union, "attachment first (tz@1)"),
+            (some(), "/opt", Mode::Ro, "/opt/tz is occupied by attachment first"),
+            (some(), "/opt/tz/sub", Mode::Union, "attachment first"),
+            (some(), "/opt/tz/new", Mode::Ro, "read-only"),
+            (some(), "/bin/busybox", Mode::Ro, "not a directory"),
+            (some(), "/bin/busybox/x", Mode::Ro, "not a directory"),
+            (some(), "/etc/x", Mode::Ro, "link"),
+            (some(), "/etc/x/tmp/new", Mode::Ro, "link"),
+            (some(), "/proc", Mode::Ro, "procfs"),
+            (some(), "/proc/sys", Mode::Ro, "procfs"),
+            (some(), "/", Mode::Union, "/x, which is no directory"),
+            (incomplete, "/srv", Mode::Ro, "incomplete"),
+        ] {
+            let error = engine.attach("c", spec("second", content, target, mode)).unwrap_err();
+            assert!(error.to_string().contains(word), "{target} {mode:?}: {error:?} lacks {word:?}");
+            assert_eq!((container.mounts(), container.tree()), (mounts.clone(), tree.clone()), "{target}");
+        }
+        let outer =
+            engine.attach("c", spec("nest", content(dir, "3", &["z"]), "/opt/tz/sub", Mode::Ro)).unwrap();
+        assert!(outer.mounted);
+        for error in [
+            engine.detach("c", &id("first"), false).unwrap_err(),
+            engine.detach("c", &id("first"), true).unwrap_err(),
+            engine.replace("c", &id("first"), some()).unwrap_err(),
+        ] {
+            assert!(error.to_string().contains("attachment nest (tz@3)"), "{error}");
+        }
+    });
+}
+
+#[test]
+fn privileged_a_read_only_root_takes_capsules_only_where_directories_are() {
+    on_host(|dir| {
+        let container = Container::start(dir, "mount -o remount,bind,ro /");
+        let engine = container.engine();
+        let mounts = container.mounts();
+        let capsule = || content(dir, "1", &["usr/bin/new", "srv/x"]);
+        for (target, mode) in [("/srv/deep", Mode::Ro), ("/", Mode::Union)] {
+            let error = engine.attach("c", spec("a", capsule(), target, mode)).unwrap_err();
+            assert!(error.to_string().contains("read-only"), "{error}");
+        }
+        assert_eq!(container.mounts(), mounts, "/usr/bin would have been first");
+        engine.attach("c", spec("a", capsule(), "/usr/lib", Mode::Ro)).unwrap();
+        assert_eq!(engine.detach("c", &id("a"), false).unwrap(), gone());
+    });
+}
+
+#[test]
+fn privileged_a_target_through_a_link_is_recorded_as_the_place_it_means() {
+    on_host(|dir| {
+        let container = Container::start(dir, "");
+        let engine = container.engine();
+        for (target, place) in [("/lib/zone", "/usr/lib/zone"), ("/etc/up", "/usr/lib"), ("/lib", "/usr/lib")]
+        {
+            let attached =
+                engine.attach("c", spec("a", content(dir, "1", &["f"]), target, Mode::Ro)).unwrap();
+            assert_eq!(attached.record.mounts[0].path.as_str(), place);
+            assert_eq!(container.read(&format!("{place}/f")).as_deref(), Some("1"));
+            assert_eq!(engine.detach("c", &id("a"), false).unwrap(), gone());
+        }
+    });
+}
+
+#[test]
+fn privileged_a_used_capsule_stays_unless_lazy_and_drains_until_it_is_let_go() {
+    on_host(|dir| {
+        let container = Container::start(dir, "");
+        let engine = container.engine();
+        let tools = content(dir, "1", &["usr/lib/x", "etc/y"]);
+        engine.attach("c", spec("a", tools.clone(), "/", Mode::Union)).unwrap();
+        let before = container.mounts();
+        // The user holds the mount that is attached first, so the other one is taken before the kernel says busy.
+        let user = container.spawn("exec 7</etc/y; echo ready; exec sleep 600");
+        let refused = engine.detach("c", &id("a"), false).unwrap();
+        assert!(!refused.detached);
+        let [named] = &refused.users[..] else { panic!("{:?}", refused.users) };
+        assert_eq!((named.pid, named.how.to_string()), (i32::try_from(user.0.id()).unwrap(), "fd 7".into()));
+        assert!(named.path.ends_with("etc/y"), "{named:?}");
+        assert_eq!(container.mounts().len(), before.len());
+        let (list, _) = engine.list(Some("c")).unwrap();
+        assert!(list[0].mounted, "all mounts are back, and the journal knows their ids");
+        assert_eq!(container.read("/usr/lib/x").as_deref(), Some("1"));
+        // Replaced: the old version drains. Detached lazily: so does the new one, if used.
+        engine.replace("c", &id("a"), content(dir, "2", &["usr/lib/x", "etc/y"])).unwrap();
+        let (_, draining) = engine.list(Some("c")).unwrap();
+        assert_eq!(draining.len(), 1);
+        assert_eq!(draining[0].draining.content, tools);
+        assert_eq!(draining[0].users.len(), 1);
+        assert_eq!(engine.detach("c", &id("a"), true).unwrap().users.len(), 1);
+        drop(user);
+        assert_eq!(engine.list(Some("c")).unwrap(), (vec![], vec![]));
+        assert!(!container.has("/usr/lib/x") && !container.has("/etc/y"));
+    });
+}
+
+#[test]
+fn privileged_links_swapped_while_attaching_lead_nowhere_else() {
+    on_host(|dir| {
+        let outside = dir.join("outside/deep");
+        fs::create_dir_all(&outside).unwrap();
+        let container = Container::start(dir, "");
+        container.run("mkdir -p /spin/real/deep && ln -s ../../../../outside /spin/link");
+        let engine = container.engine();
+        let before = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let loops =
+            "cd /spin; echo ready; while :; do mv real tmp; mv link real; mv real link; mv tmp real; done";
+        let spinning = container.spawn(loops);
+        let capsule = content(dir, "1", &["f"]);
+        let mut attached = 0;
+        for _ in 0..100 {
+            match engine.attach("c", spec("a", capsule.clone(), "/spin/real/deep", Mode::Ro)) {
+                Ok(_) => attached += 1,
+                Err(error) => assert!(!error.to_string().contains("panicked"), "{error}"),
+            }
+            let _ = engine.detach("c", &id("a"), true);
+            assert_eq!(fs::read_to_string("/proc/thread-self/mountinfo").unwrap(), before);
+            assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+        }
+        drop(spinning);
+        let left: Vec<_> = container.mounts().into_iter().filter(|m| m.contains("capsule:tz")).collect();
+        assert!(left.is_empty(), "after {attached} attaches: {left:?}");
+    });
+}
+
+#[test]
+fn privileged_what_was_left_half_done_is_finished_or_undone() {
+    on_host(|dir| {
+        let container = Container::start(dir, "");
+        let engine = container.engine();
+        let mounts = container.mounts();
+        let capsule = || content(dir, "1", &["usr/lib/x", "etc/y"]);
+        let cut_off = |state: State, lose: usize| {
+            let attached = engine.attach("c", spec("a", capsule(), "/", Mode::Union)).unwrap();
+            engine
+                .with_scene("c", |scene| {
+                    let mut record = attached.record.clone();
+                    record.state = state;
+                    for mounted in record.mounts.iter().take(lose) {
+                        container.run(&format!("umount {}", mounted.path));
+                    }
+                    scene.journal.put(record);
+                    scene.write_journal()
+                })
+                .unwrap();
+        };
+        cut_off(State::Attaching, 0);
+        assert!(engine.list(Some("c")).unwrap().0[0].mounted, "all was done: it stays");
+        assert_eq!(engine.detach("c", &id("a"), false).unwrap(), gone());
+        for state in [State::Attaching, State::Detaching] {
+            cut_off(state, 1);
+            assert_eq!(engine.list(Some("c")).unwrap(), (vec![], vec![]));
+            assert_eq!(container.mounts(), mounts);
+        }
+        cut_off(State::Replacing { content: content(dir, "2", &["etc/y"]), mounts: Vec::new() }, 0);
+        let (list, _) = engine.list(Some("c")).unwrap();
+        assert_eq!(
+            (list[0].record.state.clone(), list[0].record.spec.content.clone()),
+            (State::Attached, capsule())
+        );
+    });
+}
+
+#[test]
+fn privileged_a_container_that_has_ended_has_nothing() {
+    on_host(|dir| {
+        let mut container = Container::start(dir, "");
+        let engine = container.engine();
+        let capsule = content(dir, "1", &["f"]);
+        engine.attach("c", spec("a", capsule.clone(), "/opt", Mode::Ro)).unwrap();
+        container.init.kill().unwrap();
+        container.init.wait().unwrap();
+        assert_eq!(engine.list(Some("c")).unwrap(), (vec![], vec![]));
+        assert_eq!(engine.list(None).unwrap(), (vec![], vec![]));
+        assert_eq!(engine.detach("c", &id("a"), false).unwrap(), gone());
+        let error = engine.attach("c", spec("b", capsule, "/opt", Mode::Ro)).unwrap_err();
+        assert!(matches!(error, EngineError::Pin(overlayfs_utils::PinError::Ended(_))), "{error:?}");
+    });
+}
+
+#[test]
+fn privileged_calls_in_one_container_wait_for_each_other() {
+    on_host(|dir| {
+        let container = Container::start(dir, "");
+        let engine = container.engine();
+        let capsule = content(dir, "1", &["f"]);
+        std::thread::scope(|scope| {
+            for n in 0..8 {
+                let (engine, capsule) = (&engine, capsule.clone());
+                scope.spawn(move || {
+                    let name = format!("a{n}");
+                    let target = format!("/opt/{n}");
+                    assert!(engine.attach("c", spec(&name, capsule, &target, Mode::Ro)).unwrap().mounted);
+                });
+            }
+        });
+        assert_eq!(engine.list(Some("c")).unwrap().0.len(), 8);
+    });
+}

@@ -1,0 +1,159 @@
+//! Why a hot-plug call failed, with what to do about it.
+
+use std::{io, path::PathBuf};
+
+use overlayfs_utils::{
+    ContainerPath, MountError, NamespaceError, PinError, PlanError, ResolveError, TreeError,
+};
+use thiserror::Error;
+
+use super::{
+    TaskLookupError,
+    model::{AttachmentId, InvalidRequest},
+    plan::PlanRefusal,
+};
+
+/// Why a call failed. The container is as it was before the call.
+#[derive(Debug, Error)]
+pub enum EngineError {
+    /// The request makes no sense.
+    #[error(transparent)]
+    Invalid(#[from] InvalidRequest),
+    /// There is no live task.
+    #[error(transparent)]
+    Task(#[from] TaskLookupError),
+    /// The container's init process could not be pinned or looked at.
+    #[error("the container's init process cannot be entered")]
+    Pin(#[from] PinError),
+    /// The container's root, as the host has it mounted, could not be opened.
+    #[error("cannot open the container's root file system {path}")]
+    Rootfs {
+        /// Where the host has it.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// No attachment has this id.
+    #[error("no attachment {0} in this container")]
+    NoAttachment(AttachmentId),
+    /// The id is attached with other content, target or mode.
+    #[error("attachment {0} is there already, with other content, target or mode")]
+    Conflict(AttachmentId),
+    /// A layer's directory could not be used.
+    #[error("the capsule is incomplete on this node")]
+    Layer(#[from] TreeError),
+    /// A layer's directory could not be read.
+    #[error("cannot read the layer directory {path}")]
+    ReadLayer {
+        /// The directory.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The layers make no overlay.
+    #[error(transparent)]
+    Layers(#[from] PlanError),
+    /// The capsule cannot be put where it was to go.
+    #[error(transparent)]
+    Refused(#[from] PlanRefusal),
+    /// The target cannot be used.
+    #[error(transparent)]
+    Target(#[from] ResolveError),
+    /// Something is mounted at the target.
+    #[error("{path} is occupied by {by}: choose another target, or detach it first")]
+    Occupied {
+        /// Where.
+        path: ContainerPath,
+        /// What is mounted there.
+        by: String,
+    },
+    /// Something is mounted inside the attachment.
+    #[error("{by} is mounted inside the attachment, at {path}: detach it first")]
+    Nested {
+        /// Where.
+        path: String,
+        /// What.
+        by: String,
+    },
+    /// Something that is not ours is mounted over the attachment.
+    #[error("{path} is covered by {by}, which this shim did not mount: unmount it first")]
+    Covered {
+        /// Where.
+        path: ContainerPath,
+        /// What.
+        by: String,
+    },
+    /// The container moved directories while the call was at work.
+    #[error("{0} changed in the container while the capsule was attached: repeat the call")]
+    Raced(ContainerPath),
+    /// The kernel refused a mount.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The container's mount namespace could not be entered.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    /// The journal could not be read or written.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// `/proc` could not be searched for users.
+    #[error("cannot search /proc for the users of an attachment")]
+    Users(#[source] io::Error),
+    /// The kernel says that it is in use, and no process shows how.
+    #[error(
+        "attachment {0} is in use by something that /proc does not show (a mount of another namespace?): detach it lazily"
+    )]
+    Busy(AttachmentId),
+    /// The directory that overlays need as a second layer could not be made.
+    #[error("cannot make the directory {path}")]
+    Empty {
+        /// The directory.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Why the journal could not be used.
+#[derive(Debug, Error)]
+pub enum JournalError {
+    /// It could not be read.
+    #[error("cannot read the journal {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// It is not what this shim writes.
+    #[error("the journal {path} is damaged")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A newer shim wrote it.
+    #[error("the journal {path} has format version {found}; this shim reads {known}")]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// The version that is known.
+        known: u32,
+    },
+    /// It could not be written.
+    #[error("cannot write the journal {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}

@@ -1,0 +1,249 @@
+//! What is attached in a container, and what a call is about to do: one JSON file in the bundle.
+//!
+//! The bundle belongs to the host, so the journal is to be trusted; the container is not asked. Mounts end with the
+//! container and with the machine, so the file is renamed into place and not synced: it has to survive this process only.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use overlayfs_utils::{ContainerPath, Created, MountId, SuperBlock};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    error::JournalError,
+    model::{AttachmentId, Content, Spec},
+};
+
+/// The file's name in the bundle.
+const FILE: &str = "capsule-hotplug.json";
+/// Its format. Raised when a shim of before could not read it.
+const VERSION: u32 = 1;
+
+/// Which process the journal is about: a container started anew has none of the old one's mounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Init {
+    /// In the host's PID namespace.
+    pub pid: i32,
+    /// In clock ticks since boot.
+    pub start_time: u64,
+}
+
+/// One mount of an attachment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mounted {
+    /// Where, without links.
+    pub path: ContainerPath,
+    /// The mount and its filesystem.
+    pub block: SuperBlock,
+    /// The directory is the capsule alone, rather than a union.
+    pub alone: bool,
+}
+
+impl Mounted {
+    /// The mount's id.
+    #[must_use]
+    pub fn id(&self) -> MountId {
+        self.block.mount
+    }
+}
+
+/// How far a call has got.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Mounts are being attached.
+    Attaching,
+    /// All mounts are there.
+    Attached,
+    /// Mounts are being replaced by those of this content.
+    Replacing {
+        /// The content to come.
+        content: Content,
+        /// Its mounts.
+        mounts: Vec<Mounted>,
+    },
+    /// Mounts are being taken away.
+    Detaching,
+}
+
+/// One attachment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// As it was asked for; the content is the present one.
+    pub spec: Spec,
+    /// How far the last call has got.
+    pub state: State,
+    /// Its mounts, in the order in which they were attached.
+    pub mounts: Vec<Mounted>,
+    /// Directories made for it, outermost first.
+    pub created: Vec<Created>,
+}
+
+/// Content that no path reaches any more, and that may still be in use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Draining {
+    /// The attachment it was.
+    pub id: AttachmentId,
+    /// What it was.
+    pub content: Content,
+    /// Where it was asked to be.
+    pub target: ContainerPath,
+    /// Its filesystems.
+    pub blocks: Vec<SuperBlock>,
+    /// Since when, in seconds since the epoch.
+    pub since: i64,
+}
+
+/// All that a container has, and has had.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Journal {
+    version: u32,
+    /// Whose mounts these are.
+    pub init: Init,
+    /// Oldest first.
+    pub attachments: Vec<Record>,
+    /// Oldest first.
+    pub draining: Vec<Draining>,
+}
+
+impl Journal {
+    /// A journal of nothing.
+    #[must_use]
+    pub fn new(init: Init) -> Self {
+        Self { version: VERSION, init, attachments: Vec::new(), draining: Vec::new() }
+    }
+
+    /// Reads the journal of `bundle`; empty when there is none, or it is about another init process.
+    ///
+    /// # Errors
+    /// [`JournalError`] when it cannot be read, is damaged, or a newer shim wrote it.
+    pub fn read(bundle: &Path, init: Init) -> Result<Self, JournalError> {
+        let path = bundle.join(FILE);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Self::new(init)),
+            Err(source) => return Err(JournalError::Read { path, source }),
+        };
+        let journal = parse_journal(&text, &path)?;
+        Ok(if journal.init == init { journal } else { Self::new(init) })
+    }
+
+    /// Writes it: a reader sees the old or the new one, whole.
+    ///
+    /// # Errors
+    /// [`JournalError::Write`]; then the old one stands.
+    pub fn write(&self, bundle: &Path) -> Result<(), JournalError> {
+        let path = bundle.join(FILE);
+        let temporary = bundle.join(format!(".{FILE}.new"));
+        let written = serde_json::to_vec(self)
+            .map_err(io::Error::from)
+            .and_then(|text| fs::write(&temporary, text))
+            .and_then(|()| fs::rename(&temporary, &path));
+        written.map_err(|source| JournalError::Write { path, source })
+    }
+
+    /// The attachment with this id.
+    #[must_use]
+    pub fn find(&self, id: &AttachmentId) -> Option<&Record> {
+        self.attachments.iter().find(|r| r.spec.id == *id)
+    }
+
+    /// Puts `record` in the place of the one with its id, or at the end.
+    pub fn put(&mut self, record: Record) {
+        match self.attachments.iter_mut().find(|r| r.spec.id == record.spec.id) {
+            Some(there) => *there = record,
+            None => self.attachments.push(record),
+        }
+    }
+
+    /// Takes a record out.
+    pub fn remove(&mut self, id: &AttachmentId) {
+        self.attachments.retain(|r| r.spec.id != *id);
+    }
+
+    /// The attachment that has a mount at this path.
+    #[must_use]
+    pub fn owner_at(&self, path: &Path) -> Option<&Record> {
+        self.attachments.iter().find(|r| r.mounts.iter().any(|m| m.path.as_ref() == path))
+    }
+}
+
+fn parse_journal(text: &[u8], path: &Path) -> Result<Journal, JournalError> {
+    #[derive(Deserialize)]
+    struct Format {
+        version: u32,
+    }
+    let damaged = |source| JournalError::Damaged { path: PathBuf::from(path), source };
+    let format: Format = serde_json::from_slice(text).map_err(damaged)?;
+    if format.version != VERSION {
+        return Err(JournalError::Version { path: path.into(), found: format.version, known: VERSION });
+    }
+    serde_json::from_slice(text).map_err(damaged)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::Mode;
+    use super::*;
+
+    fn record(id: &str) -> Record {
+        let path = |p| ContainerPath::parse(p).unwrap();
+        let content = Content {
+            capsule: "tz".into(),
+            version: "1".into(),
+            digest: "sha256:0".into(),
+            layers: vec!["/l".into()],
+        };
+        let block = SuperBlock { mount: MountId { id: 7, unique: true }, device: (0, 40) };
+        let mounts = vec![Mounted { path: path("/usr/share/zoneinfo"), block, alone: true }];
+        Record {
+            spec: Spec {
+                id: AttachmentId::parse(id.into()).unwrap(),
+                content: content.clone(),
+                target: path("/usr/share/zoneinfo"),
+                mode: Mode::Ro,
+            },
+            state: State::Replacing { content, mounts: mounts.clone() },
+            mounts,
+            created: vec![Created { path: path("/usr/share"), identity: (0, 3, 9) }],
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let init = Init { pid: 1, start_time: 2 };
+        let mut journal = Journal::read(dir.path(), init).unwrap();
+        assert_eq!(journal, Journal::new(init));
+        journal.put(record("a"));
+        journal.put(record("b"));
+        journal.put(record("a"));
+        assert_eq!(journal.attachments.len(), 2);
+        let block = journal.attachments[0].mounts[0].block;
+        let (id, content, target) = (record("c").spec.id, record("c").spec.content, record("c").spec.target);
+        journal.draining.push(Draining { id, content, target, blocks: vec![block], since: 5 });
+        journal.write(dir.path()).unwrap();
+        assert_eq!(Journal::read(dir.path(), init).unwrap(), journal);
+        assert_eq!(journal.owner_at(Path::new("/usr/share/zoneinfo")).unwrap().spec.id.to_string(), "a");
+        // Another process with the same number is another container's life.
+        let other = Init { pid: 1, start_time: 3 };
+        assert_eq!(Journal::read(dir.path(), other).unwrap(), Journal::new(other));
+    }
+
+    #[test]
+    fn a_damaged_or_newer_journal_is_refused_not_guessed() {
+        let dir = tempfile::tempdir().unwrap();
+        let init = Init { pid: 1, start_time: 2 };
+        Journal::new(init).write(dir.path()).unwrap();
+        let good = fs::read(dir.path().join(FILE)).unwrap();
+        for cut in 0..good.len() {
+            fs::write(dir.path().join(FILE), &good[..cut]).unwrap();
+            assert!(Journal::read(dir.path(), init).is_err(), "cut at {cut}");
+        }
+        let newer = String::from_utf8(good).unwrap().replace("\"version\":1", "\"version\":2");
+        fs::write(dir.path().join(FILE), newer).unwrap();
+        assert!(matches!(Journal::read(dir.path(), init), Err(JournalError::Version { found: 2, .. })));
+    }
+}

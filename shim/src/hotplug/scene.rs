@@ -1,0 +1,165 @@
+//! A container as a call finds it: its pinned init process, its root from both sides, its mounts, its journal.
+
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use overlayfs_utils::{
+    ContainerPath, ContainerRoot, LayerDir, LayersBy, MountEntry, MountId, MountTable, PinnedTask,
+    ResolveError, mount_at,
+};
+use rustix::fs::{Mode as FileMode, OFlags};
+
+use super::{
+    LiveTask,
+    error::EngineError,
+    journal::{Init, Journal, Mounted, Record},
+    plan::{Place, Seen, There},
+};
+
+/// The directory in the bundle that overlays of one layer get as their second.
+const EMPTY: &str = "capsule-empty";
+
+/// One container during one call.
+#[derive(Debug)]
+pub struct Scene {
+    /// The pinned init process: the container's own view.
+    pub task: PinnedTask,
+    /// The root file system as the host has it mounted, with none of the container's mounts.
+    pub host: ContainerRoot,
+    /// What is attached.
+    pub journal: Journal,
+    /// How layers are told to the kernel.
+    pub layers_by: LayersBy,
+    bundle: PathBuf,
+}
+
+impl Scene {
+    /// Pins the task and reads its journal.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the task has ended, or the journal is unreadable.
+    pub fn open(live: &LiveTask, layers_by: LayersBy) -> Result<Self, EngineError> {
+        let task = PinnedTask::open(live.init_pid)?;
+        let host = ContainerRoot::open(&live.rootfs)
+            .map_err(|e| EngineError::Rootfs { path: live.rootfs.clone(), source: e.into() })?;
+        let init = Init { pid: task.pid(), start_time: task.start_time() };
+        let journal = Journal::read(&live.bundle, init)?;
+        Ok(Self { task, host, journal, layers_by, bundle: live.bundle.clone() })
+    }
+
+    /// Writes the journal.
+    ///
+    /// # Errors
+    /// [`EngineError::Journal`].
+    pub fn write_journal(&self) -> Result<(), EngineError> {
+        Ok(self.journal.write(&self.bundle)?)
+    }
+
+    /// The container's mount table as it is now.
+    ///
+    /// # Errors
+    /// [`EngineError::Pin`].
+    pub fn read_mounts(&self) -> Result<MountTable, EngineError> {
+        Ok(self.task.read_mounts()?)
+    }
+
+    /// An empty directory of the host's, made when it is not there.
+    ///
+    /// # Errors
+    /// [`EngineError::Empty`].
+    pub fn empty_dir(&self) -> Result<LayerDir, EngineError> {
+        let path = self.bundle.join(EMPTY);
+        match fs::DirBuilder::new().mode(0o755).create(&path) {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                Err(EngineError::Empty { path, source })
+            }
+            _ => Ok(LayerDir::open(&path)?),
+        }
+    }
+
+    /// A directory of the container's root file system, opened to be a union's lower layer.
+    ///
+    /// # Errors
+    /// [`EngineError`] when it is not there, or cannot be read.
+    pub fn open_host_dir(&self, path: &ContainerPath) -> Result<LayerDir, EngineError> {
+        let dir = self.host.resolve_plain(path)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(dir.fd(), ".", flags, FileMode::empty()).map_err(|source| {
+            EngineError::Target(ResolveError::Kernel { step: "open", path: path.clone(), source })
+        })?;
+        Ok(LayerDir::from_fd(fd, path.as_ref().to_owned()))
+    }
+
+    /// The mount on top at `path`, if `path` is a mount's root.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the kernel does not say.
+    pub fn mount_at(&self, path: &ContainerPath) -> Result<Option<MountId>, EngineError> {
+        match self.task.root().mount_point(path) {
+            Ok(point) => Ok(mount_at(&point)?),
+            // A parent that was renamed away or replaced by a link: our mount is not at that path.
+            Err(ResolveError::Missing(_) | ResolveError::NotADirectory(_) | ResolveError::Link(_)) => {
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether one of an attachment's mounts is on top where it was put.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the kernel does not say.
+    pub fn is_there(&self, mounted: &Mounted) -> Result<bool, EngineError> {
+        Ok(self.mount_at(&mounted.path)? == Some(mounted.id()))
+    }
+
+    /// Names a mount to a person.
+    #[must_use]
+    pub fn name_mount(&self, entry: &MountEntry) -> String {
+        match self.journal.owner_at(&entry.mount_point) {
+            Some(record) => name_attachment(record),
+            None if entry.source.is_empty() || entry.source == "none" => {
+                format!("a {} mount", entry.filesystem)
+            }
+            None => format!("a {} mount of {:?}", entry.filesystem, entry.source),
+        }
+    }
+
+    /// The mounts of `table` other than the container's root and those of `except`, named.
+    #[must_use]
+    pub fn seen_mounts(&self, table: &MountTable, except: Option<&Record>) -> Vec<Seen> {
+        let own =
+            |path: &Path| except.is_some_and(|record| record.mounts.iter().any(|m| m.path.as_ref() == path));
+        let others =
+            table.entries().iter().filter(|m| m.mount_point != Path::new("/") && !own(&m.mount_point));
+        let mut seen: Vec<Seen> = others
+            .map(|m| Seen { path: m.mount_point.to_string_lossy().into_owned(), what: self.name_mount(m) })
+            .collect();
+        // The outermost first, so that a refusal names the mount that stands in the way.
+        seen.sort_by(|a, b| a.path.cmp(&b.path));
+        seen
+    }
+}
+
+/// Names an attachment to a person.
+#[must_use]
+pub fn name_attachment(record: &Record) -> String {
+    format!("attachment {} ({})", record.spec.id, record.spec.content)
+}
+
+impl Place<EngineError> for Scene {
+    fn look(&self, path: &ContainerPath) -> Result<There, EngineError> {
+        match self.host.resolve_plain(path) {
+            Ok(_) => Ok(There::Dir),
+            Err(ResolveError::Missing(_)) => Ok(There::Missing),
+            Err(ResolveError::Link(_) | ResolveError::NotADirectory(_)) => match self.host.read_link(path)? {
+                Some(text) => Ok(There::Link(text, self.host.resolve(path).ok().map(|r| r.path().clone()))),
+                None => Ok(There::Other),
+            },
+            Err(error) => Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! The ttrpc side: wire types in, wire types out, and nothing else.
+
+use std::{error::Error, sync::Arc};
+
+use async_trait::async_trait;
+use capsule_proto::hotplug as wire;
+use overlayfs_utils::{ContainerPath, User};
+use ttrpc::{Code, r#async::TtrpcContext};
+
+use super::{
+    TaskLookupError,
+    engine::{Attached, Drained, Engine},
+    error::EngineError,
+    model::{AttachmentId, Content, InvalidRequest, Mode, Spec},
+};
+
+/// Answers `capsule.hotplug.v1`.
+pub struct Service {
+    engine: Arc<Engine>,
+}
+
+impl Service {
+    /// A service over `engine`.
+    #[must_use]
+    pub fn new(engine: Arc<Engine>) -> Self {
+        Self { engine }
+    }
+
+    /// Runs `call` where it may block: the runtime's thread goes on serving other containers.
+    async fn run<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Engine) -> Result<T, EngineError> + Send + 'static,
+    ) -> ttrpc::Result<T> {
+        let engine = Arc::clone(&self.engine);
+        match tokio::task::spawn_blocking(move || call(&engine)).await {
+            Ok(done) => done.map_err(|error| status(&error)),
+            Err(_) => Err(rpc_error(Code::INTERNAL, "the call panicked: see the shim's log".to_owned())),
+        }
+    }
+}
+
+#[async_trait]
+impl wire::Hotplug for Service {
+    async fn attach(
+        &self,
+        _: &TtrpcContext,
+        req: wire::AttachRequest,
+    ) -> ttrpc::Result<wire::AttachResponse> {
+        let container = req.container_id.clone();
+        let spec = parse_spec(req).map_err(|e| status(&e.into()))?;
+        let attached = self.run(move |engine| engine.attach(&container, spec)).await?;
+        let attachment = Some(wire_attachment(attached)).into();
+        Ok(wire::AttachResponse { attachment, ..Default::default() })
+    }
+
+    async fn replace(
+        &self,
+        _: &TtrpcContext,
+        req: wire::ReplaceRequest,
+    ) -> ttrpc::Result<wire::ReplaceResponse> {
+        let parse = || Ok((AttachmentId::parse(req.attachment_id)?, parse_content(req.content.0)?));
+        let (id, content) = parse().map_err(|e: InvalidRequest| status(&e.into()))?;
+        let container = req.container_id;
+        let (now, replaced) = self.run(move |engine| engine.replace(&container, &id, content)).await?;
+        let (attachment, replaced) = (Some(wire_attachment(now)).into(), Some(wire_content(replaced)).into());
+        Ok(wire::ReplaceResponse { attachment, replaced, ..Default::default() })
+    }
+
+    async fn detach(
+        &self,
+        _: &TtrpcContext,
+        req: wire::DetachRequest,
+    ) -> ttrpc::Result<wire::DetachResponse> {
+        let (container, lazy) = (req.container_id, req.lazy);
+        let id = AttachmentId::parse(req.attachment_id).map_err(|e| status(&e.into()))?;
+        let done = self.run(move |engine| engine.detach(&container, &id, lazy)).await?;
+        let users = done.users.into_iter().map(wire_user).collect();
+        Ok(wire::DetachResponse { users, detached: done.detached, ..Default::default() })
+    }
+
+    async fn list(&self, _: &TtrpcContext, req: wire::ListRequest) -> ttrpc::Result<wire::ListResponse> {
+        let (container, with_users) = (req.container_id, req.with_users);
+        let one = (!container.is_empty()).then_some(container);
+        let (attached, draining) = self.run(move |engine| engine.list(one.as_deref())).await?;
+        let attachments = attached.into_iter().map(wire_attachment).collect();
+        let draining = draining.into_iter().map(|d| wire_draining(d, with_users)).collect();
+        Ok(wire::ListResponse { attachments, draining, ..Default::default() })
+    }
+}
+
+fn parse_spec(req: wire::AttachRequest) -> Result<Spec, InvalidRequest> {
+    let mode = match req.mode.enum_value() {
+        Ok(wire::Mode::RO) => Mode::Ro,
+        Ok(wire::Mode::UNION) => Mode::Union,
+        Err(unknown) => return Err(InvalidRequest::Mode(unknown)),
+    };
+    let id = AttachmentId::parse(req.attachment_id)?;
+    Spec::new(id, parse_content(req.content.0)?, ContainerPath::parse(&req.target)?, mode)
+}
+
+fn parse_content(content: Option<Box<wire::Content>>) -> Result<Content, InvalidRequest> {
+    let content = *content.ok_or(InvalidRequest::Empty("content"))?;
+    Content::new(content.capsule, content.version, content.digest, content.layers)
+}
+
+fn wire_content(content: Content) -> wire::Content {
+    wire::Content {
+        capsule: content.capsule,
+        version: content.version,
+        digest: content.digest,
+        // Layers come from a wire string, so they are text.
+        layers: content.layers.into_iter().map(|l| l.to_string_lossy().into_owned()).collect(),
+        ..Default::default()
+    }
+}
+
+fn wire_attachment(attached: Attached) -> wire::Attachment {
+    let Attached { container, record, mounted } = attached;
+    let mode = match record.spec.mode {
+        Mode::Ro => wire::Mode::RO,
+        Mode::Union => wire::Mode::UNION,
+    };
+    wire::Attachment {
+        container_id: container,
+        attachment_id: record.spec.id.to_string(),
+        content: Some(wire_content(record.spec.content)).into(),
+        target: record.spec.target.into(),
+        mode: mode.into(),
+        mount_points: record.mounts.into_iter().map(|m| m.path.into()).collect(),
+        mounted,
+        ..Default::default()
+    }
+}
+
+fn wire_draining(drained: Drained, with_users: bool) -> wire::Draining {
+    let Drained { container, draining, users } = drained;
+    let users = if with_users { users } else { Vec::new() };
+    wire::Draining {
+        container_id: container,
+        attachment_id: draining.id.to_string(),
+        content: Some(wire_content(draining.content)).into(),
+        target: draining.target.into(),
+        users: users.into_iter().map(wire_user).collect(),
+        since: draining.since,
+        ..Default::default()
+    }
+}
+
+fn wire_user(user: User) -> wire::User {
+    wire::User {
+        pid: user.pid,
+        command: user.command,
+        path: user.path.to_string_lossy().into_owned(),
+        how: user.how.to_string(),
+        ..Default::default()
+    }
+}
+
+fn status(error: &EngineError) -> ttrpc::Error {
+    rpc_error(code(error), one_line(error))
+}
+
+fn rpc_error(code: Code, message: String) -> ttrpc::Error {
+    ttrpc::Error::RpcStatus(ttrpc::get_status(code, message))
+}
+
+/// The code for each error. No wildcard: a new error does not compile until it has one.
+fn code(error: &EngineError) -> Code {
+    match error {
+        EngineError::Invalid(_) => Code::INVALID_ARGUMENT,
+        EngineError::Task(TaskLookupError::NotFound(_)) | EngineError::NoAttachment(_) => Code::NOT_FOUND,
+        EngineError::Conflict(_) => Code::ALREADY_EXISTS,
+        EngineError::Task(TaskLookupError::NotRunning { .. })
+        | EngineError::Pin(_)
+        | EngineError::Layer(_)
+        | EngineError::Layers(_)
+        | EngineError::Refused(_)
+        | EngineError::Target(_)
+        | EngineError::Occupied { .. }
+        | EngineError::Nested { .. }
+        | EngineError::Covered { .. }
+        | EngineError::Busy(_) => Code::FAILED_PRECONDITION,
+        EngineError::Raced(_) => Code::ABORTED,
+        EngineError::Rootfs { .. }
+        | EngineError::ReadLayer { .. }
+        | EngineError::Mount(_)
+        | EngineError::Namespace(_)
+        | EngineError::Journal(_)
+        | EngineError::Users(_)
+        | EngineError::Empty { .. } => Code::INTERNAL,
+    }
+}
+
+/// An error with its causes.
+fn one_line(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line = format!("{line}: {error}");
+        cause = error.source();
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_one_line_with_their_causes() {
+        let parsed = ContainerPath::parse("usr").map_err(InvalidRequest::from).unwrap_err();
+        let error = EngineError::from(parsed);
+        assert_eq!(
+            one_line(&error),
+            "the target cannot be used: the path \"usr\" is relative: give an absolute one"
+        );
+        assert_eq!(code(&error), Code::INVALID_ARGUMENT);
+    }
+
+    #[test]
+    fn a_request_is_validated_where_it_comes_in() {
+        let good = || wire::AttachRequest {
+            container_id: "c".into(),
+            attachment_id: "a".into(),
+            content: Some(wire::Content {
+                capsule: "tz".into(),
+                version: "1".into(),
+                layers: vec!["/l".into()],
+                ..Default::default()
+            })
+            .into(),
+            target: "/usr//share/".into(),
+            ..Default::default()
+        };
+        assert_eq!(parse_spec(good()).unwrap().target.as_str(), "/usr/share");
+        let bad: [fn(&mut wire::AttachRequest); 6] = [
+            |r| r.attachment_id.clear(),
+            |r| r.content = None.into(),
+            |r| r.target = "/a/../b".into(),
+            |r| r.target = "/".into(),
+            |r| r.mode = protobuf::EnumOrUnknown::from_i32(7),
+            |r| r.content.mut_or_insert_default().layers[0] = "../l".into(),
+        ];
+        for spoil in bad {
+            let mut request = good();
+            spoil(&mut request);
+            assert!(parse_spec(request).is_err());
+        }
+    }
+}
