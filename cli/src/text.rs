@@ -66,10 +66,10 @@ impl Text for Inspection {
             ),
         ] {
             let value = if value.is_empty() { "-" } else { &value };
-            text.push_str(&line(format!("{key:<8}  {value}")));
+            text.push_str(&line(format!("{key:<10}  {value}")));
         }
         for (key, value) in &self.annotations {
-            text.push_str(&line(format!("{:<8}  {key}={value}", "Annot.")));
+            text.push_str(&line(format!("Annotation  {key}={value}")));
         }
         let mut layers = Table::new(["LAYER", "SIZE", "MEDIA TYPE", "SNAPSHOT"]);
         for l in &self.layers {
