@@ -120,11 +120,16 @@ impl Snapshots {
     fn create(&self, kind: Kind, create: &Create) -> Result<Vec<Mount>, SnapshotError> {
         create.labels.check_supported()?;
         let mut staged = self.inner.dirs.stage(kind)?;
-        let (id, parents) = self.inner.store.write(|transaction| {
+        let inserted = self.inner.store.write(|transaction| {
             let mut writer = Writer::open(transaction)?;
             insert(&mut writer, kind, create, &mut staged)
-        })?;
-        staged.keep();
+        });
+        // A commit that failed on the disk may still turn out to be there after a restart, and then needs its
+        // directory; if it does not, the cleanup at start removes it.
+        if matches!(inserted, Ok(_) | Err(SnapshotError::Store(StoreError::Commit(_)))) {
+            staged.keep();
+        }
+        let (id, parents) = inserted?;
         Ok(self.plan(kind, id, &parents))
     }
 

@@ -235,17 +235,18 @@ mod tests {
     #[test]
     fn updates_follow_their_field_paths() {
         let old = [("l1", "v1"), ("l2", "v2"), ("l3", "v3")];
-        let given = [("l1", "new"), ("l4", "v4")];
-        let cases: [(&[&str], &[(&str, &str)]); 5] = [
-            (&[], &given),
-            (&["labels"], &given),
+        type Pairs = &'static [(&'static str, &'static str)];
+        const GIVEN: Pairs = &[("l1", "new"), ("l4", "v4")];
+        let cases: [(&[&str], Pairs); 5] = [
+            (&[], GIVEN),
+            (&["labels"], GIVEN),
             (&["labels.l1", "labels.l2"], &[("l1", "new"), ("l3", "v3")]),
             (&["labels.l4"], &[("l1", "v1"), ("l2", "v2"), ("l3", "v3"), ("l4", "v4")]),
-            (&["labels.l1", "labels"], &given),
+            (&["labels.l1", "labels"], GIVEN),
         ];
         for (paths, expected) in cases {
             let paths = paths.iter().map(|path| (*path).to_owned()).collect();
-            let update = LabelUpdate::parse(labels(&given), paths).unwrap();
+            let update = LabelUpdate::parse(labels(GIVEN), paths).unwrap();
             assert_eq!(update.apply(labels(&old)), labels(expected));
         }
         let refused = LabelUpdate::parse(Labels::default(), vec!["parent".to_owned()]);

@@ -7,7 +7,7 @@ pub mod attachments;
 pub mod snapshots;
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -100,7 +100,8 @@ pub enum StoreError {
     /// The database could not be read or written.
     #[error("access metadata store: {0}")]
     Access(Box<StorageError>),
-    /// A transaction could not be committed: nothing of it is kept.
+    /// The disk failed during a commit. Nothing of it is visible, and nothing more can be written until the store is
+    /// opened again; then the change is either there as a whole or not at all.
     #[error("commit transaction: {0}")]
     Commit(Box<CommitError>),
     /// The thread that writes the records has ended.
@@ -151,12 +152,17 @@ impl Store {
                 .create(dir)
                 .map_err(|source| StoreError::CreateDir { path: dir.to_owned(), source })?;
         }
-        let file =
-            open_file(path).map_err(|source| StoreError::OpenFile { path: path.to_owned(), source })?;
-        let database = builder()
-            .create_file(file)
-            .map_err(|source| StoreError::Open { path: path.to_owned(), source: Box::new(source) })?;
-        Self::from_database(database)
+        if path.exists() {
+            return Self::from_database(open_database(path)?);
+        }
+        // A power cut can leave a database that is not yet one. Until it is whole it has another name.
+        let unfinished = path.with_extension("new");
+        remove_if_there(&unfinished)
+            .map_err(|source| StoreError::OpenFile { path: unfinished.clone(), source })?;
+        let store = Self::from_database(open_database(&unfinished)?)?;
+        rename_durably(&unfinished, path)
+            .map_err(|source| StoreError::OpenFile { path: path.to_owned(), source })?;
+        Ok(store)
     }
 
     /// Opens the store on another kind of storage. The seam for fault injection.
@@ -211,6 +217,28 @@ fn builder() -> redb::Builder {
     builder
 }
 
+fn open_database(path: &Path) -> Result<Database, StoreError> {
+    let file = open_file(path).map_err(|source| StoreError::OpenFile { path: path.to_owned(), source })?;
+    builder()
+        .create_file(file)
+        .map_err(|source| StoreError::Open { path: path.to_owned(), source: Box::new(source) })
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
+fn rename_durably(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    match to.parent() {
+        Some(directory) => File::open(directory)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
 fn open_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
@@ -234,4 +262,69 @@ fn prepare_format(transaction: &WriteTransaction) -> Result<(), StoreError> {
     transaction.open_table(ATTACHMENTS)?;
     transaction.open_table(DRAINING)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    fn set_format(store: &Store, format: u64) {
+        store
+            .write(|transaction| {
+                transaction.open_table(META)?.insert(FORMAT, format)?;
+                Ok::<_, StoreError>(())
+            })
+            .unwrap();
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_by_name_and_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("metadata.redb");
+        set_format(&Store::open(&path).unwrap(), FORMAT_VERSION + 1);
+        for _ in 0..2 {
+            let error = Store::open(&path).unwrap_err();
+            assert!(matches!(error, StoreError::NewerFormat { found: 2, supported: 1 }), "{error}");
+            assert!(error.to_string().contains("format 2, and this capsuled reads up to 1"));
+        }
+    }
+
+    #[test]
+    fn one_process_has_it_open_and_its_file_is_private() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("deep/metadata.redb");
+        let first = Store::open(&path).unwrap();
+        let second = Store::open(&path).unwrap_err();
+        assert!(matches!(second, StoreError::Open { .. }), "{second}");
+        drop(first);
+        Store::open(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_database_that_was_never_finished_is_begun_again() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("metadata.redb");
+        fs::write(path.with_extension("new"), "half a datab").unwrap();
+        Store::open(&path).unwrap();
+        assert!(path.exists());
+        assert!(!path.with_extension("new").exists());
+    }
+
+    #[test]
+    fn a_failed_change_changes_nothing() {
+        let store = Store::with_backend(redb::backends::InMemoryBackend::new()).unwrap();
+        let failed: Result<(), StoreError> = store.write(|transaction| {
+            transaction.open_table(ATTACHMENTS)?.insert("a", b"1".as_slice())?;
+            Err(StoreError::NewerFormat { found: 0, supported: 0 })
+        });
+        assert!(failed.is_err());
+        let found = store
+            .read(|transaction| Ok::<_, StoreError>(transaction.open_table(ATTACHMENTS)?.get("a")?.is_some()))
+            .unwrap();
+        assert!(!found);
+    }
 }
