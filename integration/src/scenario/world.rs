@@ -16,13 +16,22 @@ const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 const LOGS: &str = "/logs";
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// What containerd of 1.7 and of 2.x both read. CRI is left out: nothing here uses it, and it starts slowly.
+/// What containerd of 1.7 and of 2.x both read. The transfer service unpacks only for the snapshotters that its
+/// configuration lists. CRI is left out: nothing here uses it, and it starts slowly.
 const CONTAINERD_CONFIG: &str = r#"version = 2
 disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"]
 
 [proxy_plugins.capsule]
   type = "snapshot"
   address = "/run/capsule/capsuled.sock"
+
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/amd64"
+  snapshotter = "overlayfs"
+
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/amd64"
+  snapshotter = "capsule"
 "#;
 
 /// The daemons of a node; they are killed when this is dropped.
