@@ -38,7 +38,9 @@ pub use error::{MountError, Step};
 pub use mountinfo::{MountEntry, MountTable, ParseMountInfoError, parse_mountinfo};
 pub use namespace::{NamespaceError, in_mount_namespace, in_new_mount_namespace};
 pub use plan::{Lower, OverlayPlan, PlanError};
-pub use point::{MountId, MountPoint, Unmounted, attach, clone_at, detach_lazily, dissolve, mount_at, swap, unmount};
+pub use point::{
+    MountId, MountPoint, Unmounted, attach, clone_at, detach_lazily, dissolve, mount_at, swap, unmount,
+};
 pub use probe::{Features, KernelVersion, ProbeError, probe};
 pub use target::{ContainerPath, ContainerRoot, Created, InvalidPath, ResolveError, Resolved};
 pub use task::{PinError, PinnedTask};

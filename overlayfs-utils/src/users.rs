@@ -15,7 +15,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, Dir, Mode, OFlags, Statx},
+    fs::{AtFlags, Dir, Mode, OFlags, Statx, StatxFlags},
     io::Errno,
 };
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,8 @@ pub struct SuperBlock {
     pub mount: MountId,
     /// Device number (major, minor). Copies of the mount in other mount namespaces have other ids, and this device.
     pub device: (u32, u32),
+    /// The mount's id as the mount table shows it ([`MountEntry::id`](crate::MountEntry::id)).
+    pub table_id: u64,
 }
 
 impl SuperBlock {
@@ -41,9 +43,11 @@ impl SuperBlock {
     /// # Errors
     /// [`MountError`] at [`Step::ReadMountId`].
     pub fn of(fd: std::os::fd::BorrowedFd<'_>) -> Result<Self, MountError> {
-        let stat = statx_mount(fd, Path::new(""), AtFlags::EMPTY_PATH)
-            .map_err(|errno| MountError::new(Step::ReadMountId, "a mount", errno))?;
-        Ok(Self { mount: MountId::of(&stat), device: (stat.stx_dev_major, stat.stx_dev_minor) })
+        let failed = |errno| MountError::new(Step::ReadMountId, "a mount", errno);
+        let stat = statx_mount(fd, Path::new(""), AtFlags::EMPTY_PATH).map_err(failed)?;
+        let shown = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).map_err(failed)?;
+        let device = (stat.stx_dev_major, stat.stx_dev_minor);
+        Ok(Self { mount: MountId::of(&stat), device, table_id: shown.stx_mnt_id })
     }
 
     fn has(&self, stat: &Statx) -> bool {

@@ -196,7 +196,7 @@ mod tests {
             digest: "sha256:0".into(),
             layers: vec!["/l".into()],
         };
-        let block = SuperBlock { mount: MountId { id: 7, unique: true }, device: (0, 40) };
+        let block = SuperBlock { mount: MountId { id: 7, unique: true }, device: (0, 40), table_id: 7 };
         let mounts = vec![Mounted { path: path("/usr/share/zoneinfo"), block, alone: true }];
         Record {
             spec: Spec {

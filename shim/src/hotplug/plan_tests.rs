@@ -127,7 +127,7 @@ fn what_cannot_be_is_refused_by_name() {
         &["/usr/share/"],
         &["/usr/share/zi"],
         "/usr",
-        &["/usr/tool", "/usr/share/zi"],
+        &["/usr/share/x", "/usr/share/zi"],
     );
     refused(&["/usr/x"], &["/usr"], &[], "/", &["/usr is not a directory"]);
     refused(&["/usr/lib/a", "/lib/b"], &["/usr/lib/", "/lib -> usr/lib"], &[], "/", &["same place"]);

@@ -7,8 +7,8 @@ use std::{
 };
 
 use overlayfs_utils::{
-    ContainerPath, ContainerRoot, LayerDir, LayersBy, MountEntry, MountId, MountTable, PinnedTask,
-    ResolveError, mount_at,
+    ContainerPath, ContainerRoot, DetachedMount, LayerDir, LayersBy, MountEntry, MountId, MountTable,
+    PinnedTask, ResolveError, SuperBlock, mount_at,
 };
 use rustix::fs::{Mode as FileMode, OFlags};
 
@@ -22,6 +22,12 @@ use super::{
 /// The directory in the bundle that overlays of one layer get as their second.
 const EMPTY: &str = "capsule-empty";
 
+/// Mounts, attached nowhere, of the filesystems that drain.
+///
+/// The kernel gives the device number of a filesystem that is gone to the next one, which may well be the capsule's next
+/// version; without a pin, users of the new one would be taken for users of the old.
+pub type Pins = Vec<(SuperBlock, DetachedMount)>;
+
 /// One container during one call.
 #[derive(Debug)]
 pub struct Scene {
@@ -33,6 +39,8 @@ pub struct Scene {
     pub journal: Journal,
     /// How layers are told to the kernel.
     pub layers_by: LayersBy,
+    /// What keeps draining filesystems alive.
+    pub pins: Pins,
     bundle: PathBuf,
 }
 
@@ -41,13 +49,13 @@ impl Scene {
     ///
     /// # Errors
     /// [`EngineError`] when the task has ended, or the journal is unreadable.
-    pub fn open(live: &LiveTask, layers_by: LayersBy) -> Result<Self, EngineError> {
+    pub fn open(live: &LiveTask, layers_by: LayersBy, pins: Pins) -> Result<Self, EngineError> {
         let task = PinnedTask::open(live.init_pid)?;
         let host = ContainerRoot::open(&live.rootfs)
             .map_err(|e| EngineError::Rootfs { path: live.rootfs.clone(), source: e.into() })?;
         let init = Init { pid: task.pid(), start_time: task.start_time() };
         let journal = Journal::read(&live.bundle, init)?;
-        Ok(Self { task, host, journal, layers_by, bundle: live.bundle.clone() })
+        Ok(Self { task, host, journal, layers_by, pins, bundle: live.bundle.clone() })
     }
 
     /// Writes the journal.
@@ -114,6 +122,22 @@ impl Scene {
     /// [`EngineError`] when the kernel does not say.
     pub fn is_there(&self, mounted: &Mounted) -> Result<bool, EngineError> {
         Ok(self.mount_at(&mounted.path)? == Some(mounted.id()))
+    }
+
+    /// Where one of an attachment's mounts is now: where it was put, unless the container renamed a directory above it.
+    /// It may have moved on when the caller gets there, so what acts on it checks the mount's id.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the kernel does not say.
+    pub fn locate(&self, mounted: &Mounted) -> Result<Option<ContainerPath>, EngineError> {
+        if self.is_there(mounted)? {
+            return Ok(Some(mounted.path.clone()));
+        }
+        let table = self.read_mounts()?;
+        // By id and device: the container may have bound the capsule elsewhere too, and ids are used again.
+        let ours = |m: &&MountEntry| m.id == mounted.block.table_id && m.device == mounted.block.device;
+        let path = table.entries().iter().find(ours).and_then(|entry| entry.mount_point.to_str());
+        Ok(path.and_then(|path| ContainerPath::parse(path).ok()))
     }
 
     /// Names a mount to a person.

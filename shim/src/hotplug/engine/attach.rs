@@ -1,6 +1,6 @@
 //! Attach: all mounts of an attachment, or none.
 
-use overlayfs_utils::{attach, detach_lazily, in_mount_namespace, mount_at};
+use overlayfs_utils::{attach, dissolve, in_mount_namespace, mount_at};
 
 use super::{
     Attached, Engine,
@@ -75,30 +75,27 @@ fn attach_built(
 /// Attaches each mount at its place, in the container's mount namespace; on a failure takes away those that are there.
 pub(super) fn put_all(scene: &Scene, built: &[Built], places: Vec<Placed>) -> Result<(), EngineError> {
     in_mount_namespace(scene.task.pidfd(), || {
-        let mut done = Vec::with_capacity(places.len());
-        for (built, placed) in built.iter().zip(places) {
-            match put(built, placed) {
-                Ok(point) => done.push((built, point)),
-                Err(error) => {
-                    for (built, point) in done.iter().rev() {
-                        // Nothing better can be done about a failure here than to report the first one.
-                        let _ = detach_lazily(point, built.mounted.id());
-                    }
-                    return Err(error);
+        for (n, (built_one, placed)) in built.iter().zip(places).enumerate() {
+            if let Err(error) = put(built_one, placed) {
+                for done in built[..n].iter().rev() {
+                    // Nothing better can be done about a failure here than to report the first one.
+                    let _ = dissolve(&done.mount);
                 }
+                return Err(error);
             }
         }
         Ok(())
     })?
 }
 
-pub(super) fn put(built: &Built, placed: Placed) -> Result<overlayfs_utils::MountPoint, EngineError> {
+/// Attaches a mount at its place.
+pub(super) fn put(built: &Built, placed: Placed) -> Result<(), EngineError> {
     let Placed { dir, point } = placed;
     attach(&built.mount, dir.fd(), point.path())?;
     // The directory may have been moved since it was found: then the mount is elsewhere, and comes off again.
     if mount_at(&point)? == Some(built.mounted.id()) {
-        return Ok(point);
+        return Ok(());
     }
-    overlayfs_utils::dissolve(&built.mount)?;
+    dissolve(&built.mount)?;
     Err(EngineError::Raced(built.mounted.path.clone()))
 }

@@ -3,7 +3,8 @@
 use std::{path::Path, time::Duration};
 
 use overlayfs_utils::{
-    DetachedMount, PinError, SuperBlock, Unmounted, clone_at, detach_lazily, in_mount_namespace, unmount,
+    DetachedMount, MountPoint, PinError, SuperBlock, Unmounted, clone_at, detach_lazily, in_mount_namespace,
+    unmount,
 };
 
 use super::{Detached, Engine, add_draining, replace::reattach, users_of};
@@ -12,11 +13,13 @@ use crate::hotplug::{
     error::EngineError,
     journal::{Mounted, Record, State},
     model::AttachmentId,
-    scene::Scene,
+    scene::{Pins, Scene},
 };
 
 /// How often a strict unmount is tried whose user no process shows: it was closing the file, most likely.
 const TRIES: u32 = 3;
+/// How often a mount is looked for that the container moves about.
+const TRIES_TO_FIND: u32 = 32;
 /// How long to wait between two tries.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -85,13 +88,14 @@ fn write_after(scene: &Scene) {
 
 pub(super) fn detach_lazy(scene: &mut Scene, record: Record) -> Result<Detached, EngineError> {
     begin(scene, &record)?;
-    let gone = in_mount_namespace(scene.task.pidfd(), || take_lazily(scene, &record))?;
-    if let Err(error) = gone {
-        scene.journal.put(record);
-        write_after(scene);
-        return Err(error);
-    }
-    add_draining(scene, &record, &record.spec.content, &record.mounts);
+    let pins = match take_lazily(scene, &record) {
+        Ok(pins) => pins,
+        Err(error) => {
+            keep(scene, &record);
+            return Err(error);
+        }
+    };
+    add_draining(scene, &record, pins);
     finish(scene, &record);
     let users = super::prune_draining(scene)?;
     let ours = scene.journal.draining.iter().zip(users).filter(|(draining, _)| draining.id == record.spec.id);
@@ -99,13 +103,37 @@ pub(super) fn detach_lazy(scene: &mut Scene, record: Record) -> Result<Detached,
     Ok(Detached { detached: true, users: ours })
 }
 
-pub(super) fn take_lazily(scene: &Scene, record: &Record) -> Result<(), EngineError> {
-    for mounted in record.mounts.iter().rev() {
-        if let Ok(point) = scene.task.root().mount_point(&mounted.path) {
-            let _ = detach_lazily(&point, mounted.id())?;
+/// Takes every mount away, the last first, wherever the container has moved it; returns what keeps them alive.
+pub(super) fn take_lazily(scene: &Scene, record: &Record) -> Result<Pins, EngineError> {
+    in_mount_namespace(scene.task.pidfd(), || {
+        let mut pins = Pins::new();
+        for mounted in record.mounts.iter().rev() {
+            let (_, pin) = take(scene, mounted, |point| {
+                let pin = clone_at(point, mounted.id())?;
+                Ok((detach_lazily(point, mounted.id())?, pin))
+            })?;
+            pins.extend(pin.map(|pin| (mounted.block, pin)));
+        }
+        Ok(pins)
+    })?
+}
+
+/// Finds one mount and lets `act` take it away. A container that renames directories in a loop can win the race between
+/// the two; then it is tried again.
+fn take<T: Default>(
+    scene: &Scene,
+    mounted: &Mounted,
+    act: impl Fn(&MountPoint) -> Result<(Unmounted, T), EngineError>,
+) -> Result<(Unmounted, T), EngineError> {
+    for _ in 0..TRIES_TO_FIND {
+        let Some(path) = scene.locate(mounted)? else { return Ok((Unmounted::NotThere, T::default())) };
+        let Ok(point) = scene.task.root().mount_point(&path) else { continue };
+        match act(&point)? {
+            (Unmounted::NotThere, _) => {}
+            done => return Ok(done),
         }
     }
-    Ok(())
+    Err(EngineError::Raced(mounted.path.clone()))
 }
 
 fn detach_strict(scene: &mut Scene, record: Record) -> Result<Detached, EngineError> {
@@ -186,11 +214,10 @@ fn take_one(
     mounted: &Mounted,
     undoable: bool,
 ) -> Result<(Unmounted, Option<DetachedMount>), EngineError> {
-    let Ok(point) = scene.task.root().mount_point(&mounted.path) else {
-        return Ok((Unmounted::NotThere, None));
-    };
-    let back = if undoable { clone_at(&point, mounted.id())? } else { None };
-    Ok((unmount(&point, mounted.id())?, back))
+    take(scene, mounted, |point| {
+        let back = if undoable { clone_at(point, mounted.id())? } else { None };
+        Ok((unmount(point, mounted.id())?, back))
+    })
 }
 
 fn put_back(scene: &Scene, mounts: &mut [Mounted], taken: Vec<(usize, DetachedMount)>) {

@@ -25,9 +25,9 @@ use overlayfs_utils::{LayersBy, SuperBlock, User, find_users};
 use super::{
     Tasks,
     error::EngineError,
-    journal::{Draining, Mounted, Record},
-    model::{AttachmentId, Content},
-    scene::Scene,
+    journal::{Draining, Record},
+    model::AttachmentId,
+    scene::{Pins, Scene},
 };
 
 /// Draining contents that may be kept before they are looked through: a bound on the journal, not on upgrades.
@@ -68,14 +68,14 @@ pub struct Detached {
 pub struct Engine {
     tasks: Arc<dyn Tasks>,
     layers_by: LayersBy,
-    locks: Mutex<HashMap<String, Arc<Mutex<()>>>>,
+    containers: Mutex<HashMap<String, Arc<Mutex<Pins>>>>,
 }
 
 impl Engine {
     /// An engine for the containers of `tasks`, on a kernel that takes layers `layers_by`.
     #[must_use]
     pub fn new(tasks: Arc<dyn Tasks>, layers_by: LayersBy) -> Self {
-        Self { tasks, layers_by, locks: Mutex::default() }
+        Self { tasks, layers_by, containers: Mutex::default() }
     }
 
     /// Runs `call` on a container while no other call is at work in it.
@@ -84,21 +84,26 @@ impl Engine {
         container: &str,
         call: impl FnOnce(&mut Scene) -> Result<T, EngineError>,
     ) -> Result<T, EngineError> {
-        let lock = self.lock_of(container);
-        let guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = self.own(container);
+        let mut pins = own.lock().unwrap_or_else(PoisonError::into_inner);
+        // A container that has ended, or cannot be looked at, drops its pins here.
+        let held = std::mem::take(&mut *pins);
         let live = self.tasks.live(container)?;
-        let mut scene = Scene::open(&live, self.layers_by)?;
-        recover::recover(&mut scene)?;
-        let done = call(&mut scene);
-        drop(guard);
+        let mut scene = Scene::open(&live, self.layers_by, held)?;
+        let done = recover::recover(&mut scene).and_then(|()| call(&mut scene));
+        *pins = scene.pins;
         done
     }
 
-    fn lock_of(&self, container: &str) -> Arc<Mutex<()>> {
-        let mut locks: MutexGuard<'_, _> = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-        // Locks that nobody holds belong to containers that may be gone.
-        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
-        Arc::clone(locks.entry(container.to_owned()).or_default())
+    /// What this engine keeps for a container: the lock that calls take in turn, around its pins.
+    fn own(&self, container: &str) -> Arc<Mutex<Pins>> {
+        let mut containers: MutexGuard<'_, _> =
+            self.containers.lock().unwrap_or_else(PoisonError::into_inner);
+        if !containers.contains_key(container) {
+            let served = self.tasks.ids();
+            containers.retain(|id, own| served.contains(id) || Arc::strong_count(own) > 1);
+        }
+        Arc::clone(containers.entry(container.to_owned()).or_default())
     }
 }
 
@@ -127,22 +132,22 @@ fn prune_draining(scene: &mut Scene) -> Result<Vec<Vec<User>>, EngineError> {
     let mut used = users.iter().map(|list| !list.is_empty());
     scene.journal.draining.retain(|_| used.next().unwrap_or(true));
     if scene.journal.draining.len() != before {
+        let draining = &scene.journal.draining;
+        scene.pins.retain(|(block, _)| draining.iter().any(|d| d.blocks.contains(block)));
         scene.write_journal()?;
     }
     Ok(users.into_iter().filter(|list| !list.is_empty()).collect())
 }
 
-/// Notes that `mounts` of an attachment are out of reach from now on.
-fn add_draining(scene: &mut Scene, record: &Record, content: &Content, mounts: &[Mounted]) {
-    if mounts.is_empty() {
-        return;
-    }
+/// Notes that the mounts of `record` are out of reach from now on.
+fn add_draining(scene: &mut Scene, record: &Record, pins: Pins) {
+    scene.pins.extend(pins);
     let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     scene.journal.draining.push(Draining {
         id: record.spec.id.clone(),
-        content: content.clone(),
+        content: record.spec.content.clone(),
         target: record.spec.target.clone(),
-        blocks: mounts.iter().map(|m| m.block).collect(),
+        blocks: record.mounts.iter().map(|m| m.block).collect(),
         since: i64::try_from(since).unwrap_or(i64::MAX),
     });
 }

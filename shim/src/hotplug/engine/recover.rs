@@ -1,12 +1,10 @@
 //! Calls that were cut off half-way: the journal says what was meant, the kernel what is there.
 
-use overlayfs_utils::in_mount_namespace;
-
 use super::{add_draining, detach::detach_lazy};
 use crate::hotplug::{
     error::EngineError,
     journal::{Mounted, Record, State},
-    scene::Scene,
+    scene::{Pins, Scene},
 };
 
 /// Finishes or undoes what the journal shows half done. Costs nothing when all is well.
@@ -28,7 +26,7 @@ fn recover_one(scene: &mut Scene, record: Record) -> Result<(), EngineError> {
         // The caller wanted it gone.
         State::Detaching => detach_lazy(scene, record).map(drop),
         State::Replacing { content, mounts } if all_there(scene, &mounts)? => {
-            add_draining(scene, &record, &record.spec.content, &record.mounts);
+            add_draining(scene, &record, Pins::new());
             let mut record = record;
             record.spec.content = content;
             record.mounts = mounts;
@@ -40,7 +38,7 @@ fn recover_one(scene: &mut Scene, record: Record) -> Result<(), EngineError> {
 }
 
 fn undo_attach(scene: &mut Scene, record: Record) -> Result<(), EngineError> {
-    in_mount_namespace(scene.task.pidfd(), || super::detach::take_lazily(scene, &record))??;
+    let _ = super::detach::take_lazily(scene, &record)?;
     scene.task.root().remove_created(&record.created);
     scene.journal.remove(&record.spec.id);
     scene.write_journal()
@@ -69,5 +67,5 @@ fn all_there(scene: &Scene, mounts: &[Mounted]) -> Result<bool, EngineError> {
             return Ok(false);
         }
     }
-    Ok(true)
+    Ok(!mounts.is_empty())
 }

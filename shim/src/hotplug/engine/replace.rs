@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use overlayfs_utils::{
     ContainerPath, DetachedMount, MountPoint, SuperBlock, Unmounted, attach, clone_at, detach_lazily,
-    in_mount_namespace, swap,
+    dissolve, in_mount_namespace, swap,
 };
 
 use super::{
@@ -57,9 +57,9 @@ enum Change {
 
 /// A change that is done, and what puts it back.
 enum Done {
-    Swapped { point: MountPoint, new: SuperBlock, back: DetachedMount },
-    Added { point: MountPoint, new: SuperBlock },
-    Removed { path: ContainerPath, back: DetachedMount },
+    Swapped { old: SuperBlock, point: MountPoint, new: SuperBlock, back: DetachedMount },
+    Added(Built),
+    Removed { old: SuperBlock, path: ContainerPath, back: DetachedMount },
 }
 
 /// Mounts put back have new ids.
@@ -85,8 +85,8 @@ fn replace_content(scene: &mut Scene, old: Record, content: Content) -> Result<R
         change_all(scene, changes, &mut restored)
     });
     let record = match changed {
-        Ok(()) => {
-            add_draining(scene, &old, &old.spec.content, &old.mounts);
+        Ok(done) => {
+            add_draining(scene, &old, done.into_iter().filter_map(into_pin).collect());
             let created = old.created.into_iter().chain(created).collect();
             Ok(Record { spec, state: State::Attached, mounts, created })
         }
@@ -123,8 +123,9 @@ fn plan_changes(
     let mut changes = Vec::new();
     let mut there: HashMap<ContainerPath, Mounted> = HashMap::new();
     for mounted in &old.mounts {
-        if scene.is_there(mounted)? {
-            there.insert(mounted.path.clone(), mounted.clone());
+        // Keyed by where it is: one that the container moved is taken away there, and the new one goes to its place.
+        if let Some(path) = scene.locate(mounted)? {
+            there.insert(path, mounted.clone());
         }
     }
     for (planned, new) in planned.iter().zip(built) {
@@ -143,40 +144,54 @@ fn point_of(scene: &Scene, path: &ContainerPath) -> Result<MountPoint, EngineErr
     Ok(scene.task.root().mount_point(path)?)
 }
 
-fn change_all(scene: &Scene, changes: Vec<Change>, restored: &mut Restored) -> Result<(), EngineError> {
-    // A lone change is undone by its own failure; only several need what puts the earlier ones back.
-    let undoable = changes.len() > 1;
+fn change_all(
+    scene: &Scene,
+    changes: Vec<Change>,
+    restored: &mut Restored,
+) -> Result<Vec<Done>, EngineError> {
     in_mount_namespace(scene.task.pidfd(), || {
         let mut done = Vec::with_capacity(changes.len());
         for change in changes {
-            match apply(change, undoable) {
-                Ok(step) => done.extend(step),
+            match apply(change) {
+                Ok(step) => done.push(step),
                 Err(error) => {
                     *restored = undo(scene, done);
                     return Err(error);
                 }
             }
         }
-        Ok(())
+        Ok(done)
     })?
 }
 
-fn apply(change: Change, undoable: bool) -> Result<Option<Done>, EngineError> {
+fn apply(change: Change) -> Result<Done, EngineError> {
     match change {
         Change::Swap { old, new, point } => {
-            let back = if undoable { clone_at(&point, old.id())? } else { None };
+            let back = clone_back(&point, &old)?;
             expect_done(swap(&new.mount, &point, old.id())?, &old.path)?;
-            Ok(back.map(|back| Done::Swapped { point, new: new.mounted.block, back }))
+            Ok(Done::Swapped { old: old.block, point, new: new.mounted.block, back })
         }
         Change::Add { new, placed } => {
-            let point = super::attach::put(&new, *placed)?;
-            Ok(Some(Done::Added { point, new: new.mounted.block }))
+            super::attach::put(&new, *placed)?;
+            Ok(Done::Added(new))
         }
         Change::Remove { old, point } => {
-            let back = if undoable { clone_at(&point, old.id())? } else { None };
+            let back = clone_back(&point, &old)?;
             expect_done(detach_lazily(&point, old.id())?, &old.path)?;
-            Ok(back.map(|back| Done::Removed { path: old.path, back }))
+            Ok(Done::Removed { old: old.block, path: old.path, back })
         }
+    }
+}
+
+fn clone_back(point: &MountPoint, old: &Mounted) -> Result<DetachedMount, EngineError> {
+    clone_at(point, old.id())?.ok_or_else(|| EngineError::Raced(old.path.clone()))
+}
+
+/// What puts an old mount back is what keeps its filesystem alive once it need not be put back.
+fn into_pin(done: Done) -> Option<(SuperBlock, DetachedMount)> {
+    match done {
+        Done::Swapped { old, back, .. } | Done::Removed { old, back, .. } => Some((old, back)),
+        Done::Added(_) => None,
     }
 }
 
@@ -201,17 +216,14 @@ fn undo(scene: &Scene, done: Vec<Done>) -> Restored {
 
 fn undo_one(scene: &Scene, step: Done) -> Result<Option<(ContainerPath, SuperBlock)>, EngineError> {
     match step {
-        Done::Added { point, new } => {
-            let _ = detach_lazily(&point, new.mount)?;
-            Ok(None)
-        }
-        Done::Swapped { point, new, back } => {
+        Done::Added(new) => Ok(dissolve(&new.mount).map(|()| None)?),
+        Done::Swapped { point, new, back, .. } => {
             let path = ContainerPath::parse(&point.path().to_string_lossy())
                 .map_err(crate::hotplug::model::InvalidRequest::from)?;
             expect_done(swap(&back, &point, new.mount)?, &path)?;
             Ok(Some((path, SuperBlock::of(back.fd())?)))
         }
-        Done::Removed { path, back } => reattach(scene, &path, &back).map(|block| Some((path, block))),
+        Done::Removed { path, back, .. } => reattach(scene, &path, &back).map(|block| Some((path, block))),
     }
 }
 

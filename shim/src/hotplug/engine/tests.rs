@@ -15,7 +15,7 @@ use super::*;
 use crate::hotplug::{
     LiveTask, TaskLookupError,
     journal::State,
-    model::{Mode, Spec},
+    model::{Content, Mode, Spec},
 };
 
 /// Runs in the container before its init: what a runtime would mount, and a volume.
@@ -392,7 +392,7 @@ fn privileged_a_used_capsule_stays_unless_lazy_and_drains_until_it_is_let_go() {
         let (_, draining) = engine.list(Some("c")).unwrap();
         assert_eq!(draining.len(), 1);
         assert_eq!(draining[0].draining.content, tools);
-        assert_eq!(draining[0].users.len(), 1);
+        assert_eq!(draining[0].users.len(), 1, "{draining:?}");
         assert_eq!(engine.detach("c", &id("a"), true).unwrap().users.len(), 1);
         drop(user);
         assert_eq!(engine.list(Some("c")).unwrap(), (vec![], vec![]));
@@ -417,13 +417,16 @@ fn privileged_links_swapped_while_attaching_lead_nowhere_else() {
         for _ in 0..100 {
             match engine.attach("c", spec("a", capsule.clone(), "/spin/real/deep", Mode::Ro)) {
                 Ok(_) => attached += 1,
-                Err(error) => assert!(!error.to_string().contains("panicked"), "{error}"),
+                Err(EngineError::Conflict(_) | EngineError::Raced(_) | EngineError::Target(_)) => {}
+                Err(error) => panic!("{error:?}"),
             }
             let _ = engine.detach("c", &id("a"), true);
             assert_eq!(fs::read_to_string("/proc/thread-self/mountinfo").unwrap(), before);
             assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
         }
         drop(spinning);
+        // While the container spins, a detach may have given up: it says so, and the attachment is still known.
+        engine.detach("c", &id("a"), true).unwrap();
         let left: Vec<_> = container.mounts().into_iter().filter(|m| m.contains("capsule:tz")).collect();
         assert!(left.is_empty(), "after {attached} attaches: {left:?}");
     });
@@ -458,7 +461,10 @@ fn privileged_what_was_left_half_done_is_finished_or_undone() {
             assert_eq!(engine.list(Some("c")).unwrap(), (vec![], vec![]));
             assert_eq!(container.mounts(), mounts);
         }
-        cut_off(State::Replacing { content: content(dir, "2", &["etc/y"]), mounts: Vec::new() }, 0);
+        let mut never = engine.attach("c", spec("b", capsule(), "/opt/b", Mode::Ro)).unwrap().record.mounts;
+        assert_eq!(engine.detach("c", &id("b"), false).unwrap(), gone());
+        never[0].path = ContainerPath::parse("/etc").unwrap();
+        cut_off(State::Replacing { content: content(dir, "2", &["etc/y"]), mounts: never }, 0);
         let (list, _) = engine.list(Some("c")).unwrap();
         assert_eq!(
             (list[0].record.state.clone(), list[0].record.spec.content.clone()),
