@@ -1,0 +1,260 @@
+//! The bundle directory that containerd prepares per container: which files are in it, and what the shim needs of
+//! the OCI spec. The only place that names files in a bundle, but for hot-plug's journal.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::options::Options;
+
+/// Annotations that put containers in one shim, in order of preference; the same as the Go shim's.
+const GROUPS: [&str; 2] = ["io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"];
+
+/// A bundle directory: owned by the host, out of the container's reach.
+#[derive(Debug, Clone)]
+pub struct Bundle(PathBuf);
+
+/// A file of the bundle that cannot be used.
+#[derive(Debug, Error)]
+pub enum BundleError {
+    /// Not an absolute path.
+    #[error("bundle {0:?} is not an absolute path")]
+    Path(String),
+    /// A file cannot be read.
+    #[error("cannot read {}", .0.display())]
+    Read(PathBuf, #[source] io::Error),
+    /// A file cannot be written.
+    #[error("cannot write {}", .0.display())]
+    Write(PathBuf, #[source] io::Error),
+    /// A file is not what it should be.
+    #[error("cannot understand {}", .0.display())]
+    Json(PathBuf, #[source] serde_json::Error),
+    /// A pid file without a pid.
+    #[error("{} holds no pid: {text:?}", path.display())]
+    Pid {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        text: String,
+    },
+}
+
+/// What the shim needs of `config.json`. Everything else in it is the runtime's business and is never rewritten.
+#[derive(Debug, Default, Deserialize)]
+pub struct Spec {
+    #[serde(default)]
+    annotations: HashMap<String, String>,
+    #[serde(default)]
+    root: Option<Root>,
+    #[serde(default)]
+    linux: Option<Linux>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Root {
+    #[serde(default)]
+    path: PathBuf,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Linux {
+    #[serde(default)]
+    namespaces: Vec<Namespace>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Namespace {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    path: String,
+}
+
+impl Spec {
+    /// Which shim the container belongs to: its pod's or group's, or one of its own.
+    pub fn group<'a>(&'a self, id: &'a str) -> &'a str {
+        GROUPS.iter().find_map(|label| self.annotations.get(*label)).map_or(id, String::as_str)
+    }
+
+    /// Whether processes outlive the container's init because it is not the init of a PID namespace of its own.
+    pub fn shares_pid_namespace(&self) -> bool {
+        let own = |namespace: &Namespace| namespace.kind == "pid" && namespace.path.is_empty();
+        !self.linux.as_ref().is_some_and(|linux| linux.namespaces.iter().any(own))
+    }
+
+    /// The container's root as the spec names it, resolved against its bundle.
+    pub fn rootfs(&self, bundle: &Bundle) -> PathBuf {
+        let path = self.root.as_ref().map(|root| root.path.as_path()).filter(|path| *path != Path::new(""));
+        bundle.0.join(path.unwrap_or(Path::new("rootfs")))
+    }
+}
+
+impl Bundle {
+    /// # Errors
+    /// [`BundleError::Path`] unless the path is absolute.
+    pub fn new(path: &str) -> Result<Self, BundleError> {
+        if Path::new(path).is_absolute() {
+            Ok(Self(path.into()))
+        } else {
+            Err(BundleError::Path(path.to_owned()))
+        }
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Where the snapshot's mounts go.
+    pub fn rootfs(&self) -> PathBuf {
+        self.0.join("rootfs")
+    }
+
+    /// Where the runtime writes the pid of the container's init.
+    pub fn init_pid_file(&self) -> PathBuf {
+        self.0.join("init.pid")
+    }
+
+    /// The files of one exec. `exec_id` is a validated id, so the names stay in the bundle.
+    pub fn exec_file(&self, exec_id: &str, suffix: &str) -> PathBuf {
+        self.0.join(format!("exec-{exec_id}.{suffix}"))
+    }
+
+    /// The runtime's log of making the init process.
+    pub fn init_log(&self) -> PathBuf {
+        self.0.join("log.json")
+    }
+
+    /// # Errors
+    /// When `config.json` is missing or malformed.
+    pub fn read_spec(&self) -> Result<Spec, BundleError> {
+        self.read_json("config.json")
+    }
+
+    /// Keeps the options for the `delete` action, which runs when the shim is gone.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_options(&self, options: &Options) -> Result<(), BundleError> {
+        let path = self.0.join(OPTIONS);
+        let json = serde_json::to_vec(options).map_err(|e| BundleError::Json(path.clone(), e))?;
+        write_private(&path, &json)
+    }
+
+    /// The kept options; the defaults when Create never came so far.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be understood.
+    pub fn read_options(&self) -> Result<Options, BundleError> {
+        match self.read_json(OPTIONS) {
+            Err(BundleError::Read(_, e)) if e.kind() == io::ErrorKind::NotFound => Ok(Options::default()),
+            result => result,
+        }
+    }
+
+    fn read_json<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<T, BundleError> {
+        let path = self.0.join(name);
+        let bytes = fs::read(&path).map_err(|e| BundleError::Read(path.clone(), e))?;
+        serde_json::from_slice(&bytes).map_err(|e| BundleError::Json(path, e))
+    }
+}
+
+const OPTIONS: &str = "capsule-options.json";
+
+/// Writes a file that only root can read.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_private(path: &Path, content: &[u8]) -> Result<(), BundleError> {
+    let write = || {
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        io::Write::write_all(&mut file, content)
+    };
+    write().map_err(|e| BundleError::Write(path.to_owned(), e))
+}
+
+/// Reads a pid file that the runtime wrote.
+///
+/// # Errors
+/// When it is missing or holds no positive number.
+pub fn read_pid_file(path: &Path) -> Result<i32, BundleError> {
+    let text = fs::read_to_string(path).map_err(|e| BundleError::Read(path.to_owned(), e))?;
+    match text.trim().parse() {
+        Ok(pid) if pid > 0 => Ok(pid),
+        _ => Err(BundleError::Pid { path: path.to_owned(), text }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(json: &str) -> Spec {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn groups_come_from_annotations_in_order() {
+        for (json, group) in [
+            (r#"{}"#, "c1"),
+            (r#"{"annotations":{"io.kubernetes.cri.sandbox-id":"pod"}}"#, "pod"),
+            (
+                r#"{"annotations":{"io.kubernetes.cri.sandbox-id":"pod","io.containerd.runc.v2.group":"g"}}"#,
+                "g",
+            ),
+        ] {
+            assert_eq!(spec(json).group("c1"), group);
+        }
+    }
+
+    #[test]
+    fn only_an_own_pid_namespace_ends_with_its_init() {
+        for (json, shared) in [
+            (r#"{}"#, true),
+            (r#"{"linux":{"namespaces":[{"type":"mount"}]}}"#, true),
+            (r#"{"linux":{"namespaces":[{"type":"pid","path":"/proc/1/ns/pid"}]}}"#, true),
+            (r#"{"linux":{"namespaces":[{"type":"mount"},{"type":"pid"}]}}"#, false),
+        ] {
+            assert_eq!(spec(json).shares_pid_namespace(), shared, "{json}");
+        }
+    }
+
+    #[test]
+    fn the_root_is_in_the_bundle_unless_absolute() {
+        let bundle = Bundle::new("/b").unwrap();
+        for (json, root) in [
+            (r#"{}"#, "/b/rootfs"),
+            (r#"{"root":{"path":"rootfs"}}"#, "/b/rootfs"),
+            (r#"{"root":{"path":"/var/lib/docker/rootfs/x"}}"#, "/var/lib/docker/rootfs/x"),
+        ] {
+            assert_eq!(spec(json).rootfs(&bundle), Path::new(root));
+        }
+        assert!(Bundle::new("b").is_err());
+    }
+
+    #[test]
+    fn options_are_kept_for_the_delete_action() {
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = Bundle::new(dir.path().to_str().unwrap()).unwrap();
+        assert_eq!(bundle.read_options().unwrap(), Options::default());
+        let options = Options { root: "/r".into(), ..Default::default() };
+        bundle.write_options(&options).unwrap();
+        assert_eq!(bundle.read_options().unwrap(), options);
+    }
+
+    #[test]
+    fn pid_files_hold_a_positive_number() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (text, pid) in [("12", Some(12)), ("12\n", Some(12)), ("", None), ("0", None), ("-4", None)] {
+            fs::write(file.path(), text).unwrap();
+            assert_eq!(read_pid_file(file.path()).ok(), pid, "{text:?}");
+        }
+    }
+}

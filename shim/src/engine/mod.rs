@@ -1,0 +1,294 @@
+//! The tasks that this shim serves.
+//!
+//! Rooms: `state` (pure) ← `process` ← `container` ← here, the registry. Locks: the registry's is held for a look-up
+//! only, never across an await; each process has one for the steps of its own life, so no container waits for
+//! another, and neither a signal nor a question about its state waits for anything.
+
+mod container;
+mod id;
+mod process;
+pub mod state;
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+pub use container::{Container, Create, clean_up};
+use containerd_shim::{ExitSignal, event::Event};
+pub use id::Id;
+pub use process::Process;
+use state::{Refused, State};
+use thiserror::Error;
+use tokio::sync::OnceCell;
+
+use crate::{
+    bundle::BundleError,
+    events::Publisher,
+    hotplug::{self, LiveTask, TaskLookupError, Tasks},
+    io::{Copies, IoError},
+    oci::RuntimeError,
+    options::OptionsError,
+    reaper::Reaper,
+    registration,
+    rootfs::RootfsError,
+};
+
+/// What all containers of the shim share.
+pub struct Host {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// Exits.
+    pub reaper: Arc<Reaper>,
+    /// Events.
+    pub events: Publisher,
+    /// Output under way.
+    pub copies: Copies,
+    /// Where the hot-plug service listens.
+    pub hotplug: PathBuf,
+}
+
+/// Why a task's step failed.
+#[derive(Debug, Error)]
+pub enum EngineError {
+    /// An id that is none.
+    #[error("{0:?} is not a valid id: use letters, digits, '.', '_' and '-', at most {max}", max = id::MAX)]
+    Id(String),
+    /// No such container.
+    #[error("container {0:?} is not served by this shim")]
+    NoContainer(String),
+    /// No such exec.
+    #[error("container {container:?} has no process {exec:?}")]
+    NoExec {
+        /// The container.
+        container: String,
+        /// The process.
+        exec: String,
+    },
+    /// The container is there, or being made.
+    #[error("container {0:?} exists")]
+    Exists(String),
+    /// The exec is there.
+    #[error("container {container:?} has a process {exec:?} already")]
+    ExecExists {
+        /// The container.
+        container: String,
+        /// The process.
+        exec: String,
+    },
+    /// The state does not allow it.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// No process can be added.
+    #[error("the init process of container {0:?} is not running")]
+    InitGone(String),
+    /// The process to signal has ended.
+    #[error("process already finished")]
+    Finished,
+    /// A signal that the kernel did not deliver.
+    #[error("cannot send signal {0}")]
+    Signal(u32, #[source] std::io::Error),
+    /// A signal without a name.
+    #[error("signal {0} cannot be sent to an exec'd process")]
+    UnknownSignal(u32),
+    /// The process description of an exec.
+    #[error("the process of exec {0:?} is not a JSON object")]
+    ExecSpec(String, #[source] Option<serde_json::Error>),
+    /// See [`OptionsError`].
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    /// See [`BundleError`].
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// See [`RootfsError`].
+    #[error(transparent)]
+    Rootfs(#[from] RootfsError),
+    /// See [`IoError`].
+    #[error(transparent)]
+    Io(#[from] IoError),
+    /// See [`RuntimeError`].
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The container was made and did not end.
+    #[error("container {0:?} did not end")]
+    Undead(String),
+    /// Not done by this shim.
+    #[error("{0} is not supported")]
+    Unsupported(&'static str),
+}
+
+/// The registry of containers, and what begins and ends with the first and last of them.
+pub struct Engine {
+    host: Arc<Host>,
+    containers: Mutex<HashMap<String, Slot>>,
+    exit: Arc<ExitSignal>,
+    /// Behind a lock only because a server cannot be shared between threads.
+    hotplug: OnceCell<Option<Mutex<hotplug::Server>>>,
+}
+
+enum Slot {
+    /// Its id is taken.
+    Making,
+    /// It can be asked about.
+    Ready(Arc<Container>),
+}
+
+impl Engine {
+    /// An engine without containers. `exit` is set when containerd asks for the end and there are none.
+    pub fn new(host: Host, exit: Arc<ExitSignal>) -> Self {
+        let (host, containers) = (Arc::new(host), Mutex::default());
+        Self { host, containers, exit, hotplug: OnceCell::new() }
+    }
+
+    /// Makes a container and its init, which waits to be started. Returns the init's pid.
+    ///
+    /// # Errors
+    /// [`EngineError`]; nothing is left of the container.
+    pub async fn create(
+        self: &Arc<Self>,
+        request: Create,
+        event: impl CreateEvent,
+    ) -> Result<i32, EngineError> {
+        let id = request.id.clone();
+        self.reserve(&id)?;
+        self.serve_hotplug().await;
+        let created = Container::create(self.host.clone(), request).await;
+        let (container, exited) = match created {
+            Ok(created) => created,
+            Err(error) => {
+                self.lock().remove(id.as_str());
+                return Err(error);
+            }
+        };
+        self.lock().insert(id.to_string(), Slot::Ready(container.clone()));
+        self.register(&container);
+        let pid = container.init().state().pid();
+        self.host.events.publish(event.with_pid(pid));
+        container.supervise(container.init().clone(), exited);
+        Ok(pid)
+    }
+
+    /// # Errors
+    /// [`EngineError::NoContainer`], also for one that is being made.
+    pub fn container(&self, id: &str) -> Result<Arc<Container>, EngineError> {
+        match self.lock().get(id) {
+            Some(Slot::Ready(container)) => Ok(container.clone()),
+            Some(Slot::Making) | None => Err(EngineError::NoContainer(id.to_owned())),
+        }
+    }
+
+    /// Forgets a container that has ended.
+    ///
+    /// # Errors
+    /// [`EngineError`]; the container stays and the call can be repeated.
+    pub async fn delete(&self, id: &str) -> Result<State, EngineError> {
+        let container = self.container(id)?;
+        let state = container.delete().await?;
+        self.lock().remove(id);
+        container.publish_deleted();
+        Ok(state)
+    }
+
+    /// Ends the shim, unless it has containers.
+    pub fn shutdown(&self) {
+        if self.lock().is_empty() {
+            self.exit.signal();
+        }
+    }
+
+    /// The last steps of the shim: nothing that was promised is lost.
+    pub async fn finish(&self) {
+        self.host.copies.finish(LAST_OUTPUT).await;
+        let lost = self.host.events.flush(LAST_EVENTS).await;
+        if lost > 0 {
+            log::error!("{lost} events are lost: containerd does not answer");
+        }
+        if let Some(Some(_)) = self.hotplug.get()
+            && let Err(error) = std::fs::remove_file(&self.host.hotplug)
+        {
+            log::warn!("remove {}: {error}", self.host.hotplug.display());
+        }
+    }
+
+    fn reserve(&self, id: &Id) -> Result<(), EngineError> {
+        let mut containers = self.lock();
+        if containers.contains_key(id.as_str()) {
+            return Err(EngineError::Exists(id.to_string()));
+        }
+        containers.insert(id.to_string(), Slot::Making);
+        Ok(())
+    }
+
+    /// Containers run without hot-plug when its socket cannot be had: refusing them would be worse.
+    async fn serve_hotplug(self: &Arc<Self>) {
+        let start = async {
+            let tasks: Arc<dyn Tasks> = self.clone();
+            hotplug::serve(tasks, &self.host.hotplug)
+                .await
+                .inspect_err(|error| log::error!("hot-plug is not available: {}", chain(error)))
+                .ok()
+                .map(Mutex::new)
+        };
+        self.hotplug.get_or_init(|| start).await;
+    }
+
+    fn register(&self, container: &Container) {
+        let run = std::path::Path::new(registration::RUN);
+        let (namespace, bundle) = (&self.host.namespace, container.bundle().path());
+        if let Err(error) = registration::register(run, namespace, container.id(), &self.host.hotplug, bundle)
+        {
+            log::error!("container {} cannot be attached to: {}", container.id(), chain(&error));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Slot>> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How long a stalled reader of the last output holds the shim.
+const LAST_OUTPUT: std::time::Duration = std::time::Duration::from_secs(10);
+/// How long an absent containerd does.
+const LAST_EVENTS: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// The event of a container's creation, which wants the pid.
+pub trait CreateEvent {
+    /// The event.
+    type Event: Event;
+    /// Completes it.
+    fn with_pid(self, pid: i32) -> Self::Event;
+}
+
+impl Tasks for Engine {
+    fn live(&self, container_id: &str) -> Result<LiveTask, TaskLookupError> {
+        let container =
+            self.container(container_id).map_err(|_| TaskLookupError::NotFound(container_id.to_owned()))?;
+        match container.init().state() {
+            State::Running { pid } => Ok(LiveTask {
+                init_pid: pid,
+                bundle: container.bundle().path().to_owned(),
+                rootfs: container.rootfs().to_owned(),
+            }),
+            state => Err(TaskLookupError::NotRunning {
+                id: container_id.to_owned(),
+                state: state.name().to_owned(),
+            }),
+        }
+    }
+
+    fn ids(&self) -> Vec<String> {
+        self.lock().keys().cloned().collect()
+    }
+}
+
+/// An error and its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

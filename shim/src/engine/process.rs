@@ -1,0 +1,134 @@
+//! One process of a container: its state, its streams, and the lock on the steps of its life.
+
+use std::{
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use rustix::process::{Signal, pidfd_send_signal};
+use tokio::sync::{self, watch};
+
+use super::{
+    EngineError,
+    state::{Exit, State, Step},
+};
+use crate::io::{IoError, ProcessIo, Stdio};
+
+/// A container's init, or one exec.
+pub struct Process {
+    exec_id: String,
+    stdio: Stdio,
+    state: watch::Sender<State>,
+    steps: sync::Mutex<()>,
+    live: Mutex<Live>,
+}
+
+/// What a process has once it is there.
+#[derive(Default)]
+struct Live {
+    io: Option<Arc<ProcessIo>>,
+    pidfd: Option<OwnedFd>,
+}
+
+impl Process {
+    /// `exec_id` is empty for the init.
+    pub fn new(exec_id: String, stdio: Stdio) -> Self {
+        let (state, steps, live) = (watch::Sender::new(State::Added), sync::Mutex::new(()), Mutex::default());
+        Self { exec_id, stdio, state, steps, live }
+    }
+
+    /// Empty for the init.
+    pub fn exec_id(&self) -> &str {
+        &self.exec_id
+    }
+
+    /// Where its streams go.
+    pub fn stdio(&self) -> &Stdio {
+        &self.stdio
+    }
+
+    /// Its state now.
+    pub fn state(&self) -> State {
+        *self.state.borrow()
+    }
+
+    /// Waits for its end. Also returns for a process that is deleted meanwhile.
+    pub async fn wait(&self) -> Exit {
+        let mut state = self.state.subscribe();
+        let ended = state.wait_for(|state| state.exit().is_some()).await.map(|state| state.exit());
+        match ended {
+            Ok(Some(exit)) => exit,
+            // `self` is the sender, and the condition says that there is an exit.
+            Ok(None) | Err(_) => NEVER_STARTED,
+        }
+    }
+
+    /// Waits for the turn to take a step of its life. Steps are taken one at a time; the exit is one too, so it is
+    /// never reported before the start.
+    pub async fn step(&self) -> sync::MutexGuard<'_, ()> {
+        self.steps.lock().await
+    }
+
+    /// Records what was made. Its state is still to be set.
+    pub fn attach(&self, io: ProcessIo, pidfd: Option<OwnedFd>) {
+        *self.live() = Live { io: Some(Arc::new(io)), pidfd };
+    }
+
+    /// Moves on, unless the process has ended.
+    pub fn advance(&self, state: State) {
+        self.state.send_if_modified(|now| {
+            let moves = now.exit().is_none();
+            if moves {
+                *now = state;
+            }
+            moves
+        });
+    }
+
+    /// Records its end.
+    pub fn end(&self, exit: Exit) {
+        self.live().pidfd = None;
+        self.state.send_modify(|state| *state = state.ended(exit));
+    }
+
+    /// Its streams, once it has them.
+    pub fn io(&self) -> Option<Arc<ProcessIo>> {
+        self.live().io.clone()
+    }
+
+    /// Lets its streams go.
+    pub fn release_io(&self) {
+        if let Some(io) = self.live().io.take() {
+            io.release();
+        }
+    }
+
+    /// # Errors
+    /// When it has none in this state, or the kernel refuses.
+    pub fn resize(&self, width: u16, height: u16) -> Result<(), EngineError> {
+        self.state().allow(Step::Resize)?;
+        self.io().map_or(Ok::<_, IoError>(()), |io| io.resize(width, height))?;
+        Ok(())
+    }
+
+    /// Signals the very process that was started, whatever has become of its pid.
+    ///
+    /// # Errors
+    /// [`EngineError::Finished`] when it has ended; the kernel's otherwise.
+    pub fn signal(&self, signal: u32) -> Result<(), EngineError> {
+        let named = Signal::from_named_raw(signal.cast_signed()).ok_or(EngineError::UnknownSignal(signal))?;
+        let live = self.live();
+        let pidfd = live.pidfd.as_ref().ok_or(EngineError::Finished)?;
+        pidfd_send_signal(pidfd, named).map_err(|e| match e {
+            rustix::io::Errno::SRCH => EngineError::Finished,
+            e => EngineError::Signal(signal, e.into()),
+        })
+    }
+
+    fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The end of a process that did not begin.
+pub const NEVER_STARTED: Exit = Exit { status: 255, at: std::time::SystemTime::UNIX_EPOCH };

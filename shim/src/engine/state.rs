@@ -1,0 +1,192 @@
+//! The life cycle of one process, as values: which states there are, and which step leads from one to the next.
+//!
+//! Pure: no clock, no process, no lock.
+
+use std::{fmt, time::SystemTime};
+
+use thiserror::Error;
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// As a shell reports it: the exit code, or 128 and the number of the signal that ended it.
+    pub status: u32,
+    /// When the shim reaped it.
+    pub at: SystemTime,
+}
+
+/// Where a process is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Known, not yet made: an exec between `Exec` and `Start`.
+    Added,
+    /// The runtime has made the container's init, which waits to be started.
+    Created {
+        /// In the shim's PID namespace, as every pid here.
+        pid: i32,
+    },
+    /// Started.
+    Running {
+        /// See [`State::Created`].
+        pid: i32,
+    },
+    /// Frozen with all its container.
+    Paused {
+        /// See [`State::Created`].
+        pid: i32,
+    },
+    /// Ended, or never to begin (`pid` 0).
+    Stopped {
+        /// The pid it had.
+        pid: i32,
+        /// How it ended.
+        exit: Exit,
+    },
+}
+
+/// A step that the present state does not allow.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("cannot {step} a process that is {state}")]
+pub struct Refused {
+    step: Step,
+    state: &'static str,
+}
+
+/// What can be asked of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// To start it.
+    Start,
+    /// To freeze its container.
+    Pause,
+    /// To thaw its container.
+    Resume,
+    /// To send it a signal.
+    Signal,
+    /// To forget it.
+    Delete,
+    /// To change its terminal's size.
+    Resize,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Start => "start",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Signal => "signal",
+            Self::Delete => "delete",
+            Self::Resize => "resize",
+        })
+    }
+}
+
+impl State {
+    /// The state's name in containerd's words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Added | Self::Created { .. } => "created",
+            Self::Running { .. } => "running",
+            Self::Paused { .. } => "paused",
+            Self::Stopped { .. } => "stopped",
+        }
+    }
+
+    /// The pid, 0 while there is none.
+    pub fn pid(self) -> i32 {
+        match self {
+            Self::Added => 0,
+            Self::Created { pid }
+            | Self::Running { pid }
+            | Self::Paused { pid }
+            | Self::Stopped { pid, .. } => pid,
+        }
+    }
+
+    /// How it ended, once it has.
+    pub fn exit(self) -> Option<Exit> {
+        match self {
+            Self::Stopped { exit, .. } => Some(exit),
+            _ => None,
+        }
+    }
+
+    /// Whether `step` may be taken now. Every rule of the life cycle is in this one table.
+    ///
+    /// # Errors
+    /// [`Refused`] when it may not.
+    pub fn allow(self, step: Step) -> Result<(), Refused> {
+        let allowed = match (step, self) {
+            (Step::Start, Self::Added | Self::Created { .. })
+            | (Step::Pause, Self::Running { .. })
+            | (Step::Resume, Self::Paused { .. })
+            | (Step::Signal, Self::Created { .. } | Self::Running { .. } | Self::Paused { .. })
+            | (Step::Resize, Self::Created { .. } | Self::Running { .. } | Self::Paused { .. })
+            | (Step::Delete, Self::Added | Self::Created { .. } | Self::Stopped { .. }) => true,
+            (
+                Step::Start | Step::Pause | Step::Resume | Step::Signal | Step::Resize | Step::Delete,
+                Self::Added
+                | Self::Created { .. }
+                | Self::Running { .. }
+                | Self::Paused { .. }
+                | Self::Stopped { .. },
+            ) => false,
+        };
+        if allowed { Ok(()) } else { Err(Refused { step, state: self.name() }) }
+    }
+
+    /// The state after the process has ended. The first end counts: a process ends once.
+    pub fn ended(self, exit: Exit) -> Self {
+        match self {
+            Self::Stopped { .. } => self,
+            _ => Self::Stopped { pid: self.pid(), exit },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXIT: Exit = Exit { status: 3, at: SystemTime::UNIX_EPOCH };
+
+    #[test]
+    fn steps_are_allowed_only_where_they_lead_somewhere() {
+        let states = [
+            State::Added,
+            State::Created { pid: 7 },
+            State::Running { pid: 7 },
+            State::Paused { pid: 7 },
+            State::Stopped { pid: 7, exit: EXIT },
+        ];
+        // One row per step, one column per state above.
+        let table = [
+            (Step::Start, [true, true, false, false, false]),
+            (Step::Pause, [false, false, true, false, false]),
+            (Step::Resume, [false, false, false, true, false]),
+            (Step::Signal, [false, true, true, true, false]),
+            (Step::Resize, [false, true, true, true, false]),
+            (Step::Delete, [true, true, false, false, true]),
+        ];
+        for (step, row) in table {
+            for (state, expected) in states.into_iter().zip(row) {
+                assert_eq!(state.allow(step).is_ok(), expected, "{step} when {state:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_exit_counts() {
+        let stopped = State::Running { pid: 7 }.ended(EXIT);
+        assert_eq!(stopped, State::Stopped { pid: 7, exit: EXIT });
+        assert_eq!(stopped.ended(Exit { status: 9, ..EXIT }), stopped);
+        assert_eq!(State::Added.ended(EXIT).pid(), 0);
+    }
+
+    #[test]
+    fn a_refusal_names_the_step_and_the_state() {
+        let refused = State::Running { pid: 7 }.allow(Step::Delete).unwrap_err();
+        assert_eq!(refused.to_string(), "cannot delete a process that is running");
+    }
+}

@@ -1,0 +1,374 @@
+//! The OCI runtime's command line (runc, crun, youki): one function per subcommand, errors with what the runtime
+//! itself says.
+//!
+//! The crate `runc` is not used: its `exec` and `update` pass the spec through `oci-spec`, which drops the fields it
+//! does not know, it cannot checkpoint, it reports nothing of a failed `create` (whose stderr is the container's),
+//! and its commands would be reaped by tokio and by the subreaper loop at once.
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde::Deserialize;
+use thiserror::Error;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    net::unix::pipe::Receiver,
+    time::timeout,
+};
+
+use crate::{options::Options, reaper::Reaper};
+
+/// Where containerd has its containers' runtime state when nothing else is asked, per namespace.
+const ROOT: &str = "/run/containerd/runc";
+/// How long output is read after a command has ended: a hook that it left behind may hold its pipe open.
+const TAIL: Duration = Duration::from_millis(200);
+/// How much of a command's output is kept.
+const OUTPUT: u64 = 16 << 20;
+
+/// The runtime of one container.
+#[derive(Clone)]
+pub struct Runtime {
+    binary: PathBuf,
+    global: Vec<OsString>,
+    create: Vec<OsString>,
+    reaper: Arc<Reaper>,
+}
+
+/// A subcommand that did not do its work.
+#[derive(Debug, Error)]
+pub enum RuntimeError {
+    /// The program cannot be executed.
+    #[error("cannot run the OCI runtime {}: is it installed and in containerd's PATH?", .0.display())]
+    Spawn(PathBuf, #[source] io::Error),
+    /// It ran and failed.
+    #[error("{runtime} {subcommand} failed: {message}")]
+    Failed {
+        /// The program.
+        runtime: String,
+        /// What it was to do.
+        subcommand: String,
+        /// What it said, in one line.
+        message: String,
+    },
+    /// Its output is not what it should be.
+    #[error("cannot understand what the OCI runtime's {0} printed")]
+    Output(&'static str, #[source] serde_json::Error),
+    /// The reaper is gone.
+    #[error("the reaper ended before the OCI runtime did")]
+    Reaper,
+}
+
+impl RuntimeError {
+    /// Whether the runtime says that there is no such container.
+    pub fn is_missing(&self) -> bool {
+        self.says(&["does not exist", "no such file or directory: container"])
+    }
+
+    /// Whether the runtime says that the process to signal has ended.
+    pub fn is_finished(&self) -> bool {
+        self.says(&["process already finished", "container not running", "no such process", "not running"])
+    }
+
+    fn says(&self, words: &[&str]) -> bool {
+        matches!(self, Self::Failed { message, .. } if words.iter().any(|w| message.to_lowercase().contains(w)))
+    }
+}
+
+/// The standard streams of a container process, as the runtime is to have them.
+#[derive(Default)]
+pub struct Streams {
+    /// Its standard input, `/dev/null` when absent; the same for the others.
+    pub stdin: Option<OwnedFd>,
+    /// Its standard output.
+    pub stdout: Option<OwnedFd>,
+    /// Its standard error.
+    pub stderr: Option<OwnedFd>,
+}
+
+/// Where a new process' pid and terminal go.
+pub struct NewProcess<'a> {
+    /// The bundle, which is also the command's working directory.
+    pub bundle: &'a Path,
+    /// Written by the runtime.
+    pub pid_file: &'a Path,
+    /// Written by the runtime, read when it fails.
+    pub log: &'a Path,
+    /// Where the runtime sends the terminal's master.
+    pub console: Option<&'a Path>,
+    /// Without a terminal.
+    pub streams: Streams,
+}
+
+/// Output and end of a command.
+struct Done {
+    status: u32,
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+impl Runtime {
+    /// The runtime that `options` name, for a container of `namespace`.
+    pub fn new(options: &Options, namespace: &str, reaper: Arc<Reaper>) -> Self {
+        let or =
+            |value: &str, default: &str| if value.is_empty() { default.into() } else { value.to_owned() };
+        let root = Path::new(&or(&options.root, ROOT)).join(namespace);
+        let mut global: Vec<OsString> = vec!["--root".into(), root.into()];
+        if options.systemd_cgroup {
+            global.push("--systemd-cgroup".into());
+        }
+        let switches = [("--no-pivot", options.no_pivot_root), ("--no-new-keyring", options.no_new_keyring)];
+        let create = switches.into_iter().filter(|(_, on)| *on).map(|(switch, _)| switch.into()).collect();
+        Self { binary: or(&options.binary_name, "runc").into(), global, create, reaper }
+    }
+
+    /// Makes a container, whose init waits to be started.
+    ///
+    /// # Errors
+    /// [`RuntimeError`] with the last error in the runtime's log.
+    pub async fn create(&self, id: &str, new: NewProcess<'_>) -> Result<(), RuntimeError> {
+        let mut args: Vec<OsString> = vec!["create".into(), "--bundle".into(), new.bundle.into()];
+        args.extend(self.create.iter().cloned());
+        self.make(args, id, new).await
+    }
+
+    /// Starts the init of a container that has been made.
+    ///
+    /// # Errors
+    /// [`RuntimeError`].
+    pub async fn start(&self, id: &str) -> Result<(), RuntimeError> {
+        self.call(&["start", id]).await.map(drop)
+    }
+
+    /// Runs one more process, described by the file `process`.
+    ///
+    /// # Errors
+    /// [`RuntimeError`] with the last error in the runtime's log.
+    pub async fn exec(&self, id: &str, process: &Path, new: NewProcess<'_>) -> Result<(), RuntimeError> {
+        let args = vec!["exec".into(), "--detach".into(), "--process".into(), process.into()];
+        self.make(args, id, new).await
+    }
+
+    /// Sends a signal to the container's init, or to all its processes.
+    ///
+    /// # Errors
+    /// [`RuntimeError`]; see [`RuntimeError::is_finished`].
+    pub async fn kill(&self, id: &str, signal: u32, all: bool) -> Result<(), RuntimeError> {
+        let signal = signal.to_string();
+        let args: &[&str] = if all { &["kill", "--all", id, &signal] } else { &["kill", id, &signal] };
+        self.call(args).await.map(drop)
+    }
+
+    /// Removes a container that has ended or was never started; any container when forced. Not an error when there
+    /// is none.
+    ///
+    /// # Errors
+    /// [`RuntimeError`].
+    pub async fn delete(&self, id: &str, force: bool) -> Result<(), RuntimeError> {
+        let args: &[&str] = if force { &["delete", "--force", id] } else { &["delete", id] };
+        match self.call(args).await {
+            Err(error) if error.is_missing() => Ok(()),
+            result => result.map(drop),
+        }
+    }
+
+    /// Freezes the container.
+    ///
+    /// # Errors
+    /// [`RuntimeError`].
+    pub async fn pause(&self, id: &str) -> Result<(), RuntimeError> {
+        self.call(&["pause", id]).await.map(drop)
+    }
+
+    /// Thaws it.
+    ///
+    /// # Errors
+    /// [`RuntimeError`].
+    pub async fn resume(&self, id: &str) -> Result<(), RuntimeError> {
+        self.call(&["resume", id]).await.map(drop)
+    }
+
+    /// Changes its resources to those in the file `resources`, which goes to the runtime as it came.
+    ///
+    /// # Errors
+    /// [`RuntimeError`].
+    pub async fn update(&self, id: &str, resources: &Path) -> Result<(), RuntimeError> {
+        let args: Vec<OsString> = vec!["update".into(), "--resources".into(), resources.into(), id.into()];
+        self.call(&args).await.map(drop)
+    }
+
+    /// The pids of its processes.
+    ///
+    /// # Errors
+    /// [`RuntimeError`].
+    pub async fn ps(&self, id: &str) -> Result<Vec<u32>, RuntimeError> {
+        let output = self.call(&["ps", "--format", "json", id]).await?;
+        // No process is `null`.
+        let pids: Option<Vec<u32>> =
+            serde_json::from_slice(&output).map_err(|e| RuntimeError::Output("ps", e))?;
+        Ok(pids.unwrap_or_default())
+    }
+
+    /// What the runtime can do, as it prints it.
+    ///
+    /// # Errors
+    /// [`RuntimeError`], for a runtime that has no such command too.
+    pub async fn features(&self) -> Result<Vec<u8>, RuntimeError> {
+        self.call(&["features"]).await
+    }
+
+    /// A command that makes a process: its streams are the process', so what goes wrong is read from a log.
+    async fn make(&self, args: Vec<OsString>, id: &str, new: NewProcess<'_>) -> Result<(), RuntimeError> {
+        let subcommand = args.first().cloned().unwrap_or_default();
+        let mut command = self.command(Some(new.log));
+        command.args(args).arg("--pid-file").arg(new.pid_file);
+        if let Some(console) = new.console {
+            command.arg("--console-socket").arg(console);
+        }
+        command.arg(id).current_dir(new.bundle);
+        let stdio = |stream: Option<OwnedFd>| stream.map_or_else(Stdio::null, Stdio::from);
+        command.stdin(stdio(new.streams.stdin));
+        command.stdout(stdio(new.streams.stdout));
+        command.stderr(stdio(new.streams.stderr));
+        let done = self.run(command, None, None).await?;
+        if done.status == 0 {
+            // Gone unless the runtime warned of something.
+            let _ = fs::remove_file(new.log);
+            return Ok(());
+        }
+        let log = fs::read_to_string(new.log).unwrap_or_default();
+        Err(self.failed(&subcommand, done.status, last_error(&log)))
+    }
+
+    /// A command with output of its own.
+    async fn call<S: AsRef<std::ffi::OsStr>>(&self, args: &[S]) -> Result<Vec<u8>, RuntimeError> {
+        let spawn = |e| RuntimeError::Spawn(self.binary.clone(), e);
+        let (stdout, stdout_writer) = io::pipe().map_err(spawn)?;
+        let (stderr, stderr_writer) = io::pipe().map_err(spawn)?;
+        let mut command = self.command(None);
+        command.args(args).stdin(Stdio::null()).stdout(stdout_writer).stderr(stderr_writer);
+        let stdout = Receiver::from_owned_fd(stdout.into()).map_err(spawn)?;
+        let stderr = Receiver::from_owned_fd(stderr.into()).map_err(spawn)?;
+        let done = self.run(command, Some(stdout), Some(stderr)).await?;
+        if done.status == 0 {
+            return Ok(done.stdout);
+        }
+        let subcommand = args.first().map(|arg| arg.as_ref().to_owned()).unwrap_or_default();
+        Err(self.failed(&subcommand, done.status, last_error(&String::from_utf8_lossy(&done.stderr))))
+    }
+
+    fn command(&self, log: Option<&Path>) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.args(&self.global);
+        if let Some(log) = log {
+            command.arg("--log").arg(log).args(["--log-format", "json"]);
+        }
+        // systemd's readiness protocol is between systemd and containerd.
+        command.env_remove("NOTIFY_SOCKET").current_dir("/");
+        command
+    }
+
+    /// Runs a command to its end. The command is dropped before its output is read, so that the pipes' writing ends
+    /// are the children's alone.
+    async fn run(
+        &self,
+        mut command: Command,
+        stdout: Option<Receiver>,
+        stderr: Option<Receiver>,
+    ) -> Result<Done, RuntimeError> {
+        let exited = self.reaper.spawn(&mut command);
+        drop(command);
+        let mut exited = exited.map_err(|e| RuntimeError::Spawn(self.binary.clone(), e))?;
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let exit = {
+            let reading = async { tokio::join!(read(stdout, &mut out), read(stderr, &mut err)) };
+            tokio::pin!(reading);
+            tokio::select! {
+                biased;
+                exit = &mut exited => {
+                    let _ = timeout(TAIL, reading).await;
+                    exit
+                }
+                _ = &mut reading => (&mut exited).await,
+            }
+        };
+        let status = exit.map_err(|_| RuntimeError::Reaper)?.status;
+        Ok(Done { status, stdout: out, stderr: err })
+    }
+
+    fn failed(&self, subcommand: &OsString, status: u32, message: Option<String>) -> RuntimeError {
+        RuntimeError::Failed {
+            runtime: self.binary.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            subcommand: subcommand.to_string_lossy().into_owned(),
+            message: message.unwrap_or_else(|| format!("exit status {status}, and no message")),
+        }
+    }
+}
+
+async fn read(pipe: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>) {
+    if let Some(pipe) = pipe {
+        // What was read before an error is still worth showing.
+        let _ = pipe.take(OUTPUT).read_to_end(into).await;
+    }
+}
+
+/// The last error in a runtime's log: JSON lines, or plain text of which the last line counts.
+fn last_error(log: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Line {
+        level: String,
+        msg: String,
+    }
+    let lines = || log.lines().rev().map(str::trim).filter(|line| !line.is_empty());
+    let json = lines()
+        .filter_map(|line| serde_json::from_str::<Line>(line).ok())
+        .find(|line| matches!(line.level.as_str(), "error" | "fatal"))
+        .map(|line| line.msg);
+    let message = json.or_else(|| lines().next().map(str::to_owned))?;
+    Some(message.replace('\n', " "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_error_is_found_in_either_format() {
+        for (log, message) in [
+            ("", None),
+            ("time=x level=error msg=\"no\"\nsecond\n", Some("second")),
+            ("{\"level\":\"error\",\"msg\":\"a\\nb\"}\n{\"level\":\"warning\",\"msg\":\"c\"}\n", Some("a b")),
+        ] {
+            assert_eq!(last_error(log).as_deref(), message);
+        }
+    }
+
+    fn failed(message: &str) -> RuntimeError {
+        RuntimeError::Failed { runtime: "runc".into(), subcommand: "kill".into(), message: message.into() }
+    }
+
+    #[test]
+    fn what_runtimes_say_is_understood() {
+        assert!(failed("container does not exist").is_missing());
+        assert!(failed("container not running").is_finished());
+        assert!(failed("kill container: No such process").is_finished());
+        assert!(!failed("permission denied").is_finished());
+    }
+
+    #[test]
+    fn options_become_arguments() {
+        let options =
+            Options { no_pivot_root: true, systemd_cgroup: true, root: "/r".into(), ..Default::default() };
+        let reaper = Arc::new(Reaper::idle());
+        let runtime = Runtime::new(&options, "ns", reaper);
+        assert_eq!(runtime.binary, Path::new("runc"));
+        assert_eq!(runtime.global, ["--root", "/r/ns", "--systemd-cgroup"]);
+        assert_eq!(runtime.create, ["--no-pivot"]);
+    }
+}

@@ -1,0 +1,201 @@
+//! The container's root file system: the mounts that containerd's snapshotter describes, made on the bundle's
+//! `rootfs` in the shim's own mount namespace.
+//!
+//! `plan` reads a mount's options (pure); this file makes and unmakes mounts. The process never changes its working
+//! directory or namespace: another container's create may run at the same time.
+
+mod plan;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub use plan::{Mount, PlanError};
+use plan::{Plan, plan};
+use rustix::{
+    fs::CWD,
+    io::Errno,
+    mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+        UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount,
+        mount_change, mount_remount, move_mount, unmount,
+    },
+};
+use thiserror::Error;
+
+/// A root file system that could not be made or unmade.
+#[derive(Debug, Error)]
+pub enum RootfsError {
+    /// What containerd asks for cannot be understood.
+    #[error("rootfs mount {index} is not supported")]
+    Plan {
+        /// Its place in the list.
+        index: usize,
+        /// Why.
+        #[source]
+        source: PlanError,
+    },
+    /// The directory to mount on.
+    #[error("cannot create {}", .0.display())]
+    Target(PathBuf, #[source] io::Error),
+    /// One system call.
+    #[error("{step} of {what} on {} failed{log}", target.display())]
+    Mount {
+        /// Which call.
+        step: &'static str,
+        /// What was to be mounted.
+        what: String,
+        /// Where.
+        target: PathBuf,
+        /// What the kernel wrote to the mount context's log, if anything, with a separator.
+        log: String,
+        /// Its answer.
+        #[source]
+        source: Errno,
+    },
+    /// The unmount.
+    #[error("cannot unmount {}", .0.display())]
+    Unmount(PathBuf, #[source] Errno),
+}
+
+/// Mounts all of `mounts` on `target`, in order; on an error nothing stays mounted. An empty list leaves the target
+/// alone: the caller has mounted it.
+///
+/// # Errors
+/// [`RootfsError`], naming the step and the mount.
+pub fn mount_all(mounts: &[Mount], target: &Path) -> Result<(), RootfsError> {
+    let plans = mounts
+        .iter()
+        .enumerate()
+        .map(|(index, mount)| plan(mount).map_err(|source| RootfsError::Plan { index, source }))
+        .collect::<Result<Vec<_>, _>>()?;
+    if plans.is_empty() {
+        return Ok(());
+    }
+    match fs::create_dir(target) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(RootfsError::Target(target.to_owned(), e));
+        }
+        _ => {}
+    }
+    for plan in &plans {
+        if let Err(error) = apply(plan, target) {
+            // Each mount hides the one before, so all of them come off from here.
+            if let Err(undo) = detach_all(target) {
+                log::error!("undo a failed rootfs: {undo}");
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+fn apply(plan: &Plan, target: &Path) -> Result<(), RootfsError> {
+    let failed = |step: &'static str| {
+        let (what, target) = (plan.describe(), target.to_owned());
+        move |source| RootfsError::Mount { step, what, target, log: String::new(), source }
+    };
+    match plan {
+        Plan::Bind { source, recursive, flags, propagation } => {
+            let bind = if *recursive { MountFlags::BIND | MountFlags::REC } else { MountFlags::BIND };
+            mount(source, target, c"", bind, None).map_err(failed("bind"))?;
+            if !flags.is_empty() {
+                // A bind ignores every other flag: they take a second call.
+                mount_remount(target, MountFlags::BIND | *flags, c"").map_err(failed("remount"))?;
+            }
+            propagate(*propagation, target).map_err(failed("propagation"))
+        }
+        Plan::Options { kind, source, flags, data, propagation } => {
+            mount(source, target, kind, *flags, Some(data.as_c_str())).map_err(failed("mount"))?;
+            propagate(*propagation, target).map_err(failed("propagation"))
+        }
+        Plan::Overlay { layers, parameters, flags } => overlay(layers, parameters, *flags, target),
+    }
+}
+
+fn propagate(propagation: Option<MountPropagationFlags>, target: &Path) -> Result<(), Errno> {
+    propagation.map_or(Ok(()), |flags| mount_change(target, flags))
+}
+
+/// An overlay of more layers than fit in the one page of mount(2)'s options: layer by layer, by the mount API of
+/// Linux 5.2, with `lowerdir+` of 6.5.
+fn overlay(
+    layers: &[PathBuf],
+    parameters: &[(String, Option<String>)],
+    flags: MountAttrFlags,
+    target: &Path,
+) -> Result<(), RootfsError> {
+    let context =
+        fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| step("fsopen", target, "", e))?;
+    let failed = |name: &'static str| {
+        let context = &context;
+        move |e| step(name, target, &kernel_log(context), e)
+    };
+    for layer in layers {
+        fsconfig_set_string(&context, "lowerdir+", layer).map_err(failed("fsconfig(lowerdir+)"))?;
+    }
+    for (key, value) in parameters {
+        match value {
+            Some(value) => fsconfig_set_string(&context, key, value),
+            None => fsconfig_set_flag(&context, key),
+        }
+        .map_err(failed("fsconfig"))?;
+    }
+    fsconfig_create(&context).map_err(failed("fsconfig(create)"))?;
+    let detached = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags).map_err(failed("fsmount"))?;
+    move_mount(&detached, c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(|e| step("move_mount", target, "", e))
+}
+
+fn step(step: &'static str, target: &Path, log: &str, source: Errno) -> RootfsError {
+    let log = if log.is_empty() { String::new() } else { format!(" ({log})") };
+    RootfsError::Mount { step, what: "overlay".into(), target: target.to_owned(), log, source }
+}
+
+/// The mount context's messages: one per read, none left is an error.
+fn kernel_log(context: &impl std::os::fd::AsFd) -> String {
+    let mut lines = Vec::new();
+    let mut buffer = [0; 512];
+    while let Ok(length @ 1..) = rustix::io::read(context, &mut buffer) {
+        lines.push(String::from_utf8_lossy(&buffer[..length]).trim().to_owned());
+    }
+    lines.join("; ")
+}
+
+/// How often an unmount is tried before it is made lazy, and the pause between.
+const BUSY: (u32, Duration) = (10, Duration::from_millis(20));
+
+/// Unmounts everything on `target`. Not an error when nothing is mounted there.
+///
+/// A mount that stays busy is detached lazily: a process of the host that looks into it must not make a container
+/// undeletable.
+///
+/// # Errors
+/// The kernel's refusal of the lazy unmount.
+pub async fn unmount_all(target: &Path) -> Result<(), RootfsError> {
+    let mut tries = 0;
+    loop {
+        match unmount(target, UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            Err(Errno::BUSY) if tries < BUSY.0 => {
+                tries += 1;
+                tokio::time::sleep(BUSY.1).await;
+            }
+            Err(Errno::BUSY) => return detach_all(target),
+            Err(source) => return Err(RootfsError::Unmount(target.to_owned(), source)),
+        }
+    }
+}
+
+fn detach_all(target: &Path) -> Result<(), RootfsError> {
+    loop {
+        match unmount(target, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH) {
+            Ok(()) => {}
+            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            Err(source) => return Err(RootfsError::Unmount(target.to_owned(), source)),
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! The Task API (`containerd.task.v3.Task`): from the wire to the engine and back. No decision is made here.
+
+mod status;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use containerd_shim::{
+    Task, TtrpcContext, TtrpcResult,
+    api::{
+        CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
+        CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest,
+        PauseRequest, PidsRequest, PidsResponse, ResizePtyRequest, ResumeRequest, ShutdownRequest,
+        StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse,
+        UpdateTaskRequest, WaitRequest, WaitResponse,
+    },
+    protos::{
+        events::task::{TaskCreate, TaskIO},
+        shim::oci::ProcessDetails,
+        types::task::{ProcessInfo, Status},
+    },
+    util::convert_to_any,
+};
+use protobuf::{EnumOrUnknown, MessageField};
+use status::wire;
+
+use crate::{
+    bundle::Bundle,
+    engine::{
+        Container, Create, CreateEvent, Engine, EngineError, Id,
+        state::{Exit, State},
+    },
+    events::timestamp,
+    io::Stdio,
+    options::Options,
+    rootfs::Mount,
+    stats,
+};
+
+/// The Task service over an engine.
+pub struct Service(pub Arc<Engine>);
+
+impl Service {
+    fn container(&self, id: &str) -> TtrpcResult<Arc<Container>> {
+        self.0.container(id).map_err(wire)
+    }
+}
+
+/// Runs a step to its end even when the client gives up: half a step is worse than one that nobody waits for.
+async fn to_end<T: Send + 'static>(
+    step: impl Future<Output = Result<T, EngineError>> + Send + 'static,
+) -> TtrpcResult<T> {
+    match tokio::spawn(step).await {
+        Ok(result) => result.map_err(wire),
+        Err(error) => Err(ttrpc::Error::Others(format!("the step ended early: {error}"))),
+    }
+}
+
+#[async_trait]
+impl Task for Service {
+    async fn create(&self, _: &TtrpcContext, request: CreateTaskRequest) -> TtrpcResult<CreateTaskResponse> {
+        let create = parse_create(&request).map_err(wire)?;
+        let engine = self.0.clone();
+        let pid = to_end(async move { engine.create(create, Created(request)).await }).await?;
+        Ok(CreateTaskResponse { pid: pid.cast_unsigned(), ..Default::default() })
+    }
+
+    async fn start(&self, _: &TtrpcContext, request: StartRequest) -> TtrpcResult<StartResponse> {
+        let container = self.container(&request.id)?;
+        let pid = to_end(async move { container.start(&request.exec_id).await }).await?;
+        Ok(StartResponse { pid: pid.cast_unsigned(), ..Default::default() })
+    }
+
+    async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> TtrpcResult<DeleteResponse> {
+        let engine = self.0.clone();
+        let state = to_end(async move {
+            if request.exec_id.is_empty() {
+                engine.delete(&request.id).await
+            } else {
+                engine.container(&request.id)?.delete_exec(&request.exec_id).await
+            }
+        })
+        .await?;
+        let (exit_status, exited_at) = exit(state.exit());
+        Ok(DeleteResponse { pid: state.pid().cast_unsigned(), exit_status, exited_at, ..Default::default() })
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> TtrpcResult<Empty> {
+        let add = || {
+            let id = Id::parse(&request.exec_id)?;
+            let stdio = Stdio::parse(&request.stdin, &request.stdout, &request.stderr, request.terminal)?;
+            self.0.container(&request.id)?.add_exec(&id, stdio, &request.spec.value)
+        };
+        add().map_err(wire)?;
+        Ok(Empty::default())
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> TtrpcResult<Empty> {
+        let process = self.container(&request.id)?.process(&request.exec_id).map_err(wire)?;
+        let cells = |count: u32| u16::try_from(count).unwrap_or(u16::MAX);
+        process.resize(cells(request.width), cells(request.height)).map_err(wire)?;
+        Ok(Empty::default())
+    }
+
+    async fn state(&self, _: &TtrpcContext, request: StateRequest) -> TtrpcResult<StateResponse> {
+        let container = self.container(&request.id)?;
+        let process = container.process(&request.exec_id).map_err(wire)?;
+        let (state, stdio) = (process.state(), process.stdio());
+        let (exit_status, exited_at) = exit(state.exit());
+        let path = |path: &Option<std::path::PathBuf>| {
+            path.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
+        };
+        Ok(StateResponse {
+            id: request.id,
+            bundle: container.bundle().path().display().to_string(),
+            pid: state.pid().cast_unsigned(),
+            status: EnumOrUnknown::new(task_status(state)),
+            stdin: path(&stdio.stdin),
+            stdout: path(&stdio.stdout),
+            stderr: path(&stdio.stderr),
+            terminal: stdio.terminal,
+            exit_status,
+            exited_at,
+            exec_id: request.exec_id,
+            ..Default::default()
+        })
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> TtrpcResult<Empty> {
+        let container = self.container(&request.id)?;
+        to_end(async move { container.pause().await }).await?;
+        Ok(Empty::default())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> TtrpcResult<Empty> {
+        let container = self.container(&request.id)?;
+        to_end(async move { container.resume().await }).await?;
+        Ok(Empty::default())
+    }
+
+    async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> TtrpcResult<Empty> {
+        let container = self.container(&request.id)?;
+        to_end(async move { container.kill(&request.exec_id, request.signal, request.all).await }).await?;
+        Ok(Empty::default())
+    }
+
+    async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> TtrpcResult<PidsResponse> {
+        let pids = self.container(&request.id)?.pids().await.map_err(wire)?;
+        let processes =
+            pids.into_iter().map(|(pid, exec)| process_info(pid, exec)).collect::<Result<_, _>>()?;
+        Ok(PidsResponse { processes, ..Default::default() })
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> TtrpcResult<Empty> {
+        let process = self.container(&request.id)?.process(&request.exec_id).map_err(wire)?;
+        if let (true, Some(io)) = (request.stdin, process.io()) {
+            io.close_stdin();
+        }
+        Ok(Empty::default())
+    }
+
+    async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> TtrpcResult<Empty> {
+        Err(wire(EngineError::Unsupported("checkpoint")))
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> TtrpcResult<Empty> {
+        let container = self.container(&request.id)?;
+        to_end(async move { container.update(&request.resources.value).await }).await?;
+        Ok(Empty::default())
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> TtrpcResult<WaitResponse> {
+        let process = self.container(&request.id)?.process(&request.exec_id).map_err(wire)?;
+        let (exit_status, exited_at) = exit(Some(process.wait().await));
+        Ok(WaitResponse { exit_status, exited_at, ..Default::default() })
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> TtrpcResult<StatsResponse> {
+        let state = self.container(&request.id)?.init().state();
+        let stats = stats::collect(state)?;
+        Ok(StatsResponse { stats: MessageField::some(stats), ..Default::default() })
+    }
+
+    async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> TtrpcResult<ConnectResponse> {
+        let task_pid = self.0.container(&request.id).map_or(0, |container| container.init().state().pid());
+        Ok(ConnectResponse {
+            shim_pid: std::process::id(),
+            task_pid: task_pid.cast_unsigned(),
+            ..Default::default()
+        })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> TtrpcResult<Empty> {
+        self.0.shutdown();
+        Ok(Empty::default())
+    }
+}
+
+fn parse_create(request: &CreateTaskRequest) -> Result<Create, EngineError> {
+    if !request.checkpoint.is_empty() {
+        return Err(EngineError::Unsupported("restoring a checkpoint"));
+    }
+    let mount = |mount: &containerd_shim::protos::types::mount::Mount| Mount {
+        kind: mount.type_.clone(),
+        source: mount.source.clone(),
+        target: mount.target.clone(),
+        options: mount.options.clone(),
+    };
+    Ok(Create {
+        id: Id::parse(&request.id)?,
+        bundle: Bundle::new(&request.bundle)?,
+        rootfs: request.rootfs.iter().map(mount).collect(),
+        stdio: Stdio::parse(&request.stdin, &request.stdout, &request.stderr, request.terminal)?,
+        options: Options::from_any(request.options.as_ref())?,
+    })
+}
+
+/// The event of a creation repeats the request.
+struct Created(CreateTaskRequest);
+
+impl CreateEvent for Created {
+    type Event = TaskCreate;
+
+    fn with_pid(self, pid: i32) -> TaskCreate {
+        let CreateTaskRequest { id, bundle, rootfs, terminal, stdin, stdout, stderr, checkpoint, .. } =
+            self.0;
+        TaskCreate {
+            container_id: id,
+            bundle,
+            rootfs,
+            io: MessageField::some(TaskIO { stdin, stdout, stderr, terminal, ..Default::default() }),
+            checkpoint,
+            pid: pid.cast_unsigned(),
+            ..Default::default()
+        }
+    }
+}
+
+fn process_info(pid: u32, exec: Option<String>) -> TtrpcResult<ProcessInfo> {
+    let details = |exec_id| convert_to_any(Box::new(ProcessDetails { exec_id, ..Default::default() }));
+    let info = exec.map(details).transpose()?;
+    Ok(ProcessInfo { pid, info: info.into(), ..Default::default() })
+}
+
+fn task_status(state: State) -> Status {
+    match state {
+        State::Added | State::Created { .. } => Status::CREATED,
+        State::Running { .. } => Status::RUNNING,
+        State::Paused { .. } => Status::PAUSED,
+        State::Stopped { .. } => Status::STOPPED,
+    }
+}
+
+fn exit(exit: Option<Exit>) -> (u32, MessageField<protobuf::well_known_types::timestamp::Timestamp>) {
+    exit.map_or((0, MessageField::none()), |exit| (exit.status, MessageField::some(timestamp(exit.at))))
+}

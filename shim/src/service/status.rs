@@ -1,0 +1,33 @@
+//! Errors as containerd's clients know them: each kind of failure has its status.
+
+use containerd_shim::protos::ttrpc::{Code, Error, get_status};
+
+use crate::{
+    engine::{EngineError, chain},
+    io::IoError,
+};
+
+/// An error with its status code and all its causes in one line.
+pub fn wire(error: EngineError) -> Error {
+    Error::RpcStatus(get_status(code(&error), chain(&error)))
+}
+
+fn code(error: &EngineError) -> Code {
+    match error {
+        EngineError::NoContainer(_) | EngineError::NoExec { .. } | EngineError::Finished => Code::NOT_FOUND,
+        EngineError::Exists(_) | EngineError::ExecExists { .. } => Code::ALREADY_EXISTS,
+        EngineError::Refused(_) | EngineError::InitGone(_) => Code::FAILED_PRECONDITION,
+        EngineError::Id(_)
+        | EngineError::ExecSpec(..)
+        | EngineError::UnknownSignal(_)
+        | EngineError::Options(_)
+        | EngineError::Io(IoError::Uri(_)) => Code::INVALID_ARGUMENT,
+        EngineError::Unsupported(_) => Code::UNIMPLEMENTED,
+        EngineError::Signal(..)
+        | EngineError::Bundle(_)
+        | EngineError::Rootfs(_)
+        | EngineError::Io(_)
+        | EngineError::Runtime(_)
+        | EngineError::Undead(_) => Code::UNKNOWN,
+    }
+}

@@ -1,0 +1,167 @@
+//! The shim's process as containerd starts it: the actions `start` and `delete`, the server, and its end.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use async_trait::async_trait;
+use containerd_shim::{
+    Config, DeleteResponse, Error, ExitSignal, Flags, Result, Shim, StartOpts, asynchronous::spawn,
+    publisher::RemotePublisher, util::convert_to_any,
+};
+use protobuf::MessageField;
+use tokio::sync::OnceCell;
+
+use crate::{
+    bundle::{Bundle, Spec},
+    engine::{Engine, Host, Id, chain, clean_up},
+    events::{Publisher, timestamp},
+    io::Copies,
+    options::Options,
+    reaper::Reaper,
+    registration,
+    service::Service,
+};
+
+/// 128 and the number of the signal that a container ends by when its shim is gone.
+const KILLED: u32 = 137;
+
+/// One run of the program.
+pub struct CapsuleShim {
+    id: String,
+    namespace: String,
+    containerd: String,
+    bundle: String,
+    socket: String,
+    exit: Arc<ExitSignal>,
+    engine: OnceCell<Arc<Engine>>,
+}
+
+#[async_trait]
+impl Shim for CapsuleShim {
+    type T = Service;
+
+    async fn new(_runtime_id: &str, flags: &Flags, _config: &mut Config) -> Self {
+        Self {
+            id: flags.id.clone(),
+            namespace: flags.namespace.clone(),
+            containerd: flags.address.clone(),
+            bundle: flags.bundle.clone(),
+            socket: flags.socket.clone(),
+            exit: Arc::default(),
+            engine: OnceCell::new(),
+        }
+    }
+
+    /// Starts the server process, or finds the one that the container's group has.
+    async fn start_shim(&mut self, mut opts: StartOpts) -> Result<String> {
+        let spec = read_spec()?;
+        let group = spec.group(&opts.id).to_owned();
+        let address = opts.socket_address(&group);
+        if is_served(&address) {
+            return Ok(address);
+        }
+        normalize_options(&mut opts)?;
+        spawn(opts, &group, Vec::new()).await
+    }
+
+    /// Cleans up after a shim that was killed. The working directory is the bundle, or the flag names it.
+    async fn delete_shim(&mut self) -> Result<DeleteResponse> {
+        let id = Id::parse(&self.id).map_err(|e| Error::InvalidArgument(e.to_string()))?;
+        let bundle = Bundle::new(&self.bundle_path()?.display().to_string()).map_err(other)?;
+        let run = Path::new(registration::RUN);
+        if let Some(socket) = registration::address(run, &self.namespace, id.as_str()) {
+            remove_if_dead(&socket);
+        }
+        registration::unregister(run, &self.namespace, id.as_str()).map_err(other)?;
+        let reaper = Reaper::start().map_err(other)?;
+        let pid = clean_up(&bundle, &id, &self.namespace, reaper).await;
+        let pid = pid.inspect_err(|error| log::warn!("{}", chain(error))).unwrap_or_default();
+        Ok(DeleteResponse {
+            pid: pid.cast_unsigned(),
+            exit_status: KILLED,
+            exited_at: MessageField::some(timestamp(SystemTime::now())),
+            ..Default::default()
+        })
+    }
+
+    async fn wait(&mut self) {
+        self.exit.wait().await;
+        if let Some(engine) = self.engine.get() {
+            engine.finish().await;
+        }
+        // The library removes the socket only by a file of the first bundle, which is gone by now.
+        let _ = std::fs::remove_file(self.socket.trim_start_matches("unix://"));
+    }
+
+    async fn create_task_service(&self, publisher: RemotePublisher) -> Service {
+        let group =
+            read_spec().map(|spec| spec.group(&self.id).to_owned()).unwrap_or_else(|_| self.id.clone());
+        // Of the library's publisher only the address is used; see `events`.
+        let events = Publisher::start(publisher.address, &self.namespace);
+        let reaper = match Reaper::start() {
+            Ok(reaper) => reaper,
+            Err(error) => {
+                log::error!("install the handler of SIGCHLD: {error}");
+                std::process::exit(1);
+            }
+        };
+        let host = Host {
+            namespace: self.namespace.clone(),
+            reaper,
+            events,
+            copies: Copies::default(),
+            hotplug: registration::hotplug_socket(&self.containerd, &self.namespace, &group),
+        };
+        let engine = Arc::new(Engine::new(host, self.exit.clone()));
+        // Called once per process.
+        let _ = self.engine.set(engine.clone());
+        Service(engine)
+    }
+}
+
+impl CapsuleShim {
+    fn bundle_path(&self) -> Result<PathBuf> {
+        if !self.bundle.is_empty() {
+            return Ok(PathBuf::from(&self.bundle));
+        }
+        let here = env::current_dir().map_err(other)?;
+        // containerd runs the action in the bundle, which is named after the container.
+        Ok(here.parent().unwrap_or(&here).join(&self.id))
+    }
+}
+
+fn read_spec() -> Result<Spec> {
+    let here = env::current_dir().map_err(other)?;
+    let bundle = Bundle::new(&here.display().to_string()).map_err(other)?;
+    bundle.read_spec().map_err(other)
+}
+
+/// The library reads the shim's cgroup from runc's message only: whatever was sent becomes one.
+fn normalize_options(opts: &mut StartOpts) -> Result<()> {
+    for any in &mut opts.extensions {
+        if any.type_url.ends_with("runtimeoptions.v1.Options") {
+            let options = Options::from_any(Some(any)).map_err(other)?;
+            *any = convert_to_any(Box::new(options.to_runc()))?;
+        }
+    }
+    Ok(())
+}
+
+fn is_served(address: &str) -> bool {
+    std::os::unix::net::UnixStream::connect(address.trim_start_matches("unix://")).is_ok()
+}
+
+/// Another container's shim may be the same process, and alive.
+fn remove_if_dead(socket: &Path) {
+    if std::os::unix::net::UnixStream::connect(socket).is_err() {
+        let _ = std::fs::remove_file(socket);
+    }
+}
+
+fn other(error: impl std::error::Error) -> Error {
+    Error::Other(chain(&error))
+}
