@@ -1,4 +1,5 @@
-//! What a machine is given as `/payload`: `bin/` (the build that is tested), `images/`, `capsules/`.
+//! What a machine is given as `/payload`: `bin/` (the build that is tested), `configs/` (as users get them),
+//! `images/`, `capsules/`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -45,7 +46,8 @@ impl Payload {
             }
             fs::copy(&from, bin.join(name)).with_context(|| format!("copy {}", from.display()))?;
         }
-        for (from, name) in [(&capsules, "capsules"), (&image, "images")] {
+        let configs = workspace.source("configs");
+        for (from, name) in [(&capsules, "capsules"), (&image, "images"), (&configs, "configs")] {
             output_of(Command::new("cp").args(["-a", "--reflink=auto"]).arg(from).arg(making.join(name)))?;
         }
         fs::rename(&making, &folder).with_context(|| format!("rename {}", making.display()))?;

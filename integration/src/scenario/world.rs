@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::event::{Event, Reporter};
+use crate::workspace::output_of;
 
 /// Where capsuled listens.
 pub const CAPSULED_SOCKET: &str = "/run/capsule/capsuled.sock";
@@ -16,23 +17,12 @@ const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 const LOGS: &str = "/logs";
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// What containerd of 1.7 and of 2.x both read. The transfer service unpacks only for the snapshotters that its
-/// configuration lists. CRI is left out: nothing here uses it, and it starts slowly.
-const CONTAINERD_CONFIG: &str = r#"version = 2
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"]
+/// The configurations that users get, of which containerd's is merged into a private one.
+const CONFIGS: &str = "/payload/configs";
 
-[proxy_plugins.capsule]
-  type = "snapshot"
-  address = "/run/capsule/capsuled.sock"
-
-[[plugins."io.containerd.transfer.v1.local".unpack_config]]
-  platform = "linux/amd64"
-  snapshotter = "overlayfs"
-
-[[plugins."io.containerd.transfer.v1.local".unpack_config]]
-  platform = "linux/amd64"
-  snapshotter = "capsule"
-"#;
+/// Nothing here uses CRI, and it starts slowly.
+const WITHOUT_CRI: &str = "disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \
+                           \"io.containerd.cri.v1.runtime\"]\n";
 
 /// The daemons of a node; they are killed when this is dropped.
 #[derive(Debug)]
@@ -89,11 +79,9 @@ impl Drop for Daemon {
 impl World {
     /// Starts capsuled (if `with_capsuled`) and containerd, and waits until both answer.
     pub fn start(with_capsuled: bool) -> Result<Self> {
-        let config = Path::new("/etc/containerd/private.toml");
-        fs::create_dir_all("/etc/containerd").context("create containerd's folder")?;
-        fs::write(config, CONTAINERD_CONFIG).with_context(|| format!("write {}", config.display()))?;
+        let config = write_configs()?;
         let mut command = Command::new("containerd");
-        command.arg("--config").arg(config).env("PATH", path());
+        command.arg("--config").arg(&config).env("PATH", path());
         let mut containerd = Daemon::start("containerd", &mut command)?;
         // capsuled asks containerd and serves it: it is started beside it, in no order.
         let capsuled = with_capsuled.then(start_capsuled).transpose()?;
@@ -141,6 +129,23 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// Puts capsuled's and containerd's configurations, as they are shipped, in their places; containerd's path.
+fn write_configs() -> Result<PathBuf> {
+    let version = output_of(Command::new("containerd").arg("--version").env("PATH", path()))?;
+    let shipped = if version.contains(" 1.7.") { "containerd-1.7.toml" } else { "containerd-2.toml" };
+    let shipped = Path::new(CONFIGS).join(shipped);
+    let text = fs::read_to_string(&shipped).with_context(|| format!("read {}", shipped.display()))?;
+    // A key of the top level comes before the first table; the version is the first of them.
+    let (before, after) = text.split_once("\nversion").with_context(|| format!("{}: no version", shipped.display()))?;
+    fs::create_dir_all("/etc/containerd").context("create containerd's folder")?;
+    let private = PathBuf::from("/etc/containerd/private.toml");
+    let private_text = format!("{before}\n{WITHOUT_CRI}version{after}");
+    fs::write(&private, private_text).with_context(|| format!("write {}", private.display()))?;
+    let own = Path::new(CONFIGS).join("config.toml");
+    fs::copy(&own, "/etc/capsule/config.toml").with_context(|| format!("copy {}", own.display()))?;
+    Ok(private)
 }
 
 fn start_capsuled() -> Result<Daemon> {
