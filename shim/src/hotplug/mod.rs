@@ -103,18 +103,9 @@ pub enum HotplugError {
     },
 }
 
-/// A running hot-plug server. Dropping it closes the listener with the runtime; [`shutdown`](Self::shutdown) does it
-/// in order.
-pub struct Server(ttrpc::asynchronous::Server);
-
-impl Server {
-    /// Stops listening and closes the connections.
-    ///
-    /// # Errors
-    /// ttrpc's, when the listener cannot be stopped.
-    pub async fn shutdown(mut self) -> Result<(), ttrpc::Error> {
-        self.0.shutdown().await
-    }
+/// A running hot-plug server. Dropping it stops listening; calls at work are finished.
+pub struct Server {
+    _listening: ttrpc::asynchronous::Server,
 }
 
 /// Serves `capsule.hotplug.v1` for the containers of `tasks` on `socket`, a path that is replaced if it is there.
@@ -137,7 +128,7 @@ pub async fn serve(tasks: Arc<dyn Tasks>, socket: &Path) -> Result<Server, Hotpl
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))
         .map_err(|source| HotplugError::Restrict { path: socket.to_owned(), source })?;
     server.start().await.map_err(failed)?;
-    Ok(Server(server))
+    Ok(Server { _listening: server })
 }
 
 fn prepare_socket(socket: &Path) -> Result<(), HotplugError> {

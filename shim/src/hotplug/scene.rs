@@ -146,9 +146,9 @@ impl Scene {
         match self.journal.owner_at(&entry.mount_point) {
             Some(record) => name_attachment(record),
             None if entry.source.is_empty() || entry.source == "none" => {
-                format!("a {} mount", entry.filesystem)
+                format!("the {} mounted there", entry.filesystem)
             }
-            None => format!("a {} mount of {:?}", entry.filesystem, entry.source),
+            None => format!("the {} mount of {:?}", entry.filesystem, entry.source),
         }
     }
 

@@ -3,8 +3,8 @@
 use std::{path::Path, time::Duration};
 
 use overlayfs_utils::{
-    DetachedMount, MountPoint, PinError, SuperBlock, Unmounted, clone_at, detach_lazily, in_mount_namespace,
-    unmount,
+    Created, DetachedMount, MountPoint, PinError, SuperBlock, Unmounted, clone_at, detach_lazily,
+    in_mount_namespace, unmount,
 };
 
 use super::{Detached, Engine, add_draining, replace::reattach, users_of};
@@ -58,7 +58,7 @@ pub(super) fn check_clear(scene: &Scene, record: &Record) -> Result<(), EngineEr
         }
         match (scene.mount_at(&mounted.path)?, table.top_at(path)) {
             (Some(top), Some(entry)) if top != mounted.id() => {
-                let by = format!("a {} mount of {:?}", entry.filesystem, entry.source);
+                let by = format!("the {} mount of {:?}", entry.filesystem, entry.source);
                 return Err(EngineError::Covered { path: mounted.path.clone(), by });
             }
             _ => {}
@@ -74,9 +74,20 @@ fn begin(scene: &mut Scene, record: &Record) -> Result<(), EngineError> {
 }
 
 fn finish(scene: &mut Scene, record: &Record) {
-    scene.task.root().remove_created(&record.created);
     scene.journal.remove(&record.spec.id);
+    remove_created(scene, &record.created);
     write_after(scene);
+}
+
+/// Removes directories that were made for an attachment. Those that hold the mounts of others are theirs from now on.
+pub(super) fn remove_created(scene: &mut Scene, created: &[Created]) {
+    let stay = scene.task.root().remove_created(created);
+    for made in created.iter().rev().filter(|made| stay.contains(&made.path)) {
+        let holds = |record: &&mut Record| record.mounts.iter().any(|m| m.path.starts_with(&made.path));
+        if let Some(heir) = scene.journal.attachments.iter_mut().find(holds) {
+            heir.created.insert(0, made.clone());
+        }
+    }
 }
 
 /// If this fails the journal says "detaching", and recovery finishes it.

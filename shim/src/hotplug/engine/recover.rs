@@ -39,8 +39,8 @@ fn recover_one(scene: &mut Scene, record: Record) -> Result<(), EngineError> {
 
 fn undo_attach(scene: &mut Scene, record: Record) -> Result<(), EngineError> {
     let _ = super::detach::take_lazily(scene, &record)?;
-    scene.task.root().remove_created(&record.created);
     scene.journal.remove(&record.spec.id);
+    super::detach::remove_created(scene, &record.created);
     scene.write_journal()
 }
 

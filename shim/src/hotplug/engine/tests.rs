@@ -271,6 +271,77 @@ fn privileged_a_union_at_the_root_hides_nothing_and_follows_its_content() {
 }
 
 #[test]
+fn privileged_directories_made_for_one_attachment_go_with_the_last_that_needs_them() {
+    on_host(|dir| {
+        let container = Container::start(dir, "");
+        let engine = container.engine();
+        let tree = container.tree();
+        for (name, target) in [("a", "/srv/deep/one"), ("b", "/srv/deep/two"), ("c", "/srv/three")] {
+            engine.attach("c", spec(name, content(dir, "1", &["f"]), target, Mode::Ro)).unwrap();
+        }
+        for name in ["a", "c", "b"] {
+            assert_ne!(container.tree(), tree);
+            assert_eq!(engine.detach("c", &id(name), false).unwrap(), gone());
+        }
+        assert_eq!(container.tree(), tree);
+    });
+}
+
+#[test]
+fn privileged_the_service_answers_on_a_socket_of_roots_own() {
+    use std::os::unix::fs::PermissionsExt;
+
+    use capsule_proto::hotplug as wire;
+    on_host(|dir| {
+        let container = Container::start(dir, "");
+        let live = LiveTask {
+            init_pid: container.pid(),
+            bundle: container.bundle.clone(),
+            rootfs: container.rootfs.clone(),
+        };
+        let socket = dir.join("s/hotplug.sock");
+        let layer = content(dir, "1", &["f"]).layers.remove(0).to_string_lossy().into_owned();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let _serving = crate::hotplug::serve(Arc::new(One(live)), &socket).await.unwrap();
+            assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+            let address = format!("unix://{}", socket.display());
+            let client = wire::HotplugClient::new(ttrpc::r#async::Client::connect(&address).await.unwrap());
+            let content = wire::Content {
+                capsule: "tz".into(),
+                version: "1".into(),
+                layers: vec![layer],
+                ..Default::default()
+            };
+            let mut request = wire::AttachRequest {
+                container_id: "c".into(),
+                attachment_id: "a".into(),
+                content: Some(content).into(),
+                target: "/usr/lib".into(),
+                ..Default::default()
+            };
+            let context = ttrpc::context::with_timeout(0);
+            let attached = client.attach(context.clone(), &request).await.unwrap().attachment.unwrap();
+            assert_eq!((attached.mount_points, attached.mounted), (vec!["/usr/lib".to_owned()], true));
+            assert_eq!(container.read("/usr/lib/f").as_deref(), Some("1"));
+            request.container_id = "d".into();
+            match client.attach(context.clone(), &request).await.unwrap_err() {
+                ttrpc::Error::RpcStatus(status) => assert_eq!(status.code(), ttrpc::Code::NOT_FOUND),
+                other => panic!("{other}"),
+            }
+            let list = client.list(context.clone(), &wire::ListRequest::new()).await.unwrap();
+            assert_eq!(list.attachments.len(), 1);
+            let detach = wire::DetachRequest {
+                container_id: "c".into(),
+                attachment_id: "a".into(),
+                ..Default::default()
+            };
+            assert!(client.detach(context, &detach).await.unwrap().detached);
+        });
+    });
+}
+
+#[test]
 fn privileged_a_union_keeps_what_the_container_wrote() {
     on_host(|dir| {
         let container = Container::start(dir, "");
@@ -507,5 +578,36 @@ fn privileged_calls_in_one_container_wait_for_each_other() {
             }
         });
         assert_eq!(engine.list(Some("c")).unwrap().0.len(), 8);
+    });
+}
+
+/// Not a test: `cargo test --profile fast -p containerd-shim-capsule-v1 -- --ignored --nocapture bench_` as root.
+#[test]
+#[ignore = "a measurement"]
+fn bench_engine_calls() {
+    on_host(|dir| {
+        let container = Container::start(dir, "");
+        let engine = container.engine();
+        let versions = ["1", "2"].map(|v| content(dir, v, &["f"]));
+        let mut times: [Vec<std::time::Duration>; 3] = Default::default();
+        for _ in 0..1_000 {
+            let began = std::time::Instant::now();
+            engine.attach("c", spec("a", versions[0].clone(), "/usr/lib", Mode::Ro)).unwrap();
+            times[0].push(began.elapsed());
+            let began = std::time::Instant::now();
+            engine.replace("c", &id("a"), versions[1].clone()).unwrap();
+            times[1].push(began.elapsed());
+            let began = std::time::Instant::now();
+            assert_eq!(engine.detach("c", &id("a"), false).unwrap(), gone());
+            times[2].push(began.elapsed());
+        }
+        for (what, mut times) in ["attach", "replace", "detach"].into_iter().zip(times) {
+            times.sort();
+            eprintln!(
+                "{what:8} p50 {:>9.1?} p99 {:>9.1?}",
+                times[times.len() / 2],
+                times[times.len() * 99 / 100]
+            );
+        }
     });
 }
