@@ -27,18 +27,20 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
     match name {
         "reference" => reference::run(reporter, &[ctr::REFERENCE]),
         "conformance" => reference::run(reporter, &[ctr::REFERENCE, ctr::OURS]),
-        "idle" => idle(reporter),
+        "idle" => idle(reporter, ctr::REFERENCE),
+        "idle-ours" => idle(reporter, ctr::OURS),
         "demo" => demo::run(reporter),
         "errors" => errors::run(reporter),
         _ => bail!("there is no scenario {name:?}"),
     }
 }
 
-/// Holds a running container until the machine is killed: for tests of what a machine leaves behind.
-fn idle(reporter: &mut Reporter) -> Result<()> {
-    let _world = world::World::start(false)?;
-    ctr::REFERENCE.import()?;
-    let container = ctr::REFERENCE.start("idle", &[], &["/bin/sleep", "100000"])?;
+/// Holds a running container until the machine is killed: for tests of what a machine leaves behind, and for a person
+/// who wants to look around (`nsenter`).
+fn idle(reporter: &mut Reporter, stack: ctr::Stack) -> Result<()> {
+    let _world = world::World::start(stack == ctr::OURS)?;
+    stack.import()?;
+    let container = stack.start("idle", &[], &["/bin/sleep", "100000"])?;
     reporter.must("idle now", || Ok(((), format!("process {}", container.pid()?))))?;
     loop {
         std::thread::park();
