@@ -125,7 +125,7 @@ impl Runtime {
         }
         let switches = [("--no-pivot", options.no_pivot_root), ("--no-new-keyring", options.no_new_keyring)];
         let create = switches.into_iter().filter(|(_, on)| *on).map(|(switch, _)| switch.into()).collect();
-        Self { binary: or(&options.binary_name, "runc").into(), global, create, reaper }
+        Self { binary: binary(options), global, create, reaper }
     }
 
     /// Makes a container, whose init waits to be started.
@@ -215,14 +215,6 @@ impl Runtime {
         Ok(pids.unwrap_or_default())
     }
 
-    /// What the runtime can do, as it prints it.
-    ///
-    /// # Errors
-    /// [`RuntimeError`], for a runtime that has no such command too.
-    pub async fn features(&self) -> Result<Vec<u8>, RuntimeError> {
-        self.call(&["features"]).await
-    }
-
     /// A command that makes a process: its streams are the process', so what goes wrong is read from a log.
     async fn make(&self, args: Vec<OsString>, id: &str, new: NewProcess<'_>) -> Result<(), RuntimeError> {
         let subcommand = args.first().cloned().unwrap_or_default();
@@ -309,6 +301,23 @@ impl Runtime {
             message: message.unwrap_or_else(|| format!("exit status {status}, and no message")),
         }
     }
+}
+
+/// What the runtime can do (`features.json` of the OCI runtime specification), as it prints it; nothing for a runtime
+/// that has no such command. Blocks: for the `-info` action alone, which does nothing else.
+///
+/// # Errors
+/// When the program cannot be executed.
+pub fn features(options: &Options) -> Result<Option<Vec<u8>>, RuntimeError> {
+    let binary = binary(options);
+    let output =
+        Command::new(&binary).arg("features").output().map_err(|e| RuntimeError::Spawn(binary, e))?;
+    let json = serde_json::from_slice::<serde_json::Value>(&output.stdout).is_ok();
+    Ok((output.status.success() && json).then_some(output.stdout))
+}
+
+fn binary(options: &Options) -> PathBuf {
+    if options.binary_name.is_empty() { "runc".into() } else { options.binary_name.as_str().into() }
 }
 
 async fn read(pipe: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>) {

@@ -153,8 +153,8 @@ impl Task for Service {
 
     async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> TtrpcResult<Empty> {
         let process = self.container(&request.id)?.process(&request.exec_id).map_err(wire)?;
-        if let (true, Some(io)) = (request.stdin, process.io()) {
-            io.close_stdin();
+        if request.stdin {
+            process.close_stdin();
         }
         Ok(Empty::default())
     }

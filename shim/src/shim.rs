@@ -9,10 +9,14 @@ use std::{
 
 use async_trait::async_trait;
 use containerd_shim::{
-    Config, DeleteResponse, Error, ExitSignal, Flags, Result, Shim, StartOpts, asynchronous::spawn,
-    publisher::RemotePublisher, util::convert_to_any,
+    Config, DeleteResponse, Error, ExitSignal, Flags, Result, Shim, StartOpts,
+    asynchronous::spawn,
+    protos::types::introspection::{RuntimeInfo, RuntimeVersion},
+    publisher::RemotePublisher,
+    socket_address,
+    util::convert_to_any,
 };
-use protobuf::MessageField;
+use protobuf::{MessageField, well_known_types::any::Any};
 use tokio::sync::OnceCell;
 
 use crate::{
@@ -20,6 +24,7 @@ use crate::{
     engine::{Engine, Host, Id, chain, clean_up},
     events::{Publisher, timestamp},
     io::Copies,
+    oci,
     options::Options,
     reaper::Reaper,
     registration,
@@ -28,6 +33,9 @@ use crate::{
 
 /// 128 and the number of the signal that a container ends by when its shim is gone.
 const KILLED: u32 = 137;
+
+/// How containerd names the type of the OCI runtime specification's features, whose value is JSON.
+const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
 /// One run of the program.
 pub struct CapsuleShim {
@@ -56,6 +64,21 @@ impl Shim for CapsuleShim {
         }
     }
 
+    /// What the runtime can do, which containerd asks before it gives it work (user namespaces, for one).
+    fn runtime_info(runtime_id: &str, options: Option<&Any>) -> Result<RuntimeInfo> {
+        let parsed = Options::from_any(options).map_err(other)?;
+        let features = oci::features(&parsed).map_err(other)?;
+        let features = features.map(|value| Any { type_url: FEATURES.into(), value, ..Default::default() });
+        let version = RuntimeVersion { version: env!("CARGO_PKG_VERSION").into(), ..Default::default() };
+        Ok(RuntimeInfo {
+            name: runtime_id.to_owned(),
+            version: MessageField::some(version),
+            options: options.cloned().into(),
+            features: features.into(),
+            ..Default::default()
+        })
+    }
+
     /// Starts the server process, or finds the one that the container's group has.
     async fn start_shim(&mut self, mut opts: StartOpts) -> Result<String> {
         let spec = read_spec()?;
@@ -76,6 +99,11 @@ impl Shim for CapsuleShim {
         if let Some(socket) = registration::address(run, &self.namespace, id.as_str()) {
             remove_if_dead(&socket);
         }
+        // Nobody else takes the task socket of a shim away that was killed.
+        let group = bundle.read_spec().map(|spec| spec.group(&self.id).to_owned());
+        let group = group.unwrap_or_else(|_| self.id.clone());
+        let address = socket_address(&self.containerd, &self.namespace, &group);
+        remove_if_dead(Path::new(address.trim_start_matches("unix://")));
         registration::unregister(run, &self.namespace, id.as_str()).map_err(other)?;
         let reaper = Reaper::start().map_err(other)?;
         let pid = clean_up(&bundle, &id, &self.namespace, reaper).await;

@@ -182,6 +182,7 @@ impl Container {
         let _step = self.init.step().await;
         let state = self.init.state();
         state.allow(Step::Start)?;
+        self.init.open_stdin()?;
         self.runtime.start(self.id.as_str()).await?;
         let pid = state.pid();
         self.init.advance(State::Running { pid });
@@ -242,10 +243,14 @@ impl Container {
         let bundle = self.bundle.path();
         if !stdio.terminal {
             let (streams, io) = ProcessIo::pipes(stdio, self.io_owner, copies).await?;
+            if let Launch::Exec(_) = launch {
+                io.open_stdin()?;
+            }
             self.make(launch, NewProcess { bundle, pid_file, log, console: None, streams }).await?;
             let pid = read_pid_file(pid_file)?;
             return Ok(Launched { pid, io, claim: watch.claim(pid) });
         }
+        let is_exec = matches!(launch, Launch::Exec(_));
         let console = ConsoleSocket::bind()?;
         let streams = Streams::default();
         self.make(launch, NewProcess { bundle, pid_file, log, console: Some(console.path()), streams })
@@ -255,7 +260,12 @@ impl Container {
         let late = || IoError::Terminal(std::io::ErrorKind::TimedOut.into());
         let received = timeout(TERMINAL, console.receive()).await.map_err(|_| late());
         let io = match received.and_then(|received| received) {
-            Ok(master) => ProcessIo::terminal(stdio, master, copies).await,
+            Ok(master) => ProcessIo::terminal(stdio, master, copies).await.and_then(|io| {
+                if is_exec {
+                    io.open_stdin()?
+                };
+                Ok(io)
+            }),
             Err(error) => Err(error),
         };
         if let (Err(_), Some(pidfd)) = (&io, &claim.pidfd) {

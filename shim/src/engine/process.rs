@@ -28,6 +28,8 @@ pub struct Process {
 struct Live {
     io: Option<Arc<ProcessIo>>,
     pidfd: Option<OwnedFd>,
+    /// A client was done with its input before the process was there to be told.
+    stdin_closed: bool,
 }
 
 impl Process {
@@ -71,7 +73,35 @@ impl Process {
 
     /// Records what was made. Its state is still to be set.
     pub fn attach(&self, io: ProcessIo, pidfd: Option<OwnedFd>) {
-        *self.live() = Live { io: Some(Arc::new(io)), pidfd };
+        let mut live = self.live();
+        if live.stdin_closed {
+            io.close_stdin();
+        }
+        (live.io, live.pidfd) = (Some(Arc::new(io)), pidfd);
+    }
+
+    /// Opens its input, if it has one.
+    ///
+    /// # Errors
+    /// When the FIFO cannot be opened.
+    pub fn open_stdin(&self) -> Result<(), EngineError> {
+        let live = self.live();
+        if let Some(io) = &live.io {
+            io.open_stdin()?;
+            if live.stdin_closed {
+                io.close_stdin();
+            }
+        }
+        Ok(())
+    }
+
+    /// Its input ends with the clients that write to it now.
+    pub fn close_stdin(&self) {
+        let mut live = self.live();
+        live.stdin_closed = true;
+        if let Some(io) = &live.io {
+            io.close_stdin();
+        }
     }
 
     /// Moves on, unless the process has ended.
@@ -106,6 +136,10 @@ impl Process {
     /// # Errors
     /// When it has none in this state, or the kernel refuses.
     pub fn resize(&self, width: u16, height: u16) -> Result<(), EngineError> {
+        if self.state().exit().is_some() {
+            // The terminal went with the process, between the client's look at its window and its call.
+            return Ok(());
+        }
         self.state().allow(Step::Resize)?;
         self.io().map_or(Ok::<_, IoError>(()), |io| io.resize(width, height))?;
         Ok(())

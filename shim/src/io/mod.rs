@@ -84,10 +84,20 @@ impl Stdio {
     }
 }
 
+/// What has become of a process' input.
+enum Stdin {
+    /// It has none, or none any more.
+    None,
+    /// Its FIFO is not open yet.
+    Waiting { path: PathBuf, sink: Arc<AsyncFd<OwnedFd>> },
+    /// It is being copied.
+    Open(Input),
+}
+
 /// The shim's side of a process' streams. Copying goes on until the process' side is closed, also after this is
 /// dropped.
 pub struct ProcessIo {
-    input: Option<Input>,
+    input: Mutex<Stdin>,
     outputs: Vec<Arc<Output>>,
     terminal: Option<Arc<AsyncFd<OwnedFd>>>,
 }
@@ -104,7 +114,7 @@ impl ProcessIo {
         copies: &Copies,
     ) -> Result<(Streams, Self), IoError> {
         let mut streams = Streams::default();
-        let mut this = Self { input: None, outputs: Vec::new(), terminal: None };
+        let mut this = Self { input: Mutex::new(Stdin::None), outputs: Vec::new(), terminal: None };
         let ends = [(&stdio.stdout, &mut streams.stdout), (&stdio.stderr, &mut streams.stderr)];
         for (path, end) in ends {
             let Some(path) = path else { continue };
@@ -116,7 +126,8 @@ impl ProcessIo {
         if let Some(path) = &stdio.stdin {
             let (reader, writer) = pipe(owner)?;
             streams.stdin = Some(reader);
-            this.input = Some(Input::start(fifo::open_input(path)?, asynchronous(writer)?));
+            let sink = asynchronous(writer)?;
+            this.input = Mutex::new(Stdin::Waiting { path: path.clone(), sink });
         }
         Ok((streams, this))
     }
@@ -127,20 +138,34 @@ impl ProcessIo {
     /// [`IoError`]; waits for the reader of the FIFO, within bounds.
     pub async fn terminal(stdio: &Stdio, master: OwnedFd, copies: &Copies) -> Result<Self, IoError> {
         let master = asynchronous(master)?;
-        let mut this = Self { input: None, outputs: Vec::new(), terminal: Some(master.clone()) };
+        let input = Mutex::new(Stdin::None);
+        let mut this = Self { input, outputs: Vec::new(), terminal: Some(master.clone()) };
         if let Some(path) = &stdio.stdout {
             let fifo = OutputFifo::open(path).await?;
             this.outputs.push(Output::start(Source::Terminal(master.clone()), fifo, copies));
         }
         if let Some(path) = &stdio.stdin {
-            this.input = Some(Input::start(fifo::open_input(path)?, master));
+            this.input = Mutex::new(Stdin::Waiting { path: path.clone(), sink: master });
         }
         Ok(this)
     }
 
-    /// No more input will come from clients that have not opened the FIFO already.
+    /// Opens the FIFO of the input, once the process is to start. Not before: a client that reaches the end of its
+    /// input closes ours by `CloseIO`, and cannot do so before it knows of the process.
+    ///
+    /// # Errors
+    /// [`IoError::Fifo`].
+    pub fn open_stdin(&self) -> Result<(), IoError> {
+        let mut input = lock(&self.input);
+        if let Stdin::Waiting { path, sink } = &*input {
+            *input = Stdin::Open(Input::start(fifo::open_input(path)?, sink.clone()));
+        }
+        Ok(())
+    }
+
+    /// No more input will come but from clients that have opened the FIFO already.
     pub fn close_stdin(&self) {
-        if let Some(input) = &self.input {
+        if let Stdin::Open(input) = &*lock(&self.input) {
             input.close();
         }
     }
@@ -164,6 +189,7 @@ impl ProcessIo {
     /// The process is gone and will not be asked about again: its input ends; its output still goes to a client that
     /// reads it, and nowhere when there is none.
     pub fn release(&self) {
+        *lock(&self.input) = Stdin::None;
         for output in &self.outputs {
             output.release();
         }
