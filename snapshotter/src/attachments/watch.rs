@@ -28,7 +28,7 @@ impl Attachments {
 
     async fn follow(&self, said: &mut bool) -> Result<(), AttachmentError> {
         // Subscribe first, list then: nothing falls between.
-        let mut events = self.containerd.events().await?;
+        let mut events = self.containerd.events(self.capsules.namespace()).await?;
         self.containers.reload().await?;
         self.capsules.reload().await?;
         for container in self.records.containers() {

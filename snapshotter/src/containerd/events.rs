@@ -2,18 +2,26 @@
 //!
 //! The stream has no replay: what happened while nobody listened must be listed anew after every (re)connect.
 
+use std::{pin::pin, time::Duration};
+
 use capsule_proto::containerd::{
     events as wire,
     services::{
-        events::v1::{SubscribeRequest, events_client::EventsClient},
+        events::v1::{PublishRequest, SubscribeRequest, events_client::EventsClient},
         images::v1::{ImageCreate, ImageDelete, ImageUpdate},
     },
     types::Envelope,
 };
 use prost::Message;
+use prost_types::Any;
 use tonic::Streaming;
 
-use super::{Containerd, ContainerdError};
+use super::{Containerd, ContainerdError, Scope};
+
+/// Topic of the event that opens our own subscription.
+const MARKER: &str = "/capsule/following";
+/// How long to wait for the subscription to open before the marker is published (again).
+const MARKER_PAUSE: Duration = Duration::from_millis(20);
 
 /// What happened, in which namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,16 +65,40 @@ pub struct EventStream {
 
 impl Containerd {
     /// Subscribes to all namespaces. Once this returns, nothing that happens is missed until the stream ends.
-    pub async fn events(&self) -> Result<EventStream, ContainerdError> {
-        let topics = ["/containers/", "/tasks/exit", "/tasks/delete", "/images/"];
+    ///
+    /// containerd answers a subscription only with its first event, which may be hours away: a marker of our own,
+    /// published until the answer comes, is that event. It says nothing to anyone else.
+    pub async fn events(&self, marker_namespace: &str) -> Result<EventStream, ContainerdError> {
+        let topics = ["/containers/", "/tasks/exit", "/tasks/delete", "/images/", MARKER];
         let request =
             SubscribeRequest { filters: topics.iter().map(|topic| format!("topic~=\"^{topic}\"")).collect() };
-        let stream = EventsClient::new(self.channel.clone())
-            .subscribe(request)
+        let mut client = EventsClient::new(self.channel.clone());
+        let mut subscribed = pin!(client.subscribe(request));
+        let scope = self.namespace(marker_namespace)?;
+        loop {
+            tokio::select! {
+                reply = &mut subscribed => {
+                    let stream = reply.map_err(|e| self.failed("send its events", e))?.into_inner();
+                    return Ok(EventStream { containerd: self.clone(), stream });
+                }
+                () = tokio::time::sleep(MARKER_PAUSE) => scope.publish_marker(marker_namespace).await?,
+            }
+        }
+    }
+}
+
+impl Scope {
+    async fn publish_marker(&self, name: &str) -> Result<(), ContainerdError> {
+        // A type that every subscriber of containerd can decode.
+        let body = wire::NamespaceUpdate { name: name.to_owned(), ..Default::default() };
+        let event =
+            Any { type_url: "containerd.events.NamespaceUpdate".to_owned(), value: body.encode_to_vec() };
+        let request = PublishRequest { topic: MARKER.to_owned(), event: Some(event) };
+        EventsClient::new(self.channel())
+            .publish(self.request(request))
             .await
-            .map_err(|e| self.failed("send its events", e))?
-            .into_inner();
-        Ok(EventStream { containerd: self.clone(), stream })
+            .map_err(|e| self.failed("publish an event", e))?;
+        Ok(())
     }
 }
 
