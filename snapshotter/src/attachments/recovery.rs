@@ -10,7 +10,7 @@ use super::{
     plan,
     records::OfContainer,
 };
-use crate::shims::{ShimError, mounted_digests};
+use crate::shims::{Report, ShimError, mounted_digests};
 
 impl Attachments {
     /// Keeps the directories of everything on record from being removed. Before the snapshotter is served.
@@ -46,7 +46,10 @@ impl Attachments {
     pub async fn settle(&self, container: &ContainerKey) {
         let mut records = self.records.lock(container).await;
         let mounted = match self.shims.list(container, false).await {
-            Ok(report) => mounted_digests(&report),
+            Ok(report) => {
+                self.forget_unmounted(&records, &report).await;
+                mounted_digests(&report)
+            }
             Err(ShimError::NoShim(_)) => BTreeMap::new(),
             Err(error) => match self.is_gone(container).await {
                 Ok(true) => BTreeMap::new(),
@@ -76,6 +79,16 @@ impl Attachments {
         }
         drop(records);
         self.records.tidy(container);
+    }
+
+    /// Lets the shim forget what somebody else unmounted, so that its place is free again.
+    async fn forget_unmounted(&self, records: &OfContainer, report: &Report) {
+        for gone in report.mounted.iter().filter(|m| !m.confirmed) {
+            let Some(attachment) = records.iter().find(|a| a.id == gone.id) else { continue };
+            if let Err(error) = self.shims.detach(attachment, true).await {
+                tracing::warn!(attachment = gone.id, %error, "the shim keeps an attachment that is not mounted");
+            }
+        }
     }
 
     /// Forgets the attachments of a container whose task ended: its mount namespace went with it.
