@@ -39,10 +39,16 @@ impl Context {
         self.explain(set, Step::AddLayer, || format!("layer {name}"))
     }
 
-    /// Adds a layer by path (Linux 6.5). The path is taken as it is: unlike in `lowerdir=`, no character is special.
+    /// Adds a layer by path (Linux 6.7). The path is taken as it is: unlike in `lowerdir`, no character is special.
     pub(crate) fn add_layer_path(&self, path: &str, name: &str) -> Result<(), MountError> {
         let set = rustix::mount::fsconfig_set_string(&self.0, "lowerdir+", path);
         self.explain(set, Step::AddLayer, || format!("layer {name}"))
+    }
+
+    /// Sets all layers at once, by paths with colons between them. More than 255 bytes are `EINVAL` (`fsconfig(2)`).
+    pub(crate) fn set_layers(&self, paths: &str, names: &str) -> Result<(), MountError> {
+        let set = rustix::mount::fsconfig_set_string(&self.0, "lowerdir", paths);
+        self.explain(set, Step::AddLayer, || format!("layers {names}"))
     }
 
     /// Makes the superblock and a detached mount of it.

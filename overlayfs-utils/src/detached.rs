@@ -24,14 +24,23 @@ use crate::{
     sys,
 };
 
-/// How layers are told to the kernel: what [`probe`](crate::probe) found.
+/// How layers are told to the kernel: what [`probe`](crate::probe) found. The later ones are for older kernels.
+///
+/// Paths are always `/proc/self/fd/N`: what the mount table shows then hides the host's paths too, and no character in
+/// them is special.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LayersBy {
-    /// `FSCONFIG_SET_FD` with a detached tree: the mount table shows `/` for every layer.
+    /// `FSCONFIG_SET_FD` of `lowerdir+` with a detached tree (Linux 6.15): the mount table shows `/` for every layer.
     Descriptor,
-    /// `FSCONFIG_SET_STRING` with `/proc/thread-self/fd/N`, for kernels that take paths only: the mount table shows
-    /// that string, so the host's paths stay hidden here too, and no character in them is special.
+    /// `FSCONFIG_SET_STRING` of `lowerdir+` (Linux 6.7).
     Path,
+    /// One `lowerdir` with all of them (Linux 6.6): `fsconfig` takes 255 bytes, which are 14 layers or so.
+    Joined,
+}
+
+impl LayersBy {
+    /// All of them, the best first.
+    pub const ALL: [Self; 3] = [Self::Descriptor, Self::Path, Self::Joined];
 }
 
 /// Why a layer's directory cannot be used.
@@ -186,8 +195,7 @@ impl DetachedMount {
             context.set_flag("userxattr")?;
         }
         // Closing a detached tree takes it apart, and overlayfs looks at its layers only when the superblock is made.
-        let trees: Vec<Option<Tree>> =
-            plan.lowers().iter().map(|lower| add_layer(&context, lower, by)).collect::<Result<_, _>>()?;
+        let trees = add_layers(&context, plan.lowers(), by)?;
         let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
             | MountAttrFlags::MOUNT_ATTR_NOSUID
             | MountAttrFlags::MOUNT_ATTR_NODEV;
@@ -228,19 +236,37 @@ impl DetachedMount {
     }
 }
 
-/// Adds a layer; the tree it returns must outlive the making of the superblock.
-fn add_layer(context: &Context, lower: &Lower<'_>, by: LayersBy) -> Result<Option<Tree>, MountError> {
-    let name = lower.name();
-    match (by, lower) {
-        (LayersBy::Descriptor, Lower::Tree(tree)) => context.add_layer_fd(tree.fd(), &name).map(|()| None),
-        // The path of a detached tree is "/": that is what keeps the host's paths out of the mount table.
-        (LayersBy::Descriptor, Lower::Dir(dir)) => {
-            let tree = Tree::clone_of(dir)?;
-            context.add_layer_fd(tree.fd(), &name).map(|()| Some(tree))
+/// Adds the layers; the trees it returns must outlive the making of the superblock.
+fn add_layers(context: &Context, lowers: &[Lower<'_>], by: LayersBy) -> Result<Vec<Tree>, MountError> {
+    let mut trees = Vec::new();
+    match by {
+        LayersBy::Descriptor => {
+            for lower in lowers {
+                match lower {
+                    Lower::Tree(tree) => context.add_layer_fd(tree.fd(), &lower.name())?,
+                    // The path of a detached tree is "/": that is what keeps the host's paths out of the mount table.
+                    Lower::Dir(dir) => {
+                        let tree = Tree::clone_of(dir)?;
+                        context.add_layer_fd(tree.fd(), &lower.name())?;
+                        trees.push(tree);
+                    }
+                }
+            }
         }
-        (LayersBy::Path, lower) => {
-            let path = format!("/proc/thread-self/fd/{}", lower.fd().as_raw_fd());
-            context.add_layer_path(&path, &name).map(|()| None)
+        LayersBy::Path => {
+            for lower in lowers {
+                context.add_layer_path(&fd_path(lower), &lower.name())?;
+            }
+        }
+        LayersBy::Joined => {
+            let paths: Vec<String> = lowers.iter().map(fd_path).collect();
+            let names: Vec<String> = lowers.iter().map(Lower::name).collect();
+            context.set_layers(&paths.join(":"), &names.join(", "))?;
         }
     }
+    Ok(trees)
+}
+
+fn fd_path(lower: &Lower<'_>) -> String {
+    format!("/proc/self/fd/{}", lower.fd().as_raw_fd())
 }

@@ -12,7 +12,8 @@
 //! | `point` | attach, swap, unmount | the mount namespace the calling thread is in |
 //! | `namespace` | a thread of its own in another mount namespace | namespaces of its own threads |
 //! | `task` | pinning a container's process | `/proc/PID`, read-only |
-//! | `target` | paths in a container | the container's directories: resolves and makes them |
+//! | `path` | absolute paths in a container | nothing: pure |
+//! | `target` | directories in a container | the container's directories: resolves and makes them |
 //! | `mountinfo` | a namespace's mount table | pure parser, and `/proc/PID/mountinfo` |
 //! | `users` | who uses a mount | `/proc`, read-only |
 //! | `probe` | what this kernel can do | a namespace of its own |
@@ -25,6 +26,7 @@ mod detached;
 mod error;
 mod mountinfo;
 mod namespace;
+mod path;
 mod plan;
 mod point;
 mod probe;
@@ -37,11 +39,12 @@ pub use detached::{DetachedMount, LayerDir, LayersBy, Tree, TreeError};
 pub use error::{MountError, Step};
 pub use mountinfo::{MountEntry, MountTable, ParseMountInfoError, parse_mountinfo};
 pub use namespace::{NamespaceError, in_mount_namespace, in_new_mount_namespace};
+pub use path::{ContainerPath, InvalidPath};
 pub use plan::{Lower, OverlayPlan, PlanError};
 pub use point::{
     MountId, MountPoint, Unmounted, attach, clone_at, detach_lazily, dissolve, mount_at, swap, unmount,
 };
 pub use probe::{Features, KernelVersion, ProbeError, probe};
-pub use target::{ContainerPath, ContainerRoot, Created, InvalidPath, ResolveError, Resolved};
+pub use target::{ContainerRoot, Created, ResolveError, Resolved};
 pub use task::{PinError, PinnedTask};
 pub use users::{SuperBlock, Usage, User, find_users};

@@ -83,7 +83,7 @@ pub enum ProbeError {
 pub struct Features {
     /// The kernel.
     pub version: KernelVersion,
-    /// Layers by descriptor, from detached trees (Linux 6.15).
+    /// How layers are named.
     pub layers_by: LayersBy,
     /// Unique mount ids (`STATX_MNT_ID_UNIQUE`, Linux 6.8).
     pub unique_mount_ids: bool,
@@ -99,6 +99,7 @@ impl fmt::Display for Features {
         let by = match self.layers_by {
             LayersBy::Descriptor => "descriptor",
             LayersBy::Path => "path",
+            LayersBy::Joined => "paths in one option",
         };
         write!(
             f,
@@ -151,15 +152,7 @@ fn probe_here(version: KernelVersion) -> Result<Features, ProbeError> {
     )
     .map_err(ProbeError::SetUp)?;
     let (layer, empty) = (make_place(&tmpfs, "layer")?, make_place(&tmpfs, "empty")?);
-    let plan = || OverlayPlan::ro(vec![Lower::Dir(&layer)], &empty);
-    let mount = |by| plan().ok().map(|plan| DetachedMount::overlay(&plan, by, "probe"));
-    let (layers_by, overlay) = match mount(LayersBy::Descriptor) {
-        Some(Ok(overlay)) => (LayersBy::Descriptor, overlay),
-        _ => match mount(LayersBy::Path) {
-            Some(overlay) => (LayersBy::Path, overlay.map_err(ProbeError::Overlay)?),
-            None => return Err(ProbeError::SetUp(Errno::INVAL)),
-        },
-    };
+    let (layers_by, overlay) = probe_layers(&layer, &empty)?;
     let unique_mount_ids = overlay.id().map_err(ProbeError::Overlay)?.unique;
     check_beneath(tmpfs, &overlay, layer)?;
     Ok(Features {
@@ -169,6 +162,18 @@ fn probe_here(version: KernelVersion) -> Result<Features, ProbeError> {
         mount_setattr: has_mount_setattr(overlay.fd()),
         statmount: has_statmount(overlay.fd()),
     })
+}
+
+/// The best way to name layers that works, and an overlay made that way.
+fn probe_layers(layer: &LayerDir, empty: &LayerDir) -> Result<(LayersBy, DetachedMount), ProbeError> {
+    let plan =
+        OverlayPlan::ro(vec![Lower::Dir(layer)], empty).map_err(|_| ProbeError::SetUp(Errno::INVAL))?;
+    let [best, rest @ ..] = LayersBy::ALL;
+    let mut tried = DetachedMount::overlay(&plan, best, "probe").map(|mount| (best, mount));
+    for by in rest {
+        tried = tried.or_else(|_| DetachedMount::overlay(&plan, by, "probe").map(|mount| (by, mount)));
+    }
+    tried.map_err(ProbeError::Overlay)
 }
 
 fn make_place(tmpfs: &OwnedFd, name: &str) -> Result<LayerDir, ProbeError> {

@@ -1,7 +1,6 @@
 //! Paths in a container, resolved so that nothing the container planted leads out of it.
 
 use std::{
-    fmt,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
@@ -13,128 +12,14 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::point::{MountId, MountPoint, is_mount_root, statx_mount};
+use crate::{
+    path::ContainerPath,
+    point::{MountId, MountPoint, is_mount_root, statx_mount},
+};
 
 /// How often a lookup is repeated that a concurrent rename or mount made inconclusive (`EAGAIN`, `openat2(2)`). Only a
 /// container that renames in a loop reaches this.
 const LOOKUP_TRIES: usize = 128;
-/// Longest path the kernel takes, with its NUL (`PATH_MAX`).
-const MAX_PATH: usize = 4096;
-
-/// An absolute path in a container: no `..`, no NUL, no empty or `.` component, UTF-8.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct ContainerPath(String);
-
-/// Why a string is no path in a container.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum InvalidPath {
-    /// It does not begin with "/".
-    #[error("the path {0:?} is relative: give an absolute one")]
-    Relative(String),
-    /// It has a ".." component.
-    #[error("the path {0:?} has a \"..\" component: give the path it means")]
-    Parent(String),
-    /// It has a NUL byte.
-    #[error("the path {0:?} has a NUL byte")]
-    Nul(String),
-    /// It is longer than the kernel takes.
-    #[error("a path of {0} bytes is longer than the {MAX_PATH} that the kernel takes")]
-    TooLong(usize),
-}
-
-impl ContainerPath {
-    /// Validates a path; repeated and trailing slashes and `.` components are dropped.
-    ///
-    /// # Errors
-    /// [`InvalidPath`].
-    pub fn parse(path: &str) -> Result<Self, InvalidPath> {
-        if path.len() >= MAX_PATH {
-            return Err(InvalidPath::TooLong(path.len()));
-        }
-        if path.contains('\0') {
-            return Err(InvalidPath::Nul(path.to_owned()));
-        }
-        if !path.starts_with('/') {
-            return Err(InvalidPath::Relative(path.to_owned()));
-        }
-        let mut normal = String::with_capacity(path.len());
-        for part in path.split('/').filter(|p| !p.is_empty() && *p != ".") {
-            if part == ".." {
-                return Err(InvalidPath::Parent(path.to_owned()));
-            }
-            normal.push('/');
-            normal.push_str(part);
-        }
-        Ok(Self(if normal.is_empty() { "/".to_owned() } else { normal }))
-    }
-
-    /// The path as a string that starts with "/".
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// Whether it is "/".
-    #[must_use]
-    pub fn is_root(&self) -> bool {
-        self.0 == "/"
-    }
-
-    /// The path of the directory `name` in this one. `name` must be one component.
-    ///
-    /// # Errors
-    /// [`InvalidPath`], as [`Self::parse`].
-    pub fn join(&self, name: &str) -> Result<Self, InvalidPath> {
-        Self::parse(&format!("{}/{name}", self.0))
-    }
-
-    /// The directory that holds it and its name there; nothing for "/".
-    #[must_use]
-    pub fn split(&self) -> Option<(Self, &str)> {
-        let (parent, name) = self.0.rsplit_once('/')?;
-        let parent = if parent.is_empty() { "/" } else { parent };
-        (!name.is_empty()).then(|| (Self(parent.to_owned()), name))
-    }
-
-    /// Whether this is `other` or lies below it.
-    #[must_use]
-    pub fn starts_with(&self, other: &Self) -> bool {
-        Path::new(&self.0).starts_with(&other.0)
-    }
-
-    /// As the kernel takes it below a root's descriptor: relative, "." for the root.
-    fn relative(&self) -> &str {
-        if self.is_root() { "." } else { &self.0[1..] }
-    }
-}
-
-impl TryFrom<String> for ContainerPath {
-    type Error = InvalidPath;
-
-    fn try_from(path: String) -> Result<Self, InvalidPath> {
-        Self::parse(&path)
-    }
-}
-
-impl From<ContainerPath> for String {
-    fn from(path: ContainerPath) -> Self {
-        path.0
-    }
-}
-
-impl AsRef<Path> for ContainerPath {
-    fn as_ref(&self) -> &Path {
-        Path::new(&self.0)
-    }
-}
-
-impl fmt::Display for ContainerPath {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 /// Why a path in a container cannot be used.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -477,36 +362,3 @@ fn kernel_filesystem(fd: &OwnedFd) -> Option<&'static str> {
 
 /// `MQUEUE_MAGIC` of `ipc/mqueue.c`, which no header exports.
 const MQUEUE_MAGIC: u32 = 0x1980_0202;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paths_are_normalised_or_refused() {
-        for (path, want) in [
-            ("/", "/"),
-            ("//", "/"),
-            ("/usr//share/./zoneinfo/", "/usr/share/zoneinfo"),
-            ("/a b/ü:,\\", "/a b/ü:,\\"),
-            ("/...", "/..."),
-        ] {
-            assert_eq!(ContainerPath::parse(path).unwrap().as_str(), want);
-        }
-        for path in ["", "usr", "./usr", "/usr/..", "/../x", "/a\0b", &format!("/{}", "x".repeat(4096))] {
-            assert!(ContainerPath::parse(path).is_err(), "{path:.20}");
-        }
-    }
-
-    #[test]
-    fn a_path_splits_and_joins() {
-        let path = ContainerPath::parse("/usr/lib").unwrap();
-        let (parent, name) = path.split().unwrap();
-        assert_eq!((parent.as_str(), name), ("/usr", "lib"));
-        assert_eq!(parent.join(name).unwrap(), path);
-        let top = ContainerPath::parse("/usr").unwrap();
-        assert_eq!(top.split().map(|(p, n)| (p.0, n)), Some(("/".to_owned(), "usr")));
-        assert_eq!(ContainerPath::parse("/").unwrap().split(), None);
-        assert!(path.starts_with(&top) && !ContainerPath::parse("/usrlocal").unwrap().starts_with(&top));
-    }
-}
