@@ -1,10 +1,6 @@
 //! The calls of the engine, each: look, decide, change, in one transaction.
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
-};
+use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
 use super::{
     error::SnapshotError,
@@ -33,9 +29,6 @@ struct Inner {
     dirs: Dirs,
     overlay: OverlayOptions,
     index: Index,
-    /// Held from before a change of committed snapshots until the index shows it, so that both see changes in one
-    /// order.
-    order: Mutex<()>,
 }
 
 /// What the engine works with.
@@ -60,6 +53,11 @@ pub struct Create {
     pub labels: Labels,
 }
 
+/// The name of a snapshot's parent, if it has one.
+fn parent_of(record: &Record) -> Option<&str> {
+    Some(record.parent.as_str()).filter(|name| !name.is_empty())
+}
+
 fn not_found(key: &str) -> SnapshotError {
     SnapshotError::NotFound { key: key.to_owned() }
 }
@@ -71,7 +69,7 @@ impl Snapshots {
     /// When the store or the directories cannot be read.
     pub fn open(environment: Environment) -> Result<Self, SnapshotError> {
         let Environment { store, dirs, overlay } = environment;
-        let inner = Inner { store, dirs, overlay, index: Index::default(), order: Mutex::default() };
+        let inner = Inner { store, dirs, overlay, index: Index::default() };
         let engine = Self { inner: Arc::new(inner) };
         engine.load_index()?;
         engine.cleanup()?;
@@ -96,10 +94,6 @@ impl Snapshots {
         })
     }
 
-    fn in_order(&self) -> MutexGuard<'_, ()> {
-        self.inner.order.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Makes an active snapshot: what is written to its mounts can be committed. Durable.
     ///
     /// # Errors
@@ -120,7 +114,7 @@ impl Snapshots {
     fn create(&self, kind: Kind, create: &Create) -> Result<Vec<Mount>, SnapshotError> {
         create.labels.check_supported()?;
         let mut staged = self.inner.dirs.stage(kind)?;
-        let inserted = self.inner.store.write(|transaction| {
+        let inserted = self.inner.store.write_grouped(|transaction| {
             let mut writer = Writer::open(transaction)?;
             insert(&mut writer, kind, create, &mut staged)
         });
@@ -164,18 +158,22 @@ impl Snapshots {
         let id = self.find_committable(name, key)?;
         let usage = self.inner.dirs.usage(id)?;
         self.inner.dirs.sync()?;
-        let _order = self.in_order();
-        let parent = self.inner.store.write(|transaction| {
+        let committed = self.inner.store.write_grouped(|transaction| {
             let mut writer = Writer::open(transaction)?;
             let mut record = committable(&writer, name, key)?;
             if record.id != id {
                 return Err(not_found(key)); // removed and made anew since it was measured
             }
             record.commit(labels.clone(), usage, SystemTime::now());
-            move_record(&mut writer, name, key, record)
-        })?;
-        self.inner.index.insert(name.as_str(), id, Some(parent.as_str()).filter(|name| !name.is_empty()));
-        Ok(())
+            move_record(&mut writer, name, key, &record)?;
+            // In the transaction's turn, so that the index sees changes in the order of the store.
+            self.inner.index.insert(name.as_str(), id, parent_of(&record));
+            Ok(())
+        });
+        if let Err(SnapshotError::Store(StoreError::Commit(_))) = &committed {
+            _ = self.inner.index.begin_remove(name.as_str(), id); // nobody was told the name: nobody pins it
+        }
+        committed
     }
 
     fn find_committable(&self, name: &Key, key: &str) -> Result<u64, SnapshotError> {
@@ -200,9 +198,8 @@ impl Snapshots {
     }
 
     fn forget(&self, key: &str) -> Result<u64, SnapshotError> {
-        let _order = self.in_order();
         let mut hidden = None;
-        let forgotten = self.inner.store.write(|transaction| {
+        let forgotten = self.inner.store.write_grouped(|transaction| {
             let mut writer = Writer::open(transaction)?;
             let record = writer.get(key)?.ok_or_else(|| not_found(key))?;
             if writer.has_children(record.id)? {
@@ -219,8 +216,7 @@ impl Snapshots {
         if let (Err(_), Some(record)) = (&forgotten, hidden)
             && record.kind() == Kind::Committed
         {
-            let parent = Some(record.parent.as_str()).filter(|name| !name.is_empty());
-            self.inner.index.insert(key, record.id, parent);
+            self.inner.index.insert(key, record.id, parent_of(&record));
         }
         forgotten
     }
@@ -241,7 +237,7 @@ impl Snapshots {
     /// # Errors
     /// [`SnapshotError::NotFound`], or labels that are not supported.
     pub fn update(&self, key: &str, update: &LabelUpdate) -> Result<Info, SnapshotError> {
-        self.inner.store.write(|transaction| {
+        self.inner.store.write_grouped(|transaction| {
             let mut writer = Writer::open(transaction)?;
             let mut record = writer.get(key)?.ok_or_else(|| not_found(key))?;
             let labels = update.apply(record.labels());
@@ -352,13 +348,17 @@ fn insert(
         return Err(SnapshotError::AlreadyExists { key: key.to_owned() });
     }
     let parents = writer.chain(&create.parent)?;
-    let id = writer.take_id()?;
-    writer.put(key, &Record::new(id, kind, &create.parent, create.labels.clone(), SystemTime::now()))?;
+    // All that may fail for this snapshot alone comes before the first write: others share the transaction.
+    let id = writer.next_id()?;
     if let Some(parent) = parents.first() {
-        writer.link(*parent, id, key)?;
         staged.inherit_owner(*parent)?;
     }
     staged.place(id)?;
+    writer.take_id(id)?;
+    writer.put(key, &Record::new(id, kind, &create.parent, create.labels.clone(), SystemTime::now()))?;
+    if let Some(parent) = parents.first() {
+        writer.link(*parent, id, key)?;
+    }
     Ok((id, parents))
 }
 
@@ -379,19 +379,15 @@ fn committable(writer: &Writer<'_>, name: &Key, key: &str) -> Result<Record, Sna
     check_commit(writer.get(key)?, taken, name, key)
 }
 
-/// Moves the record of a snapshot from its key to its name. Gives the parent's name.
-fn move_record(
-    writer: &mut Writer<'_>,
-    name: &Key,
-    key: &str,
-    record: Record,
-) -> Result<String, SnapshotError> {
+/// Moves the record of a snapshot from its key to its name.
+fn move_record(writer: &mut Writer<'_>, name: &Key, key: &str, record: &Record) -> Result<(), StoreError> {
+    let parent = writer.chain(&record.parent)?.first().copied();
     writer.delete(key)?;
-    writer.put(name.as_str(), &record)?;
-    if let Some(parent) = writer.chain(&record.parent)?.first() {
-        writer.link(*parent, record.id, name.as_str())?;
+    writer.put(name.as_str(), record)?;
+    match parent {
+        Some(parent) => writer.link(parent, record.id, name.as_str()),
+        None => Ok(()),
     }
-    Ok(record.parent)
 }
 
 /// Deletes a record and its link.

@@ -4,6 +4,7 @@
 //! (`snapshots`, `attachments`). It knows records, not directories or mounts.
 
 pub mod attachments;
+mod group;
 pub mod snapshots;
 
 use std::{
@@ -19,6 +20,8 @@ use redb::{
     SetDurabilityError, StorageBackend, StorageError, TableDefinition, TableError, TransactionError,
     WriteTransaction,
 };
+
+use group::Group;
 
 /// Store-wide counters, by name: see [`FORMAT`] and [`NEXT_ID`].
 pub const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -103,7 +106,7 @@ pub enum StoreError {
     /// The disk failed during a commit. Nothing of it is visible, and nothing more can be written until the store is
     /// opened again; then the change is either there as a whole or not at all.
     #[error("commit transaction: {0}")]
-    Commit(Box<CommitError>),
+    Commit(Arc<CommitError>),
     /// The thread that writes the records has ended.
     #[error("the metadata store is closed: capsuled is stopping")]
     Closed,
@@ -128,14 +131,26 @@ macro_rules! boxed_from {
         }
     )*};
 }
-boxed_from!(TransactionError => Begin, TableError => Table, StorageError => Access, CommitError => Commit);
+boxed_from!(TransactionError => Begin, TableError => Table, StorageError => Access);
+
+impl From<CommitError> for StoreError {
+    fn from(source: CommitError) -> Self {
+        Self::Commit(Arc::new(source))
+    }
+}
 
 /// The metadata store, open. Cheap to clone; all clones are one store.
 ///
 /// Its calls block on the disk: from async code, use `tokio::task::spawn_blocking`.
 #[derive(Clone, Debug)]
 pub struct Store {
-    database: Arc<Database>,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    database: Database,
+    group: Group,
 }
 
 impl Store {
@@ -177,7 +192,7 @@ impl Store {
     }
 
     fn from_database(database: Database) -> Result<Self, StoreError> {
-        let store = Self { database: Arc::new(database) };
+        let store = Self { inner: Arc::new(Inner { database, group: Group::default() }) };
         store.write(prepare_format)?;
         Ok(store)
     }
@@ -191,11 +206,23 @@ impl Store {
         &self,
         change: impl FnOnce(&WriteTransaction) -> Result<T, E>,
     ) -> Result<T, E> {
-        let mut transaction = self.database.begin_write().map_err(StoreError::from)?;
-        transaction.set_durability(Durability::Immediate).map_err(StoreError::from)?;
+        let transaction = begin(&self.inner.database)?;
         let value = change(&transaction)?; // dropped without commit on error: redb aborts it
         transaction.commit().map_err(StoreError::from)?;
         Ok(value)
+    }
+
+    /// As [`Store::write`], in one commit with the changes of other callers that arrive meanwhile, so that many
+    /// callers wait for the disk together and not in a row. `change` must refuse before it writes anything: what it
+    /// has written by then stays.
+    ///
+    /// # Errors
+    /// As [`Store::write`]; a commit that fails fails for all whose changes were in it.
+    pub fn write_grouped<T, E: From<StoreError>>(
+        &self,
+        change: impl FnOnce(&WriteTransaction) -> Result<T, E>,
+    ) -> Result<T, E> {
+        self.inner.group.write(&self.inner.database, change)
     }
 
     /// Runs `look` on one consistent state of the store. Never waits for writers.
@@ -206,9 +233,16 @@ impl Store {
         &self,
         look: impl FnOnce(&ReadTransaction) -> Result<T, E>,
     ) -> Result<T, E> {
-        let transaction = self.database.begin_read().map_err(StoreError::from)?;
+        let transaction = self.inner.database.begin_read().map_err(StoreError::from)?;
         look(&transaction)
     }
+}
+
+/// Begins a transaction whose commit waits for the disk.
+fn begin(database: &Database) -> Result<WriteTransaction, StoreError> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_durability(Durability::Immediate)?;
+    Ok(transaction)
 }
 
 fn builder() -> redb::Builder {

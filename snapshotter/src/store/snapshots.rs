@@ -243,14 +243,21 @@ impl<'a> Writer<'a> {
         Ok(self.children.range((id, 0)..=(id, u64::MAX))?.next().transpose()?.is_some())
     }
 
-    /// Takes the next id. It is never given again once the transaction has committed.
+    /// The id for the next snapshot.
     ///
     /// # Errors
-    /// When the database cannot be read or written.
-    pub fn take_id(&mut self) -> Result<u64, StoreError> {
-        let id = self.meta.get(NEXT_ID)?.map_or(1, |guard| guard.value());
+    /// When the database cannot be read.
+    pub fn next_id(&self) -> Result<u64, StoreError> {
+        Ok(self.meta.get(NEXT_ID)?.map_or(1, |guard| guard.value()))
+    }
+
+    /// Takes that id: once the transaction has committed, it is never given again.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn take_id(&mut self, id: u64) -> Result<(), StoreError> {
         self.meta.insert(NEXT_ID, id + 1)?;
-        Ok(id)
+        Ok(())
     }
 
     /// Writes a record under its key or name.

@@ -1,7 +1,7 @@
 //! What a client of `containerd.services.snapshots.v1` may expect, over a factory of backends: our service over its
 //! socket in every run, and containerd's own overlayfs (or us behind containerd) where one is named, so that every
 //! expectation is proved against the reference.
-#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on has failed
 
 mod scenarios;
 mod subject;

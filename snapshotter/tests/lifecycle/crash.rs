@@ -5,7 +5,7 @@ use std::fs;
 
 use capsuled::{dirs::Dirs, store::Store};
 
-use super::{Model, Op, check_directories, faulty::Faulty, observe, open, perform, refusal};
+use super::{Model, Op, check_directories, faulty::Faulty, in_memory, observe, open, perform, refusal};
 
 /// Every kind of change, with the refusals between.
 fn workload() -> Vec<Op> {
@@ -78,7 +78,7 @@ fn no_power_cut_loses_what_was_acknowledged() {
     let empty = empty.after_power_cut(0);
 
     let whole = Faulty::new(empty.clone(), u64::MAX);
-    let root = tempfile::tempdir().unwrap();
+    let root = in_memory();
     let (_, unfinished) = run_until_death(&whole, &fresh_dirs(&root));
     assert!(unfinished.is_none());
     let points = whole.done();
@@ -86,7 +86,7 @@ fn no_power_cut_loses_what_was_acknowledged() {
 
     for budget in 0..points {
         for choice in 0..8 {
-            let root = tempfile::tempdir().unwrap();
+            let root = in_memory();
             let dirs = fresh_dirs(&root);
             let disk = Faulty::new(empty.clone(), budget);
             let (model, under_way) = run_until_death(&disk, &dirs);

@@ -17,6 +17,11 @@ use capsuled::{
 };
 use model::{Model, Op, Refusal, State};
 
+/// A directory on a tmpfs: Commit syncs the whole file system that it is on, and these tests commit thousands of times.
+fn in_memory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap()
+}
+
 /// Opens the engine on a store.
 fn open(store: Store, dirs: &Dirs) -> Snapshots {
     dirs.create().unwrap();

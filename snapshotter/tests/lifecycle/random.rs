@@ -3,14 +3,14 @@
 use capsuled::{dirs::Dirs, store::Store};
 use proptest::prelude::*;
 
-use super::{Model, check_directories, model, observe, open, perform, refusal};
+use super::{Model, check_directories, in_memory, model, observe, open, perform, refusal};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
     fn the_engine_does_what_the_model_does(ops in prop::collection::vec(model::op(), 1..60)) {
-        let root = tempfile::tempdir().unwrap();
+        let root = in_memory();
         let dirs = Dirs::new(root.path());
         let store = Store::with_backend(redb::backends::InMemoryBackend::new()).unwrap();
         let engine = open(store.clone(), &dirs);
