@@ -17,18 +17,22 @@ pub const DEFAULT_ADDRESS: &str = "/run/capsule/capsuled.sock";
 pub struct Cli {
     /// capsuled's socket
     #[arg(long, global = true, env = "CAPSULE_ADDRESS", default_value = DEFAULT_ADDRESS,
-          value_name = "SOCKET", value_hint = ValueHint::FilePath)]
+          value_name = "SOCKET", value_hint = ValueHint::FilePath, help_heading = GLOBAL)]
     pub address: PathBuf,
     /// The containerd namespace of the container [default: wherever the id is found]
-    #[arg(short, long, global = true, value_name = "NS")]
+    #[arg(short, long, global = true, value_name = "NS", help_heading = GLOBAL)]
     pub namespace: Option<String>,
-    /// How results are printed
-    #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
+    /// How results are printed: tables and sentences for people, or one JSON document for programs
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Text, value_name = "text|json",
+          hide_possible_values = true, help_heading = GLOBAL)]
     pub output: Output,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
+
+/// Heading of the options that every command has.
+const GLOBAL: &str = "Global options";
 
 const TOP_EXAMPLES: &str = "\
 Examples:
@@ -44,9 +48,9 @@ Exit codes: 0 done, 1 refused or failed, 2 wrong usage.";
 /// Form of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// Tables and sentences, for people
+    /// Tables and sentences, for people.
     Text,
-    /// One JSON document, for programs
+    /// One JSON document, for programs.
     Json,
 }
 
@@ -122,10 +126,10 @@ File capabilities and user.* attributes are kept. Links are never followed. Sock
 
 const ATTACH_EXAMPLES: &str = "\
 Examples:
-  capsulectl attach web tzdata                                  # its newest version, at its default target
+  capsulectl attach web tzdata                               # newest version, default target
   capsulectl attach web tzdata@2026.1 --target /opt/zoneinfo
   capsulectl attach web debug-tools --mode union --target /
-  capsulectl attach k8s.io/3f2a tzdata ca-bundle@2026.3         # both or none";
+  capsulectl attach k8s.io/3f2a tzdata ca-bundle@2026.3      # both or none";
 
 const UPGRADE_EXAMPLES: &str = "\
 Examples:
@@ -157,8 +161,8 @@ pub struct BuildArgs {
     /// Where attach puts it unless told otherwise: an absolute path
     #[arg(long, value_name = "PATH")]
     pub target: Option<String>,
-    /// How attach mounts it unless told otherwise
-    #[arg(long, value_enum)]
+    /// How attach mounts it unless told otherwise; see `attach`
+    #[arg(long, value_enum, value_name = "ro|union", hide_possible_values = true)]
     pub mode: Option<ModeArg>,
     /// An annotation of the image manifest; may be given several times
     #[arg(long = "annotation", value_name = "KEY=VALUE")]
@@ -183,8 +187,8 @@ pub struct AttachArgs {
     /// The absolute path in the container, instead of the capsule's default; with one capsule only
     #[arg(long, value_name = "PATH")]
     pub target: Option<String>,
-    /// `ro`: the capsule alone; `union`: over what the target holds [default: the capsule's, or ro]
-    #[arg(long, value_enum)]
+    /// ro: the capsule alone; union: over what the target holds [default: the capsule's, or ro]
+    #[arg(long, value_enum, value_name = "ro|union", hide_possible_values = true)]
     pub mode: Option<ModeArg>,
 }
 
