@@ -2,9 +2,11 @@
 
 use std::{
     env,
+    io::{ErrorKind, Read},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     sync::Arc,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use async_trait::async_trait;
@@ -180,15 +182,23 @@ fn normalize_options(opts: &mut StartOpts) -> Result<()> {
 }
 
 fn is_served(address: &str) -> bool {
-    std::os::unix::net::UnixStream::connect(address.trim_start_matches("unix://")).is_ok()
+    UnixStream::connect(address.trim_start_matches("unix://")).is_ok()
 }
 
-/// Another container's shim may be the same process, and alive.
+/// Another container's shim may be the same process, and alive: it keeps a connection. One that is on its way out
+/// may still accept it, and resets it.
 fn remove_if_dead(socket: &Path) {
-    if std::os::unix::net::UnixStream::connect(socket).is_err() {
+    let alive = UnixStream::connect(socket).is_ok_and(|mut stream| {
+        let waiting = stream.set_read_timeout(Some(DYING)).and_then(|()| stream.read(&mut [0]));
+        waiting.is_err_and(|e| e.kind() == ErrorKind::WouldBlock)
+    });
+    if !alive {
         let _ = std::fs::remove_file(socket);
     }
 }
+
+/// How long a killed process may take to close its sockets.
+const DYING: Duration = Duration::from_millis(200);
 
 fn other(error: impl std::error::Error) -> Error {
     Error::Other(chain(&error))

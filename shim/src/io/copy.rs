@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::io::ioctl_fionread;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::watch,
@@ -28,6 +29,10 @@ const CHUNK: usize = 32 << 10;
 const LOOK: Duration = Duration::from_millis(5);
 /// An output that moves nothing for so long has a stalled reader.
 const STALL: Duration = Duration::from_secs(1);
+/// A FIFO from which nothing is read for so long has no reader who waits for it.
+const UNREAD: Duration = Duration::from_millis(100);
+/// How often it is looked at.
+const PEEK: Duration = Duration::from_millis(1);
 /// A terminal passes bytes on from a kernel worker: it is empty when it is so twice, this far apart.
 const SETTLE: Duration = Duration::from_millis(20);
 
@@ -49,7 +54,7 @@ impl Source {
     }
 
     fn waiting(&self) -> bool {
-        rustix::io::ioctl_fionread(self.fd().get_ref()).is_ok_and(|bytes| bytes > 0)
+        ioctl_fionread(self.fd().get_ref()).is_ok_and(|bytes| bytes > 0)
     }
 }
 
@@ -107,6 +112,25 @@ impl Output {
 
     /// See [`ProcessIo::drained`](super::ProcessIo::drained).
     pub async fn drained(&self) {
+        self.delivered().await;
+        self.read().await;
+    }
+
+    /// Waits until the client has read what reached the FIFO: containerd's client closes its end of an exec's FIFOs
+    /// when it has deleted the exec, whether they are empty or not.
+    async fn read(&self) {
+        let unread = || lock(&self.fifo.keeper).as_ref().map_or(0, |fifo| ioctl_fionread(fifo).unwrap_or(0));
+        let (mut left, mut moved, began) = (unread(), Instant::now(), Instant::now());
+        while left > 0 && moved.elapsed() < UNREAD && began.elapsed() < STALL {
+            sleep(PEEK).await;
+            let now = unread();
+            if now != left {
+                (left, moved) = (now, Instant::now());
+            }
+        }
+    }
+
+    async fn delivered(&self) {
         let mut done = self.done.subscribe();
         let (mut copied, mut moved) = (self.copied.load(Relaxed), Instant::now());
         loop {

@@ -10,7 +10,6 @@ mod list;
 mod recover;
 mod replace;
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;
 
 use std::{

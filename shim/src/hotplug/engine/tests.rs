@@ -1,178 +1,18 @@
-//! The engine on the real kernel, in a container made of `unshare`, `pivot_root` and a static busybox.
+//! The engine on the real kernel.
 
-use std::{
-    fs,
-    io::{BufRead, BufReader},
-    os::unix::fs::symlink,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-};
+mod container;
 
-use overlayfs_utils::{ContainerPath, in_new_mount_namespace};
-use rustix::mount::{MountFlags, MountPropagationFlags};
+use std::{fs, path::Path};
 
+use overlayfs_utils::ContainerPath;
+
+use self::container::{Container, One, on_host};
 use super::*;
 use crate::hotplug::{
-    LiveTask, TaskLookupError,
+    TaskLookupError,
     journal::State,
     model::{Content, Mode, Spec},
 };
-
-/// Runs in the container before its init: what a runtime would mount, and a volume.
-const SET_UP: &str = "set -e; mount --bind . .; cd \"$PWD\"
-mount -t proc proc proc; mount -t tmpfs volume data; mkdir data/sub
-pivot_root . .; umount -l .; cd /; EXTRA
-exec /bin/busybox sh -c 'echo ready; exec sleep 600'";
-
-struct Container {
-    init: Child,
-    bundle: PathBuf,
-    rootfs: PathBuf,
-}
-
-/// One container, "c".
-struct One(LiveTask);
-
-impl Tasks for One {
-    fn live(&self, id: &str) -> Result<LiveTask, TaskLookupError> {
-        if id == "c" { Ok(self.0.clone()) } else { Err(TaskLookupError::NotFound(id.to_owned())) }
-    }
-
-    fn ids(&self) -> Vec<String> {
-        vec!["c".to_owned()]
-    }
-}
-
-impl Container {
-    /// Starts one on the stage `dir`; `extra` is run in it, as root, before its init.
-    fn start(dir: &Path, extra: &str) -> Self {
-        let [image, upper, work, bundle] = ["image", "upper", "work", "bundle"].map(|n| dir.join(n));
-        for made in ["bin", "proc", "data", "usr/share/keep", "etc", "usr/lib"] {
-            fs::create_dir_all(image.join(made)).unwrap();
-        }
-        fs::copy("/usr/bin/busybox", image.join("bin/busybox")).unwrap();
-        for tool in ["sh", "sleep", "cat", "mv", "mount", "umount", "ln", "mkdir", "true"] {
-            symlink("busybox", image.join("bin").join(tool)).unwrap();
-        }
-        fs::write(image.join("usr/share/keep/file"), "image").unwrap();
-        symlink("/proc/self/root", image.join("etc/x")).unwrap();
-        symlink("../../../../../../../../usr/lib", image.join("etc/up")).unwrap();
-        symlink("usr/lib", image.join("lib")).unwrap();
-        let rootfs = bundle.join("rootfs");
-        for made in [&upper, &work, &rootfs] {
-            fs::create_dir_all(made).unwrap();
-        }
-        let show = |p: &Path| p.display().to_string();
-        let options = format!("lowerdir={},upperdir={},workdir={}", show(&image), show(&upper), show(&work));
-        let options = std::ffi::CString::new(options).unwrap();
-        rustix::mount::mount("rootfs", &rootfs, "overlay", MountFlags::empty(), &*options).unwrap();
-        let set_up = SET_UP.replace("EXTRA", extra);
-        let mut init = Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "sh", "-c", &set_up])
-            .current_dir(&rootfs)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        wait_ready(&mut init);
-        Self { init, bundle, rootfs }
-    }
-
-    fn pid(&self) -> i32 {
-        i32::try_from(self.init.id()).unwrap()
-    }
-
-    fn engine(&self) -> Engine {
-        let live =
-            LiveTask { init_pid: self.pid(), bundle: self.bundle.clone(), rootfs: self.rootfs.clone() };
-        Engine::new(Arc::new(One(live)), LayersBy::Descriptor)
-    }
-
-    /// What a process in the container reads.
-    fn read(&self, path: &str) -> Option<String> {
-        fs::read_to_string(format!("/proc/{}/root{path}", self.pid())).ok()
-    }
-
-    fn has(&self, path: &str) -> bool {
-        fs::symlink_metadata(format!("/proc/{}/root{path}", self.pid())).is_ok()
-    }
-
-    /// Starts a shell in the container that runs `script` and says "ready".
-    fn spawn(&self, script: &str) -> Running {
-        let pid = self.pid().to_string();
-        let mut child = Command::new("nsenter")
-            .args(["--target", &pid, "--mount", "--root", "--wd", "/bin/sh", "-c", script])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        wait_ready(&mut child);
-        Running(child)
-    }
-
-    fn run(&self, script: &str) {
-        drop(self.spawn(&format!("{script} && echo ready")));
-    }
-
-    /// The mount table without ids.
-    fn mounts(&self) -> Vec<String> {
-        let text = fs::read_to_string(format!("/proc/{}/mountinfo", self.pid())).unwrap();
-        text.lines().map(|l| l.splitn(4, ' ').nth(3).unwrap().to_owned()).collect()
-    }
-
-    /// Paths of all entries on the container's own file system.
-    fn tree(&self) -> Vec<PathBuf> {
-        let mut all = Vec::new();
-        let mut todo = vec![self.rootfs.clone()];
-        while let Some(dir) = todo.pop() {
-            for entry in fs::read_dir(dir).unwrap() {
-                let entry = entry.unwrap();
-                all.push(entry.path());
-                if entry.file_type().unwrap().is_dir() {
-                    todo.push(entry.path());
-                }
-            }
-        }
-        all.sort();
-        all
-    }
-}
-
-impl Drop for Container {
-    fn drop(&mut self) {
-        let _ = self.init.kill();
-        let _ = self.init.wait();
-    }
-}
-
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn wait_ready(child: &mut Child) {
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(line.trim(), "ready");
-}
-
-/// Runs `test` in a mount namespace and on a tmpfs of its own, which is the host's side.
-fn on_host(test: impl FnOnce(&Path) + Send) {
-    assert!(rustix::process::geteuid().is_root(), "privileged tests need root: run them with sudo");
-    let stage = tempfile::tempdir().unwrap();
-    let dir = stage.path();
-    let done = in_new_mount_namespace(|| {
-        rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-            .unwrap();
-        rustix::mount::mount("tmpfs", dir, "tmpfs", MountFlags::empty(), None).unwrap();
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(dir)))
-    });
-    if let Err(panic) = done.unwrap() {
-        std::panic::resume_unwind(panic);
-    }
-}
 
 fn content(dir: &Path, version: &str, files: &[&str]) -> Content {
     let layer = dir.join("layers").join(version);
@@ -294,16 +134,11 @@ fn privileged_the_service_answers_on_a_socket_of_roots_own() {
     use capsule_proto::hotplug as wire;
     on_host(|dir| {
         let container = Container::start(dir, "");
-        let live = LiveTask {
-            init_pid: container.pid(),
-            bundle: container.bundle.clone(),
-            rootfs: container.rootfs.clone(),
-        };
         let socket = dir.join("s/hotplug.sock");
         let layer = content(dir, "1", &["f"]).layers.remove(0).to_string_lossy().into_owned();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let _serving = crate::hotplug::serve(Arc::new(One(live)), &socket).await.unwrap();
+            let _serving = crate::hotplug::serve(Arc::new(One(container.live())), &socket).await.unwrap();
             assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
             let address = format!("unix://{}", socket.display());
             let client = wire::HotplugClient::new(ttrpc::r#async::Client::connect(&address).await.unwrap());
@@ -500,6 +335,39 @@ fn privileged_links_swapped_while_attaching_lead_nowhere_else() {
         engine.detach("c", &id("a"), true).unwrap();
         let left: Vec<_> = container.mounts().into_iter().filter(|m| m.contains("capsule:tz")).collect();
         assert!(left.is_empty(), "after {attached} attaches: {left:?}");
+    });
+}
+
+#[test]
+fn privileged_a_replace_that_fails_half_way_is_undone() {
+    on_host(|dir| {
+        let container = Container::start(dir, "");
+        let engine = container.engine();
+        let versions = ["1", "2"].map(|v| content(dir, v, &["etc/y", "usr/lib/x"]));
+        engine.attach("c", spec("a", versions[0].clone(), "/", Mode::Union)).unwrap();
+        // The container covers the second of the two mounts and uncovers it, as fast as it can.
+        let cover = "echo ready; while :; do mount --bind /data /usr/lib; umount /usr/lib; done 2>/dev/null";
+        let spinning = container.spawn(cover);
+        let (mut now, mut failed) = (0, 0);
+        for _ in 0..300 {
+            match engine.replace("c", &id("a"), versions[1 - now].clone()) {
+                Ok(_) => now = 1 - now,
+                Err(EngineError::Covered { .. } | EngineError::Raced(_) | EngineError::Mount(_)) => {
+                    failed += 1
+                }
+                Err(error) => panic!("{error:?}"),
+            }
+            assert_eq!(
+                container.read("/etc/y"),
+                Some(versions[now].version.clone()),
+                "after {failed} failures"
+            );
+            assert_eq!(engine.list(Some("c")).unwrap().0[0].record.spec.content, versions[now]);
+        }
+        drop(spinning);
+        // The loop may have ended in between.
+        let _ = container.spawn("umount /usr/lib 2>/dev/null; echo ready").0.wait();
+        assert!(failed > 0, "nothing was tried");
     });
 }
 
