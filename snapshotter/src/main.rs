@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let config = match load(&arguments) {
         Ok(config) => config,
-        Err(error) => return fail(EXIT_CONFIG, &error),
+        Err(error) => return fail(EXIT_CONFIG, &format_args!("{:#}", anyhow::Error::new(error))),
     };
     if arguments.check_config {
         return ExitCode::SUCCESS;

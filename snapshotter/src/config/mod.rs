@@ -113,11 +113,12 @@ pub struct Mistake {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file could not be read.
-    #[error("read configuration {path}: {source}")]
+    #[error("read configuration {path}")]
     Read {
         /// The file.
         path: PathBuf,
         /// Why.
+        #[source]
         source: io::Error,
     },
     /// The file has mistakes: all of them, in the order of their lines.

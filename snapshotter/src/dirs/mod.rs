@@ -28,7 +28,7 @@ use crate::snapshots::model::{Kind, Usage};
 
 /// A directory operation that failed: which, where and why.
 #[derive(Debug, thiserror::Error)]
-#[error("{step} {path}: {source}")]
+#[error("{step} {path}")]
 pub struct DirsError {
     step: &'static str,
     path: PathBuf,
@@ -245,7 +245,8 @@ impl Drop for Staged {
         if !self.kept
             && let Err(error) = tree::remove(&self.path)
         {
-            tracing::warn!(path = %self.path.display(), %error, "left behind, cleanup will retry");
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(path = %self.path.display(), error, "left behind, cleanup will retry");
         }
         self.dirs.making.lock().remove(&self.name);
     }

@@ -1,6 +1,6 @@
 //! The calls of the engine, each: look, decide, change, in one transaction.
 
-use std::{path::PathBuf, sync::Arc, time::SystemTime};
+use std::{error::Error, path::PathBuf, sync::Arc, time::SystemTime};
 
 use super::{
     error::SnapshotError,
@@ -192,7 +192,8 @@ impl Snapshots {
     pub fn remove(&self, key: &str) -> Result<(), SnapshotError> {
         let id = self.forget(key)?;
         if let Err(error) = self.inner.dirs.remove(id) {
-            tracing::warn!(key, %error, "snapshot is removed, its directory not yet");
+            let error: &dyn Error = &error;
+            tracing::warn!(key, error, "snapshot is removed, its directory not yet");
         }
         Ok(())
     }
@@ -292,7 +293,10 @@ impl Snapshots {
         for path in leftovers {
             match self.inner.dirs.remove_leftover(&path) {
                 Ok(()) => tracing::info!(path = %path.display(), "removed a leftover directory"),
-                Err(error) => tracing::warn!(path = %path.display(), %error, "leftover directory stays"),
+                Err(error) => {
+                    let error: &dyn Error = &error;
+                    tracing::warn!(path = %path.display(), error, "leftover directory stays");
+                }
             }
         }
         Ok(())

@@ -73,11 +73,12 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The file is no usable database, or another process has it open.
-    #[error("open metadata store {path}: {source}")]
+    #[error("open metadata store {path} as a database")]
     Open {
         /// The file.
         path: PathBuf,
         /// Why.
+        #[source]
         source: Box<DatabaseError>,
     },
     /// The store was written by a newer capsuled.
