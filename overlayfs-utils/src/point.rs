@@ -142,33 +142,45 @@ pub fn clone_at(point: &MountPoint, expected: MountId) -> Result<Option<Detached
 /// # Errors
 /// [`MountError`] at [`Step::EnterParent`] or [`Step::Unmount`]; `EINVAL` when it is not attached.
 pub fn dissolve(mount: &DetachedMount) -> Result<(), MountError> {
-    let failed = |step| move |errno| MountError::new(step, mount.what(), errno);
-    rustix::process::fchdir(mount.fd()).map_err(failed(Step::EnterParent))?;
-    rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(failed(Step::Unmount))
+    detach_fd(mount.fd()).map_err(|(step, errno)| MountError::new(step, mount.what(), errno))
+}
+
+/// Unmounts the mount behind a descriptor lazily. Whatever is put on top of it or moved meanwhile: it is this mount.
+fn detach_fd(root: BorrowedFd<'_>) -> Result<(), (Step, Errno)> {
+    rustix::process::fchdir(root).map_err(|errno| (Step::EnterParent, errno))?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(|errno| (Step::Unmount, errno))
 }
 
 /// Replaces the mount `old` at `point` by `new`, with no instant at which the path shows neither: `new` goes beneath
 /// (`MOVE_MOUNT_BENEATH`, Linux 6.5), then `old` is unmounted lazily. Open files keep `old` until they are closed.
 ///
 /// # Errors
-/// [`MountError`]; at [`Step::AttachBeneath`] nothing changed, at [`Step::Unmount`] `old` is still on top and `new`
-/// under it.
+/// [`MountError`]; at [`Step::AttachBeneath`] nothing changed, at [`Step::Unmount`], which the kernel has no reason for,
+/// `old` is still on top and `new` under it.
 pub fn swap(new: &DetachedMount, point: &MountPoint, old: MountId) -> Result<Unmounted, MountError> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let top = match rustix::fs::openat(&point.parent, Path::new(&point.name), flags, Mode::empty()) {
-        Ok(top) => top,
-        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Unmounted::NotThere),
-        Err(errno) => return Err(point.error(Step::ReadMountId, errno)),
-    };
-    if MountId::of_fd(top.as_fd(), "the mount on top")? != old {
-        return Ok(Unmounted::NotThere);
-    }
+    let Some(top) = open_top(point, old)? else { return Ok(Unmounted::NotThere) };
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH
         | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH
         | MoveMountFlags::MOVE_MOUNT_BENEATH;
     rustix::mount::move_mount(new.fd(), "", &top, "", flags)
         .map_err(|errno| point.error(Step::AttachBeneath, errno))?;
-    detach_lazily(point, old)
+    match detach_fd(top.as_fd()) {
+        // The container unmounted it in this very moment.
+        Ok(()) | Err((Step::Unmount, Errno::INVAL)) => Ok(Unmounted::Done),
+        Err((step, errno)) => Err(point.error(step, errno)),
+    }
+}
+
+/// Opens the mount at `point` if it is the one expected.
+fn open_top(point: &MountPoint, expected: MountId) -> Result<Option<OwnedFd>, MountError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let top = match rustix::fs::openat(&point.parent, Path::new(&point.name), flags, Mode::empty()) {
+        Ok(top) => top,
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+        Err(errno) => return Err(point.error(Step::ReadMountId, errno)),
+    };
+    let found = MountId::of_fd(top.as_fd(), "the mount on top")?;
+    Ok((found == expected).then_some(top))
 }
 
 /// Unmounts `expected` at `point` unless a process uses it.
@@ -176,26 +188,25 @@ pub fn swap(new: &DetachedMount, point: &MountPoint, old: MountId) -> Result<Unm
 /// # Errors
 /// [`MountError`] for any cause but the two that [`Unmounted`] has words for.
 pub fn unmount(point: &MountPoint, expected: MountId) -> Result<Unmounted, MountError> {
-    unmount_with(point, expected, UnmountFlags::NOFOLLOW)
-}
-
-/// Takes `expected` away from `point` at once; it lives on, out of reach, while a process uses it.
-///
-/// # Errors
-/// [`MountError`], as [`unmount`].
-pub fn detach_lazily(point: &MountPoint, expected: MountId) -> Result<Unmounted, MountError> {
-    unmount_with(point, expected, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
-}
-
-fn unmount_with(point: &MountPoint, expected: MountId, flags: UnmountFlags) -> Result<Unmounted, MountError> {
     if mount_at(point)? != Some(expected) {
         return Ok(Unmounted::NotThere);
     }
-    // umount2 takes a path alone: the name, relative to the thread's own working directory, follows no link.
+    // By name, as a descriptor of the mount would keep it busy. umount2 takes a path alone: the name, relative to the
+    // thread's own working directory, follows no link.
     rustix::process::fchdir(&point.parent).map_err(|errno| point.error(Step::EnterParent, errno))?;
-    match rustix::mount::unmount(Path::new(&point.name), flags) {
+    match rustix::mount::unmount(Path::new(&point.name), UnmountFlags::NOFOLLOW) {
         Ok(()) => Ok(Unmounted::Done),
         Err(Errno::BUSY) => Ok(Unmounted::Busy),
         Err(errno) => Err(point.error(Step::Unmount, errno)),
     }
+}
+
+/// Takes `expected` away from `point` at once, with all that is mounted on it; it lives on, out of reach, while a process
+/// uses it.
+///
+/// # Errors
+/// [`MountError`], as [`unmount`].
+pub fn detach_lazily(point: &MountPoint, expected: MountId) -> Result<Unmounted, MountError> {
+    let Some(top) = open_top(point, expected)? else { return Ok(Unmounted::NotThere) };
+    detach_fd(top.as_fd()).map(|()| Unmounted::Done).map_err(|(step, errno)| point.error(step, errno))
 }
