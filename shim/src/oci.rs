@@ -48,10 +48,8 @@ pub enum RuntimeError {
     #[error("cannot run the OCI runtime {}: is it installed and in containerd's PATH?", .0.display())]
     Spawn(PathBuf, #[source] io::Error),
     /// It ran and failed.
-    #[error("{runtime} {subcommand} failed: {message}")]
+    #[error("OCI runtime {subcommand} failed: {message}")]
     Failed {
-        /// The program.
-        runtime: String,
         /// What it was to do.
         subcommand: String,
         /// What it said, in one line.
@@ -235,7 +233,7 @@ impl Runtime {
             return Ok(());
         }
         let log = fs::read_to_string(new.log).unwrap_or_default();
-        Err(self.failed(&subcommand, done.status, last_error(&log)))
+        Err(Self::failed(&subcommand, done.status, last_error(&log)))
     }
 
     /// A command with output of its own.
@@ -252,7 +250,7 @@ impl Runtime {
             return Ok(done.stdout);
         }
         let subcommand = args.first().map(|arg| arg.as_ref().to_owned()).unwrap_or_default();
-        Err(self.failed(&subcommand, done.status, last_error(&String::from_utf8_lossy(&done.stderr))))
+        Err(Self::failed(&subcommand, done.status, last_error(&String::from_utf8_lossy(&done.stderr))))
     }
 
     fn command(&self, log: Option<&Path>) -> Command {
@@ -294,9 +292,8 @@ impl Runtime {
         Ok(Done { status, stdout: out, stderr: err })
     }
 
-    fn failed(&self, subcommand: &OsString, status: u32, message: Option<String>) -> RuntimeError {
+    fn failed(subcommand: &OsString, status: u32, message: Option<String>) -> RuntimeError {
         RuntimeError::Failed {
-            runtime: self.binary.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             subcommand: subcommand.to_string_lossy().into_owned(),
             message: message.unwrap_or_else(|| format!("exit status {status}, and no message")),
         }
@@ -327,20 +324,18 @@ async fn read(pipe: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>) {
     }
 }
 
-/// The last error in a runtime's log: JSON lines, or plain text of which the last line counts.
+/// The last error in a runtime's log: JSON objects, one per line (runc) or over several (crun), or plain text, of which
+/// the last line counts.
 fn last_error(log: &str) -> Option<String> {
     #[derive(Deserialize)]
-    struct Line {
+    struct Entry {
         level: String,
         msg: String,
     }
-    let lines = || log.lines().rev().map(str::trim).filter(|line| !line.is_empty());
-    let json = lines()
-        .filter_map(|line| serde_json::from_str::<Line>(line).ok())
-        .find(|line| matches!(line.level.as_str(), "error" | "fatal"))
-        .map(|line| line.msg);
-    let message = json.or_else(|| lines().next().map(str::to_owned))?;
-    Some(message.replace('\n', " "))
+    let entries = serde_json::Deserializer::from_str(log).into_iter::<Entry>().map_while(Result::ok);
+    let error = entries.filter(|entry| matches!(entry.level.as_str(), "error" | "fatal")).last();
+    let last_line = || log.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned);
+    Some(error.map(|entry| entry.msg).or_else(last_line)?.replace('\n', " "))
 }
 
 #[cfg(test)]
@@ -353,13 +348,14 @@ mod tests {
             ("", None),
             ("time=x level=error msg=\"no\"\nsecond\n", Some("second")),
             ("{\"level\":\"error\",\"msg\":\"a\\nb\"}\n{\"level\":\"warning\",\"msg\":\"c\"}\n", Some("a b")),
+            ("{\n  \"msg\": \"no\",\n  \"level\": \"error\"\n}\n", Some("no")),
         ] {
             assert_eq!(last_error(log).as_deref(), message);
         }
     }
 
     fn failed(message: &str) -> RuntimeError {
-        RuntimeError::Failed { runtime: "runc".into(), subcommand: "kill".into(), message: message.into() }
+        RuntimeError::Failed { subcommand: "kill".into(), message: message.into() }
     }
 
     #[test]

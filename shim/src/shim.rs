@@ -82,15 +82,12 @@ impl Shim for CapsuleShim {
     }
 
     /// Starts the server process, or finds the one that the container's group has.
-    async fn start_shim(&mut self, mut opts: StartOpts) -> Result<String> {
-        let spec = read_spec()?;
-        let group = spec.group(&opts.id).to_owned();
-        let address = opts.socket_address(&group);
-        if is_served(&address) {
-            return Ok(address);
-        }
-        normalize_options(&mut opts)?;
-        spawn(opts, &group, Vec::new()).await
+    async fn start_shim(&mut self, opts: StartOpts) -> Result<String> {
+        start(opts).await.map_err(|error| {
+            // containerd shows what is printed; the library would print the error's source code.
+            eprintln!("{}", chain(&error));
+            std::process::exit(1)
+        })
     }
 
     /// Cleans up after a shim that was killed. The working directory is the bundle, or the flag names it.
@@ -162,6 +159,17 @@ impl CapsuleShim {
         // containerd runs the action in the bundle, which is named after the container.
         Ok(here.parent().unwrap_or(&here).join(&self.id))
     }
+}
+
+async fn start(mut opts: StartOpts) -> Result<String> {
+    let spec = read_spec()?;
+    let group = spec.group(&opts.id).to_owned();
+    let address = opts.socket_address(&group);
+    if is_served(&address) {
+        return Ok(address);
+    }
+    normalize_options(&mut opts)?;
+    spawn(opts, &group, Vec::new()).await
 }
 
 fn read_spec() -> Result<Spec> {
