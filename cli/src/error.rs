@@ -100,8 +100,8 @@ fn describe(status: &Status) -> String {
     // A status that capsuled sent has no source: one with a source was made here, of a broken connection.
     if let Some(source) = std::error::Error::source(status) {
         return format!(
-            "capsuled went away during the call ({}); see `systemctl status capsuled`, then what became of it \
-             with `capsulectl ps`",
+            "capsuled went away during the call ({}); see `systemctl status capsuled`, then \
+             what became of it with `capsulectl ps` or `capsulectl ls`",
             innermost(source)
         );
     }
