@@ -48,7 +48,9 @@ impl Context {
     /// Sets all layers at once, by paths with colons between them. More than 255 bytes are `EINVAL` (`fsconfig(2)`).
     pub(crate) fn set_layers(&self, paths: &str, names: &str) -> Result<(), MountError> {
         let set = rustix::mount::fsconfig_set_string(&self.0, "lowerdir", paths);
-        self.explain(set, Step::AddLayer, || format!("layers {names}"))
+        self.explain(set, Step::AddLayer, || {
+            format!("layers {names} (255 bytes of paths at most: only Linux 6.7 takes more)")
+        })
     }
 
     /// Makes the superblock and a detached mount of it.

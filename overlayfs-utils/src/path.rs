@@ -56,6 +56,12 @@ impl ContainerPath {
         Ok(Self(if normal.is_empty() { "/".to_owned() } else { normal }))
     }
 
+    /// "/".
+    #[must_use]
+    pub fn root() -> Self {
+        Self("/".to_owned())
+    }
+
     /// The path as a string that starts with "/".
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -2,6 +2,11 @@
 //!
 //! A scan of `/proc` is a photograph: a process may open or close a file the next moment. The kernel is the judge at
 //! the strict unmount; this tells a person whom to ask.
+//!
+//! Measured on Linux 6.18, before and after a lazy unmount: `statx` of the magic links `fd/N`, `cwd`, `root`, `exe` and
+//! `map_files/*` shows the overlay's own mount and device, also for a mapped file of an overlay. A program started by hand
+//! through the dynamic loader shows in `map_files` alone. After a lazy unmount the links' texts begin at the mount's
+//! own root. Device numbers are used again at once: hold a descriptor of a mount whose users matter after it is gone.
 
 use std::{
     collections::HashSet,

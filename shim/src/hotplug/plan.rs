@@ -154,7 +154,7 @@ pub fn plan_union<C: Capsule>(
     target: &ContainerPath,
 ) -> Result<Vec<Planned>, C::Error> {
     let mut planner = Planner { capsule, place, mounts, planned: Vec::new() };
-    let top = root();
+    let top = ContainerPath::root();
     if target.is_root() {
         planner.descend(&top, &top, "a union at \"/\" goes to its directories")?;
     } else {
@@ -163,11 +163,6 @@ pub fn plan_union<C: Capsule>(
     let planned = planner.planned;
     check_overlap(&planned)?;
     if planned.is_empty() { Err(PlanRefusal::Nothing(target.clone()).into()) } else { Ok(planned) }
-}
-
-fn root() -> ContainerPath {
-    #[allow(clippy::expect_used)] // "/" is a valid path whatever the rules become
-    ContainerPath::parse("/").expect("\"/\" is a path")
 }
 
 fn check_overlap(planned: &[Planned]) -> Result<(), PlanRefusal> {

@@ -1,5 +1,7 @@
 //! Detached mounts for planned ones, and the places where they go.
 
+use std::path::Path;
+
 use overlayfs_utils::{
     ContainerPath, Created, DetachedMount, Lower, MountPoint, OverlayPlan, Resolved, SuperBlock,
 };
@@ -46,15 +48,12 @@ pub(super) fn plan(
                 Some(mounted) => mounted.path.clone(),
                 None => scene.task.root().canonical(&spec.target)?,
             };
-            let in_the_way = seen
-                .iter()
-                .find(|s| std::path::Path::new(&s.path).starts_with(at.as_ref() as &std::path::Path));
+            let in_the_way = seen.iter().find(|seen| Path::new(&seen.path).starts_with(&at));
             if let (Some(seen), None) = (in_the_way, own) {
                 let path = ContainerPath::parse(&seen.path).unwrap_or(at);
                 return Err(EngineError::Occupied { path, by: seen.what.clone() });
             }
-            let from = ContainerPath::parse("/").map_err(crate::hotplug::model::InvalidRequest::from)?;
-            Ok(vec![Planned { at, from, alone: true }])
+            Ok(vec![Planned { at, from: ContainerPath::root(), alone: true }])
         }
     }
 }

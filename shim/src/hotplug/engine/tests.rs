@@ -339,6 +339,27 @@ fn privileged_links_swapped_while_attaching_lead_nowhere_else() {
 }
 
 #[test]
+fn privileged_a_container_in_a_user_namespace_is_no_different() {
+    on_host(|dir| {
+        let container = Container::start_in_user_namespace(dir);
+        let engine = container.engine();
+        let mounts = container.mounts();
+        let version = |v| content(dir, v, &["usr/share/keep/file", "usr/new"]);
+        engine.attach("c", spec("a", version("1"), "/", Mode::Union)).unwrap();
+        engine.attach("c", spec("b", content(dir, "3", &["f"]), "/srv/b", Mode::Ro)).unwrap();
+        let (now, _) = engine.replace("c", &id("a"), version("2")).unwrap();
+        assert!(now.mounted);
+        for (path, text) in [("/usr/new", "2"), ("/usr/share/keep/file", "2"), ("/srv/b/f", "3")] {
+            assert_eq!(container.read(path).as_deref(), Some(text), "{path}");
+        }
+        for id in ["a", "b"].map(id) {
+            assert_eq!(engine.detach("c", &id, false).unwrap(), gone());
+        }
+        assert_eq!(container.mounts(), mounts);
+    });
+}
+
+#[test]
 fn privileged_a_replace_that_fails_half_way_is_undone() {
     on_host(|dir| {
         let container = Container::start(dir, "");

@@ -16,7 +16,7 @@ use crate::hotplug::{LiveTask, TaskLookupError, Tasks, engine::Engine};
 
 /// Runs in the container before its init: what a runtime would mount, and a volume.
 const SET_UP: &str = "set -e; mount --bind . .; cd \"$PWD\"
-mount -t proc proc proc; mount -t tmpfs volume data; mkdir data/sub
+mount -t proc proc proc || mount --rbind /proc proc; mount -t tmpfs volume data; mkdir data/sub
 pivot_root . .; umount -l .; cd /; EXTRA
 exec /bin/busybox sh -c 'echo ready; exec sleep 600'";
 
@@ -43,6 +43,15 @@ impl Tasks for One {
 impl Container {
     /// Starts one on the stage `dir`; `extra` is run in it, as root, before its init.
     pub fn start(dir: &Path, extra: &str) -> Self {
+        Self::start_with(dir, extra, &["--mount"])
+    }
+
+    /// Starts one in a user namespace of its own, which owns its mount namespace.
+    pub fn start_in_user_namespace(dir: &Path) -> Self {
+        Self::start_with(dir, "", &["--user", "--map-root-user", "--mount"])
+    }
+
+    fn start_with(dir: &Path, extra: &str, namespaces: &[&str]) -> Self {
         let [image, upper, work, bundle] = ["image", "upper", "work", "bundle"].map(|n| dir.join(n));
         for made in ["bin", "proc", "data", "usr/share/keep", "etc", "usr/lib"] {
             fs::create_dir_all(image.join(made)).unwrap();
@@ -65,7 +74,8 @@ impl Container {
         rustix::mount::mount("rootfs", &rootfs, "overlay", MountFlags::empty(), &*options).unwrap();
         let set_up = SET_UP.replace("EXTRA", extra);
         let mut init = Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "sh", "-c", &set_up])
+            .args(namespaces)
+            .args(["--propagation", "private", "sh", "-c", &set_up])
             .current_dir(&rootfs)
             .stdout(Stdio::piped())
             .spawn()
