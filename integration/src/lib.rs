@@ -12,11 +12,13 @@
 //! | [`machine`] | one API for both | |
 //! | [`event`] | what a scenario reports, line by line | |
 //! | [`scenario`] | what is done *inside* a machine, as a user would do it | that machine only |
+//! | [`bench`] | the benchmark's table | `target/bench.*` |
 //! | [`narrate`] | events as a person wants to read them | standard output |
 //!
 //! A scenario runs inside the machine and never learns which kind it is in. Nothing here has `unsafe`: namespaces
 //! are entered by re-executing the test bed's own binary below `unshare(1)`.
 
+pub mod bench;
 pub mod capsules;
 pub mod event;
 pub mod images;

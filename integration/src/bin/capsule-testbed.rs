@@ -13,7 +13,7 @@ use capsule_integration::narrate::Narrator;
 use capsule_integration::payload::Payload;
 use capsule_integration::rootfs::{self, Suite};
 use capsule_integration::workspace::{Workspace, require_root};
-use capsule_integration::{native, scenario, vm};
+use capsule_integration::{bench, native, scenario, vm};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -45,6 +45,8 @@ enum Do {
         #[arg(long)]
         events: Option<PathBuf>,
     },
+    /// Measure attach, upgrade and detach beside their alternatives.
+    Bench,
     #[command(hide = true)]
     Enter { folder: PathBuf },
     #[command(hide = true)]
@@ -78,6 +80,11 @@ fn dispatch(command: Do) -> Result<ExitCode> {
         Do::Prepare { suite } => prepare(suite)?,
         Do::Run { scenario, machine, suite, events } => {
             run(&scenario, Machine { kind: machine, suite }, events.as_deref())?
+        }
+        Do::Bench => {
+            let mut narrator = Narrator::new();
+            let table = bench::run(&workspace()?, |event| narrator.tell(event))?;
+            write!(std::io::stdout(), "\n{table}").context("write")?;
         }
         Do::Enter { folder } => native::enter(&folder)?,
         Do::Init { folder } => return Ok(ExitCode::from(u8::try_from(native::init(&folder)?).unwrap_or(1))),

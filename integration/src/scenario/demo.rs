@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
+use super::api::Api;
 use super::capsulectl::{build, done, json as capsulectl_json, ps, publish, refused, tzdata};
 use super::ctr::{Container, OURS};
 use super::readers::{Clock, Holder, Readers, VOLUMES, expect_seamless};
@@ -140,18 +141,20 @@ impl Stage<'_> {
         let allowed: Vec<String> =
             self.versions.iter().map(|version| format!("/reference/tzdata-{version}/tzdata.zi")).collect();
         let readers = Readers::start(&self.shop, READERS, RELEASE, &allowed)?;
-        let (clock, releases) = (&self.clock, &self.releases);
+        let (clock, releases, versions) = (&self.clock, &self.releases, &self.versions);
         let swapped = self.reporter.must(&format!("{SWAPS} upgrades and {SWAPS} rollbacks"), || {
+            // Once as a person does it, then as fast as the API takes it.
+            done(&["upgrade", ID, &newest])?;
+            clock.shows(&releases[1])?;
+            done(&["rollback", ID, "tzdata"])?;
+            let mut api = Api::connect()?;
             let started = Instant::now();
-            for swap in 0..SWAPS {
-                done(&["upgrade", ID, &newest])?;
-                if swap == 0 {
-                    clock.shows(&releases[1])?;
-                }
-                done(&["rollback", ID, "tzdata"])?;
+            for _ in 1..SWAPS {
+                api.upgrade(ID, "tzdata", &versions[1])?;
+                api.rollback(ID, "tzdata")?;
             }
-            let each = started.elapsed() / (2 * SWAPS);
-            Ok(((), format!("{} each, a whole capsulectl run", human(each))))
+            let each = started.elapsed() / (2 * (SWAPS - 1));
+            Ok(((), format!("{} each", human(each))))
         });
         let counts = readers.stop()?;
         swapped?;

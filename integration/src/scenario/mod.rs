@@ -5,11 +5,15 @@
 //! | [`world`] | nothing: it starts containerd and capsuled, and stops them |
 //! | [`ctr`] | nothing: containers as `ctr` drives them |
 //! | [`capsulectl`] | nothing: capsules as `capsulectl` drives them |
+//! | [`api`] | nothing: capsuled's API without the command line |
+//! | [`bench`] | nothing but that every operation succeeds: it measures |
 //! | [`readers`] | programs in the container, and what they saw |
 //! | [`demo`] | the main job, end to end |
 //! | [`errors`] | every refusal: one line, cause and cure, nothing changed |
 //! | [`reference`] | what any runtime and snapshotter must do, on containerd's own and on ours |
 
+pub mod api;
+pub mod bench;
 pub mod capsulectl;
 pub mod ctr;
 pub mod demo;
@@ -29,6 +33,9 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "conformance" => reference::run(reporter, &[ctr::REFERENCE, ctr::OURS]),
         "idle" => idle(reporter, ctr::REFERENCE),
         "idle-ours" => idle(reporter, ctr::OURS),
+        "bench" => bench::run(reporter, bench::Counts { operations: 1000, recreations: 100, crun: 100 }),
+        // A VM without KVM is fifty times slower.
+        "bench-vm" => bench::run(reporter, bench::Counts { operations: 50, recreations: 5, crun: 20 }),
         "demo" => demo::run(reporter),
         "errors" => errors::run(reporter),
         _ => bail!("there is no scenario {name:?}"),

@@ -138,7 +138,8 @@ fn write_configs() -> Result<PathBuf> {
     let shipped = Path::new(CONFIGS).join(shipped);
     let text = fs::read_to_string(&shipped).with_context(|| format!("read {}", shipped.display()))?;
     // A key of the top level comes before the first table; the version is the first of them.
-    let (before, after) = text.split_once("\nversion").with_context(|| format!("{}: no version", shipped.display()))?;
+    let (before, after) =
+        text.split_once("\nversion").with_context(|| format!("{}: no version", shipped.display()))?;
     fs::create_dir_all("/etc/containerd").context("create containerd's folder")?;
     let private = PathBuf::from("/etc/containerd/private.toml");
     let private_text = format!("{before}\n{WITHOUT_CRI}version{after}");

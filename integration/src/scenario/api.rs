@@ -1,0 +1,82 @@
+//! capsuled's API without the command line: for what is repeated too often for a program each time.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use capsule_proto::capsule::v1::attachments_client::AttachmentsClient;
+use capsule_proto::capsule::v1::{
+    AttachRequest, AttachmentSpec, ContainerRef, DetachRequest, RollbackRequest, UpgradeRequest,
+};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use super::world::CAPSULED_SOCKET;
+
+/// One connection, used by one thread.
+#[derive(Debug)]
+pub struct Api {
+    runtime: Runtime,
+    attachments: AttachmentsClient<Channel>,
+}
+
+impl Api {
+    /// Connects to capsuled.
+    pub fn connect() -> Result<Self> {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
+        let connector = tower::service_fn(|_: Uri| async {
+            UnixStream::connect(Path::new(CAPSULED_SOCKET)).await.map(TokioIo::new)
+        });
+        let channel = runtime
+            .block_on(Endpoint::from_static("http://capsuled").connect_with_connector(connector))
+            .with_context(|| format!("connect to {CAPSULED_SOCKET}"))?;
+        Ok(Self { runtime, attachments: AttachmentsClient::new(channel) })
+    }
+
+    /// Attaches a version at its default target.
+    pub fn attach(&mut self, container: &str, capsule: &str, version: &str) -> Result<()> {
+        let spec =
+            AttachmentSpec { capsule: capsule.to_owned(), version: version.to_owned(), ..Default::default() };
+        let request = AttachRequest { container: reference(container), specs: vec![spec] };
+        self.runtime.block_on(self.attachments.attach(request)).context("attach").map(drop)
+    }
+
+    /// Moves to another version.
+    pub fn upgrade(&mut self, container: &str, capsule: &str, version: &str) -> Result<()> {
+        let request = UpgradeRequest {
+            container: reference(container),
+            capsule: capsule.to_owned(),
+            version: version.to_owned(),
+            target: String::new(),
+        };
+        self.runtime.block_on(self.attachments.upgrade(request)).context("upgrade").map(drop)
+    }
+
+    /// Moves back.
+    pub fn rollback(&mut self, container: &str, capsule: &str) -> Result<()> {
+        let request = RollbackRequest {
+            container: reference(container),
+            capsule: capsule.to_owned(),
+            target: String::new(),
+        };
+        self.runtime.block_on(self.attachments.rollback(request)).context("rollback").map(drop)
+    }
+
+    /// Detaches; refused while in use.
+    pub fn detach(&mut self, container: &str, capsule: &str) -> Result<()> {
+        let request = DetachRequest {
+            container: reference(container),
+            capsule: capsule.to_owned(),
+            target: String::new(),
+            lazy: false,
+        };
+        self.runtime.block_on(self.attachments.detach(request)).context("detach").map(drop)
+    }
+}
+
+/// By its whole id and namespace, as a controller knows it.
+fn reference(container: &str) -> Option<ContainerRef> {
+    Some(ContainerRef { id: container.to_owned(), namespace: "default".to_owned() })
+}
