@@ -31,7 +31,7 @@ pub struct Version {
     pub complete: bool,
     /// What is missing; `null` when complete.
     pub incomplete: Option<String>,
-    /// How many attachments use it, draining ones included.
+    /// How many attachments have it mounted now; draining ones are not counted.
     pub attachments: u32,
 }
 

@@ -21,7 +21,7 @@ use crate::{
         model::{CapsuleName, Mode, Version},
     },
     fresh_id,
-    shims::{Draining, ShimError},
+    shims::{Draining, ShimError, User},
 };
 
 /// One capsule to attach, as asked for.
@@ -147,18 +147,26 @@ impl Attachments {
         Ok(self.compare(&existing, &chosen))
     }
 
-    /// Takes a capsule's attachments in a container away: all of them or none.
-    pub async fn detach(&self, choice: &Choice, lazy: bool) -> Result<Vec<Attachment>, AttachmentError> {
+    /// Takes a capsule's attachments in a container away: all of them or none. Beside each, who still uses it.
+    pub async fn detach(
+        &self,
+        choice: &Choice,
+        lazy: bool,
+    ) -> Result<Vec<(Attachment, Vec<User>)>, AttachmentError> {
         let key = self.containers.find(&choice.container).await?;
         let mut existing = self.records.lock(&key).await;
         let chosen = self.choose(&key, &existing, choice)?;
         let intent = |a: &Attachment| Attachment { phase: Phase::Detaching { lazy }, ..a.clone() };
         let intents: Vec<Attachment> = chosen.iter().map(intent).collect();
         self.journal.write(puts(&intents)).await?;
+        let mut draining = Vec::with_capacity(chosen.len());
         // Newest first: a later attachment may lie on an earlier one.
         for (done, attachment) in chosen.iter().rev().enumerate() {
             let failed = match self.shims.detach(attachment, lazy).await {
-                Ok((true, _)) => continue,
+                Ok((true, users)) => {
+                    draining.push(users);
+                    continue;
+                }
                 Ok((false, users)) => AttachmentError::InUse {
                     container: key.clone(),
                     label: attachment.label(),
@@ -177,7 +185,8 @@ impl Attachments {
         self.hold_draining(&key).await;
         self.unpin(&chosen);
         self.records.tidy(&key);
-        Ok(chosen)
+        draining.reverse();
+        Ok(chosen.into_iter().zip(draining).collect())
     }
 
     /// What is attached and what is draining, in one container or in all; by container.

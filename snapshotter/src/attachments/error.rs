@@ -89,7 +89,7 @@ pub enum AttachmentError {
     },
     /// There is no earlier version.
     #[error(
-        "{capsule} at {target} in {container} has no earlier version to go back to: it was not upgraded since it was attached"
+        "{capsule} at {target} in {container} has no earlier version to go back to: rollback undoes upgrades, and none is left to undo"
     )]
     NoHistory {
         /// The container.

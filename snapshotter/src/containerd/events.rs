@@ -167,7 +167,7 @@ mod tests {
         Envelope {
             namespace: "default".into(),
             topic: topic.into(),
-            event: Some(prost_types::Any { type_url: "t".into(), value: message.encode_to_vec() }),
+            event: Some(Any { type_url: "t".into(), value: message.encode_to_vec() }),
             ..Default::default()
         }
     }
@@ -188,7 +188,7 @@ mod tests {
         assert_eq!(parse_event(&envelope("/tasks/oom", &wire::TaskOom::default())), None);
         let garbage = Envelope {
             topic: "/images/create".into(),
-            event: Some(prost_types::Any { type_url: String::new(), value: vec![0xff, 0xff] }),
+            event: Some(Any { type_url: String::new(), value: vec![0xff, 0xff] }),
             ..Default::default()
         };
         assert_eq!(parse_event(&garbage), None);

@@ -83,7 +83,7 @@ impl wire::attachments_server::Attachments for AttachmentsService {
         let choice = convert::parse_choice(request.container, &request.capsule, request.target)?;
         let engine = self.engine.clone();
         let detached = to_the_end(async move { engine.detach(&choice, request.lazy).await }).await?;
-        let attachments = detached.iter().map(convert::attachment).collect();
+        let attachments = detached.iter().map(|(a, users)| convert::detached(a, users)).collect();
         Ok(Response::new(wire::DetachResponse { attachments }))
     }
 

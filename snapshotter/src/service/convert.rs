@@ -104,6 +104,16 @@ pub fn attachment(a: &Attachment) -> wire::Attachment {
     }
 }
 
+/// A detached attachment, for the wire: draining while somebody uses it.
+pub fn detached(a: &Attachment, users: &[User]) -> wire::Attachment {
+    let attachment = attachment(a);
+    if users.is_empty() {
+        return attachment;
+    }
+    let state = wire::AttachmentState::Draining.into();
+    wire::Attachment { state, users: users.iter().map(user).collect(), ..attachment }
+}
+
 /// A listed attachment, for the wire.
 pub fn listed(listed: &Listed) -> wire::Attachment {
     match listed {
