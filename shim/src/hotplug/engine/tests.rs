@@ -181,18 +181,19 @@ fn privileged_a_union_keeps_what_the_container_wrote() {
     on_host(|dir| {
         let container = Container::start(dir, "");
         container.run("echo mine > /usr/share/keep/mine");
-        let engine = container.engine();
-        let over = content(dir, "1", &["file", "sub/new"]);
-        engine.attach("c", spec("a", over, "/usr/share/keep", Mode::Union)).unwrap();
         let seen =
-            ["file", "sub/new", "mine"].map(|f| container.read(&format!("/usr/share/keep/{f}")).unwrap());
-        assert_eq!(seen, ["1", "1", "mine\n"]);
-        // An upgrade takes the container's own directory as its lower, not the union that is there.
-        let (now, _) = engine.replace("c", &id("a"), content(dir, "2", &["sub/new"])).unwrap();
-        assert!(now.mounted);
-        let seen =
-            ["file", "sub/new", "mine"].map(|f| container.read(&format!("/usr/share/keep/{f}")).unwrap());
-        assert_eq!(seen, ["image", "2", "mine\n"]);
+            || ["file", "sub/new", "mine"].map(|f| container.read(&format!("/usr/share/keep/{f}")).unwrap());
+        for by in LayersBy::ALL {
+            let engine = container.engine_by(by);
+            let over = content(dir, "1", &["file", "sub/new"]);
+            engine.attach("c", spec("a", over, "/usr/share/keep", Mode::Union)).unwrap();
+            assert_eq!(seen(), ["1", "1", "mine\n"], "{by:?}");
+            // An upgrade takes the container's own directory as its lower, not the union that is there.
+            let (now, _) = engine.replace("c", &id("a"), content(dir, "2", &["sub/new"])).unwrap();
+            assert!(now.mounted);
+            assert_eq!(seen(), ["image", "2", "mine\n"], "{by:?}");
+            assert_eq!(engine.detach("c", &id("a"), false).unwrap(), gone());
+        }
     });
 }
 

@@ -93,7 +93,11 @@ impl Container {
     }
 
     pub fn engine(&self) -> Engine {
-        Engine::new(Arc::new(One(self.live())), LayersBy::Descriptor)
+        self.engine_by(LayersBy::Descriptor)
+    }
+
+    pub fn engine_by(&self, by: LayersBy) -> Engine {
+        Engine::new(Arc::new(One(self.live())), by)
     }
 
     /// What a process in the container reads.
