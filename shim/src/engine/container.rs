@@ -1,19 +1,25 @@
 //! One container: its init, its execs, and what it has on the host.
+//!
+//! `launch` makes processes, `end` ends them; here is what can be asked of the container between.
+
+mod end;
+mod launch;
 
 use std::{
     collections::HashMap,
     fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use containerd_shim::protos::events::task::{
-    TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskPaused, TaskResumed, TaskStart,
+    TaskExecAdded, TaskExecStarted, TaskPaused, TaskResumed, TaskStart,
 };
-use protobuf::MessageField;
+pub use end::clean_up;
+use launch::{Launch, Launched};
 use serde_json::Value;
-use tokio::{sync::watch, time::timeout};
+use tokio::sync::watch;
 
 use super::{
     EngineError, Host, Id, Process, chain,
@@ -21,21 +27,13 @@ use super::{
     state::{Exit, State, Step},
 };
 use crate::{
-    bundle::{Bundle, BundleError, Spec, read_pid_file, write_private},
-    events::timestamp,
-    io::{ConsoleSocket, IoError, ProcessIo, Stdio},
-    oci::{NewProcess, Runtime, RuntimeError, Streams},
+    bundle::{Bundle, Spec, write_private},
+    io::Stdio,
+    oci::Runtime,
     options::Options,
-    reaper::{Claim, Exited, Reaper},
-    registration, rootfs,
+    reaper::Exited,
+    rootfs,
 };
-
-/// How long the runtime may take to hand over a terminal after it has reported success.
-const TERMINAL: Duration = Duration::from_secs(10);
-/// How long an init's exit waits for the exits of the container's other processes, all of which have been killed.
-const LAST_EXECS: Duration = Duration::from_secs(10);
-/// How long a container that was never started takes to end once it is deleted.
-const END: Duration = Duration::from_secs(10);
 
 /// What makes a container.
 pub struct Create {
@@ -77,17 +75,6 @@ struct Exec {
 struct Gate {
     open: bool,
     running: usize,
-}
-
-enum Launch<'a> {
-    Init,
-    Exec(&'a Path),
-}
-
-struct Launched {
-    pid: i32,
-    io: ProcessIo,
-    claim: Claim,
 }
 
 impl Container {
@@ -217,70 +204,6 @@ impl Container {
         }
     }
 
-    async fn launch_exec(&self, exec_id: &str, process: &Process) -> Result<Launched, EngineError> {
-        let spec = self.execs().get(exec_id).map(|exec| exec.spec.to_string()).unwrap_or_default();
-        let file = |suffix| self.bundle.exec_file(exec_id, suffix);
-        let (spec_file, pid_file, log) = (file("json"), file("pid"), file("log"));
-        write_private(&spec_file, spec.as_bytes())?;
-        let launched = self.launch(process, Launch::Exec(&spec_file), &pid_file, &log).await;
-        for path in [spec_file, pid_file, log] {
-            // The log is there only after a failure, the pid only after success.
-            let _ = fs::remove_file(path);
-        }
-        launched
-    }
-
-    /// Has the runtime make a process with its streams, and claims it.
-    async fn launch(
-        &self,
-        process: &Process,
-        launch: Launch<'_>,
-        pid_file: &Path,
-        log: &Path,
-    ) -> Result<Launched, EngineError> {
-        let (stdio, copies) = (process.stdio(), &self.host.copies);
-        let watch = self.host.reaper.watch();
-        let bundle = self.bundle.path();
-        if !stdio.terminal {
-            let (streams, io) = ProcessIo::pipes(stdio, self.io_owner, copies).await?;
-            if let Launch::Exec(_) = launch {
-                io.open_stdin()?;
-            }
-            self.make(launch, NewProcess { bundle, pid_file, log, console: None, streams }).await?;
-            let pid = read_pid_file(pid_file)?;
-            return Ok(Launched { pid, io, claim: watch.claim(pid) });
-        }
-        let is_exec = matches!(launch, Launch::Exec(_));
-        let console = ConsoleSocket::bind()?;
-        let streams = Streams::default();
-        self.make(launch, NewProcess { bundle, pid_file, log, console: Some(console.path()), streams })
-            .await?;
-        let pid = read_pid_file(pid_file)?;
-        let claim = watch.claim(pid);
-        let late = || IoError::Terminal(std::io::ErrorKind::TimedOut.into());
-        let received = timeout(TERMINAL, console.receive()).await.map_err(|_| late());
-        let io = match received.and_then(|received| received) {
-            Ok(master) => ProcessIo::terminal(stdio, master, copies).await.and_then(|io| {
-                if is_exec {
-                    io.open_stdin()?
-                };
-                Ok(io)
-            }),
-            Err(error) => Err(error),
-        };
-        if let (Err(_), Some(pidfd)) = (&io, &claim.pidfd) {
-            let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
-        }
-        Ok(Launched { pid, io: io?, claim })
-    }
-
-    async fn make(&self, launch: Launch<'_>, new: NewProcess<'_>) -> Result<(), RuntimeError> {
-        match launch {
-            Launch::Init => self.runtime.create(self.id.as_str(), new).await,
-            Launch::Exec(spec) => self.runtime.exec(self.id.as_str(), spec, new).await,
-        }
-    }
-
     /// Adds a process, to be started later.
     ///
     /// # Errors
@@ -382,133 +305,6 @@ impl Container {
         Ok(pids.into_iter().map(|pid| (pid, execs.get(&pid).cloned())).collect())
     }
 
-    /// Waits for a process' exit and reports it.
-    pub fn supervise(self: &Arc<Self>, process: Arc<Process>, exited: Exited) {
-        let this = self.clone();
-        tokio::spawn(async move {
-            // The reaper lives as long as the shim.
-            let Ok(exit) = exited.await else { return };
-            let is_init = process.exec_id().is_empty();
-            if is_init {
-                this.end_execs().await;
-            }
-            if let Some(io) = process.io() {
-                io.drained().await;
-            }
-            // A start under way is reported first.
-            let _step = process.step().await;
-            process.end(exit);
-            this.publish_exit(&process, exit);
-            if !is_init {
-                this.leave();
-            }
-        });
-    }
-
-    /// Ends what outlives the init, and lets every exec's exit be reported before the init's.
-    async fn end_execs(&self) {
-        self.gate.send_modify(|gate| gate.open = false);
-        if self.spec.shares_pid_namespace()
-            && let Err(error) = self.runtime.kill(self.id.as_str(), KILL, true).await
-            && !error.is_finished()
-            && !error.is_missing()
-        {
-            log::warn!("kill what is left of container {}: {}", self.id, chain(&error));
-        }
-        let mut gate = self.gate.subscribe();
-        if timeout(LAST_EXECS, gate.wait_for(|gate| gate.running == 0)).await.is_err() {
-            log::warn!("container {}: processes outlive its init", self.id);
-        }
-    }
-
-    /// Counts an exec in, unless the init has ended.
-    fn enter(&self) -> Result<(), EngineError> {
-        let entered = self.gate.send_if_modified(|gate| {
-            gate.running += usize::from(gate.open);
-            gate.open
-        });
-        if entered { Ok(()) } else { Err(EngineError::InitGone(self.id.to_string())) }
-    }
-
-    fn leave(&self) {
-        self.gate.send_modify(|gate| gate.running -= 1);
-    }
-
-    fn publish_exit(&self, process: &Process, exit: Exit) {
-        let id = if process.exec_id().is_empty() { self.id.as_str() } else { process.exec_id() };
-        self.host.events.publish(TaskExit {
-            container_id: self.id.to_string(),
-            id: id.to_owned(),
-            pid: process.state().pid().cast_unsigned(),
-            exit_status: exit.status,
-            exited_at: MessageField::some(timestamp(exit.at)),
-            ..Default::default()
-        });
-    }
-
-    /// Forgets an exec that has ended or was never started.
-    ///
-    /// # Errors
-    /// [`EngineError::Refused`] while it runs.
-    pub async fn delete_exec(&self, exec_id: &str) -> Result<State, EngineError> {
-        let process = self.process(exec_id)?;
-        let _step = process.step().await;
-        process.state().allow(Step::Delete)?;
-        // Whoever waits for an exec that never started must not wait for ever.
-        process.end(Exit { at: SystemTime::now(), ..NEVER_STARTED });
-        process.release_io();
-        self.execs().remove(exec_id);
-        Ok(process.state())
-    }
-
-    /// Takes away all that the container has on the host.
-    ///
-    /// # Errors
-    /// [`EngineError::Refused`] while it runs; other errors leave what could not be taken away, and the call can be
-    /// repeated.
-    pub async fn delete(&self) -> Result<State, EngineError> {
-        {
-            let _step = self.init.step().await;
-            let state = self.init.state();
-            state.allow(Step::Delete)?;
-            if *self.deleted() {
-                return Err(EngineError::NoContainer(self.id.to_string()));
-            }
-            // A container that was never started is a live process: only force ends it with every runtime.
-            self.runtime.delete(self.id.as_str(), state.exit().is_none()).await?;
-        }
-        timeout(END, self.init.wait()).await.map_err(|_| EngineError::Undead(self.id.to_string()))?;
-        let _step = self.init.step().await;
-        if let Err(error) =
-            registration::unregister(Path::new(registration::RUN), &self.host.namespace, self.id.as_str())
-        {
-            log::warn!("container {}: {}", self.id, chain(&error));
-        }
-        rootfs::unmount_all(&self.bundle.rootfs()).await?;
-        if std::mem::replace(&mut *self.deleted(), true) {
-            return Err(EngineError::NoContainer(self.id.to_string()));
-        }
-        self.init.release_io();
-        for (_, exec) in self.execs().drain() {
-            exec.process.end(Exit { at: SystemTime::now(), ..NEVER_STARTED });
-            exec.process.release_io();
-        }
-        Ok(self.init.state())
-    }
-
-    /// Says that it is gone.
-    pub fn publish_deleted(&self) {
-        let state = self.init.state();
-        let exit = state.exit().unwrap_or(NEVER_STARTED);
-        self.host.events.publish(TaskDelete {
-            container_id: self.id.to_string(),
-            pid: state.pid().cast_unsigned(),
-            exit_status: exit.status,
-            exited_at: MessageField::some(timestamp(exit.at)),
-            ..Default::default()
-        });
-    }
-
     fn execs(&self) -> MutexGuard<'_, HashMap<String, Exec>> {
         self.execs.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -516,27 +312,4 @@ impl Container {
     fn deleted(&self) -> MutexGuard<'_, bool> {
         self.deleted.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-const KILL: u32 = 9;
-
-/// Cleans up after a shim that was killed: the `delete` action's part.
-///
-/// # Errors
-/// What could not be read of the bundle; what could not be removed is logged.
-pub async fn clean_up(
-    bundle: &Bundle,
-    id: &Id,
-    namespace: &str,
-    reaper: Arc<Reaper>,
-) -> Result<i32, BundleError> {
-    let options = bundle.read_options()?;
-    let runtime = Runtime::new(&options, namespace, reaper);
-    if let Err(error) = runtime.delete(id.as_str(), true).await {
-        log::warn!("remove container {id}: {}", chain(&error));
-    }
-    if let Err(error) = rootfs::unmount_all(&bundle.rootfs()).await {
-        log::warn!("remove container {id}: {}", chain(&error));
-    }
-    read_pid_file(&bundle.init_pid_file())
 }

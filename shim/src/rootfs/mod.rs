@@ -199,3 +199,48 @@ fn detach_all(target: &Path) -> Result<(), RootfsError> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// More layers than fit in a page of options, and the empty list that leaves the target alone.
+    #[tokio::test]
+    async fn privileged_a_root_of_many_layers_is_mounted_and_unmounted() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("rootfs");
+        let layer = |i: usize| dir.path().join(format!("{i:0>100}"));
+        for i in 0..60 {
+            fs::create_dir(layer(i)).unwrap();
+            fs::write(layer(i).join(format!("file{i}")), "").unwrap();
+        }
+        let layers: Vec<_> = (0..60).map(|i| layer(i).display().to_string()).collect();
+        let options = vec![format!("lowerdir={}", layers.join(":")), "ro".into()];
+        let overlay =
+            Mount { kind: "overlay".into(), source: "overlay".into(), options, ..Default::default() };
+
+        mount_all(&[], &target).unwrap();
+        assert!(!target.exists());
+        mount_all(std::slice::from_ref(&overlay), &target).expect("this test mounts: run it as root");
+        assert_eq!(fs::read_dir(&target).unwrap().count(), 60);
+        assert!(fs::write(target.join("x"), "").is_err());
+        unmount_all(&target).await.unwrap();
+        assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
+        unmount_all(&target).await.unwrap();
+
+        // The second fails: nothing of the first stays.
+        let bind = |source: &Path| Mount {
+            kind: "bind".into(),
+            source: source.display().to_string(),
+            options: vec!["rbind".into(), "ro".into()],
+            ..Default::default()
+        };
+        let missing = dir.path().join("missing");
+        let error = mount_all(&[bind(&layer(0)), bind(&missing)], &target).unwrap_err();
+        assert!(error.to_string().starts_with("bind of "), "{error}");
+        assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
+        mount_all(&[bind(&layer(7))], &target).unwrap();
+        assert!(target.join("file7").exists() && fs::write(target.join("x"), "").is_err());
+        unmount_all(&target).await.unwrap();
+    }
+}

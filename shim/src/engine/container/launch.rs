@@ -1,0 +1,98 @@
+//! Making a process: its streams, the runtime's command, and the claim on what came of it.
+
+use std::{fs, path::Path, time::Duration};
+
+use tokio::time::timeout;
+
+use super::Container;
+use crate::{
+    bundle::{read_pid_file, write_private},
+    engine::{EngineError, Process},
+    io::{ConsoleSocket, IoError, ProcessIo},
+    oci::{NewProcess, RuntimeError, Streams},
+    reaper::Claim,
+};
+
+/// How long the runtime may take to hand over a terminal after it has reported success.
+const TERMINAL: Duration = Duration::from_secs(10);
+
+pub(super) enum Launch<'a> {
+    Init,
+    Exec(&'a Path),
+}
+
+pub(super) struct Launched {
+    pub(super) pid: i32,
+    pub(super) io: ProcessIo,
+    pub(super) claim: Claim,
+}
+
+impl Container {
+    pub(super) async fn launch_exec(
+        &self,
+        exec_id: &str,
+        process: &Process,
+    ) -> Result<Launched, EngineError> {
+        let spec = self.execs().get(exec_id).map(|exec| exec.spec.to_string()).unwrap_or_default();
+        let file = |suffix| self.bundle.exec_file(exec_id, suffix);
+        let (spec_file, pid_file, log) = (file("json"), file("pid"), file("log"));
+        write_private(&spec_file, spec.as_bytes())?;
+        let launched = self.launch(process, Launch::Exec(&spec_file), &pid_file, &log).await;
+        for path in [spec_file, pid_file, log] {
+            // The log is there only after a failure, the pid only after success.
+            let _ = fs::remove_file(path);
+        }
+        launched
+    }
+
+    /// Has the runtime make a process with its streams, and claims it.
+    pub(super) async fn launch(
+        &self,
+        process: &Process,
+        launch: Launch<'_>,
+        pid_file: &Path,
+        log: &Path,
+    ) -> Result<Launched, EngineError> {
+        let (stdio, copies) = (process.stdio(), &self.host.copies);
+        let watch = self.host.reaper.watch();
+        let bundle = self.bundle.path();
+        if !stdio.terminal {
+            let (streams, io) = ProcessIo::pipes(stdio, self.io_owner, copies).await?;
+            if let Launch::Exec(_) = launch {
+                io.open_stdin()?;
+            }
+            self.make(launch, NewProcess { bundle, pid_file, log, console: None, streams }).await?;
+            let pid = read_pid_file(pid_file)?;
+            return Ok(Launched { pid, io, claim: watch.claim(pid) });
+        }
+        let is_exec = matches!(launch, Launch::Exec(_));
+        let console = ConsoleSocket::bind()?;
+        let streams = Streams::default();
+        self.make(launch, NewProcess { bundle, pid_file, log, console: Some(console.path()), streams })
+            .await?;
+        let pid = read_pid_file(pid_file)?;
+        let claim = watch.claim(pid);
+        let late = || IoError::Terminal(std::io::ErrorKind::TimedOut.into());
+        let received = timeout(TERMINAL, console.receive()).await.map_err(|_| late());
+        let io = match received.and_then(|received| received) {
+            Ok(master) => ProcessIo::terminal(stdio, master, copies).await.and_then(|io| {
+                if is_exec {
+                    io.open_stdin()?
+                };
+                Ok(io)
+            }),
+            Err(error) => Err(error),
+        };
+        if let (Err(_), Some(pidfd)) = (&io, &claim.pidfd) {
+            let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
+        }
+        Ok(Launched { pid, io: io?, claim })
+    }
+
+    async fn make(&self, launch: Launch<'_>, new: NewProcess<'_>) -> Result<(), RuntimeError> {
+        match launch {
+            Launch::Init => self.runtime.create(self.id.as_str(), new).await,
+            Launch::Exec(spec) => self.runtime.exec(self.id.as_str(), spec, new).await,
+        }
+    }
+}
