@@ -14,7 +14,7 @@ use capsule_integration::workspace::Workspace;
 fn run(kind: Kind, suite: Suite, scenario: &str) -> Result<()> {
     let workspace = Workspace::of(Path::new(env!("CARGO_BIN_EXE_capsule-testbed")))?;
     let _lock = workspace.lock("machine")?;
-    let job = Job { scenario: scenario.to_owned(), limit: Duration::from_mins(12) };
+    let job = Job { scenario: scenario.to_owned(), limit: Duration::from_secs(720) };
     Machine { kind, suite }.run(&workspace, &job, |_| {})?.expect_ok()
 }
 

@@ -119,7 +119,7 @@ fn timed<T>(what: &str, make: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 fn run(scenario: &str, machine: Machine, events: Option<&Path>) -> Result<()> {
-    let job = Job { scenario: scenario.to_owned(), limit: Duration::from_mins(10) };
+    let job = Job { scenario: scenario.to_owned(), limit: Duration::from_secs(600) };
     let mut copy = match events {
         Some(path) => {
             Some(std::fs::File::create(path).with_context(|| format!("create {}", path.display()))?)
