@@ -1,6 +1,8 @@
 # The two commands a person needs are `make demo` and `make test`; both do their whole set-up, as root.
 #
 # Programs are built with the profile `fast` (what the machines run), tests with `dev`.
+# Failed tests say why in their error; where they were is no help.
+export RUST_BACKTRACE := 0
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 PROGRAMS := $(CURDIR)/target/fast
 TESTBED := $(PROGRAMS)/capsule-testbed

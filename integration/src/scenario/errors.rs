@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -223,6 +224,12 @@ fn incomplete(reporter: &mut Reporter, shop: &Container) {
         if let Some(snapshot) = layer["snapshot"].as_str() {
             ctr(&["-n", "capsules", "snapshots", "--snapshotter", "capsule", "rm", snapshot])?
                 .success("ctr snapshots rm")?;
+        }
+        // containerd's garbage collector tells the snapshotter, in its own time.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while json(&["ls", "spoilt"])?["versions"][0]["complete"] == true {
+            ensure!(Instant::now() < deadline, "still complete");
+            std::thread::sleep(Duration::from_millis(50));
         }
         Ok(String::new())
     });
