@@ -45,7 +45,7 @@ native: rootfs
 
 # Machines of Debian's kernel and systemd, in qemu.
 vm: rootfs
-	$(MACHINES) cargo test --locked -p capsule-integration --test machines -- --test-threads=1 privileged_vm
+	$(MACHINES) cargo test --locked -p capsule-integration --tests -- --test-threads=1 privileged_vm
 
 setup:
 	@integration/setup.sh

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use crate::event::{Event, Report};
+use crate::native::Site;
 use crate::payload::Payload;
 use crate::rootfs::{self, Suite};
 use crate::workspace::{Workspace, require_root};
@@ -59,7 +60,10 @@ impl Machine {
         let rootfs = rootfs::ready(workspace, self.suite)?;
         let payload = Payload::ready(workspace)?;
         match self.kind {
-            Kind::Native => native::run(workspace, &rootfs, &payload, job, watch),
+            Kind::Native => {
+                let (testbed, runs) = (workspace.testbed(), workspace.target("runs")?);
+                native::run(&Site { testbed, runs, rootfs, payload: payload.folder }, job, watch)
+            }
             Kind::Vm => vm::run(workspace, &rootfs, &payload, job, watch),
         }
         .with_context(|| format!("scenario {} on {self}", job.scenario))

@@ -15,10 +15,10 @@ const TESTBED: &str = env!("CARGO_BIN_EXE_capsule-testbed");
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A harness whose machine holds a running container.
-fn busy_harness() -> Result<Child> {
-    require_root("a native machine")?;
+fn busy_harness(machine: &str) -> Result<Child> {
+    require_root(&format!("a {machine} machine"))?;
     let mut harness = Command::new(TESTBED)
-        .args(["run", "idle"])
+        .args(["run", "idle", "--machine", machine])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -75,7 +75,7 @@ fn ends_clean_after(signal: Signal) -> Result<()> {
     let workspace = Workspace::of(Path::new(TESTBED))?;
     let _lock = workspace.lock("machine")?;
     let before = networks()?;
-    let mut harness = busy_harness()?;
+    let mut harness = busy_harness("native")?;
     let id = harness.id();
     ensure!(!left_by(id)?.is_empty(), "a running machine leaves no trace that this test could find");
     ensure!(networks()?.len() > before.len(), "a running machine has no network namespace of its own");
@@ -101,4 +101,32 @@ fn privileged_nothing_is_left_after_an_interrupt() -> Result<()> {
 #[test]
 fn privileged_nothing_is_left_after_a_kill() -> Result<()> {
     ends_clean_after(Signal::KILL)
+}
+
+/// Command lines of processes that run on this VM's files.
+fn of_vm(harness: u32) -> Result<Vec<String>> {
+    let run = format!("vm-{harness}-");
+    let processes = fs::read_dir("/proc").context("read /proc")?.filter_map(Result::ok);
+    Ok(processes
+        .map(|entry| fs::read(entry.path().join("cmdline")).unwrap_or_default())
+        .map(|cmdline| String::from_utf8_lossy(&cmdline).replace('\0', " "))
+        .filter(|cmdline| cmdline.contains(&run))
+        .collect())
+}
+
+#[test]
+fn privileged_vm_ends_with_its_harness() -> Result<()> {
+    let workspace = Workspace::of(Path::new(TESTBED))?;
+    let _lock = workspace.lock("machine")?;
+    let mut harness = busy_harness("vm")?;
+    let id = harness.id();
+    ensure!(!of_vm(id)?.is_empty(), "this test cannot see qemu");
+    harness.kill().context("kill the harness")?;
+    harness.wait().context("wait for the harness")?;
+    let deadline = Instant::now() + PATIENCE;
+    while !of_vm(id)?.is_empty() {
+        ensure!(Instant::now() < deadline, "left behind: {:#?}", of_vm(id)?);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
 }

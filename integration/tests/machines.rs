@@ -47,3 +47,14 @@ fn privileged_native_trixie_demo() -> Result<()> {
 fn privileged_vm_forky_demo() -> Result<()> {
     run(Kind::Vm, Suite::Forky, "demo")
 }
+
+/// Native mode on a host with systemd and unified cgroups.
+#[test]
+fn privileged_vm_forky_native_inside() -> Result<()> {
+    run(Kind::Vm, Suite::Forky, "nested")
+}
+
+#[test]
+fn privileged_vm_forky_errors() -> Result<()> {
+    run(Kind::Vm, Suite::Forky, "errors")
+}

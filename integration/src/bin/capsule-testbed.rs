@@ -50,6 +50,8 @@ enum Do {
     #[command(hide = true)]
     Enter { folder: PathBuf },
     #[command(hide = true)]
+    Join { folder: PathBuf },
+    #[command(hide = true)]
     Init { folder: PathBuf },
     #[command(hide = true)]
     Janitor { folder: PathBuf },
@@ -87,6 +89,7 @@ fn dispatch(command: Do) -> Result<ExitCode> {
             write!(std::io::stdout(), "\n{table}").context("write")?;
         }
         Do::Enter { folder } => native::enter(&folder)?,
+        Do::Join { folder } => native::join(&folder)?,
         Do::Init { folder } => return Ok(ExitCode::from(u8::try_from(native::init(&folder)?).unwrap_or(1))),
         Do::Janitor { folder } => native::janitor(&folder)?,
         Do::Leash { program, args } => vm::leash(&program, &args)?,

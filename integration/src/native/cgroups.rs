@@ -20,7 +20,14 @@ pub struct Hierarchy {
     pub parent: PathBuf,
     /// The run's own.
     pub path: PathBuf,
+    /// The host has only this one, of version 2.
+    pub unified: bool,
 }
+
+/// Where the processes are that make a unified machine: a cgroup that hands controllers on may hold none itself.
+const SUPERVISOR: &str = "supervisor";
+/// What containers use.
+const CONTROLLERS: [&str; 5] = ["+cpu", "+cpuset", "+io", "+memory", "+pids"];
 
 /// Plans the run's cgroups on this host.
 pub fn read_hierarchies(run: &str) -> Result<Vec<Hierarchy>> {
@@ -40,7 +47,7 @@ fn plan_hierarchies(own: &str, mounts: &str, run: &str) -> Vec<Hierarchy> {
             let parent =
                 if unified { mount_point.clone() } else { mount_point.join(path.trim_start_matches('/')) };
             let path = parent.join(run);
-            Some(Hierarchy { controllers: controllers.to_owned(), mount_point, parent, path })
+            Some(Hierarchy { controllers: controllers.to_owned(), mount_point, parent, path, unified })
         })
         .collect()
 }
@@ -63,9 +70,10 @@ fn find_mount(mounts: &str, controllers: &str) -> Option<PathBuf> {
 }
 
 impl Hierarchy {
-    /// Makes the run's cgroup and moves this process into it.
+    /// Makes the run's cgroup and moves this process into it, or below it where the hierarchy is unified.
     pub fn create_and_join(&self) -> Result<()> {
-        fs::create_dir_all(&self.path).with_context(|| format!("create {}", self.path.display()))?;
+        let joined = if self.unified { self.path.join(SUPERVISOR) } else { self.path.clone() };
+        fs::create_dir_all(&joined).with_context(|| format!("create {}", joined.display()))?;
         // A cpuset of version 1 takes no process before it has processors and memory.
         for file in ["cpuset.cpus", "cpuset.mems"] {
             let from = self.parent.join(file);
@@ -75,15 +83,40 @@ impl Hierarchy {
                 fs::write(&to, inherited).with_context(|| format!("write {}", to.display()))?;
             }
         }
-        let procs = self.path.join("cgroup.procs");
-        fs::write(&procs, std::process::id().to_string())
-            .with_context(|| format!("write {}", procs.display()))
+        if self.unified {
+            self.hand_on_controllers();
+        }
+        join(&joined)
+    }
+
+    /// As every runtime does at the top of the hierarchy. A controller that the host does not have is not missed.
+    fn hand_on_controllers(&self) {
+        for controller in CONTROLLERS {
+            let _ = fs::write(self.parent.join("cgroup.subtree_control"), controller);
+        }
+    }
+
+    /// Moves this process into the run's cgroup itself: what it then unshares has this as its root.
+    pub fn join_root(&self) -> Result<()> {
+        join(&self.path)
+    }
+
+    /// Moves this process out of the root that it has made, as it is seen below `root`, the machine's new root.
+    pub fn leave_root(&self, root: &Path) -> Result<()> {
+        let inside = self.mount_point.strip_prefix("/").unwrap_or(&self.mount_point);
+        if self.unified { join(&root.join(inside).join(SUPERVISOR)) } else { Ok(()) }
     }
 
     /// Where the hierarchy is seen inside the machine.
     pub fn inside(&self) -> &Path {
         &self.mount_point
     }
+}
+
+/// `0` is the process that writes, in whatever PID namespace it is.
+fn join(cgroup: &Path) -> Result<()> {
+    let procs = cgroup.join("cgroup.procs");
+    fs::write(&procs, "0").with_context(|| format!("join {}", cgroup.display()))
 }
 
 #[cfg(test)]

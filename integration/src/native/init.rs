@@ -66,7 +66,7 @@ fn mount_kernel(spec: &Spec, root: &Path) -> Result<()> {
     for (at, kind) in [("proc", "proc"), ("sys", "sysfs"), ("run", "tmpfs"), ("tmp", "tmpfs")] {
         mount_at(&root.join(at), kind, "")?;
     }
-    let unified = spec.hierarchies.len() == 1 && spec.hierarchies.iter().all(|h| h.controllers.is_empty());
+    let unified = spec.hierarchies.iter().all(|hierarchy| hierarchy.unified);
     if !unified {
         mount_at(&root.join("sys/fs/cgroup"), "tmpfs", "mode=755")?;
     }
@@ -83,14 +83,7 @@ fn mount_kernel(spec: &Spec, root: &Path) -> Result<()> {
             controllers => mount_at(&at, "cgroup", controllers)?,
         }
     }
-    if unified { leave_root_cgroup(root) } else { Ok(()) }
-}
-
-/// A cgroup of version 2 that hands controllers on may hold no process itself.
-fn leave_root_cgroup(root: &Path) -> Result<()> {
-    let supervisor = root.join("sys/fs/cgroup/supervisor");
-    fs::create_dir(&supervisor).context("create the supervisor's cgroup")?;
-    fs::write(supervisor.join("cgroup.procs"), "1").context("join the supervisor's cgroup")
+    spec.hierarchies.iter().try_for_each(|hierarchy| hierarchy.leave_root(root))
 }
 
 fn make_devices(dev: &Path) -> Result<()> {

@@ -1,8 +1,8 @@
 //! A machine of private namespaces on this kernel.
 //!
 //! Three processes of the test bed's own binary make it. `enter` ties itself to the harness's life, joins the run's
-//! cgroups and becomes `unshare(1)`; `init` is process 1 inside: it builds the root, pivots into it, starts the
-//! scenario and reaps. When the harness ends, however it ends, the kernel kills `enter` and `init`, and with process
+//! cgroups and becomes `unshare(1)`; its child is process 1 inside: `join` makes the cgroup namespace, `init` builds
+//! the root, pivots into it, starts the scenario and reaps. When the harness ends, however it ends, the kernel kills `enter` and `init`, and with process
 //! 1 go all processes, mounts and the network of the machine. What the kernel does not take away (cgroups, the run's
 //! folder on disk) `janitor` removes: it outlives the harness for a moment.
 
@@ -22,8 +22,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, Report};
 use crate::machine::{Job, listen};
-use crate::payload::Payload;
-use crate::workspace::Workspace;
 
 pub use cgroups::Hierarchy;
 pub use init::init;
@@ -65,29 +63,36 @@ impl Spec {
     }
 }
 
+/// Where a native machine is made and of what.
+#[derive(Debug, Clone)]
+pub struct Site {
+    /// The test bed's own binary.
+    pub testbed: PathBuf,
+    /// A folder on a disk, in which the run makes its own.
+    pub runs: PathBuf,
+    /// The Debian tree.
+    pub rootfs: PathBuf,
+    /// The payload.
+    pub payload: PathBuf,
+}
+
 /// Runs a scenario in namespaces of its own; see [`crate::machine::Machine::run`].
-pub fn run(
-    workspace: &Workspace,
-    rootfs: &Path,
-    payload: &Payload,
-    job: &Job,
-    watch: impl FnMut(&Event),
-) -> Result<Report> {
+pub fn run(site: &Site, job: &Job, watch: impl FnMut(&Event)) -> Result<Report> {
     static RUNS: AtomicU32 = AtomicU32::new(0);
     let id = format!("capsule-run-{}-{}", std::process::id(), RUNS.fetch_add(1, Ordering::Relaxed));
-    let folder = workspace.target("runs")?.join(&id);
+    let folder = site.runs.join(&id);
     let spec = Spec {
         hierarchies: cgroups::read_hierarchies(&id)?,
         id,
         folder: folder.clone(),
-        rootfs: rootfs.to_owned(),
-        payload: payload.folder.clone(),
+        rootfs: site.rootfs.clone(),
+        payload: site.payload.clone(),
         scenario: job.scenario.clone(),
     };
     spec.write()?;
-    let testbed = workspace.testbed();
+    let testbed = &site.testbed;
     // Its own process group: an interrupt at the terminal must not reach it.
-    let mut janitor = Command::new(&testbed)
+    let mut janitor = Command::new(testbed)
         .arg("janitor")
         .arg(&folder)
         .stdin(Stdio::piped())
@@ -95,7 +100,7 @@ pub fn run(
         .spawn()
         .context("start the janitor")?;
     let log = fs::File::create(folder.join("machine.log")).context("create the machine's log")?;
-    let mut machine = Command::new(&testbed)
+    let mut machine = Command::new(testbed)
         .arg("enter")
         .arg(&folder)
         .stdin(Stdio::null())
@@ -126,24 +131,25 @@ pub fn enter(folder: &Path) -> Result<()> {
     for hierarchy in &spec.hierarchies {
         hierarchy.create_and_join()?;
     }
+    // --kill-child makes the child die with unshare, which dies with the harness. Propagation is private by default:
+    // no mount made inside is seen outside.
+    unshare(&["--mount", "--pid", "--net", "--ipc", "--uts", "--fork", "--kill-child=KILL"], "join", folder)
+}
+
+/// Makes the run's cgroup the root of a cgroup namespace: process 1, before it builds its root. Its parent, the
+/// supervisor, must not be in that cgroup (version 2 would hand no controller on), so it cannot make the namespace.
+///
+/// Returns only if something failed.
+pub fn join(folder: &Path) -> Result<()> {
+    let spec = Spec::read(folder)?;
+    spec.hierarchies.iter().try_for_each(Hierarchy::join_root)?;
+    unshare(&["--cgroup"], "init", folder)
+}
+
+/// Becomes `unshare(1)` and after it this program with `command`.
+fn unshare(namespaces: &[&str], command: &str, folder: &Path) -> Result<()> {
     let testbed = std::env::current_exe().context("find this program")?;
-    // --kill-child makes the child die with unshare, which dies with the harness. --propagation is private by
-    // default: no mount made inside is seen outside.
-    let error = Command::new("unshare")
-        .args([
-            "--mount",
-            "--pid",
-            "--net",
-            "--ipc",
-            "--uts",
-            "--cgroup",
-            "--fork",
-            "--kill-child=KILL",
-            "--",
-        ])
-        .arg(testbed)
-        .arg("init")
-        .arg(folder)
-        .exec();
+    let error =
+        Command::new("unshare").args(namespaces).arg("--").arg(testbed).arg(command).arg(folder).exec();
     Err(error).context("start unshare")
 }

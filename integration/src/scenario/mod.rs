@@ -22,9 +22,14 @@ pub mod readers;
 pub mod reference;
 pub mod world;
 
-use anyhow::{Result, bail};
+use std::path::PathBuf;
+use std::time::Duration;
 
-use crate::event::Reporter;
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::event::{Event, Reporter};
+use crate::machine::Job;
+use crate::native::{self, Site};
 
 /// Runs the scenario `name` in this machine.
 pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
@@ -36,6 +41,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "bench" => bench::run(reporter, bench::Counts { operations: 1000, recreations: 100, crun: 100 }),
         // A VM without KVM is fifty times slower.
         "bench-vm" => bench::run(reporter, bench::Counts { operations: 50, recreations: 5, crun: 20 }),
+        "nested" => nested(reporter),
         "demo" => demo::run(reporter),
         "errors" => errors::run(reporter),
         _ => bail!("there is no scenario {name:?}"),
@@ -52,4 +58,29 @@ fn idle(reporter: &mut Reporter, stack: ctr::Stack) -> Result<()> {
     loop {
         std::thread::park();
     }
+}
+
+/// A native machine inside this machine, with this machine's own root file system: in a VM, that is native mode on a
+/// host with unified cgroups.
+fn nested(reporter: &mut Reporter) -> Result<()> {
+    let site = Site {
+        testbed: PathBuf::from("/payload/bin/capsule-testbed"),
+        runs: PathBuf::from("/var/tmp"),
+        rootfs: PathBuf::from("/"),
+        payload: PathBuf::from("/payload"),
+    };
+    let job = Job { scenario: "conformance".to_owned(), limit: Duration::from_secs(600) };
+    let report = native::run(&site, &job, |event| {
+        if !matches!(event, Event::Done { .. }) {
+            reporter.send(event);
+        }
+    })?;
+    report.expect_ok()?;
+    reporter.check("the native machine left no cgroup", || {
+        let left = std::fs::read_dir("/sys/fs/cgroup").context("read the cgroups")?.filter_map(Result::ok);
+        let left: Vec<_> = left.map(|entry| entry.file_name()).collect();
+        ensure!(!left.iter().any(|name| name.to_string_lossy().starts_with("capsule-run")), "{left:?}");
+        Ok(String::new())
+    });
+    Ok(())
 }

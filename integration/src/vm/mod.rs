@@ -34,7 +34,9 @@ pub fn run(
 ) -> Result<Report> {
     static RUNS: AtomicU32 = AtomicU32::new(0);
     let id = format!("vm-{}-{}", std::process::id(), RUNS.fetch_add(1, Ordering::Relaxed));
-    let folder = workspace.target("runs")?.join(id);
+    let runs = workspace.target("runs")?;
+    sweep(&runs)?;
+    let folder = runs.join(id);
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     let root_disk = disk::of_rootfs(rootfs)?;
     let payload_disk = disk::of_payload(&payload.folder, &folder)?;
@@ -76,6 +78,20 @@ pub fn run(
     }
     remove_tree(&folder)?;
     Ok(report)
+}
+
+/// Removes the folders of runs whose harness is gone. (Nothing else is left of a VM: qemu dies with its harness.)
+fn sweep(runs: &Path) -> Result<()> {
+    for entry in
+        fs::read_dir(runs).with_context(|| format!("read {}", runs.display()))?.filter_map(Result::ok)
+    {
+        let name = entry.file_name();
+        let harness = name.to_str().and_then(|name| name.strip_prefix("vm-")?.split('-').next());
+        if harness.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            remove_tree(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Becomes `program`, killed when the process that called this is gone. Returns only if something failed.
