@@ -20,6 +20,7 @@ need mke2fs e2fsprogs
 need unshare util-linux
 need dpkg-deb dpkg
 need gpgv gpgv
+need_file /etc/ssl/certs/ca-certificates.crt ca-certificates
 need_file /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
 need_file /usr/lib/x86_64-linux-gnu/libc.a libc6-dev
 
