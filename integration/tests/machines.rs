@@ -34,13 +34,8 @@ fn privileged_native_forky_errors() -> Result<()> {
 }
 
 #[test]
-fn privileged_native_trixie_conformance() -> Result<()> {
-    run(Kind::Native, Suite::Trixie, "conformance")
-}
-
-#[test]
-fn privileged_native_trixie_demo() -> Result<()> {
-    run(Kind::Native, Suite::Trixie, "demo")
+fn privileged_native_trixie_snapshotter() -> Result<()> {
+    run(Kind::Native, Suite::Trixie, "snapshotter")
 }
 
 #[test]

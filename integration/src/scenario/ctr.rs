@@ -22,6 +22,9 @@ pub struct Stack {
 /// containerd's own.
 pub const REFERENCE: Stack =
     Stack { name: "reference", runtime: "io.containerd.runc.v2", snapshotter: "overlayfs" };
+/// Our snapshotter below containerd's own runtime.
+pub const SNAPSHOTTER: Stack =
+    Stack { name: "snapshotter", runtime: "io.containerd.runc.v2", snapshotter: "capsule" };
 /// Ours.
 pub const OURS: Stack = Stack { name: "ours", runtime: "io.containerd.capsule.v1", snapshotter: "capsule" };
 

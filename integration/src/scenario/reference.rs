@@ -10,7 +10,7 @@ use crate::event::Reporter;
 
 /// Runs every step on every stack.
 pub fn run(reporter: &mut Reporter, stacks: &[Stack]) -> Result<()> {
-    let world = World::start(stacks.contains(&OURS))?;
+    let world = World::start(stacks.iter().any(|stack| stack.snapshotter == OURS.snapshotter))?;
     for stack in stacks {
         let outcome = on(reporter, *stack);
         if outcome.is_err() || !reporter.all_ok() {
@@ -23,7 +23,7 @@ pub fn run(reporter: &mut Reporter, stacks: &[Stack]) -> Result<()> {
 
 fn on(reporter: &mut Reporter, stack: Stack) -> Result<()> {
     let name = |step: &str| format!("{}: {step}", stack.name);
-    if stack == OURS {
+    if stack.snapshotter == OURS.snapshotter {
         reporter.check(&name("ctr plugins ls shows the proxy plugin"), || {
             let list = ctr(&["plugins", "ls"])?.success("ctr plugins ls")?;
             let row = list.lines().find(|line| line.split_ascii_whitespace().nth(1) == Some("capsule"));
