@@ -28,13 +28,17 @@ pub enum ResolveError {
     #[error("{0} does not exist in the container")]
     Missing(ContainerPath),
     /// It is there, and no directory.
-    #[error("{0} is not a directory in the container")]
+    #[error("{0} is not a directory in the container: choose another target")]
     NotADirectory(ContainerPath),
     /// Its links lead nowhere, or through a magic link of procfs.
-    #[error("{0} leads through a link that is not followed (a loop, or a link of procfs)")]
+    #[error(
+        "{0} leads through a link that is not followed (a loop, one that leads nowhere, or a link of procfs): name the directory itself"
+    )]
     Link(ContainerPath),
     /// It is on a filesystem on which no capsule is mounted.
-    #[error("{path} is on {filesystem} in the container: a capsule is never mounted there")]
+    #[error(
+        "{path} is on {filesystem} in the container: a capsule is never mounted there, choose another target"
+    )]
     KernelFilesystem {
         /// The path asked for.
         path: ContainerPath,

@@ -264,17 +264,16 @@ impl Tasks for Engine {
     fn live(&self, container_id: &str) -> Result<LiveTask, TaskLookupError> {
         let container =
             self.container(container_id).map_err(|_| TaskLookupError::NotFound(container_id.to_owned()))?;
-        match container.init().state() {
-            State::Running { pid } => Ok(LiveTask {
-                init_pid: pid,
-                bundle: container.bundle().path().to_owned(),
-                rootfs: container.rootfs().to_owned(),
-            }),
-            state => Err(TaskLookupError::NotRunning {
-                id: container_id.to_owned(),
-                state: state.name().to_owned(),
-            }),
-        }
+        let state = container.init().state();
+        let init_pid = state.live_pid().ok_or_else(|| TaskLookupError::NotRunning {
+            id: container_id.to_owned(),
+            state: state.name().to_owned(),
+        })?;
+        Ok(LiveTask {
+            init_pid,
+            bundle: container.bundle().path().to_owned(),
+            rootfs: container.rootfs().to_owned(),
+        })
     }
 
     fn ids(&self) -> Vec<String> {

@@ -104,6 +104,15 @@ impl State {
         }
     }
 
+    /// The pid while the process has been started and has not ended. A paused one counts: what is frozen keeps its mounts,
+    /// and they can be changed.
+    pub fn live_pid(self) -> Option<i32> {
+        match self {
+            Self::Running { pid } | Self::Paused { pid } => Some(pid),
+            Self::Added | Self::Created { .. } | Self::Stopped { .. } => None,
+        }
+    }
+
     /// How it ended, once it has.
     pub fn exit(self) -> Option<Exit> {
         match self {
@@ -173,6 +182,20 @@ mod tests {
             for (state, expected) in states.into_iter().zip(row) {
                 assert_eq!(state.allow(step).is_ok(), expected, "{step} when {state:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_paused_process_lives() {
+        let states = [
+            (State::Added, None),
+            (State::Created { pid: 7 }, None),
+            (State::Running { pid: 7 }, Some(7)),
+            (State::Paused { pid: 7 }, Some(7)),
+            (State::Stopped { pid: 7, exit: EXIT }, None),
+        ];
+        for (state, expected) in states {
+            assert_eq!(state.live_pid(), expected, "{state:?}");
         }
     }
 

@@ -63,7 +63,7 @@ pub enum TaskLookupError {
     NotRunning {
         /// The container.
         id: String,
-        /// Its state, as containerd names it: "created", "stopped", "paused", …
+        /// Its state, as containerd names it: "created" or "stopped"
         state: String,
     },
 }

@@ -113,7 +113,7 @@ pub enum PlanRefusal {
         why: String,
     },
     /// The capsule has a directory where the container has a file.
-    #[error("{0} is not a directory in the container")]
+    #[error("{0} is not a directory in the container: choose another target")]
     NotADirectory(ContainerPath),
     /// Container and capsule have a link of the same name that leads elsewhere, or nowhere.
     #[error(

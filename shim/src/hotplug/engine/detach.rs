@@ -3,8 +3,8 @@
 use std::{path::Path, time::Duration};
 
 use overlayfs_utils::{
-    Created, DetachedMount, MountPoint, PinError, SuperBlock, Unmounted, clone_at, detach_lazily,
-    in_mount_namespace, unmount,
+    Created, DetachedMount, MountPoint, SuperBlock, Unmounted, clone_at, detach_lazily, in_mount_namespace,
+    unmount,
 };
 
 use super::{Detached, Engine, add_draining, replace::reattach, users_of};
@@ -39,9 +39,9 @@ impl Engine {
         });
         match done {
             // The mounts went with the mount namespace.
-            Err(
-                EngineError::Task(TaskLookupError::NotRunning { .. }) | EngineError::Pin(PinError::Ended(_)),
-            ) => Ok(Detached { detached: true, users: Vec::new() }),
+            Err(EngineError::Task(TaskLookupError::NotRunning { .. })) => {
+                Ok(Detached { detached: true, users: Vec::new() })
+            }
             other => other,
         }
     }

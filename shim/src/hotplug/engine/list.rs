@@ -1,7 +1,5 @@
 //! List: what is attached and what drains, checked against the kernel.
 
-use overlayfs_utils::PinError;
-
 use super::{Attached, Drained, Engine, prune_draining};
 use crate::hotplug::{TaskLookupError, error::EngineError, journal::Record, scene::Scene};
 
@@ -45,9 +43,7 @@ impl Engine {
             Ok((attached, draining))
         });
         match listed {
-            Err(
-                EngineError::Task(TaskLookupError::NotRunning { .. }) | EngineError::Pin(PinError::Ended(_)),
-            ) => Ok((Vec::new(), Vec::new())),
+            Err(EngineError::Task(TaskLookupError::NotRunning { .. })) => Ok((Vec::new(), Vec::new())),
             other => other,
         }
     }

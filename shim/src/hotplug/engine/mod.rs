@@ -19,10 +19,10 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use overlayfs_utils::{LayersBy, SuperBlock, User, find_users};
+use overlayfs_utils::{LayersBy, NamespaceError, PinError, SuperBlock, User, find_users};
 
 use super::{
-    Tasks,
+    TaskLookupError, Tasks,
     error::EngineError,
     journal::{Draining, Record},
     model::AttachmentId,
@@ -88,10 +88,11 @@ impl Engine {
         // A container that has ended, or cannot be looked at, drops its pins here.
         let held = std::mem::take(&mut *pins);
         let live = self.tasks.live(container)?;
-        let mut scene = Scene::open(&live, self.layers_by, held)?;
+        let ended = |error| as_not_running(container, error);
+        let mut scene = Scene::open(&live, self.layers_by, held).map_err(ended)?;
         let done = recover::recover(&mut scene).and_then(|()| call(&mut scene));
         *pins = scene.pins;
-        done
+        done.map_err(ended)
     }
 
     /// What this engine keeps for a container: the lock that calls take in turn, around its pins.
@@ -103,6 +104,17 @@ impl Engine {
             containers.retain(|id, own| served.contains(id) || Arc::strong_count(own) > 1);
         }
         Arc::clone(containers.entry(container.to_owned()).or_default())
+    }
+}
+
+/// An init process that ends while a call is at work: the kernel says so before the reaper does.
+fn as_not_running(container: &str, error: EngineError) -> EngineError {
+    match error {
+        EngineError::Pin(PinError::Ended(_))
+        | EngineError::Namespace(NamespaceError::Enter(rustix::io::Errno::SRCH)) => {
+            TaskLookupError::NotRunning { id: container.to_owned(), state: "stopped".to_owned() }.into()
+        }
+        other => other,
     }
 }
 

@@ -5,11 +5,11 @@ mod container;
 use std::{fs, path::Path};
 
 use overlayfs_utils::ContainerPath;
+use rustix::io::Errno;
 
 use self::container::{Container, One, on_host};
 use super::*;
 use crate::hotplug::{
-    TaskLookupError,
     journal::State,
     model::{Content, Mode, Spec},
 };
@@ -447,8 +447,18 @@ fn privileged_a_container_that_has_ended_has_nothing() {
         assert_eq!(engine.list(None).unwrap(), (vec![], vec![]));
         assert_eq!(engine.detach("c", &id("a"), false).unwrap(), gone());
         let error = engine.attach("c", spec("b", capsule, "/opt", Mode::Ro)).unwrap_err();
-        assert!(matches!(error, EngineError::Pin(overlayfs_utils::PinError::Ended(_))), "{error:?}");
+        assert!(error.to_string().contains("\"c\" is stopped, not running"), "{error:?}");
     });
+}
+
+#[test]
+fn an_init_that_ends_during_a_call_is_a_container_that_does_not_run() {
+    let text = |error| super::as_not_running("c", error).to_string();
+    let expected = "container \"c\" is stopped, not running: start it, then repeat the call";
+    let enter = |errno| EngineError::Namespace(NamespaceError::Enter(errno));
+    assert_eq!(text(enter(Errno::SRCH)), expected);
+    assert_eq!(text(EngineError::Pin(PinError::Ended(7))), expected);
+    assert!(text(enter(Errno::PERM)).contains("setns"));
 }
 
 #[test]
