@@ -77,8 +77,8 @@ fn run(config: &Config) -> anyhow::Result<()> {
 }
 
 async fn serve(config: &Config) -> anyhow::Result<()> {
-    let (store, snapshots) = open_snapshots(config)?;
-    let node = Node::open(config, store, snapshots.clone()).await?;
+    let snapshots = open_snapshots(config)?;
+    let node = Node::open(config, snapshots.clone()).await?;
     let routes = node.routes().add_service(SnapshotsServer::new(SnapshotsService::new(snapshots)));
     let stop = stop_signal()?;
     let listener = server::listen(&config.socket)?;
@@ -90,13 +90,11 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn open_snapshots(config: &Config) -> anyhow::Result<(Store, Snapshots)> {
+fn open_snapshots(config: &Config) -> anyhow::Result<Snapshots> {
     let dirs = Dirs::new(&config.root);
     dirs.create()?;
     let store = Store::open(&dirs.metadata())?;
-    let snapshots =
-        Snapshots::open(Environment { store: store.clone(), dirs, overlay: OverlayOptions::read()? })?;
-    Ok((store, snapshots))
+    Ok(Snapshots::open(Environment { store, dirs, overlay: OverlayOptions::read()? })?)
 }
 
 /// Ends when the service manager or a person asks the daemon to stop.

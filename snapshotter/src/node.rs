@@ -28,6 +28,10 @@ pub enum NodeError {
     Journal(#[source] std::io::Error),
 }
 
+/// Attachment records, in the run directory. They must outlive capsuled and need not outlive the mounts that they
+/// tell of, which end with the kernel: on a tmpfs, no attach waits for a disk.
+const RECORDS: &str = "attachments.redb";
+
 /// Largest message of a build: a client's chunk of 1 MiB, with room for another client's larger ones.
 const MESSAGE_MAX: usize = 16 << 20;
 
@@ -42,7 +46,8 @@ impl Node {
     /// the shims. Asks containerd nothing, so that it works (and is quick) when containerd is away.
     ///
     /// To be called before the snapshotter is served: a snapshot that is in use must not be removable for a moment.
-    pub async fn open(config: &Config, store: Store, snapshots: Snapshots) -> Result<Self, NodeError> {
+    pub async fn open(config: &Config, snapshots: Snapshots) -> Result<Self, NodeError> {
+        let store = Store::open(&config.run.join(RECORDS))?;
         let recorded = attachments::read_all(&store)?;
         let journal = Journal::start(store).map_err(NodeError::Journal)?;
         let containerd = Containerd::new(&config.containerd.address);

@@ -292,6 +292,13 @@ async fn a_capsule_lives_through_attach_upgrade_rollback_and_detach() {
 }
 
 #[tokio::test]
+async fn capsules_that_were_never_listed_are_not_none() {
+    let node = TestNode::start().await;
+    let error = node.engine.capsules.listed().await.unwrap_err();
+    assert!(error.to_string().contains("no-containerd.sock"), "{error}");
+}
+
+#[tokio::test]
 async fn a_set_that_fails_in_the_middle_is_taken_back_in_reverse_order() {
     let node = TestNode::start().await;
     node.shim.0.lock().unwrap().refuse = vec!["attach extra@1".into()];

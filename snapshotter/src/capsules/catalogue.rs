@@ -5,7 +5,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::SystemTime,
 };
 
@@ -62,6 +65,8 @@ type Versions = BTreeMap<CapsuleName, BTreeMap<Version, Published>>;
 #[derive(Debug, Clone, Default)]
 pub struct Catalogue {
     versions: Arc<RwLock<Versions>>,
+    /// Whether containerd has been listed: until then, nothing found means nothing.
+    listed: Arc<AtomicBool>,
 }
 
 impl Catalogue {
@@ -126,6 +131,7 @@ impl Catalogue {
         for published in all {
             self.put(published);
         }
+        self.listed.store(true, Ordering::Release);
     }
 }
 
@@ -145,6 +151,17 @@ impl Capsules {
         }
         self.catalogue.replace(all);
         Ok(())
+    }
+
+    /// The catalogue, read now if it has not been read since the start.
+    ///
+    /// # Errors
+    /// containerd's, then only: a node whose capsules are unknown is not one without capsules.
+    pub async fn listed(&self) -> Result<&Catalogue, CapsuleError> {
+        if !self.catalogue.listed.load(Ordering::Acquire) {
+            self.reload().await?;
+        }
+        Ok(&self.catalogue)
     }
 
     /// Reads one image again after an event.

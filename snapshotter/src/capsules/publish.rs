@@ -57,12 +57,14 @@ impl Capsules {
         let blobs = oci::make_image(declaration, &layer)?;
         let digest = &blobs.manifest.1.digest;
         let name = image_name(&declaration.name, &declaration.version);
-        if self.is_published(scope, &name, declaration, digest).await? {
-            return Ok(true);
-        }
+        let existed = self.is_published(scope, &name, declaration, digest).await?;
+        // Also for a version that is there: what has been removed of it since is put back, and referred to again.
         let image = oci::parse_config(oci::parse_manifest(digest, &blobs.manifest.0)?, &blobs.config.0)?;
         self.store_json(scope, &layer, &blobs).await?;
         self.unpack(scope, &image).await?;
+        if existed {
+            return Ok(true);
+        }
         let record = ImageRecord {
             name: name.clone(),
             labels: HashMap::from([

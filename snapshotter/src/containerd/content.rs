@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 
 use capsule_proto::containerd::services::content::v1::{
-    AbortRequest, InfoRequest, ReadContentRequest, WriteAction, WriteContentRequest, WriteContentResponse,
-    content_client::ContentClient,
+    AbortRequest, Info, InfoRequest, ReadContentRequest, UpdateRequest, WriteAction, WriteContentRequest,
+    WriteContentResponse, content_client::ContentClient,
 };
+use prost_types::FieldMask;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
@@ -81,20 +82,34 @@ impl Scope {
         Ok(writer)
     }
 
-    /// Writes a small blob whole. A blob of the same digest that is there already is a success; its labels are
-    /// not changed then.
+    /// Writes a small blob whole, with `labels`. A blob of the same digest that is there already is a success; it then
+    /// gets those of the labels that it lacks, and keeps its others.
     pub async fn put_blob(
         &self,
         digest: &str,
         bytes: &[u8],
         labels: HashMap<String, String>,
     ) -> Result<(), ContainerdError> {
-        if self.blob_labels(digest).await?.is_some() {
-            return Ok(());
+        if let Some(present) = self.blob_labels(digest).await? {
+            let lacks = labels.into_iter().filter(|(name, value)| present.get(name) != Some(value)).collect();
+            return self.label_blob(digest, lacks).await;
         }
         let mut writer = self.write_blob(&format!("capsule-{digest}")).await?;
         writer.write(bytes.to_vec()).await?;
         writer.commit(digest, labels).await
+    }
+
+    async fn label_blob(&self, digest: &str, labels: HashMap<String, String>) -> Result<(), ContainerdError> {
+        if labels.is_empty() {
+            return Ok(());
+        }
+        let paths = labels.keys().map(|name| format!("labels.{name}")).collect();
+        let info = Info { digest: digest.to_owned(), labels, ..Default::default() };
+        let request = UpdateRequest { info: Some(info), update_mask: Some(FieldMask { paths }) };
+        match ContentClient::new(self.channel()).update(self.request(request)).await {
+            Ok(_) => Ok(()),
+            Err(status) => Err(self.failed(&format!("label the blob {digest}"), status)),
+        }
     }
 }
 

@@ -66,7 +66,7 @@ impl wire::capsules_server::Capsules for CapsulesService {
     ) -> Result<Response<wire::ListCapsulesResponse>, Status> {
         let name = convert::non_empty(request.into_inner().name);
         let name = name.map(|n| convert::parse_name(&n)).transpose()?;
-        let catalogue = self.capsules.catalogue();
+        let catalogue = self.capsules.listed().await?;
         if let Some(name) = &name {
             catalogue.find(name, None)?;
         }
@@ -84,7 +84,7 @@ impl wire::capsules_server::Capsules for CapsulesService {
         let request = request.into_inner();
         let name = convert::parse_name(&request.name)?;
         let version = convert::parse_version(&request.version).map_err(convert::from_model)?;
-        let published = self.capsules.catalogue().find(&name, version.as_ref())?;
+        let published = self.capsules.listed().await?.find(&name, version.as_ref())?;
         let users = self.attachments.users_of(published.digest.as_str()).await;
         let annotations = published.image.as_ref().map(|i| i.annotations.clone()).unwrap_or_default();
         Ok(Response::new(wire::InspectCapsuleResponse {

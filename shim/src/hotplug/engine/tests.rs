@@ -453,7 +453,7 @@ fn privileged_a_container_that_has_ended_has_nothing() {
 
 #[test]
 fn an_init_that_ends_during_a_call_is_a_container_that_does_not_run() {
-    let text = |error| super::as_not_running("c", error).to_string();
+    let text = |error| as_not_running("c", error).to_string();
     let expected = "container \"c\" is stopped, not running: start it, then repeat the call";
     let enter = |errno| EngineError::Namespace(NamespaceError::Enter(errno));
     assert_eq!(text(enter(Errno::SRCH)), expected);
