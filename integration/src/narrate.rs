@@ -31,20 +31,20 @@ impl Narrator {
         match event {
             Event::Say { text } => {
                 let at = self.started.elapsed().as_secs_f64();
-                self.line(&format!("\n{} {text}", self.paint("1", &format!("[{at:5.1} s]"))));
+                Self::line(&format!("\n{} {text}", self.paint("1", &format!("[{at:5.1} s]"))));
             }
-            Event::Show { line } => self.line(&format!("    {}", self.paint("2", line))),
+            Event::Show { line } => Self::line(&format!("    {}", self.paint("2", line))),
             Event::Step { name, ok, detail, took_us } => {
                 self.steps += 1;
                 self.failed += u32::from(!ok);
                 let mark = if *ok { self.paint("32", "ok    ") } else { self.paint("31", "FAILED") };
                 let detail = if detail.is_empty() { String::new() } else { format!(": {detail}") };
-                self.line(&format!("  {mark} {name}{detail}  ({})", human(Duration::from_micros(*took_us))));
+                Self::line(&format!("  {mark} {name}{detail}  ({})", human(Duration::from_micros(*took_us))));
             }
             Event::Data { .. } | Event::Done { .. } => {}
             Event::Log { program, tail } => {
-                self.line(&format!("--- the end of {program}'s log"));
-                self.line(tail);
+                Self::line(&format!("--- the end of {program}'s log"));
+                Self::line(tail);
             }
         }
     }
@@ -56,7 +56,7 @@ impl Narrator {
             0 => format!("{} steps, all held, in {took}", self.steps),
             failed => format!("{failed} of {} steps FAILED, in {took}", self.steps),
         };
-        self.line(&format!("\n{outcome}"));
+        Self::line(&format!("\n{outcome}"));
     }
 
     fn paint(&self, code: &str, text: &str) -> String {
@@ -64,8 +64,7 @@ impl Narrator {
     }
 
     /// A person who stopped reading is no reason to stop.
-    #[expect(clippy::unused_self, reason = "the narrator is who speaks")]
-    fn line(&self, text: &str) {
+    fn line(text: &str) {
         let _ = writeln!(std::io::stdout(), "{text}");
     }
 }

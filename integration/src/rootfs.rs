@@ -50,10 +50,10 @@ const KEYRING_CHAIN: [&str; 2] = ["bookworm", "trixie"];
 /// The root file system of `suite`; built on first use, about a minute.
 pub fn ready(workspace: &Workspace, suite: Suite) -> Result<PathBuf> {
     let recipe = format!("{suite} {PACKAGES} {LEFT_OUT:?} {UNIT}");
-    workspace.cached("rootfs", suite.name(), &recipe, |tree| build(workspace, suite, tree))
+    workspace.cached("rootfs", suite.name(), &recipe, |tree| build(suite, tree))
 }
 
-fn build(workspace: &Workspace, suite: Suite, tree: &Path) -> Result<()> {
+fn build(suite: Suite, tree: &Path) -> Result<()> {
     let scratch = tree.with_extension("keyring");
     remove_tree(&scratch)?;
     let keyring = keyring(&scratch)?;
@@ -64,7 +64,7 @@ fn build(workspace: &Workspace, suite: Suite, tree: &Path) -> Result<()> {
     }
     output_of(command.args([suite.name()]).arg(tree))?;
     remove_tree(&scratch)?;
-    finish(workspace, tree)
+    finish(tree)
 }
 
 /// mmdebstrap finds a mirror by itself, and apt inside checks every signature.
@@ -105,7 +105,7 @@ pub(crate) fn keyring(scratch: &Path) -> Result<Option<PathBuf>> {
 }
 
 /// What a machine needs beyond the packages: mount points, the VM's unit, and no first-boot work.
-fn finish(_workspace: &Workspace, tree: &Path) -> Result<()> {
+fn finish(tree: &Path) -> Result<()> {
     for folder in ["payload", "etc/capsule", "var/lib/containerd", "var/lib/capsule", "logs"] {
         fs::create_dir_all(tree.join(folder)).with_context(|| format!("create {folder}"))?;
     }

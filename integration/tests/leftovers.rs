@@ -16,7 +16,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A harness whose machine holds a running container.
 fn busy_harness(machine: &str) -> Result<Child> {
-    require_root(&format!("a {machine} machine"))?;
     let mut harness = Command::new(TESTBED)
         .args(["run", "idle", "--machine", machine])
         .stdin(Stdio::null())
@@ -72,6 +71,7 @@ fn networks() -> Result<BTreeSet<String>> {
 }
 
 fn ends_clean_after(signal: Signal) -> Result<()> {
+    require_root("a native machine")?;
     let workspace = Workspace::of(Path::new(TESTBED))?;
     let _lock = workspace.lock("machine")?;
     let before = networks()?;
@@ -116,6 +116,7 @@ fn of_vm(harness: u32) -> Result<Vec<String>> {
 
 #[test]
 fn privileged_vm_ends_with_its_harness() -> Result<()> {
+    require_root("a VM's root file system")?;
     let workspace = Workspace::of(Path::new(TESTBED))?;
     let _lock = workspace.lock("machine")?;
     let mut harness = busy_harness("vm")?;

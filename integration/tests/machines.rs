@@ -8,10 +8,11 @@ use std::time::Duration;
 use anyhow::Result;
 use capsule_integration::machine::{Job, Kind, Machine};
 use capsule_integration::rootfs::Suite;
-use capsule_integration::workspace::Workspace;
+use capsule_integration::workspace::{Workspace, require_root};
 
 /// One machine at a time: what they measure and how long they wait should not depend on each other.
 fn run(kind: Kind, suite: Suite, scenario: &str) -> Result<()> {
+    require_root("a test on a machine")?;
     let workspace = Workspace::of(Path::new(env!("CARGO_BIN_EXE_capsule-testbed")))?;
     let _lock = workspace.lock("machine")?;
     let job = Job { scenario: scenario.to_owned(), limit: Duration::from_secs(720) };

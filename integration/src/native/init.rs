@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
-use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use rustix::fs::{CWD, FileType, Mode, chmod, makedev, mknodat};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
 use rustix::process::{WaitOptions, pivot_root, wait};
 
@@ -89,14 +89,10 @@ fn mount_kernel(spec: &Spec, root: &Path) -> Result<()> {
 fn make_devices(dev: &Path) -> Result<()> {
     mount_at(dev, "tmpfs", "mode=755")?;
     for (name, major, minor) in DEVICES {
-        mknodat(
-            CWD,
-            dev.join(name),
-            FileType::CharacterDevice,
-            Mode::from_raw_mode(0o666),
-            makedev(major, minor),
-        )
-        .with_context(|| format!("make /dev/{name}"))?;
+        let (path, mode) = (dev.join(name), Mode::from_raw_mode(0o666));
+        mknodat(CWD, &path, FileType::CharacterDevice, mode, makedev(major, minor))
+            .and_then(|()| chmod(&path, mode)) // whatever the harness's umask is
+            .with_context(|| format!("make /dev/{name}"))?;
     }
     for (name, kind, options) in [
         ("pts", "devpts", "newinstance,ptmxmode=666,mode=620,gid=5"),

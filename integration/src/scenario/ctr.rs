@@ -59,7 +59,7 @@ impl Output {
     }
 }
 
-/// Runs a program with `input` on its standard input, for at most a minute.
+/// Runs a program with `input` on its standard input, for at most two minutes.
 pub fn run(program: &str, args: &[&str], input: &[u8]) -> Result<Output> {
     let mut child = Command::new("timeout")
         .args(["--kill-after=5", "120", program])

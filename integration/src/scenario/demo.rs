@@ -242,7 +242,10 @@ impl Stage<'_> {
             let draining = seen.iter().find(|seen| seen.state == "draining" && seen.version == versions[1]);
             let draining = draining.with_context(|| format!("nothing is draining: {seen:?}"))?;
             ensure!(draining.users.iter().any(|user| user.contains("capsule-reader")), "{draining:?}");
-            Ok(((), format!("{draining:?}")))
+            Ok((
+                (),
+                format!("{}@{}, used by {}", draining.capsule, draining.version, draining.users.join(", ")),
+            ))
         })?;
         show(self.reporter, &["ps", "--users"])?;
         self.reporter.must("once the file is closed it is gone", || {

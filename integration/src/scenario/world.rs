@@ -114,11 +114,6 @@ impl World {
         self.wait_for_capsuled()
     }
 
-    /// capsuled's process.
-    pub fn capsuled_pid(&self) -> Option<u32> {
-        self.capsuled.as_ref().map(|daemon| daemon.child.id())
-    }
-
     /// Ends containerd as an operator would.
     pub fn stop(mut self) -> Result<()> {
         for daemon in self.capsuled.iter_mut().chain([&mut self.containerd]) {
