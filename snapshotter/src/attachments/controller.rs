@@ -2,9 +2,11 @@
 //!
 //! Each runs to its end once begun, whatever becomes of the caller: `service` spawns it.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use futures::future::join_all;
 use overlayfs_utils::ContainerPath;
+use tokio::time::timeout;
 
 use super::{
     Attachments,
@@ -23,6 +25,9 @@ use crate::{
     fresh_id,
     shims::{Draining, ShimError, User},
 };
+
+/// How long a list waits for a container's shim: longer than any healthy one takes, bearable for a person.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// One capsule to attach, as asked for.
 #[derive(Debug, Clone)]
@@ -101,6 +106,7 @@ impl Attachments {
             if let Err(error) = self.shims.attach(intent).await {
                 let maybe_there = if is_refusal(&error) { &intents[..index] } else { &intents[..=index] };
                 self.take_back(&mut existing, maybe_there, &intents).await;
+                self.settle_if_unsure(&key, &error);
                 return Err(self.explain(&key, error).await);
             }
         }
@@ -173,7 +179,10 @@ impl Attachments {
                     target: attachment.target.clone(),
                     users,
                 },
-                Err(error) => self.explain(&key, error).await,
+                Err(error) => {
+                    self.settle_if_unsure(&key, &error);
+                    self.explain(&key, error).await
+                }
             };
             let gone = &chosen[chosen.len() - done..];
             self.put_back(&mut existing, gone, &chosen).await;
@@ -182,7 +191,10 @@ impl Attachments {
         self.journal.post(removals(&chosen));
         existing.retain(|a| !chosen.iter().any(|c| c.id == a.id));
         drop(existing);
-        self.hold_draining(&key).await;
+        let may_drain = chosen.iter().any(|a| a.replaced) || draining.iter().any(|users| !users.is_empty());
+        if may_drain {
+            self.hold_draining(&key).await;
+        }
         self.unpin(&chosen);
         self.records.tidy(&key);
         draining.reverse();
@@ -202,36 +214,38 @@ impl Attachments {
                 keys
             }
         };
-        let mut all = Vec::new();
-        for key in keys {
-            let attached = self.records.lock(&key).await.clone();
-            all.extend(attached.into_iter().map(|a| Listed::Attached(Box::new(a))));
-            match self.shims.list(&key, true).await {
-                Ok(report) => {
-                    self.hold(&key, &report.draining);
-                    all.extend(
-                        report.draining.into_iter().map(|d| Listed::Draining(key.clone(), Box::new(d))),
-                    );
-                }
+        Ok(join_all(keys.iter().map(|key| self.list_one(key))).await.into_iter().flatten().collect())
+    }
+
+    /// What one container has. If its shim takes long over this or another call, what is on record will do.
+    async fn list_one(&self, key: &ContainerKey) -> Vec<Listed> {
+        let asked = timeout(PATIENCE, async {
+            let attached = self.records.lock(key).await;
+            let draining = match self.shims.list(key, true).await {
+                Ok(report) => report.draining,
                 // A container without a shim has nothing that drains.
-                Err(ShimError::NoShim(_)) => self.hold(&key, &[]),
+                Err(ShimError::NoShim(_)) => Vec::new(),
                 Err(error) => {
-                    tracing::warn!(container = %key, %error, "the shim cannot say what is draining")
+                    tracing::warn!(container = %key, %error, "the shim cannot say what is draining");
+                    return (attached.clone(), Vec::new());
                 }
-            }
-            self.records.tidy(&key);
-        }
-        Ok(all)
+            };
+            self.hold(key, &draining);
+            (attached.clone(), draining)
+        });
+        let (attached, draining) = asked.await.unwrap_or_else(|_| {
+            tracing::warn!(container = %key, "the shim takes long: what is draining is not listed");
+            (self.records.shown(key), Vec::new())
+        });
+        self.records.tidy(key);
+        let attached = attached.into_iter().map(|a| Listed::Attached(Box::new(a)));
+        attached.chain(draining.into_iter().map(|d| Listed::Draining(key.clone(), Box::new(d)))).collect()
     }
 
     /// The attachments that use a version, draining ones not counted.
-    pub async fn users_of(&self, digest: &str) -> Vec<Attachment> {
-        let mut users = Vec::new();
-        for key in self.records.containers() {
-            let records = self.records.lock(&key).await;
-            users.extend(records.iter().filter(|a| a.current.digest.as_str() == digest).cloned());
-        }
-        users
+    pub fn users_of(&self, digest: &str) -> Vec<Attachment> {
+        let all = self.records.containers().into_iter().flat_map(|key| self.records.shown(&key));
+        all.filter(|a| a.current.digest.as_str() == digest).collect()
     }
 
     fn choose(
@@ -270,6 +284,7 @@ impl Attachments {
                 since: SystemTime::now(),
             },
             history: Vec::new(),
+            replaced: false,
             phase: Phase::Attaching,
         };
         intent.current.layers = self.capsules.pin(version, &intent.pin_owner()).await?;

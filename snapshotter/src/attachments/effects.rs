@@ -1,5 +1,7 @@
 //! Effects and their undoing: what the calls and the recovery have in common.
 
+use std::path::PathBuf;
+
 use super::{
     Attachments,
     error::AttachmentError,
@@ -35,6 +37,7 @@ impl Attachments {
                 }
                 let undone: Vec<Attachment> = intents.iter().filter_map(plan::plan_undone).collect();
                 self.journal.post(puts(&undone));
+                self.settle_if_unsure(key, &error);
                 return Err(self.explain(key, error).await);
             }
         }
@@ -85,6 +88,9 @@ impl Attachments {
         for attachment in gone {
             if let Err(undo) = self.shims.attach(attachment).await {
                 tracing::error!(attachment = attachment.id, %undo, "could not put {} back", attachment.label());
+                if !is_refusal(&undo) {
+                    continue; // it may be there: on record until the shim says otherwise
+                }
                 changes.push(Change::Remove(attachment.id.clone()));
                 existing.retain(|a| a.id != attachment.id);
                 self.unpin(std::slice::from_ref(attachment));
@@ -93,13 +99,21 @@ impl Attachments {
         self.journal.post(changes);
     }
 
+    /// Follows up a call of which it is not known what the shim has done of it.
+    pub(super) fn settle_if_unsure(&self, key: &ContainerKey, error: &ShimError) {
+        if !is_refusal(error) {
+            drop(self.settle_in_background(key.clone()));
+        }
+    }
+
     pub(super) fn unpin(&self, attachments: &[Attachment]) {
         for attachment in attachments {
             self.snapshots.unpin(&attachment.pin_owner());
         }
     }
 
-    /// Asks the shim what is draining and keeps its snapshots.
+    /// Asks the shim what is draining and keeps its snapshots. With the container's records locked: the answers of
+    /// several such calls would otherwise be taken in any order.
     pub(super) async fn hold_draining(&self, key: &ContainerKey) {
         match self.shims.list(key, false).await {
             Ok(report) => self.hold(key, &report.draining),
@@ -110,14 +124,21 @@ impl Attachments {
 
     /// Keeps the snapshots of what is draining in a container, and lets go those of what was.
     pub(super) fn hold(&self, key: &ContainerKey, draining: &[Draining]) {
-        let owner = format!("processes in {key} that use files of a version that is draining");
-        self.snapshots.unpin(&owner);
-        for content in draining {
-            if !self.snapshots.pin_layers(&content.layers, &owner) {
-                tracing::warn!(container = %key, version = content.version, "draining content is of no snapshot");
-            }
+        let tops = draining.iter().filter_map(|content| content.layers.first()).map(PathBuf::as_path);
+        for top in self.snapshots.repin_layers(tops, &draining_owner(key)) {
+            tracing::warn!(container = %key, layer = %top.display(), "draining content is of no snapshot");
         }
     }
+
+    /// Keeps all capsules' snapshots until the shim has said which are draining.
+    pub(super) fn hold_all(&self, key: &ContainerKey) {
+        self.snapshots.pin_all(self.capsules.namespace(), &draining_owner(key));
+    }
+}
+
+/// Who holds the snapshots of what is draining.
+fn draining_owner(key: &ContainerKey) -> String {
+    format!("processes in {key} that use files of a version that is draining")
 }
 
 /// The shim answered that it did nothing; any other error leaves that open.

@@ -1,7 +1,7 @@
 //! Attachments: capsules in live containers.
 //!
 //! `controller` (calls) and `recovery` (after a restart) → `effects` → `plan` (pure) → `records`, [`crate::shims`],
-//! [`crate::capsules`]. An intent is durable before its effect; the shim's all-or-nothing answer decides whether it
+//! [`crate::capsules`]. An intent is on record before its effect; the shim's all-or-nothing answer decides whether it
 //! becomes the record or is given up; what a crash leaves between is settled by asking the shim.
 
 pub mod containers;

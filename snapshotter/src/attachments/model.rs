@@ -77,6 +77,9 @@ pub struct Attachment {
     pub current: Content,
     /// What Rollback goes back to, oldest first; at most [`HISTORY`].
     pub history: Vec<Content>,
+    /// It has had another version: one that left may still be draining.
+    #[serde(default)]
+    pub replaced: bool,
     /// How far.
     pub phase: Phase,
 }

@@ -118,6 +118,7 @@ pub fn plan_done(attachment: &Attachment) -> Option<Attachment> {
             phase: Phase::Attached,
             current: current.clone(),
             history: history.clone(),
+            replaced: true,
             ..attachment.clone()
         }),
         Phase::Detaching { .. } => None,
@@ -173,6 +174,7 @@ mod tests {
             mode: Mode::Ro,
             current: content(1),
             history: vec![],
+            replaced: false,
             phase,
         }
     }

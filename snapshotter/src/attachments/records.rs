@@ -1,6 +1,9 @@
 //! The attachments of each container, in memory, behind one lock per container.
 
-use std::sync::Arc;
+use std::{
+    ops::{Deref, DerefMut},
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use dashmap::DashMap;
 use tokio::sync::{Mutex, OwnedMutexGuard};
@@ -10,33 +13,74 @@ use super::model::{Attachment, ContainerKey};
 /// A container's attachments, oldest first.
 pub type OfContainer = Vec<Attachment>;
 
+/// One container's records.
+#[derive(Debug, Default)]
+struct Cell {
+    records: Arc<Mutex<OfContainer>>,
+    /// As they were when the lock was last free: what can be seen while a call is under way.
+    shown: RwLock<OfContainer>,
+}
+
 /// All records: cheap to clone, shared.
 ///
 /// A container's lock is held for the whole of a call on it, its shim's answer included: calls on one container
 /// wait for each other, calls on different containers never do.
 #[derive(Debug, Clone, Default)]
 pub struct Records {
-    containers: Arc<DashMap<ContainerKey, Arc<Mutex<OfContainer>>>>,
+    containers: Arc<DashMap<ContainerKey, Arc<Cell>>>,
+}
+
+/// A container's records, locked. What a call made of them is seen by [`Records::shown`] once this is dropped.
+#[derive(Debug)]
+pub struct Locked {
+    cell: Arc<Cell>,
+    records: OwnedMutexGuard<OfContainer>,
+}
+
+impl Deref for Locked {
+    type Target = OfContainer;
+
+    fn deref(&self) -> &OfContainer {
+        &self.records
+    }
+}
+
+impl DerefMut for Locked {
+    fn deref_mut(&mut self) -> &mut OfContainer {
+        &mut self.records
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        self.cell.shown.write().unwrap_or_else(PoisonError::into_inner).clone_from(&self.records);
+    }
 }
 
 impl Records {
     /// The container's records, locked.
-    pub async fn lock(&self, container: &ContainerKey) -> OwnedMutexGuard<OfContainer> {
+    pub async fn lock(&self, container: &ContainerKey) -> Locked {
         loop {
             // The map's own lock is not held while waiting for the container's.
             let cell = self.containers.entry(container.clone()).or_default().clone();
-            let guard = cell.clone().lock_owned().await;
+            let records = cell.records.clone().lock_owned().await;
             let current = self.containers.get(container).is_some_and(|c| Arc::ptr_eq(&c, &cell));
             if current {
-                return guard;
+                return Locked { cell, records };
             }
         }
+    }
+
+    /// The container's records as no call under way has changed them. Waits for nothing.
+    pub fn shown(&self, container: &ContainerKey) -> OfContainer {
+        let cell = self.containers.get(container).map(|cell| cell.clone());
+        cell.map(|c| c.shown.read().unwrap_or_else(PoisonError::into_inner).clone()).unwrap_or_default()
     }
 
     /// Drops the container's entry if it has no records.
     pub fn tidy(&self, container: &ContainerKey) {
         self.containers
-            .remove_if(container, |_, cell| cell.try_lock().is_ok_and(|records| records.is_empty()));
+            .remove_if(container, |_, cell| cell.records.try_lock().is_ok_and(|records| records.is_empty()));
     }
 
     /// Containers that have (or had a moment ago) records, in order.
@@ -52,5 +96,24 @@ pub fn put(records: &mut OfContainer, attachment: Attachment) {
     match records.iter_mut().find(|a| a.id == attachment.id) {
         Some(place) => *place = attachment,
         None => records.push(attachment),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn records_can_be_seen_while_a_call_holds_them() {
+        let records = Records::default();
+        let key = ContainerKey { namespace: "default".into(), id: "c".into() };
+        let held = records.lock(&key).await;
+        assert_eq!(records.shown(&key), []);
+        assert_eq!(records.containers(), [key.clone()]);
+        records.tidy(&key);
+        assert_eq!(records.containers(), [key.clone()]);
+        drop(held);
+        records.tidy(&key);
+        assert_eq!(records.containers(), []);
     }
 }

@@ -1,6 +1,12 @@
 //! After a restart: the records beside what each shim has mounted, and the end of what was half done.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
+
+use futures::future::join_all;
+use tokio::{
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 
 use super::{
     Attachments,
@@ -11,6 +17,11 @@ use super::{
     records::OfContainer,
 };
 use crate::shims::{Report, ShimError, mounted_digests};
+
+/// How long the start waits for shims, all of which answer in milliseconds when they are well.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long to wait before a shim that did not answer is asked again.
+const RETRY: Duration = Duration::from_secs(5);
 
 impl Attachments {
     /// Keeps the directories of everything on record from being removed. Before the snapshotter is served.
@@ -24,42 +35,63 @@ impl Attachments {
         }
     }
 
-    /// Takes over the records of an earlier run, as far as the shims confirm them.
+    /// Takes over the records of an earlier run, as far as the shims confirm them. A shim that does not answer holds
+    /// nobody up: its container is settled when it does, and until then no capsule's snapshot is removed.
     pub async fn recover(&self, recorded: BTreeMap<String, Attachment>) {
         let mut by_container: BTreeMap<ContainerKey, OfContainer> = BTreeMap::new();
         for attachment in recorded.into_values() {
             by_container.entry(attachment.container.clone()).or_default().push(attachment);
         }
-        for records in by_container.values_mut() {
-            records.sort_by_key(|a| a.current.since);
-        }
-        for (container, records) in by_container {
-            *self.records.lock(&container).await = records;
-            self.settle(&container).await;
-        }
         for container in self.shims.containers().unwrap_or_default() {
-            self.hold_draining(&container).await;
+            self.hold_all(&container);
+            by_container.entry(container).or_default();
+        }
+        let mut settling = Vec::with_capacity(by_container.len());
+        for (container, mut records) in by_container {
+            records.sort_by_key(|a| a.current.since);
+            **self.records.lock(&container).await = records;
+            settling.push(self.settle_in_background(container));
+        }
+        if timeout(PATIENCE, join_all(settling)).await.is_err() {
+            tracing::warn!("not all shims have answered: the others' containers are served meanwhile");
         }
     }
 
-    /// Brings one container's records in line with what its shim has mounted.
-    pub async fn settle(&self, container: &ContainerKey) {
+    /// Settles a container, however long its shim takes to answer.
+    pub(super) fn settle_in_background(&self, container: ContainerKey) -> JoinHandle<()> {
+        let this = self.clone();
+        tokio::spawn(async move {
+            while !this.settle(&container).await {
+                sleep(RETRY).await;
+            }
+        })
+    }
+
+    /// Brings one container's records in line with what its shim has mounted. False if the shim does not say.
+    pub async fn settle(&self, container: &ContainerKey) -> bool {
         let mut records = self.records.lock(container).await;
         let mounted = match self.shims.list(container, false).await {
             Ok(report) => {
                 self.forget_unmounted(&records, &report).await;
+                self.hold(container, &report.draining);
                 mounted_digests(&report)
             }
-            Err(ShimError::NoShim(_)) => BTreeMap::new(),
+            Err(ShimError::NoShim(_)) => {
+                self.hold(container, &[]);
+                BTreeMap::new()
+            }
             Err(error) => match self.is_gone(container).await {
-                Ok(true) => BTreeMap::new(),
+                Ok(true) => {
+                    self.hold(container, &[]);
+                    BTreeMap::new()
+                }
                 _ => {
                     tracing::warn!(%container, %error, "its attachments stay on record until its shim answers");
-                    return;
+                    return false;
                 }
             },
         };
-        let before = std::mem::take(&mut *records);
+        let before = std::mem::take(&mut **records);
         for attachment in before {
             let digest = mounted.get(&attachment.id).map(String::as_str);
             let after = plan::plan_recovered(&attachment, digest);
@@ -79,6 +111,7 @@ impl Attachments {
         }
         drop(records);
         self.records.tidy(container);
+        true
     }
 
     /// Lets the shim forget what somebody else unmounted, so that its place is free again.
@@ -93,9 +126,6 @@ impl Attachments {
 
     /// Forgets the attachments of a container whose task ended: its mount namespace went with it.
     pub async fn task_ended(&self, container: &ContainerKey) {
-        if !self.records.containers().contains(container) {
-            return;
-        }
         match self.is_gone(container).await {
             Ok(true) => {}
             // The event is of an earlier task: a new one runs already.
@@ -106,10 +136,10 @@ impl Attachments {
             }
         }
         let mut records = self.records.lock(container).await;
-        let ended = std::mem::take(&mut *records);
+        let ended = std::mem::take(&mut **records);
         self.journal.post(removals(&ended));
-        drop(records);
         self.hold_draining(container).await;
+        drop(records);
         self.unpin(&ended);
         self.records.tidy(container);
         for attachment in ended {

@@ -32,7 +32,8 @@ impl Attachments {
         self.containers.reload().await?;
         self.capsules.reload().await?;
         for container in self.records.containers() {
-            self.settle(&container).await;
+            // Not waited for: a shim that does not answer must not delay the events of other containers.
+            drop(self.settle_in_background(container));
         }
         *said = false;
         tracing::info!(address = %self.containerd.address().display(), "following containerd");

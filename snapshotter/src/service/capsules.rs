@@ -28,7 +28,7 @@ impl CapsulesService {
             Ok(image) => self.capsules.missing(image).await?,
             Err(why) => Some(why.clone()),
         };
-        let attachments = self.attachments.users_of(published.digest.as_str()).await.len();
+        let attachments = self.attachments.users_of(published.digest.as_str()).len();
         let attachments = u32::try_from(attachments).unwrap_or(u32::MAX);
         Ok(convert::version(published, self.capsules.namespace(), missing, attachments))
     }
@@ -85,7 +85,7 @@ impl wire::capsules_server::Capsules for CapsulesService {
         let name = convert::parse_name(&request.name)?;
         let version = convert::parse_version(&request.version).map_err(convert::from_model)?;
         let published = self.capsules.listed().await?.find(&name, version.as_ref())?;
-        let users = self.attachments.users_of(published.digest.as_str()).await;
+        let users = self.attachments.users_of(published.digest.as_str());
         let annotations = published.image.as_ref().map(|i| i.annotations.clone()).unwrap_or_default();
         Ok(Response::new(wire::InspectCapsuleResponse {
             version: Some(self.describe(&published).await?),

@@ -8,7 +8,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use capsule_proto::hotplug::{
@@ -244,12 +244,19 @@ impl Shims {
         };
         let kept = self.clients.get(&address).map(|c| c.value().clone());
         if let Some(client) = kept {
+            let began = Instant::now();
             match call(client, request.clone()).await {
                 Ok(reply) => return Ok(reply),
                 Err(ttrpc::Error::RpcStatus(status)) if !is_transport(&status) => {
                     return Err(refused(status));
                 }
-                Err(_) => drop(self.clients.remove(&address)),
+                Err(e) => {
+                    drop(self.clients.remove(&address));
+                    // A shim that let the deadline pass is there, and would do so again.
+                    if began.elapsed() >= DEADLINE {
+                        return Err(unreachable(&e));
+                    }
+                }
             }
         }
         let client = ttrpc::r#async::Client::connect(&format!("unix://{address}"))
@@ -306,9 +313,10 @@ fn context() -> ttrpc::context::Context {
     ttrpc::context::with_duration(DEADLINE)
 }
 
-/// ttrpc's own client reports a connection that broke under a call as a status of its own making.
+/// ttrpc's own client reports a connection that broke under a call as a status of its own making, and its server a
+/// deadline that passed while the call goes on: in neither case has the shim refused.
 fn is_transport(status: &ttrpc::Status) -> bool {
-    status.code() == ttrpc::Code::UNAVAILABLE
+    matches!(status.code(), ttrpc::Code::UNAVAILABLE | ttrpc::Code::DEADLINE_EXCEEDED)
 }
 
 fn refused(status: ttrpc::Status) -> ShimError {
@@ -318,7 +326,6 @@ fn refused(status: ttrpc::Status) -> ShimError {
         Theirs::ALREADY_EXISTS => Code::AlreadyExists,
         Theirs::FAILED_PRECONDITION => Code::FailedPrecondition,
         Theirs::INVALID_ARGUMENT => Code::InvalidArgument,
-        Theirs::DEADLINE_EXCEEDED => Code::DeadlineExceeded,
         Theirs::UNIMPLEMENTED => Code::Unimplemented,
         Theirs::RESOURCE_EXHAUSTED => Code::ResourceExhausted,
         _ => Code::Internal,

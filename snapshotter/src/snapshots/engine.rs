@@ -1,6 +1,11 @@
 //! The calls of the engine, each: look, decide, change, in one transaction.
 
-use std::{error::Error, path::PathBuf, sync::Arc, time::SystemTime};
+use std::{
+    error::Error,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use super::{
     error::SnapshotError,
@@ -322,6 +327,25 @@ impl Snapshots {
             self.inner.index.pin_id(id, owner);
         }
         id.is_some()
+    }
+
+    /// Lets `owner` hold the snapshots of `tops` (each the first of what [`Snapshots::layers`] gave) and nothing else,
+    /// in one step. Gives back those that are no snapshot's directory.
+    pub fn repin_layers<'a>(&self, tops: impl Iterator<Item = &'a Path>, owner: &str) -> Vec<&'a Path> {
+        let (mut ids, mut unknown) = (Vec::new(), Vec::new());
+        for top in tops {
+            match self.inner.dirs.parse_upper(top) {
+                Some(id) => ids.push(id),
+                None => unknown.push(top),
+            }
+        }
+        self.inner.index.repin(&ids, owner);
+        unknown
+    }
+
+    /// Pins all committed snapshots of a containerd namespace, for an owner that cannot say yet which it needs.
+    pub fn pin_all(&self, namespace: &str, owner: &str) {
+        self.inner.index.pin_all(namespace, owner);
     }
 
     /// Drops every pin that `owner` holds.

@@ -98,18 +98,37 @@ impl Index {
         self.lock().add_pin(id, owner);
     }
 
+    /// Pins all committed snapshots of a containerd namespace.
+    pub(super) fn pin_all(&self, namespace: &str, owner: &str) {
+        let mut state = self.lock();
+        let named = state.aliases.get(namespace).into_iter().flat_map(HashMap::values);
+        let ids: Vec<u64> = named.filter_map(|full| state.layers.get(full)).map(|layer| layer.id).collect();
+        ids.into_iter().for_each(|id| state.add_pin(id, owner));
+    }
+
+    /// Lets `owner` hold `ids` and nothing else, in one step: what it held and still holds is pinned throughout.
+    pub(super) fn repin(&self, ids: &[u64], owner: &str) {
+        let mut state = self.lock();
+        state.unpin(owner);
+        ids.iter().for_each(|id| state.add_pin(*id, owner));
+    }
+
     /// Drops every pin of `owner`.
     pub(super) fn unpin(&self, owner: &str) {
-        self.lock().pins.retain(|_, owners| {
-            owners.retain(|other| other != owner);
-            !owners.is_empty()
-        });
+        self.lock().unpin(owner);
     }
 }
 
 impl State {
     fn resolve(&self, namespace: &str, name: &str) -> Option<&Arc<Layer>> {
         self.layers.get(self.aliases.get(namespace)?.get(name)?)
+    }
+
+    fn unpin(&mut self, owner: &str) {
+        self.pins.retain(|_, owners| {
+            owners.retain(|other| other != owner);
+            !owners.is_empty()
+        });
     }
 
     fn add_pin(&mut self, id: u64, owner: &str) {
@@ -166,6 +185,19 @@ mod tests {
         index.unpin("two");
         assert_eq!(index.begin_remove("capsules/9/sha256:b", 2), Ok(()));
         assert_eq!(index.pin("capsules", "sha256:b", "late"), None);
+    }
+
+    #[test]
+    fn an_owner_changes_what_it_holds_in_one_step() {
+        let index = index();
+        index.pin_all("capsules", "owner");
+        assert!(index.begin_remove("capsules/4/sha256:a", 1).is_err());
+        assert_eq!(index.begin_remove("k8s.io/2/sha256:a", 3), Ok(()));
+        index.repin(&[2], "owner");
+        assert!(index.begin_remove("capsules/9/sha256:b", 2).is_err());
+        assert_eq!(index.begin_remove("capsules/4/sha256:a", 1), Ok(()));
+        index.repin(&[], "owner");
+        assert_eq!(index.begin_remove("capsules/9/sha256:b", 2), Ok(()));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Attachment records, and a journal that writes them in order.
 //!
 //! One thread writes all changes in the order in which they were handed in, and whatever has gathered meanwhile in
-//! one durable transaction: concurrent callers share one flush of the disk.
+//! one transaction: where the store is on a disk, concurrent callers share one flush of it. The daemon's is in `/run`
+//! (docs/adr/0006): a record must outlive capsuled, and ends with the mount that it tells of.
 
 use std::{collections::BTreeMap, thread};
 
@@ -157,6 +158,7 @@ mod tests {
                 since: SystemTime::now(),
             },
             history: vec![],
+            replaced: false,
             phase: Phase::Detaching { lazy: true },
         }
     }
