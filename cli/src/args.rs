@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 /// Where capsuled listens unless told otherwise.
@@ -83,7 +84,7 @@ pub enum Command {
         #[arg(value_name = "CAPSULE[@VERSION]")]
         capsule: CapsuleRef,
         /// Only the attachment at this path
-        #[arg(long, value_name = "PATH")]
+        #[arg(long, value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
         target: Option<String>,
     },
     /// Move a container back to the version that the last upgrade left
@@ -159,7 +160,7 @@ pub struct BuildArgs {
     #[arg(long)]
     pub version: String,
     /// Where attach puts it unless told otherwise: an absolute path
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
     pub target: Option<String>,
     /// How attach mounts it unless told otherwise; see `attach`
     #[arg(long, value_enum, value_name = "ro|union", hide_possible_values = true)]
@@ -185,7 +186,7 @@ pub struct AttachArgs {
     #[arg(value_name = "CAPSULE[@VERSION]", required = true)]
     pub capsules: Vec<CapsuleRef>,
     /// The absolute path in the container, instead of the capsule's default; with one capsule only
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
     pub target: Option<String>,
     /// ro: the capsule alone; union: over what the target holds [default: the capsule's, or ro]
     #[arg(long, value_enum, value_name = "ro|union", hide_possible_values = true)]
@@ -200,7 +201,7 @@ pub struct AttachmentArgs {
     /// The capsule
     pub capsule: CapsuleName,
     /// Only the attachment at this path
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
     pub target: Option<String>,
 }
 
@@ -396,6 +397,9 @@ mod tests {
             ("rollback c a@2", false),
             ("detach c a --lazy --target /x", true),
             ("detach c a@1", false),
+            // An unset variable of a script is not "wherever it is".
+            ("detach c a --target=", false),
+            ("attach c a --target=", false),
             ("ps", true),
             ("ps ns/c --users", true),
             ("ps -n ns c", true),
