@@ -49,7 +49,7 @@ impl Attachments {
         let mut settling = Vec::with_capacity(by_container.len());
         for (container, mut records) in by_container {
             records.sort_by_key(|a| a.current.since);
-            **self.records.lock(&container).await = records;
+            *self.records.lock(&container).await = records;
             settling.push(self.settle_in_background(container));
         }
         if timeout(PATIENCE, join_all(settling)).await.is_err() {
@@ -91,7 +91,7 @@ impl Attachments {
                 }
             },
         };
-        let before = std::mem::take(&mut **records);
+        let before = std::mem::take(&mut *records);
         for attachment in before {
             let digest = mounted.get(&attachment.id).map(String::as_str);
             let after = plan::plan_recovered(&attachment, digest);
@@ -136,7 +136,7 @@ impl Attachments {
             }
         }
         let mut records = self.records.lock(container).await;
-        let ended = std::mem::take(&mut **records);
+        let ended = std::mem::take(&mut *records);
         self.journal.post(removals(&ended));
         self.hold_draining(container).await;
         drop(records);

@@ -31,12 +31,16 @@ use crate::{
     },
 };
 
+mod hung;
+
 /// What the shim has mounted, what it was asked, and what it is to refuse.
 #[derive(Default)]
 struct FakeState {
     mounted: BTreeMap<String, wire::AttachRequest>,
     calls: Vec<String>,
     refuse: Vec<String>,
+    /// Calls that are carried out, but answered as late.
+    late: Vec<String>,
     busy: bool,
 }
 
@@ -76,7 +80,12 @@ impl Hotplug for FakeShim {
     ) -> ttrpc::Result<wire::AttachResponse> {
         let mut state =
             self.call(format!("attach {}@{}", request.content.capsule, request.content.version))?;
+        let call = format!("attach {}@{}", request.content.capsule, request.content.version);
         state.mounted.insert(request.attachment_id.clone(), request);
+        if state.late.contains(&call) {
+            let status = ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, "timeout".to_owned());
+            return Err(ttrpc::Error::RpcStatus(status));
+        }
         Ok(wire::AttachResponse::new())
     }
 
@@ -310,6 +319,16 @@ async fn a_set_that_fails_in_the_middle_is_taken_back_in_reverse_order() {
     );
     assert_eq!(node.shim.mounted(), Vec::<String>::new());
     assert_eq!(node.durable().await, []);
+    assert_eq!(node.listed().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_call_that_may_have_been_done_after_its_deadline_is_undone() {
+    let node = TestNode::start().await;
+    node.shim.0.lock().unwrap().late = vec!["attach tools@1".into()];
+    let error = node.attach(&["tzdata@1", "tools@1"]).await.unwrap_err();
+    assert!(error.to_string().contains("does not answer"), "{error}");
+    assert_eq!(node.shim.mounted(), Vec::<String>::new());
     assert_eq!(node.listed().await, Vec::<String>::new());
 }
 
