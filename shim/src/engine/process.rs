@@ -115,9 +115,13 @@ impl Process {
         });
     }
 
-    /// Records its end.
+    /// Records its end. An exec lets its streams go, as a client may never delete it (`ctr task exec -d`) and a shim has
+    /// only so many descriptors; an init keeps them for a client that attaches once more to read what is left.
     pub fn end(&self, exit: Exit) {
         self.live().pidfd = None;
+        if !self.exec_id.is_empty() {
+            self.release_io();
+        }
         self.state.send_modify(|state| *state = state.ended(exit));
     }
 
@@ -166,3 +170,46 @@ impl Process {
 
 /// The end of a process that did not begin.
 pub const NEVER_STARTED: Exit = Exit { status: 255, at: std::time::SystemTime::UNIX_EPOCH };
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, io::Read, time::SystemTime};
+
+    use super::*;
+    use crate::io::Copies;
+
+    const EXIT: Exit = Exit { status: 0, at: SystemTime::UNIX_EPOCH };
+
+    /// What a process that printed `text` and ended leaves to its client, and whether it keeps its streams.
+    async fn end_of(exec_id: &str, text: &str) -> (String, bool) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let client = std::thread::spawn({
+            let path = path.clone();
+            move || {
+                let mut read = String::new();
+                File::open(path).unwrap().read_to_string(&mut read).unwrap();
+                read
+            }
+        });
+        let stdio = Stdio { stdout: Some(path), ..Default::default() };
+        let (streams, io) = ProcessIo::pipes(&stdio, (0, 0), &Copies::default()).await.unwrap();
+        let process = Process::new(exec_id.to_owned(), stdio);
+        process.attach(io, None);
+        rustix::io::write(streams.stdout.as_ref().unwrap(), text.as_bytes()).unwrap();
+        drop(streams);
+        process.io().unwrap().drained().await;
+        process.end(EXIT);
+        let keeps = process.io().is_some();
+        process.release_io();
+        let read = tokio::task::spawn_blocking(|| client.join().unwrap()).await.unwrap();
+        (read, keeps)
+    }
+
+    #[tokio::test]
+    async fn an_exec_that_is_never_deleted_keeps_no_descriptors() {
+        assert_eq!(end_of("exec", "hello").await, ("hello".to_owned(), false));
+        assert_eq!(end_of("", "hello").await, ("hello".to_owned(), true));
+    }
+}
