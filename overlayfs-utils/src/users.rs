@@ -163,7 +163,9 @@ impl Scan<'_> {
     }
 
     fn link(&mut self, pid: i32, dir: &OwnedFd, name: &Path, how: Usage) {
-        let Ok(stat) = statx_mount(dir.as_fd(), name, AtFlags::empty()) else { return };
+        // What the kernel knows will do. Without the flag a FUSE server that does not answer, any container's, would hold
+        // the scan up (Linux: fs/fuse/dir.c, fuse_update_get_attr).
+        let Ok(stat) = statx_mount(dir.as_fd(), name, AtFlags::STATX_DONT_SYNC) else { return };
         for (mount, found) in self.mounts.iter().zip(&mut self.found) {
             if !mount.has(&stat) {
                 continue;

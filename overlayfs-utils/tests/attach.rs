@@ -273,3 +273,43 @@ fn privileged_every_kind_of_user_is_found() {
         assert_eq!(find(), []);
     });
 }
+
+#[test]
+fn privileged_a_file_system_that_does_not_answer_holds_no_scan_up() {
+    use std::os::fd::AsRawFd;
+    on_stage(|dir| {
+        let layer = tree(&dir.join("layer"), &[("file", "text")]);
+        let mount = ro(dir, &[&layer], BY);
+        let block = SuperBlock::of(mount.fd()).unwrap();
+        put(dir, mount, "/t");
+        let open = File::open(dir.join("t/file")).unwrap();
+
+        // A FUSE server that answers nothing, and a descriptor of its root.
+        let (device, point) = (dir.join("fuse"), tree(&dir.join("f"), &[]));
+        let number = rustix::fs::makedev(10, 229);
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &device,
+            rustix::fs::FileType::CharacterDevice,
+            0o600.into(),
+            number,
+        )
+        .unwrap();
+        let server = File::options().read(true).write(true).open(&device).expect("the kernel's FUSE");
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
+        let options = std::ffi::CString::new(options).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("fuse", &point, "fuse", flags, Some(options.as_c_str())).unwrap();
+        let root = rustix::fs::open(&point, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+
+        let (sender, scanned) = std::sync::mpsc::channel();
+        let scan = std::thread::spawn(move || sender.send(find_users(&[block], None).unwrap()));
+        let users = scanned.recv_timeout(Duration::from_secs(20));
+        drop((server, root)); // ends the wait of a scan that hangs
+        scan.join().unwrap().unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        let users = users.expect("the scan asks the file system");
+        let fd = u32::try_from(open.as_raw_fd()).unwrap();
+        assert!(users[0].iter().any(|u| u.pid == own && u.how == Usage::Fd(fd)), "{users:?}");
+    });
+}
