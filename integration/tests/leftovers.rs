@@ -16,8 +16,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A harness whose machine holds a running container.
 fn busy_harness(machine: &str) -> Result<Child> {
-    let mut harness = Command::new(TESTBED)
-        .args(["run", "idle", "--machine", machine])
+    // A shell's background job ignores interrupts, and so would all below it.
+    let mut harness = Command::new("env")
+        .args(["--default-signal=INT", TESTBED, "run", "idle", "--machine", machine])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -81,8 +82,14 @@ fn ends_clean_after(signal: Signal) -> Result<()> {
     ensure!(networks()?.len() > before.len(), "a running machine has no network namespace of its own");
     let pid = i32::try_from(id).ok().and_then(Pid::from_raw).context("a process id")?;
     kill_process(pid, signal).context("signal the harness")?;
-    harness.wait().context("wait for the harness")?;
     let deadline = Instant::now() + PATIENCE;
+    while harness.try_wait().context("look at the harness")?.is_none() {
+        if Instant::now() > deadline {
+            harness.kill().context("kill the harness")?;
+            anyhow::bail!("the harness goes on after {signal:?}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
     loop {
         let left = left_by(id)?;
         if left.is_empty() && networks()?.is_subset(&before) {
