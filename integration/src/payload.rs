@@ -15,7 +15,7 @@ use crate::{capsules, images};
 const PROGRAMS: [&str; 4] = ["capsule-testbed", "capsuled", "containerd-shim-capsule-v1", "capsulectl"];
 
 /// The image every test container is made from.
-pub const IMAGE: &str = "docker.io/library/busybox:latest";
+pub const IMAGE: &str = "localhost/busybox:latest";
 
 /// The payload of the build that is tested.
 #[derive(Debug, Clone)]
@@ -72,7 +72,7 @@ fn busybox_image(workspace: &Workspace) -> Result<PathBuf> {
     let busybox = rootfs.join("usr/bin/busybox");
     let source = workspace.source("integration/src/bin/capsule-reader.rs");
     let text = fs::read_to_string(&source).with_context(|| format!("read {}", source.display()))?;
-    let recipe = format!("{} {text} {}", rootfs.display(), include_str!("images.rs"));
+    let recipe = format!("{IMAGE} {} {text} {}", rootfs.display(), include_str!("images.rs"));
     workspace.cached("images", "busybox", &recipe, |folder| {
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         let reader = folder.join("capsule-reader");

@@ -219,20 +219,22 @@ impl Stage<'_> {
         self.reporter.must("upgrade works after the crash", || {
             done(&["upgrade", ID, &newest])?;
             Ok(((), clock.shows(release)?))
-        })
+        })?;
+        self.crash("after the last upgrade")
     }
 
     /// Step 6: detach while a file is open.
     fn busy(&mut self) -> Result<()> {
         self.reporter.say("Detaching tzdata while a process in the container keeps one of its files open.");
         let holder = Holder::start(&self.shop, RELEASE)?;
-        let (clock, versions) = (&self.clock, &self.versions);
         self.reporter.must("detach is refused and names the process and the file", || {
             let known = ps()?;
             let line = refused(&["detach", ID, "tzdata"], &["capsule-reader", RELEASE])?;
             ensure!(ps()? == known, "something changed");
             Ok(((), line))
         })?;
+        self.crash("after the refused detach")?;
+        let (clock, versions) = (&self.clock, &self.versions);
         self.reporter.must("detach --lazy hides it at once", || {
             done(&["detach", ID, "tzdata", "--lazy"])?;
             Ok(((), clock.shows("none")?))
@@ -248,6 +250,7 @@ impl Stage<'_> {
             ))
         })?;
         show(self.reporter, &["ps", "--users"])?;
+        self.crash("while a version is draining")?;
         self.reporter.must("once the file is closed it is gone", || {
             let line = holder.stop()?;
             let deadline = Instant::now() + Duration::from_secs(10);

@@ -183,12 +183,14 @@ fn inside_only(shop: &Container, target: &str, leads_to: &str) -> Result<String>
 
 fn swapped_links(shop: &Container) -> Result<String> {
     let before = Before::read(shop)?;
-    let script = "cd /srv; while [ ! -e /shared/swap.stop ]; do ln -sfn /proc/1/root/etc swap; ln -sfn /srv/real swap; \
-                  rm swap; mkdir -p swap; rmdir swap; done; rm -rf swap";
+    // Three links that take turns, each put in place by one rename: to a directory, out through procfs, and upwards.
+    let script = "mkdir -p /srv/real; cd /srv; ln -s /srv/real swap; while [ ! -e /shared/swap.stop ]; do \
+                  ln -s /proc/1/root/etc next; mv -T next swap; ln -s /srv/real next; mv -T next swap; \
+                  ln -s ../../../../tmp next; mv -T next swap; done; rm -rf swap real";
     let stop = Path::new(SHARED).join("swap.stop");
     shop.spawn("swapper", &["/bin/sh", "-c", script])?;
     let (mut attached, mut refusals) = (0, 0);
-    for _ in 0..60 {
+    for _ in 0..150 {
         let args = ["attach", "shop", "tzdata", "--target", "/srv/swap/planted"];
         let output = super::capsulectl::capsulectl(&args)?;
         ensure!(node_mounts()? == before.node, "the node's mount table changed");
@@ -201,12 +203,13 @@ fn swapped_links(shop: &Container) -> Result<String> {
         }
     }
     fs::write(&stop, "").context("stop the swapping")?;
-    for place in ["/etc/planted", "/srv/real", "/srv/swap"] {
+    for place in ["/etc/planted", "/tmp/planted", "/srv/real", "/srv/swap"] {
         ensure!(!Path::new(place).exists(), "{place} appeared on the node");
     }
     let after = shop.mounts()?;
     ensure!(after == before.container, "left in the container: {after:#?}");
     ensure!(ps()? == before.attachments, "left: {:?}", ps()?);
+    ensure!(attached > 0 && refusals > 0, "not a race: {attached} attached, {refusals} refused");
     Ok(format!("{attached} attached inside the container, {refusals} refused, nothing left"))
 }
 
