@@ -206,7 +206,7 @@ impl Attachments {
         let keys = match container {
             Some(wanted) => vec![self.containers.find(wanted).await?],
             None => {
-                let served = self.shims.containers().unwrap_or_default();
+                let served = self.served();
                 let mut keys = self.records.containers();
                 keys.extend(served);
                 keys.sort();

@@ -15,6 +15,14 @@ use crate::{
 };
 
 impl Attachments {
+    /// The containers that shims of ours serve. If that cannot be read it is said, and only those on record count.
+    pub(super) fn served(&self) -> Vec<ContainerKey> {
+        self.shims.containers().unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot read the shims' registrations: what drains in other containers is not known");
+            Vec::new()
+        })
+    }
+
     /// Carries out replacements, all or none.
     pub(super) async fn replace(
         &self,

@@ -42,7 +42,7 @@ impl Attachments {
         for attachment in recorded.into_values() {
             by_container.entry(attachment.container.clone()).or_default().push(attachment);
         }
-        for container in self.shims.containers().unwrap_or_default() {
+        for container in self.served() {
             self.hold_all(&container);
             by_container.entry(container).or_default();
         }

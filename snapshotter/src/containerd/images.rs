@@ -4,8 +4,7 @@ use std::{collections::HashMap, time::SystemTime};
 
 use capsule_proto::containerd::{
     services::images::v1::{
-        CreateImageRequest, DeleteImageRequest, GetImageRequest, Image, ListImagesRequest,
-        images_client::ImagesClient,
+        CreateImageRequest, GetImageRequest, Image, ListImagesRequest, images_client::ImagesClient,
     },
     types::Descriptor as WireDescriptor,
 };
@@ -68,16 +67,6 @@ impl Scope {
             .create(self.request(request))
             .await
             .map_err(|e| self.failed(&format!("create the image {}", image.name), e))?;
-        Ok(())
-    }
-
-    /// Deletes an image record and waits until what only it referred to is collected.
-    pub async fn delete_image(&self, name: &str) -> Result<(), ContainerdError> {
-        let request = DeleteImageRequest { name: name.to_owned(), sync: true, target: None };
-        ImagesClient::new(self.channel())
-            .delete(self.request(request))
-            .await
-            .map_err(|e| self.failed(&format!("delete the image {name}"), e))?;
         Ok(())
     }
 }

@@ -36,9 +36,6 @@ pub const CHILDREN: TableDefinition<'_, (u64, u64), &str> = TableDefinition::new
 /// Attachment id → the attachment's record as JSON.
 pub const ATTACHMENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("attachments");
 
-/// Id of a version that left its target but may still be in use → its record as JSON.
-pub const DRAINING: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("draining");
-
 /// The newest format that this program reads, and the one that it writes.
 pub const FORMAT_VERSION: u64 = 1;
 
@@ -295,7 +292,6 @@ fn prepare_format(transaction: &WriteTransaction) -> Result<(), StoreError> {
     transaction.open_table(SNAPSHOTS)?;
     transaction.open_table(CHILDREN)?;
     transaction.open_table(ATTACHMENTS)?;
-    transaction.open_table(DRAINING)?;
     Ok(())
 }
 
