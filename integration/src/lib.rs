@@ -5,7 +5,7 @@
 //! | [`workspace`] | where things are on the host, locks | paths below `target/` |
 //! | [`rootfs`] | Debian root file systems | `mmdebstrap`, `target/rootfs` |
 //! | [`capsules`] | real input: two releases of `tzdata`, a tree of debugging tools | apt's client, `target/capsules` |
-//! | [`images`] | OCI images, made here | nothing but the files it writes |
+//! | [`images`] | OCI images, made here: of one layer and of very many | `rustc`, `gzip`, `target/images` |
 //! | [`payload`] | what a machine is given: programs, images, capsule trees | `target/payload` |
 //! | [`native`] | a machine of private namespaces on this kernel | namespaces, cgroups below its own |
 //! | [`vm`] | a machine of its own kernel | qemu |

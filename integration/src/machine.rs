@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use crate::event::{Event, Report};
+use crate::images::Image;
 use crate::native::Site;
 use crate::payload::Payload;
 use crate::rootfs::{self, Suite};
@@ -58,7 +59,7 @@ impl Machine {
     pub fn run(self, workspace: &Workspace, job: &Job, watch: impl FnMut(&Event)) -> Result<Report> {
         require_root(&format!("a {self} machine"))?;
         let rootfs = rootfs::ready(workspace, self.suite)?;
-        let payload = Payload::ready(workspace)?;
+        let payload = Payload::ready(workspace, Image::needed_by(&job.scenario))?;
         match self.kind {
             Kind::Native => {
                 let (testbed, runs) = (workspace.testbed(), workspace.target("runs")?);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use capsule_integration::event::{Event, Reporter};
+use capsule_integration::images::Image;
 use capsule_integration::machine::{Job, Kind, Machine};
 use capsule_integration::narrate::Narrator;
 use capsule_integration::payload::Payload;
@@ -27,7 +28,7 @@ struct Args {
 enum Do {
     /// Make what machines need and can be kept: root file systems, images, capsule trees.
     Prepare {
-        /// Only this one.
+        /// Only this one, and only the images that every scenario needs.
         #[arg(long)]
         suite: Option<Suite>,
     },
@@ -107,10 +108,12 @@ fn prepare(suite: Option<Suite>) -> Result<()> {
     require_root("building a root file system")?;
     let workspace = workspace()?;
     let suites = suite.map_or_else(|| vec![Suite::Forky, Suite::Trixie], |suite| vec![suite]);
-    for suite in suites {
-        timed(&format!("root file system of {suite}"), || rootfs::ready(&workspace, suite))?;
+    for suite in &suites {
+        timed(&format!("root file system of {suite}"), || rootfs::ready(&workspace, *suite))?;
     }
-    timed("images and capsule trees", || Payload::ready(&workspace))?;
+    // With all suites come all scenarios.
+    let images: &[Image] = if suite.is_some() { &[Image::Busybox] } else { &Image::ALL };
+    timed("images and capsule trees", || Payload::ready(&workspace, images))?;
     Ok(())
 }
 

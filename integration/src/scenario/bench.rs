@@ -21,6 +21,7 @@ use super::capsulectl::{publish, tzdata};
 use super::ctr::{Container, OURS, REFERENCE, ctr, run as run_program};
 use super::world::{World, send_logs};
 use crate::event::Reporter;
+use crate::images::Image;
 
 const SLEEP: [&str; 2] = ["/bin/sleep", "100000"];
 /// Where the bare system calls mount, in the container.
@@ -117,7 +118,7 @@ fn recreated() -> Result<Container> {
     let args =
         ["run", "-d", "--null-io", "--runtime", REFERENCE.runtime, "--snapshotter", REFERENCE.snapshotter];
     let mut args = args.to_vec();
-    args.extend(["--mount", &mount, crate::payload::IMAGE, "recreated"]);
+    args.extend(["--mount", &mount, Image::Busybox.name(), "recreated"]);
     args.extend(SLEEP);
     ctr(&args)?.success("ctr run -d")?;
     Ok(Container { id: "recreated".to_owned() })

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::world::path;
+use crate::images::Image;
 
 /// A runtime and a snapshotter that are tested together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,14 +93,21 @@ pub fn ctr(args: &[&str]) -> Result<Output> {
 impl Stack {
     /// Imports the test image and unpacks it with this stack's snapshotter.
     pub fn import(self) -> Result<String> {
-        let args = ["image", "import", "--snapshotter", self.snapshotter, "/payload/images/busybox.tar"];
+        self.import_image(Image::Busybox)
+    }
+
+    /// Imports an image and unpacks it with this stack's snapshotter.
+    pub fn import_image(self, image: Image) -> Result<String> {
+        let archive = image.in_machine();
+        let archive = archive.to_str().context("an archive's path is no text")?;
+        let args = ["image", "import", "--snapshotter", self.snapshotter, archive];
         ctr(&args)?.success("import the image")
     }
 
     /// Runs a container to its end, as `ctr run --rm` does.
     pub fn run_once(self, id: &str, command: &[&str], input: &[u8]) -> Result<Output> {
         let mut args = vec!["run", "--rm", "--runtime", self.runtime, "--snapshotter", self.snapshotter];
-        args.extend([crate::payload::IMAGE, id]);
+        args.extend([Image::Busybox.name(), id]);
         args.extend(command);
         run("ctr", &args, input)
     }
@@ -109,7 +117,7 @@ impl Stack {
         let mut args =
             vec!["run", "-d", "--null-io", "--runtime", self.runtime, "--snapshotter", self.snapshotter];
         args.extend(options);
-        args.extend([crate::payload::IMAGE, id]);
+        args.extend([Image::Busybox.name(), id]);
         args.extend(command);
         ctr(&args)?.success("ctr run -d")?;
         let container = Container { id: id.to_owned() };

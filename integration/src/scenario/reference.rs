@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::ctr::{OURS, Stack, ctr, run as run_program};
 use super::world::{World, send_logs};
 use crate::event::Reporter;
+use crate::images::Image;
 
 /// Runs every step on every stack.
 pub fn run(reporter: &mut Reporter, stacks: &[Stack]) -> Result<()> {
@@ -69,7 +70,7 @@ fn once(reporter: &mut Reporter, stack: Stack, name: &dyn Fn(&str) -> String) {
             "ctr run --rm -t --runtime {} --snapshotter {} {} once /usr/bin/tty",
             stack.runtime,
             stack.snapshotter,
-            crate::payload::IMAGE
+            Image::Busybox.name()
         );
         let out = run_program("script", &["-qec", &line, "/dev/null"], b"")?.success("run -t")?;
         ensure!(out.contains("/dev/pts/0"), "{out:?}");
