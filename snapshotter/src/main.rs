@@ -94,7 +94,9 @@ fn open_snapshots(config: &Config) -> anyhow::Result<Snapshots> {
     let dirs = Dirs::new(&config.root);
     dirs.create()?;
     let store = Store::open(&dirs.metadata())?;
-    Ok(Snapshots::open(Environment { store, dirs, overlay: OverlayOptions::read()? })?)
+    let configured = config.snapshots.mount_options.clone();
+    let overlay = OverlayOptions { configured, ..OverlayOptions::read()? };
+    Ok(Snapshots::open(Environment { store, dirs, overlay, behaviour: config.snapshots.behaviour })?)
 }
 
 /// Ends when the service manager or a person asks the daemon to stop.

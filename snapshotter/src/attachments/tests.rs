@@ -22,7 +22,7 @@ use crate::{
     dirs::Dirs,
     shims::Shims,
     snapshots::{
-        Create, Environment, OverlayOptions, Snapshots,
+        Behaviour, Commit, Create, Environment, OverlayOptions, Snapshots,
         model::{Key, Labels},
     },
     store::{
@@ -199,8 +199,8 @@ fn open_store(dir: &Path) -> (Store, Snapshots) {
     let dirs = Dirs::new(dir.join("lib"));
     dirs.create().unwrap();
     let store = Store::open(&dirs.metadata()).unwrap();
-    let overlay = OverlayOptions { index_off: false, userxattr: false };
-    (store.clone(), Snapshots::open(Environment { store, dirs, overlay }).unwrap())
+    let (overlay, behaviour) = (OverlayOptions::default(), Behaviour::default());
+    (store.clone(), Snapshots::open(Environment { store, dirs, overlay, behaviour }).unwrap())
 }
 
 async fn serve(dir: &Path, shim: FakeShim) -> ttrpc::r#async::Server {
@@ -242,7 +242,8 @@ fn publish(snapshots: &Snapshots, name: &str, version: &str) -> Published {
         Create { key: Key::parse(active.clone()).unwrap(), parent: String::new(), labels: no_labels() };
     snapshots.prepare(&create).unwrap();
     let committed = Key::parse(format!("capsules/2/{digest}")).unwrap();
-    snapshots.commit(&committed, &active, &no_labels()).unwrap();
+    let commit = Commit { name: committed, key: active, parent: String::new(), labels: no_labels() };
+    snapshots.commit(&commit).unwrap();
     let blob = oci::Descriptor { media_type: oci::LAYER_TAR.into(), digest: digest.clone(), size: 1 };
     let annotations = BTreeMap::from([(oci::TARGET.to_owned(), format!("/opt/{name}"))]);
     Published {

@@ -4,11 +4,15 @@
 //! operators and is tested to say what [`Config::default`] says.
 
 mod parse;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
 };
+
+use crate::snapshots::{Behaviour, MountOption};
 
 /// Where the configuration is looked for unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/capsule/config.toml";
@@ -24,8 +28,20 @@ pub struct Config {
     pub socket: PathBuf,
     /// The containerd that this daemon belongs to.
     pub containerd: Containerd,
+    /// How snapshots are made, mounted and removed.
+    pub snapshots: Snapshots,
     /// What is logged.
     pub log: Log,
+}
+
+/// How snapshots are made, mounted and removed: the choices that containerd's own overlayfs has
+/// (`plugins/snapshots/overlay/plugin/plugin.go`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshots {
+    /// Options for every overlay mount; bind mounts do not get them. Default: none.
+    pub mount_options: Vec<MountOption>,
+    /// The others. Default: ids are remapped and directories removed by Cleanup; there is no label.
+    pub behaviour: Behaviour,
 }
 
 /// The containerd that this daemon belongs to.
@@ -94,6 +110,10 @@ impl Default for Config {
                 address: "/run/containerd/containerd.sock".into(),
                 namespace: "capsules".to_owned(),
                 snapshotter: "capsule".to_owned(),
+            },
+            snapshots: Snapshots {
+                mount_options: Vec::new(),
+                behaviour: Behaviour { remap_ids: true, upperdir_label: false, async_remove: true },
             },
             log: Log { level: Level::Info },
         }

@@ -12,6 +12,7 @@ use toml::{
 };
 
 use super::{Config, Level, Mistake};
+use crate::snapshots::MountOption;
 
 /// Most bytes of a socket's path (`sun_path` of unix(7), without its final zero byte).
 const SOCKET_PATH_LIMIT: usize = 107;
@@ -62,8 +63,13 @@ impl Reader<'_> {
                 "run" => self.set(&mut config.run, "run", value, parse_path),
                 "socket" => socket = self.value("socket", value, parse_socket),
                 "containerd" => self.containerd(&mut config, value),
+                "snapshots" => self.snapshots(&mut config, value),
                 "log" => self.log(&mut config, value),
-                _ => self.unknown(key.span(), key.get_ref(), "root, run, socket, [containerd] and [log]"),
+                _ => self.unknown(
+                    key.span(),
+                    key.get_ref(),
+                    "root, run, socket, [containerd], [snapshots] and [log]",
+                ),
             }
         }
         config.socket = socket.unwrap_or_else(|| config.run.join("capsuled.sock"));
@@ -88,6 +94,51 @@ impl Reader<'_> {
                     &format!("containerd.{}", key.get_ref()),
                     "address, namespace and snapshotter",
                 ),
+            }
+        }
+    }
+
+    fn snapshots(&mut self, config: &mut Config, value: &Value<'_>) {
+        let snapshots = &mut config.snapshots;
+        let behaviour = &mut snapshots.behaviour;
+        for (key, value) in self.table("snapshots", value) {
+            match key.get_ref().as_ref() {
+                "mount_options" => snapshots.mount_options = self.mount_options(value),
+                "remap_ids" => self.flag(&mut behaviour.remap_ids, "snapshots.remap_ids", value),
+                "upperdir_label" => {
+                    self.flag(&mut behaviour.upperdir_label, "snapshots.upperdir_label", value);
+                }
+                "async_remove" => self.flag(&mut behaviour.async_remove, "snapshots.async_remove", value),
+                _ => self.unknown(
+                    key.span(),
+                    &format!("snapshots.{}", key.get_ref()),
+                    "mount_options, remap_ids, upperdir_label and async_remove",
+                ),
+            }
+        }
+    }
+
+    fn mount_options(&mut self, value: &Value<'_>) -> Vec<MountOption> {
+        const NAME: &str = "snapshots.mount_options";
+        let DeValue::Array(items) = value.get_ref() else {
+            self.mistake(
+                value.span(),
+                format!("{NAME} is {}, and must be an array", article(value.get_ref())),
+            );
+            return Vec::new();
+        };
+        let parse = |text: &str| MountOption::parse(text).map_err(|error| error.to_string());
+        items.iter().filter_map(|item| self.value(&format!("an item of {NAME}"), item, parse)).collect()
+    }
+
+    fn flag(&mut self, field: &mut bool, name: &str, value: &Value<'_>) {
+        match value.get_ref() {
+            DeValue::Boolean(flag) => *field = *flag,
+            other => {
+                self.mistake(
+                    value.span(),
+                    format!("{name} is {}, and must be true or false", article(other)),
+                );
             }
         }
     }
@@ -132,7 +183,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A string that `parse` accepts; all that can be set is written as one.
+    /// A string that `parse` accepts.
     fn value<T>(
         &mut self,
         name: &str,
@@ -210,119 +261,5 @@ fn parse_level(text: &str) -> Result<Level, String> {
     match Level::NAMES.iter().find(|(name, _)| *name == text) {
         Some((_, level)) => Ok(*level),
         None => Err("it must be error, warn, info, debug or trace".to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// What an operator is shown and told to start from.
-    const SHIPPED: &str = include_str!("../../../configs/config.toml");
-
-    fn mistakes(text: &str) -> Vec<(usize, String)> {
-        let mistakes = parse_config(text).unwrap_err();
-        mistakes.into_iter().map(|mistake| (mistake.line, mistake.message)).collect()
-    }
-
-    #[test]
-    fn the_shipped_file_says_the_defaults_and_names_every_key() {
-        assert_eq!(parse_config(SHIPPED), Ok(Config::default()));
-        assert_eq!(parse_config(""), Ok(Config::default()));
-        for key in ["root", "run", "socket", "address", "namespace", "snapshotter", "level"] {
-            assert!(SHIPPED.lines().any(|line| line.starts_with(&format!("{key} = "))), "{key}");
-        }
-    }
-
-    #[test]
-    fn what_is_set_is_taken() {
-        let config = parse_config(
-            "root = '/srv/c'\nrun = '/run/c'\nlog.level = 'debug'\n[containerd]\naddress = '/c.sock'\nnamespace = 'a.b'\nsnapshotter = 'x-1'\n",
-        )
-        .unwrap();
-        assert_eq!(config.root, Path::new("/srv/c"));
-        assert_eq!(config.socket, Path::new("/run/c/capsuled.sock"));
-        assert_eq!(config.log.level, Level::Debug);
-        assert_eq!(config.containerd.address, Path::new("/c.sock"));
-        assert_eq!((&*config.containerd.namespace, &*config.containerd.snapshotter), ("a.b", "x-1"));
-        assert_eq!(parse_config("socket = '/s'").unwrap().socket, Path::new("/s"));
-    }
-
-    #[test]
-    fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
-        let text = "\
-root = 5
-rum = '/run'
-run = 'relative'
-
-[containerd]
-address = '/a/../b'
-namespace = '-'
-snapshotter = 'overlayfs'
-snapshoter = 'capsule'
-
-[log]
-level = 'loud'
-level = 'info'
-
-[metrics]
-";
-        let found = mistakes(text);
-        let expected = [
-            (1, "root is an integer, and must be a string"),
-            (2, "unknown key rum: known here are root, run, socket, [containerd] and [log]"),
-            (3, "run is \"relative\": it must be an absolute path below /, without .."),
-            (6, "containerd.address is \"/a/../b\": it must be an absolute path below /, without .."),
-            (
-                7,
-                "containerd.namespace is \"-\": it must be letters and digits with single '.', '_' or '-' between them, at most 76 bytes",
-            ),
-            (
-                8,
-                "containerd.snapshotter is \"overlayfs\": containerd has a snapshotter of that name itself: choose another",
-            ),
-            (9, "unknown key containerd.snapshoter: known here are address, namespace and snapshotter"),
-            (12, "log.level is \"loud\": it must be error, warn, info, debug or trace"),
-            (13, "duplicate key"),
-            (15, "unknown key metrics: known here are root, run, socket, [containerd] and [log]"),
-        ];
-        let expected: Vec<_> = expected.into_iter().map(|(line, text)| (line, text.to_owned())).collect();
-        assert_eq!(found, expected);
-    }
-
-    #[test]
-    fn broken_syntax_does_not_hide_other_mistakes() {
-        let found = mistakes("root = \nlog.level = 'loud'\ncontainerd = 'x'\nrun = '/r\n");
-        let lines: Vec<usize> = found.iter().map(|(line, _)| *line).collect();
-        assert_eq!(lines, [1, 2, 3, 4], "{found:?}");
-    }
-
-    #[test]
-    fn values_are_checked_for_what_breaks_later() {
-        let long = format!("socket = '/{}'", "s".repeat(107));
-        let cases = [
-            ("root = '/a:b'", "overlayfs cannot use a path with ':'"),
-            ("root = '/'", "absolute path below /"),
-            (long.as_str(), "at most 107 bytes, and this has 108"),
-            ("containerd.namespace = 'a..b'", "letters and digits"),
-            ("[[containerd]]", "containerd is an array, and must be a table"),
-        ];
-        for (text, reason) in cases {
-            let found = mistakes(text);
-            assert!(found.len() == 1 && found[0].1.contains(reason), "{text}: {found:?}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn any_text_is_a_configuration_or_has_mistakes_on_lines_it_has(text in any::<String>()) {
-            if let Err(mistakes) = parse_config(&text) {
-                let lines = text.matches('\n').count() + 1;
-                prop_assert!(!mistakes.is_empty());
-                prop_assert!(mistakes.iter().all(|mistake| (1..=lines).contains(&mistake.line)));
-            }
-        }
     }
 }

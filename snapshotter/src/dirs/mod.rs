@@ -218,8 +218,16 @@ impl Staged {
     pub fn inherit_owner(&self, parent: u64) -> Result<(), DirsError> {
         let from = self.dirs.upper(parent);
         let metadata = fs::symlink_metadata(&from).map_err(failed("stat parent", &from))?;
-        let to = self.path.join("fs");
-        lchown(&to, Some(metadata.uid()), Some(metadata.gid())).map_err(failed("change owner of", &to))
+        self.give_to(metadata.uid(), metadata.gid())
+    }
+
+    /// Gives the new snapshot's root to a user and a group.
+    ///
+    /// # Errors
+    /// When the owner cannot be changed.
+    pub fn give_to(&self, user: u32, group: u32) -> Result<(), DirsError> {
+        let root = self.path.join("fs");
+        lchown(&root, Some(user), Some(group)).map_err(failed("change owner of", &root))
     }
 
     /// Moves it to where snapshot `id` belongs. To be called inside the transaction that records the snapshot, so

@@ -20,7 +20,7 @@ use super::error_line;
 use crate::{
     filters::{Fields, Filters},
     snapshots::{
-        Create, Mount, SnapshotError, Snapshots,
+        Commit, Create, Mount, SnapshotError, Snapshots,
         model::{Info, Key, Kind, LabelUpdate, Labels, Usage},
     },
 };
@@ -60,10 +60,12 @@ fn code(error: &SnapshotError) -> Code {
     match error {
         SnapshotError::NotFound { .. } => Code::NotFound,
         SnapshotError::AlreadyExists { .. } => Code::AlreadyExists,
-        SnapshotError::ParentNotCommitted { .. } | SnapshotError::Invalid(_) | SnapshotError::Filter(_) => {
-            Code::InvalidArgument
-        }
-        SnapshotError::NotMountable { .. }
+        SnapshotError::ParentNotCommitted { .. }
+        | SnapshotError::OtherParent { .. }
+        | SnapshotError::Invalid(_)
+        | SnapshotError::Filter(_) => Code::InvalidArgument,
+        SnapshotError::RebaseOnUncommitted { .. }
+        | SnapshotError::NotMountable { .. }
         | SnapshotError::NotActive { .. }
         | SnapshotError::HasChildren { .. }
         | SnapshotError::Pinned { .. } => Code::FailedPrecondition,
@@ -192,9 +194,13 @@ impl SnapshotsApi for SnapshotsService {
 
     async fn commit(&self, request: Request<CommitSnapshotRequest>) -> Result<Response<()>, Status> {
         let request = request.into_inner();
-        let name = Key::parse(request.name).map_err(status)?;
-        let labels = Labels::parse(request.labels).map_err(status)?;
-        self.call(move |engine| engine.commit(&name, &request.key, &labels)).await.map(Response::new)
+        let commit = Commit {
+            name: Key::parse(request.name).map_err(status)?,
+            key: request.key,
+            parent: request.parent,
+            labels: Labels::parse(request.labels).map_err(status)?,
+        };
+        self.call(move |engine| engine.commit(&commit)).await.map(Response::new)
     }
 
     async fn remove(&self, request: Request<RemoveSnapshotRequest>) -> Result<Response<()>, Status> {

@@ -23,6 +23,20 @@ pub enum SnapshotError {
         /// The parent.
         parent: String,
     },
+    /// The parent that a snapshot should be put on at its commit is no committed snapshot.
+    #[error("cannot commit on {parent:?}: it is not a committed snapshot")]
+    RebaseOnUncommitted {
+        /// The parent.
+        parent: String,
+    },
+    /// A snapshot that has a parent keeps it.
+    #[error("cannot change the parent of snapshot {key:?} on commit: it was prepared on {parent:?}")]
+    OtherParent {
+        /// The snapshot.
+        key: String,
+        /// The parent that it has.
+        parent: String,
+    },
     /// Mounts are for snapshots that are not committed.
     #[error("snapshot {key:?} is committed: only active snapshots and views have mounts")]
     NotMountable {

@@ -50,6 +50,21 @@ impl Index {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Adds committed snapshots, name → (id, parent's name or empty), in whatever order. A parent need not be older than
+    /// its children: one that was given at a commit may be newer.
+    pub(super) fn fill(&self, mut snapshots: HashMap<String, (u64, String)>) {
+        let names: Vec<String> = snapshots.keys().cloned().collect();
+        for mut next in names {
+            let mut chain = Vec::new();
+            while let Some((id, parent)) = snapshots.remove(&next) {
+                chain.push((std::mem::replace(&mut next, parent.clone()), id, parent));
+            }
+            for (name, id, parent) in chain.iter().rev() {
+                self.insert(name, *id, Some(parent.as_str()).filter(|name| !name.is_empty()));
+            }
+        }
+    }
+
     /// Adds a committed snapshot. Its parent, if any, must have been added before.
     pub(super) fn insert(&self, name: &str, id: u64, parent: Option<&str>) {
         let mut state = self.lock();
@@ -198,6 +213,20 @@ mod tests {
         assert_eq!(index.begin_remove("capsules/4/sha256:a", 1), Ok(()));
         index.repin(&[], "owner");
         assert_eq!(index.begin_remove("capsules/9/sha256:b", 2), Ok(()));
+    }
+
+    #[test]
+    fn chains_are_whole_whatever_the_order_of_their_ids() {
+        let names = ["ns/1/bottom", "ns/2/middle", "ns/3/top", "ns/4/other"];
+        let parents = ["", "ns/1/bottom", "ns/2/middle", "ns/1/bottom"];
+        for ids in [[1, 2, 3, 4], [4, 3, 2, 1], [2, 4, 1, 3]] {
+            let index = Index::default();
+            let owned =
+                |(name, (id, parent)): (&str, (u64, &str))| (name.to_owned(), (id, parent.to_owned()));
+            index.fill(names.into_iter().zip(ids.into_iter().zip(parents)).map(owned).collect());
+            assert_eq!(index.chain("ns", "top"), Some(vec![ids[2], ids[1], ids[0]]));
+            assert_eq!(index.chain("ns", "other"), Some(vec![ids[3], ids[0]]));
+        }
     }
 
     #[test]

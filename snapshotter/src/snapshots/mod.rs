@@ -9,10 +9,14 @@
 
 mod engine;
 mod error;
+mod idmap;
 mod index;
 pub mod model;
 mod mounts;
+mod options;
 
-pub use engine::{Create, Environment, Snapshots};
+pub use engine::{Commit, Create, Environment, Snapshots};
 pub use error::SnapshotError;
-pub use mounts::{Mount, OverlayOptions};
+pub use idmap::IdMapError;
+pub use mounts::Mount;
+pub use options::{Behaviour, MountOption, MountOptionError, OverlayOptions};

@@ -2,16 +2,14 @@
 
 use std::{collections::BTreeMap, time::SystemTime};
 
+use super::idmap::IdMapError;
+
 /// Most bytes that a label's key and value may have together (containerd, `pkg/labels/validate.go`).
 const LABEL_LIMIT: usize = 4096;
 /// How much of an overlong label's key an error quotes.
 const LABEL_QUOTE: usize = 64;
 /// Longest key or name, as in containerd's own store (bbolt's `MaxKeySize`).
 const KEY_LIMIT: usize = 32768;
-
-/// Labels by which a client asks for the snapshot's ids to be mapped, with this prefix
-/// (`containerd.io/snapshot/uidmapping`, `…/gidmapping`).
-const ID_MAPPINGS: [&str; 2] = ["containerd.io/snapshot/uidmapping", "containerd.io/snapshot/gidmapping"];
 
 /// Input that can never be right, whatever the state of the store.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,11 +33,13 @@ pub enum InvalidInput {
         /// Length of key and value in bytes.
         length: usize,
     },
-    /// A label that asks for what this snapshotter does not do.
-    #[error("label {label} asks for mapped ids, which this snapshotter does not support yet: leave it out")]
+    /// A label that asks for mapped ids and does not say which.
+    #[error("label {label} is no id mapping: {reason}")]
     IdMapping {
         /// The label's key.
         label: &'static str,
+        /// What is wrong with its value.
+        reason: IdMapError,
     },
     /// An update of something that never changes, or that does not exist.
     #[error("cannot update field {path:?} of a snapshot: only labels can change")]
@@ -109,6 +109,12 @@ impl Labels {
         Self(labels)
     }
 
+    /// These labels and one more, or in place of the one with its key.
+    pub(crate) fn with(mut self, key: &str, value: String) -> Self {
+        self.0.insert(key.to_owned(), value);
+        self
+    }
+
     /// The labels by key.
     pub fn as_map(&self) -> &BTreeMap<String, String> {
         &self.0
@@ -117,17 +123,6 @@ impl Labels {
     /// The labels, by value.
     pub fn into_map(self) -> BTreeMap<String, String> {
         self.0
-    }
-
-    /// Refuses labels whose wish would otherwise be dropped in silence.
-    ///
-    /// # Errors
-    /// Names the first label that asks for mapped ids.
-    pub fn check_supported(&self) -> Result<(), InvalidInput> {
-        match ID_MAPPINGS.into_iter().find(|label| self.0.contains_key(*label)) {
-            Some(label) => Err(InvalidInput::IdMapping { label }),
-            None => Ok(()),
-        }
     }
 }
 
@@ -222,14 +217,6 @@ mod tests {
     #[test]
     fn labels_without_a_value_are_no_labels() {
         assert_eq!(labels(&[("a", ""), ("b", "1")]), labels(&[("b", "1")]));
-    }
-
-    #[test]
-    fn id_mappings_are_refused_by_name() {
-        let label = "containerd.io/snapshot/gidmapping";
-        let refused = labels(&[(label, "0:1000:1")]).check_supported();
-        assert_eq!(refused, Err(InvalidInput::IdMapping { label }));
-        assert_eq!(labels(&[("containerd.io/snapshot.ref", "x")]).check_supported(), Ok(()));
     }
 
     #[test]

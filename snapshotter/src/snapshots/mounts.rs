@@ -1,11 +1,11 @@
-//! Which mounts show a snapshot: pure, but for finding out where we run.
+//! Which mounts show a snapshot. Pure.
 //!
 //! The same as containerd's overlayfs gives (`plugins/snapshots/overlay/overlay.go`, `mounts`): a bind mount
 //! where one directory is all there is, an overlay otherwise.
 
-use std::{fs, io, path::Path};
+use std::path::Path;
 
-use super::model::Kind;
+use super::{idmap::IdMaps, model::Kind, options::OverlayOptions};
 use crate::dirs::Dirs;
 
 /// One mount, as containerd's clients perform it.
@@ -19,63 +19,43 @@ pub struct Mount {
     pub options: Vec<String>,
 }
 
-/// What the kernel and the place we run in ask of every overlay.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OverlayOptions {
-    /// Say `index=off`: one upper directory may be used by several mounts in turn.
-    pub index_off: bool,
-    /// Say `userxattr`: we run in a user namespace, where `trusted.*` attributes cannot be written.
-    pub userxattr: bool,
+/// A snapshot that is to be mounted.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// Active or a view.
+    pub kind: Kind,
+    /// Names its own directories.
+    pub id: u64,
+    /// Those below it, topmost first.
+    pub parents: Vec<u64>,
+    /// The mapping of ids that is asked of whoever performs the mount.
+    pub ids: IdMaps,
 }
 
-/// Is there only if the kernel's overlayfs can be asked to turn its index off.
-const INDEX_PARAMETER: &str = "/sys/module/overlay/parameters/index";
-/// How ids of this user namespace map to its parent's (user_namespaces(7)).
-const UID_MAP: &str = "/proc/self/uid_map";
-
-impl OverlayOptions {
-    /// Finds out what is needed where this process runs.
-    ///
-    /// # Errors
-    /// When `/proc/self/uid_map` cannot be read.
-    pub fn read() -> io::Result<Self> {
-        Ok(Self {
-            index_off: Path::new(INDEX_PARAMETER).exists(),
-            userxattr: !is_initial_user_namespace(&fs::read_to_string(UID_MAP)?),
-        })
-    }
-}
-
-/// Whether a uid map is that of the initial user namespace: every id is itself.
-fn is_initial_user_namespace(map: &str) -> bool {
-    map.split_whitespace().eq(["0", "0", "4294967295"])
-}
-
-/// The mounts of snapshot `id` over `parents` (topmost first).
-pub fn plan_mounts(dirs: &Dirs, overlay: OverlayOptions, kind: Kind, id: u64, parents: &[u64]) -> Vec<Mount> {
-    let writable = kind == Kind::Active;
-    let mount = match parents {
-        [] => bind(&dirs.upper(id), writable),
-        [only] if !writable => bind(&dirs.upper(*only), false),
-        _ => Mount {
-            kind: "overlay",
-            source: "overlay".to_owned(),
-            options: overlay_options(dirs, overlay, writable.then_some(id), parents),
-        },
+/// The mounts that show a snapshot.
+pub fn plan_mounts(dirs: &Dirs, overlay: &OverlayOptions, layout: &Layout) -> Vec<Mount> {
+    let writable = layout.kind == Kind::Active;
+    let mut options: Vec<String> = layout.ids.options().collect();
+    let mount = match layout.parents.as_slice() {
+        [] => bind(&dirs.upper(layout.id), writable, options),
+        [only] if !writable => bind(&dirs.upper(*only), false, options),
+        parents => {
+            let upper = writable.then_some(layout.id);
+            options.extend(directories(dirs, upper, parents));
+            options.extend(overlay.iter().map(str::to_owned));
+            Mount { kind: "overlay", source: "overlay".to_owned(), options }
+        }
     };
     vec![mount]
 }
 
-fn bind(source: &Path, writable: bool) -> Mount {
+fn bind(source: &Path, writable: bool, mut options: Vec<String>) -> Mount {
     let mode = if writable { "rw" } else { "ro" };
-    Mount {
-        kind: "bind",
-        source: source.display().to_string(),
-        options: vec![mode.to_owned(), "rbind".to_owned()],
-    }
+    options.extend([mode.to_owned(), "rbind".to_owned()]);
+    Mount { kind: "bind", source: source.display().to_string(), options }
 }
 
-fn overlay_options(dirs: &Dirs, overlay: OverlayOptions, upper: Option<u64>, parents: &[u64]) -> Vec<String> {
+fn directories(dirs: &Dirs, upper: Option<u64>, parents: &[u64]) -> Vec<String> {
     let mut options = Vec::new();
     if let Some(id) = upper {
         options.push(format!("workdir={}", dirs.work(id).display()));
@@ -83,22 +63,27 @@ fn overlay_options(dirs: &Dirs, overlay: OverlayOptions, upper: Option<u64>, par
     }
     let lower: Vec<String> = parents.iter().map(|id| dirs.upper(*id).display().to_string()).collect();
     options.push(format!("lowerdir={}", lower.join(":")));
-    if overlay.userxattr {
-        options.push("userxattr".to_owned());
-    }
-    if overlay.index_off {
-        options.push("index=off".to_owned());
-    }
     options
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshots::{
+        idmap::{GID_LABEL, UID_LABEL},
+        model::Labels,
+        options::MountOption,
+    };
 
     fn plan(kind: Kind, parents: &[u64]) -> Mount {
-        let overlay = OverlayOptions { index_off: true, userxattr: false };
-        let mut mounts = plan_mounts(&Dirs::new("/r"), overlay, kind, 9, parents);
+        plan_mapped(kind, parents, IdMaps::default())
+    }
+
+    fn plan_mapped(kind: Kind, parents: &[u64], ids: IdMaps) -> Mount {
+        let configured = vec![MountOption::parse("volatile").unwrap()];
+        let overlay = OverlayOptions { index_off: true, userxattr: false, configured };
+        let layout = Layout { kind, id: 9, parents: parents.to_vec(), ids };
+        let mut mounts = plan_mounts(&Dirs::new("/r"), &overlay, &layout);
         assert_eq!(mounts.len(), 1);
         mounts.remove(0)
     }
@@ -118,13 +103,6 @@ mod tests {
     }
 
     #[test]
-    fn only_the_full_identity_map_is_the_initial_user_namespace() {
-        assert!(is_initial_user_namespace("         0          0 4294967295\n"));
-        assert!(!is_initial_user_namespace("0 1000 1\n"));
-        assert!(!is_initial_user_namespace("0 0 4294967295\n5 5 1\n"));
-    }
-
-    #[test]
     fn more_are_an_overlay() {
         let active = plan(Kind::Active, &[4, 2]);
         assert_eq!(active.kind, "overlay");
@@ -134,10 +112,25 @@ mod tests {
                 "workdir=/r/snapshots/9/work",
                 "upperdir=/r/snapshots/9/fs",
                 "lowerdir=/r/snapshots/4/fs:/r/snapshots/2/fs",
+                "volatile",
                 "index=off"
             ]
         );
         let view = plan(Kind::View, &[4, 2]);
-        assert_eq!(view.options, ["lowerdir=/r/snapshots/4/fs:/r/snapshots/2/fs", "index=off"]);
+        assert_eq!(view.options, ["lowerdir=/r/snapshots/4/fs:/r/snapshots/2/fs", "volatile", "index=off"]);
+    }
+
+    #[test]
+    fn mapped_ids_are_asked_for_first_in_every_mount() {
+        let labels = [(UID_LABEL, "0:1000:1"), (GID_LABEL, "0:2000:1")];
+        let labels = labels.map(|(label, value)| (label.to_owned(), value.to_owned()));
+        let ids = IdMaps::of(&Labels::parse(labels).unwrap()).unwrap();
+        let bottom = plan_mapped(Kind::Active, &[], ids.clone());
+        assert_eq!(bottom.options, ["uidmap=0:1000:1", "gidmap=0:2000:1", "rw", "rbind"]);
+        let active = plan_mapped(Kind::Active, &[4], ids);
+        assert_eq!(
+            active.options[..3],
+            ["uidmap=0:1000:1", "gidmap=0:2000:1", "workdir=/r/snapshots/9/work"]
+        );
     }
 }

@@ -41,7 +41,11 @@ conformance!(
     listings_filter_as_containerd_does,
     long_listings_come_whole,
     usage_counts_allocated_bytes_and_links_once,
+    a_commit_can_name_the_parent,
+    a_parent_given_at_prepare_stays,
     privileged_the_root_keeps_its_owner,
+    privileged_mapped_ids_are_asked_for_by_labels,
+    malformed_id_mappings_are_refused,
     privileged_whiteouts_and_contents_show_through_mounts,
     many_clients_at_once_lose_nothing,
 );

@@ -3,10 +3,13 @@
 use std::{collections::HashMap, env, path::PathBuf};
 
 use capsule_proto::containerd::{
-    services::snapshots::v1::{
-        CommitSnapshotRequest, Info, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest,
-        RemoveSnapshotRequest, StatSnapshotRequest, UpdateSnapshotRequest, UsageRequest, UsageResponse,
-        ViewSnapshotRequest, snapshots_client::SnapshotsClient, snapshots_server::SnapshotsServer,
+    services::{
+        snapshots::v1::{
+            CommitSnapshotRequest, Info, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest,
+            RemoveSnapshotRequest, StatSnapshotRequest, UpdateSnapshotRequest, UsageRequest, UsageResponse,
+            ViewSnapshotRequest, snapshots_client::SnapshotsClient, snapshots_server::SnapshotsServer,
+        },
+        version::v1::version_client::VersionClient,
     },
     types::Mount,
 };
@@ -14,7 +17,7 @@ use capsuled::{
     dirs::Dirs,
     server,
     service::SnapshotsService,
-    snapshots::{Environment, OverlayOptions, Snapshots},
+    snapshots::{Behaviour, Environment, OverlayOptions, Snapshots},
     store::Store,
 };
 use hyper_util::rt::TokioIo;
@@ -39,16 +42,24 @@ pub struct Subject {
     prefix: String,
     /// The label that every snapshot of the scenario has.
     pub mark: String,
+    /// The release of the containerd, (major, minor); none when it is our own service.
+    release: Option<(u32, u32)>,
     _root: Option<std::sync::Arc<tempfile::TempDir>>,
 }
 
-async fn connect(socket: PathBuf) -> SnapshotsClient<Channel> {
+async fn connect(socket: PathBuf) -> Channel {
     let connector = tower::service_fn(move |_| {
         let socket = socket.clone();
         async move { UnixStream::connect(socket).await.map(TokioIo::new) }
     });
-    let channel = Endpoint::from_static("http://snapshots").connect_with_connector(connector).await.unwrap();
-    SnapshotsClient::new(channel)
+    Endpoint::from_static("http://snapshots").connect_with_connector(connector).await.unwrap()
+}
+
+/// Asks a containerd which release it is.
+async fn read_release(channel: Channel) -> (u32, u32) {
+    let version = VersionClient::new(channel).version(()).await.unwrap().into_inner().version;
+    let mut numbers = version.trim_start_matches('v').split('.').map_while(|number| number.parse().ok());
+    (numbers.next().unwrap(), numbers.next().unwrap())
 }
 
 /// One or several labels.
@@ -63,17 +74,19 @@ impl Subject {
         let dirs = Dirs::new(root.path().join("lib"));
         dirs.create().unwrap();
         let store = Store::open(&dirs.metadata()).unwrap();
-        let engine =
-            Snapshots::open(Environment { store, dirs, overlay: OverlayOptions::read().unwrap() }).unwrap();
+        let overlay = OverlayOptions::read().unwrap();
+        let behaviour = Behaviour { remap_ids: true, ..Behaviour::default() };
+        let engine = Snapshots::open(Environment { store, dirs, overlay, behaviour }).unwrap();
         let socket = root.path().join("run/capsuled.sock");
         let listener = server::listen(&socket).unwrap();
         let routes = Routes::new(SnapshotsServer::new(SnapshotsService::new(engine)));
         tokio::spawn(server::serve(listener, routes, std::future::pending()));
         Self {
-            client: connect(socket).await,
+            client: SnapshotsClient::new(connect(socket).await),
             snapshotter: "capsule".to_owned(),
             prefix: String::new(),
             mark: scenario.to_owned(),
+            release: None,
             _root: Some(std::sync::Arc::new(root)),
         }
     }
@@ -81,13 +94,25 @@ impl Subject {
     /// The containerd that the environment names.
     pub async fn reference(scenario: &str) -> Self {
         let socket = env::var_os("CAPSULE_TEST_CONTAINERD").expect("CAPSULE_TEST_CONTAINERD names no socket");
+        let channel = connect(socket.into()).await;
         Self {
-            client: connect(socket.into()).await,
+            release: Some(read_release(channel.clone()).await),
+            client: SnapshotsClient::new(channel),
             snapshotter: env::var("CAPSULE_TEST_SNAPSHOTTER").unwrap_or_else(|_| "overlayfs".to_owned()),
             prefix: format!("{scenario}-{}-", std::process::id()),
             mark: format!("{scenario}-{}", std::process::id()),
             _root: None,
         }
+    }
+
+    /// Whether it is a containerd older than that release, which need not know what came with it.
+    pub fn is_older_than(&self, major: u32, minor: u32) -> bool {
+        self.release.is_some_and(|release| release < (major, minor))
+    }
+
+    /// Whether there is a containerd before the snapshotter.
+    pub fn is_containerd(&self) -> bool {
+        self.release.is_some()
     }
 
     fn key(&self, name: &str) -> String {
@@ -135,8 +160,20 @@ impl Subject {
     }
 
     pub async fn commit(&mut self, name: &str, key: &str, labels: Labels) -> Result<(), Status> {
-        let (snapshotter, name, key) = (self.snapshotter.clone(), self.key(name), self.key(key));
-        let message = CommitSnapshotRequest { snapshotter, name, key, labels: self.marked(labels) };
+        self.commit_on(name, key, "", labels).await
+    }
+
+    /// Commits on a parent that the snapshot was not prepared on.
+    pub async fn commit_on(
+        &mut self,
+        name: &str,
+        key: &str,
+        parent: &str,
+        labels: Labels,
+    ) -> Result<(), Status> {
+        let (snapshotter, parent) = (self.snapshotter.clone(), self.key(parent));
+        let (name, key, labels) = (self.key(name), self.key(key), self.marked(labels));
+        let message = CommitSnapshotRequest { snapshotter, name, key, labels, parent };
         self.client.commit(Self::request(message)).await.map(drop)
     }
 

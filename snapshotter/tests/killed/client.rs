@@ -222,7 +222,8 @@ impl Client {
                 snapshotter.mounts(request).await.map(|reply| reply.into_inner().mounts)
             }
             Op::Commit { name, key, labels } => {
-                let request = CommitSnapshotRequest { snapshotter: capsule, name, key, labels };
+                let parent = String::new();
+                let request = CommitSnapshotRequest { snapshotter: capsule, name, key, labels, parent };
                 snapshotter.commit(request).await.map(|_| Vec::new())
             }
             Op::Update { key, labels } => {

@@ -43,6 +43,7 @@ fn run_until_death(disk: &Faulty, dirs: &Dirs) -> (Model, Option<Op>) {
         store,
         dirs: dirs.clone(),
         overlay: capsuled::snapshots::OverlayOptions::default(),
+        behaviour: capsuled::snapshots::Behaviour::default(),
     };
     let Ok(engine) = capsuled::snapshots::Snapshots::open(environment) else { return (model, None) };
     for op in workload() {

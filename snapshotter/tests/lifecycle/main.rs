@@ -10,7 +10,7 @@ mod random;
 use capsuled::{
     dirs::Dirs,
     snapshots::{
-        Create, Environment, OverlayOptions, SnapshotError, Snapshots,
+        Behaviour, Commit, Create, Environment, OverlayOptions, SnapshotError, Snapshots,
         model::{Key, LabelUpdate, Labels},
     },
     store::Store,
@@ -25,7 +25,8 @@ fn in_memory() -> tempfile::TempDir {
 /// Opens the engine on a store.
 fn open(store: Store, dirs: &Dirs) -> Snapshots {
     dirs.create().unwrap();
-    Snapshots::open(Environment { store, dirs: dirs.clone(), overlay: OverlayOptions::default() }).unwrap()
+    let (overlay, behaviour) = (OverlayOptions::default(), Behaviour::default());
+    Snapshots::open(Environment { store, dirs: dirs.clone(), overlay, behaviour }).unwrap()
 }
 
 fn labels(label: &str) -> Labels {
@@ -42,7 +43,9 @@ fn perform(engine: &Snapshots, op: &Op) -> Result<(), SnapshotError> {
         Op::Prepare { key, parent, label } => engine.prepare(&create(key, parent, label)).map(drop),
         Op::View { key, parent, label } => engine.view(&create(key, parent, label)).map(drop),
         Op::Commit { name, key, label } => {
-            engine.commit(&Key::parse(name.clone()).unwrap(), key, &labels(label))
+            let name = Key::parse(name.clone()).unwrap();
+            let (key, parent) = (key.clone(), String::new());
+            engine.commit(&Commit { name, key, parent, labels: labels(label) })
         }
         Op::Remove { key } => engine.remove(key),
         Op::Update { key, label } => {

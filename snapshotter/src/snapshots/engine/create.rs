@@ -7,8 +7,9 @@ use crate::{
     dirs::Staged,
     snapshots::{
         error::SnapshotError,
+        idmap::IdMaps,
         model::{Key, Kind, Labels},
-        mounts::Mount,
+        mounts::{Layout, Mount},
     },
     store::{
         StoreError,
@@ -32,7 +33,7 @@ impl Snapshots {
     ///
     /// # Errors
     /// [`SnapshotError::AlreadyExists`], [`SnapshotError::NotFound`] for the parent,
-    /// [`SnapshotError::ParentNotCommitted`].
+    /// [`SnapshotError::ParentNotCommitted`], [`SnapshotError::Invalid`] for a malformed id mapping in the labels.
     pub fn prepare(&self, create: &Create) -> Result<Vec<Mount>, SnapshotError> {
         self.create(Kind::Active, create)
     }
@@ -46,11 +47,14 @@ impl Snapshots {
     }
 
     fn create(&self, kind: Kind, create: &Create) -> Result<Vec<Mount>, SnapshotError> {
-        create.labels.check_supported()?;
+        let ids = IdMaps::of(&create.labels)?;
         let mut staged = self.inner.dirs.stage(kind)?;
+        if let Some((user, group)) = ids.owner() {
+            staged.give_to(user, group)?;
+        }
         let inserted = self.inner.store.write_grouped(|transaction| {
             let mut writer = Writer::open(transaction)?;
-            insert(&mut writer, kind, create, &mut staged)
+            insert(&mut writer, kind, create, &ids, &mut staged)
         });
         // A commit that failed on the disk may still turn out to be there after a restart, and then needs its
         // directory; if it does not, the cleanup at start removes it.
@@ -58,7 +62,7 @@ impl Snapshots {
             staged.keep();
         }
         let (id, parents) = inserted?;
-        Ok(self.plan(kind, id, &parents))
+        Ok(self.plan(&Layout { kind, id, parents, ids: self.mounted_ids(ids) }))
     }
 }
 
@@ -67,6 +71,7 @@ fn insert(
     writer: &mut Writer<'_>,
     kind: Kind,
     create: &Create,
+    ids: &IdMaps,
     staged: &mut Staged,
 ) -> Result<(u64, Vec<u64>), SnapshotError> {
     let key = create.key.as_str();
@@ -82,7 +87,9 @@ fn insert(
     let parents = writer.chain(&create.parent)?;
     // All that may fail for this snapshot alone comes before the first write: others share the transaction.
     let id = writer.next_id()?;
-    if let Some(parent) = parents.first() {
+    if let Some(parent) = parents.first()
+        && ids.owner().is_none()
+    {
         staged.inherit_owner(*parent)?;
     }
     staged.place(id)?;

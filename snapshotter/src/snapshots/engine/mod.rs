@@ -5,15 +5,17 @@ mod create;
 mod layers;
 mod remove;
 
-pub use create::Create;
+pub use self::{commit::Commit, create::Create};
 
-use std::{sync::Arc, time::SystemTime};
+use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
 use super::{
     error::SnapshotError,
+    idmap::IdMaps,
     index::Index,
     model::{Info, Kind, LabelUpdate, Usage},
-    mounts::{Mount, OverlayOptions, plan_mounts},
+    mounts::{Layout, Mount, plan_mounts},
+    options::{Behaviour, OverlayOptions},
 };
 use crate::{
     dirs::Dirs,
@@ -22,6 +24,10 @@ use crate::{
         snapshots::{Reader, Record, Writer},
     },
 };
+
+/// The label that tells where a snapshot's own changes are, if so configured (containerd,
+/// `plugins/snapshots/overlay/overlay.go`, `upperdirKey`).
+const UPPERDIR_LABEL: &str = "containerd.io/snapshot/overlay.upperdir";
 
 /// The snapshot engine. Cheap to clone; all clones are one engine. Its calls block on the disk, except
 /// [`Snapshots::layers`] and the pins.
@@ -35,6 +41,7 @@ struct Inner {
     store: Store,
     dirs: Dirs,
     overlay: OverlayOptions,
+    behaviour: Behaviour,
     index: Index,
 }
 
@@ -47,6 +54,8 @@ pub struct Environment {
     pub dirs: Dirs,
     /// What every overlay needs here.
     pub overlay: OverlayOptions,
+    /// What the operator chose.
+    pub behaviour: Behaviour,
 }
 
 /// The name of a snapshot's parent, if it has one.
@@ -64,8 +73,8 @@ impl Snapshots {
     /// # Errors
     /// When the store or the directories cannot be read.
     pub fn open(environment: Environment) -> Result<Self, SnapshotError> {
-        let Environment { store, dirs, overlay } = environment;
-        let inner = Inner { store, dirs, overlay, index: Index::default() };
+        let Environment { store, dirs, overlay, behaviour } = environment;
+        let inner = Inner { store, dirs, overlay, behaviour, index: Index::default() };
         let engine = Self { inner: Arc::new(inner) };
         engine.load_index()?;
         engine.cleanup()?;
@@ -74,24 +83,35 @@ impl Snapshots {
 
     fn load_index(&self) -> Result<(), StoreError> {
         self.inner.store.read(|transaction| {
-            let mut committed = Vec::new();
+            let mut committed = HashMap::new();
             for entry in Reader::open(transaction)?.iter()? {
                 let (name, record) = entry?;
                 if record.kind() == Kind::Committed {
-                    committed.push((record.id, name, record.parent));
+                    committed.insert(name, (record.id, record.parent));
                 }
             }
-            // A parent is always older than its children, and ids only grow.
-            committed.sort_unstable();
-            for (id, name, parent) in committed {
-                self.inner.index.insert(&name, id, Some(parent.as_str()).filter(|name| !name.is_empty()));
-            }
+            self.inner.index.fill(committed);
             Ok(())
         })
     }
 
-    fn plan(&self, kind: Kind, id: u64, parents: &[u64]) -> Vec<Mount> {
-        plan_mounts(&self.inner.dirs, self.inner.overlay, kind, id, parents)
+    fn plan(&self, layout: &Layout) -> Vec<Mount> {
+        plan_mounts(&self.inner.dirs, &self.inner.overlay, layout)
+    }
+
+    /// The mapping that the mounts of a snapshot with these labels ask for.
+    fn mounted_ids(&self, labelled: IdMaps) -> IdMaps {
+        if self.inner.behaviour.remap_ids { labelled } else { IdMaps::default() }
+    }
+
+    /// What is told about a snapshot.
+    fn info(&self, key: &str, record: &Record) -> Info {
+        let mut info = record.info(key);
+        if self.inner.behaviour.upperdir_label {
+            let upper = self.inner.dirs.upper(record.id).display().to_string();
+            info.labels = info.labels.with(UPPERDIR_LABEL, upper);
+        }
+        info
     }
 
     /// The mounts of an active snapshot or a view.
@@ -99,15 +119,16 @@ impl Snapshots {
     /// # Errors
     /// [`SnapshotError::NotFound`], [`SnapshotError::NotMountable`] for a committed one.
     pub fn mounts(&self, key: &str) -> Result<Vec<Mount>, SnapshotError> {
-        let (kind, id, parents) = self.inner.store.read(|transaction| {
+        let layout = self.inner.store.read(|transaction| {
             let reader = Reader::open(transaction)?;
             let record = reader.get(key)?.ok_or_else(|| not_found(key))?;
             if record.kind() == Kind::Committed {
                 return Err(SnapshotError::NotMountable { key: key.to_owned() });
             }
-            Ok((record.kind(), record.id, reader.chain(&record.parent)?))
+            let ids = self.mounted_ids(IdMaps::of(&record.labels())?);
+            Ok(Layout { kind: record.kind(), id: record.id, parents: reader.chain(&record.parent)?, ids })
         })?;
-        Ok(self.plan(kind, id, &parents))
+        Ok(self.plan(&layout))
     }
 
     /// What is known about a snapshot.
@@ -117,23 +138,25 @@ impl Snapshots {
     pub fn stat(&self, key: &str) -> Result<Info, SnapshotError> {
         self.inner.store.read(|transaction| {
             let record = Reader::open(transaction)?.get(key)?.ok_or_else(|| not_found(key))?;
-            Ok(record.info(key))
+            Ok(self.info(key, &record))
         })
     }
 
     /// Changes a snapshot's labels. Durable.
     ///
     /// # Errors
-    /// [`SnapshotError::NotFound`], or labels that are not supported.
+    /// [`SnapshotError::NotFound`], or a malformed id mapping on a snapshot that can be mounted.
     pub fn update(&self, key: &str, update: &LabelUpdate) -> Result<Info, SnapshotError> {
         self.inner.store.write_grouped(|transaction| {
             let mut writer = Writer::open(transaction)?;
             let mut record = writer.get(key)?.ok_or_else(|| not_found(key))?;
             let labels = update.apply(record.labels());
-            labels.check_supported()?;
+            if record.kind() != Kind::Committed {
+                IdMaps::of(&labels)?;
+            }
             record.set_labels(labels, SystemTime::now());
             writer.put(key, &record)?;
-            Ok(record.info(key))
+            Ok(self.info(key, &record))
         })
     }
 
@@ -145,7 +168,7 @@ impl Snapshots {
         self.inner.store.read(|transaction| {
             for entry in Reader::open(transaction)?.iter()? {
                 let (key, record) = entry?;
-                if !visit(record.info(&key)) {
+                if !visit(self.info(&key, &record)) {
                     break;
                 }
             }

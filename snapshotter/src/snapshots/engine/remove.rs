@@ -12,14 +12,16 @@ use crate::{
 };
 
 impl Snapshots {
-    /// Removes a snapshot: first from the metadata, durably, then its directory. A directory that cannot be removed
-    /// now is left for [`Snapshots::cleanup`].
+    /// Removes a snapshot: first from the metadata, durably, then its directory, unless that is configured to be left
+    /// for [`Snapshots::cleanup`], as a directory that cannot be removed now is.
     ///
     /// # Errors
     /// [`SnapshotError::NotFound`], [`SnapshotError::HasChildren`], [`SnapshotError::Pinned`].
     pub fn remove(&self, key: &str) -> Result<(), SnapshotError> {
         let id = self.forget(key)?;
-        if let Err(error) = self.inner.dirs.remove(id) {
+        if !self.inner.behaviour.async_remove
+            && let Err(error) = self.inner.dirs.remove(id)
+        {
             let error: &dyn Error = &error;
             tracing::warn!(key, error, "snapshot is removed, its directory not yet");
         }
@@ -62,7 +64,7 @@ impl Snapshots {
         })?;
         for path in leftovers {
             match self.inner.dirs.remove_leftover(&path) {
-                Ok(()) => tracing::info!(path = %path.display(), "removed a leftover directory"),
+                Ok(()) => tracing::debug!(path = %path.display(), "removed a leftover directory"),
                 Err(error) => {
                     let error: &dyn Error = &error;
                     tracing::warn!(path = %path.display(), error, "leftover directory stays");
