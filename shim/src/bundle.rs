@@ -16,6 +16,14 @@ use crate::options::Options;
 /// Annotations that put containers in one shim, in order of preference; the same as the Go shim's.
 const GROUPS: [&str; 2] = ["io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"];
 
+/// Whether a container waits for a slow log (`blocking`, what it does without this) or its output is dropped
+/// (`non-blocking`), as Docker's log option `mode`.
+const LOG_MODE: &str = "resourcecapsules.io/log-mode";
+/// How much output waits for a slow log before it is dropped, as Docker's log option `max-buffer-size`.
+const LOG_BUFFER: &str = "resourcecapsules.io/log-max-buffer-size";
+/// The same as Docker's.
+const DEFAULT_LOG_BUFFER: usize = 1 << 20;
+
 /// A bundle directory: owned by the host, out of the container's reach.
 #[derive(Debug, Clone)]
 pub struct Bundle(PathBuf);
@@ -35,6 +43,16 @@ pub enum BundleError {
     /// A file is not what it should be.
     #[error("cannot understand {}", .0.display())]
     Json(PathBuf, #[source] serde_json::Error),
+    /// An annotation of ours that cannot be understood.
+    #[error("annotation {key}: {value:?} is not valid: {expected}")]
+    Annotation {
+        /// Its key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What it could be.
+        expected: &'static str,
+    },
     /// A pid file without a pid.
     #[error("{} holds no pid: {text:?}", path.display())]
     Pid {
@@ -80,6 +98,31 @@ impl Spec {
     /// Which shim the container belongs to: its pod's or group's, or one of its own.
     pub fn group<'a>(&'a self, id: &'a str) -> &'a str {
         GROUPS.iter().find_map(|label| self.annotations.get(*label)).map_or(id, String::as_str)
+    }
+
+    /// How many bytes of the init's output wait for a slow log before more is dropped; `None` when the container is to
+    /// wait instead.
+    ///
+    /// # Errors
+    /// [`BundleError::Annotation`].
+    pub fn log_buffer(&self) -> Result<Option<usize>, BundleError> {
+        let invalid = |key, expected| {
+            let value = self.annotations.get(key).cloned().unwrap_or_default();
+            BundleError::Annotation { key, value, expected }
+        };
+        let size = self.annotations.get(LOG_BUFFER).map(String::as_str);
+        match (self.annotations.get(LOG_MODE).map(String::as_str), size) {
+            (None | Some("blocking"), None) => Ok(None),
+            (None | Some("blocking"), Some(_)) => {
+                Err(invalid(LOG_BUFFER, "it is only for resourcecapsules.io/log-mode: non-blocking"))
+            }
+            (Some("non-blocking"), None) => Ok(Some(DEFAULT_LOG_BUFFER)),
+            (Some("non-blocking"), Some(size)) => match parse_size(size) {
+                Some(size) => Ok(Some(size)),
+                None => Err(invalid(LOG_BUFFER, "give bytes, or a number with k, m or g, such as 4m")),
+            },
+            (Some(_), _) => Err(invalid(LOG_MODE, "give blocking or non-blocking")),
+        }
     }
 
     /// Whether processes outlive the container's init because it is not the init of a PID namespace of its own.
@@ -192,6 +235,21 @@ pub fn read_pid_file(path: &Path) -> Result<i32, BundleError> {
     }
 }
 
+/// A size as Docker writes them (`units.RAMInBytes`): powers of 1024, `b` and `ib` after the unit allowed. Not zero.
+fn parse_size(text: &str) -> Option<usize> {
+    let text = text.trim().to_ascii_lowercase();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim_start() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        _ => return None,
+    };
+    number.parse::<usize>().ok()?.checked_mul(1 << shift).filter(|size| *size > 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,6 +269,29 @@ mod tests {
             ),
         ] {
             assert_eq!(spec(json).group("c1"), group);
+        }
+    }
+
+    #[test]
+    fn logs_are_decoupled_when_asked() {
+        for (mode, size, buffer) in [
+            (None, None, Some(None)),
+            (Some("blocking"), None, Some(None)),
+            (Some("non-blocking"), None, Some(Some(1 << 20))),
+            (Some("non-blocking"), Some("4096"), Some(Some(4096))),
+            (Some("non-blocking"), Some("4m"), Some(Some(4 << 20))),
+            (Some("non-blocking"), Some("64 KiB"), Some(Some(64 << 10))),
+            (Some("non-blocking"), Some("0"), None),
+            (Some("non-blocking"), Some("4x"), None),
+            (Some("non-blocking"), Some("99999999999g"), None),
+            (None, Some("4m"), None),
+            (Some("Non-Blocking"), None, None),
+        ] {
+            let annotations = [(LOG_MODE, mode), (LOG_BUFFER, size)];
+            let annotations =
+                annotations.into_iter().filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned())));
+            let spec = Spec { annotations: annotations.collect(), ..Spec::default() };
+            assert_eq!(spec.log_buffer().ok(), buffer, "{mode:?} {size:?}");
         }
     }
 

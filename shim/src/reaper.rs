@@ -63,13 +63,29 @@ impl Reaper {
     /// # Errors
     /// When the program cannot be executed.
     pub fn spawn(&self, command: &mut Command) -> io::Result<Exited> {
+        Ok(self.spawn_with(command, |_| None)?.exited)
+    }
+
+    /// As [`Reaper::spawn`], for a command that may have to be signalled.
+    ///
+    /// # Errors
+    /// When the program cannot be executed.
+    pub fn spawn_claimed(&self, command: &mut Command) -> io::Result<Claim> {
+        self.spawn_with(command, open_pidfd)
+    }
+
+    fn spawn_with(
+        &self,
+        command: &mut Command,
+        open: impl FnOnce(i32) -> Option<OwnedFd>,
+    ) -> io::Result<Claim> {
         // Held over the fork: the child cannot be reaped before its pid is known.
         let mut inner = self.lock();
         // Dropping a `Child` neither waits nor kills.
-        let pid = command.spawn()?.id();
+        let pid = command.spawn()?.id().cast_signed();
         let (sender, exited) = oneshot::channel();
-        inner.waiting.insert(pid.cast_signed(), sender);
-        Ok(exited)
+        inner.waiting.insert(pid, sender);
+        Ok(Claim { exited, pidfd: open(pid) })
     }
 
     /// Begins to remember exits of unknown processes, for a caller that is about to have one made by the runtime and
@@ -152,9 +168,14 @@ impl Watch {
         }
         inner.waiting.insert(pid, sender);
         // Not reaped, so the pid is still this process'.
-        let open = |pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok();
-        Claim { exited, pidfd: Pid::from_raw(pid).and_then(open) }
+        Claim { exited, pidfd: open_pidfd(pid) }
     }
+}
+
+/// To be called while `pid` is not reaped.
+fn open_pidfd(pid: i32) -> Option<OwnedFd> {
+    let open = |pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok();
+    Pid::from_raw(pid).and_then(open)
 }
 
 impl Drop for Watch {

@@ -107,17 +107,15 @@ impl Task for Service {
         let process = container.process(&request.exec_id).map_err(wire)?;
         let (state, stdio) = (process.state(), process.stdio());
         let (exit_status, exited_at) = exit(state.exit());
-        let path = |path: &Option<std::path::PathBuf>| {
-            path.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
-        };
+        let [stdin, stdout, stderr] = stdio.asked.clone();
         Ok(StateResponse {
             id: request.id,
             bundle: container.bundle().path().display().to_string(),
             pid: state.pid().cast_unsigned(),
             status: EnumOrUnknown::new(task_status(state)),
-            stdin: path(&stdio.stdin),
-            stdout: path(&stdio.stdout),
-            stderr: path(&stdio.stderr),
+            stdin,
+            stdout,
+            stderr,
             terminal: stdio.terminal,
             exit_status,
             exited_at,

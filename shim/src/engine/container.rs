@@ -58,6 +58,8 @@ pub struct Container {
     root: PathBuf,
     runtime: Runtime,
     io_owner: (u32, u32),
+    /// See [`Setup::buffer`](crate::io::Setup::buffer).
+    log_buffer: Option<usize>,
     init: Arc<Process>,
     execs: Mutex<HashMap<String, Exec>>,
     gate: watch::Sender<Gate>,
@@ -91,6 +93,7 @@ impl Container {
             id,
             root: spec.rootfs(&bundle),
             bundle,
+            log_buffer: spec.log_buffer()?,
             spec,
             runtime,
             io_owner: (options.io_uid, options.io_gid),

@@ -193,8 +193,17 @@ mod tests {
                 read
             }
         });
-        let stdio = Stdio { stdout: Some(path), ..Default::default() };
-        let (streams, io) = ProcessIo::pipes(&stdio, (0, 0), &Copies::default()).await.unwrap();
+        let stdio = Stdio::parse("", path.to_str().unwrap(), "", false).unwrap();
+        let (copies, reaper) = (Copies::default(), crate::reaper::Reaper::idle());
+        let setup = crate::io::Setup {
+            owner: (0, 0),
+            id: exec_id,
+            namespace: "ns",
+            buffer: None,
+            copies: &copies,
+            reaper: &reaper,
+        };
+        let (streams, io) = ProcessIo::pipes(&stdio, &setup).await.unwrap();
         let process = Process::new(exec_id.to_owned(), stdio);
         process.attach(io, None);
         rustix::io::write(streams.stdout.as_ref().unwrap(), text.as_bytes()).unwrap();

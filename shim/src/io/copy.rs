@@ -5,7 +5,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -19,8 +19,10 @@ use tokio::{
 };
 
 use super::{
-    fifo::{InputFifo, OutputFifo},
+    buffer::Buffer,
+    fifo::InputFifo,
     lock,
+    sink::{Sink, write},
 };
 
 /// As much as a pipe holds by half: two chunks in flight fill it.
@@ -58,22 +60,25 @@ impl Source {
     }
 }
 
-/// One stream from a process to a FIFO.
+/// One stream from a process to its sink.
 pub struct Output {
     source: Source,
-    fifo: OutputFifo,
-    /// Bytes that reached the FIFO.
+    sink: Sink,
+    /// What the process need not wait for the sink with.
+    buffer: Option<Buffer>,
+    /// Bytes that reached the sink.
     copied: AtomicU64,
-    /// Bytes have been read that have not reached the FIFO.
+    /// Bytes have been read that have reached neither the sink nor the buffer.
     busy: AtomicBool,
     done: watch::Sender<bool>,
 }
 
 impl Output {
-    /// Starts copying.
-    pub fn start(source: Source, fifo: OutputFifo, copies: &Copies) -> Arc<Self> {
+    /// Starts copying; with a `buffer` of so many bytes, the process never waits for the sink.
+    pub fn start(source: Source, sink: Sink, buffer: Option<usize>, copies: &Copies) -> Arc<Self> {
         let (copied, busy, done) = (AtomicU64::new(0), AtomicBool::new(false), watch::Sender::new(false));
-        let this = Arc::new(Self { source, fifo, copied, busy, done });
+        let buffer = buffer.map(Buffer::new);
+        let this = Arc::new(Self { source, sink, buffer, copied, busy, done });
         copies.add(&this);
         let copying = this.clone();
         tokio::spawn(async move {
@@ -87,12 +92,29 @@ impl Output {
     }
 
     async fn copy(&self) -> io::Result<()> {
+        let Some(buffer) = &self.buffer else {
+            return self.read_all().await;
+        };
+        let fill = async {
+            let filled = self.read_all().await;
+            buffer.end();
+            filled
+        };
+        let (filled, emptied) = tokio::join!(fill, self.empty(buffer));
+        if buffer.dropped() > 0 {
+            log::warn!("a slow log lost {} bytes of output in all", buffer.dropped());
+        }
+        filled.and(emptied)
+    }
+
+    /// Takes all that the process writes, to the buffer if there is one.
+    async fn read_all(&self) -> io::Result<()> {
         let source = self.source.fd();
         // Most processes write nothing for a long time: no buffer until there is something.
         source.readable().await?.retain_ready();
-        let mut buffer = vec![0; CHUNK];
+        let mut bytes = vec![0; CHUNK];
         loop {
-            let length = match read(source, &mut buffer).await {
+            let length = match read(source, &mut bytes).await {
                 Ok(0) => return Ok(()),
                 Ok(length) => length,
                 // All of the terminal's other side is closed.
@@ -100,14 +122,42 @@ impl Output {
                 Err(e) => return Err(e),
             };
             self.busy.store(true, Relaxed);
-            write_all(&self.fifo.writer, &buffer[..length], &self.copied).await?;
+            match &self.buffer {
+                Some(buffer) if buffer.push(&bytes[..length]) => {
+                    log::warn!(
+                        "a slow log loses output: what does not fit its buffer is dropped from now on"
+                    );
+                }
+                Some(_) => {}
+                None => self.write_all(&bytes[..length]).await?,
+            }
             self.busy.store(false, Relaxed);
         }
     }
 
+    async fn empty(&self, buffer: &Buffer) -> io::Result<()> {
+        let mut bytes = vec![0; CHUNK];
+        loop {
+            match buffer.take(&mut bytes).await {
+                0 => return Ok(()),
+                length => self.write_all(&bytes[..length]).await?,
+            }
+        }
+    }
+
+    async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let written = self.sink.write(bytes).await?;
+            self.copied.fetch_add(written as u64, Relaxed);
+            bytes = &bytes[written..];
+        }
+        Ok(())
+    }
+
     /// Something is known to be undelivered.
     fn pending(&self) -> bool {
-        !*self.done.borrow() && (self.busy.load(Relaxed) || self.source.waiting())
+        let held = || self.buffer.as_ref().is_some_and(Buffer::holds);
+        !*self.done.borrow() && (self.busy.load(Relaxed) || self.source.waiting() || held())
     }
 
     /// See [`ProcessIo::drained`](super::ProcessIo::drained).
@@ -119,7 +169,7 @@ impl Output {
     /// Waits until the client has read what reached the FIFO: containerd's client closes its end of an exec's FIFOs
     /// when it has deleted the exec, whether they are empty or not.
     async fn read(&self) {
-        let unread = || lock(&self.fifo.keeper).as_ref().map_or(0, |fifo| ioctl_fionread(fifo).unwrap_or(0));
+        let unread = || self.sink.unread();
         let (mut left, mut moved, began) = (unread(), Instant::now(), Instant::now());
         while left > 0 && moved.elapsed() < UNREAD && began.elapsed() < STALL {
             sleep(PEEK).await;
@@ -157,26 +207,45 @@ impl Output {
         !self.pending()
     }
 
-    /// From now on the FIFO breaks when its reader leaves.
+    /// From now on a FIFO breaks when its reader leaves.
     pub fn release(&self) {
-        lock(&self.fifo.keeper).take();
+        self.sink.release();
     }
 }
 
-/// All outputs of this shim, for its last moments.
+/// All outputs and logging programs of this shim, for its last moments.
 #[derive(Clone, Default)]
-pub struct Copies(Arc<Mutex<Vec<Weak<Output>>>>);
+pub struct Copies {
+    outputs: Arc<Mutex<Vec<Weak<Output>>>>,
+    ending: Arc<AtomicUsize>,
+}
+
+/// A logging program that takes in what is left, while this lives.
+pub struct Ending(Arc<AtomicUsize>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
 
 impl Copies {
+    /// Counts a logging program that is about to end.
+    pub fn begin_end(&self) -> Ending {
+        self.ending.fetch_add(1, Relaxed);
+        Ending(self.ending.clone())
+    }
+
     fn add(&self, output: &Arc<Output>) {
-        let mut outputs = lock(&self.0);
+        let mut outputs = lock(&self.outputs);
         outputs.retain(|output| output.strong_count() > 0);
         outputs.push(Arc::downgrade(output));
     }
 
     /// Waits until all that was written has been delivered, at most `limit`.
     pub async fn finish(&self, limit: Duration) {
-        let pending = || lock(&self.0).iter().filter_map(Weak::upgrade).any(|output| output.pending());
+        let outputs = || lock(&self.outputs).iter().filter_map(Weak::upgrade).any(|output| output.pending());
+        let pending = || self.ending.load(Relaxed) > 0 || outputs();
         let wait = async {
             while pending() {
                 sleep(LOOK).await;
@@ -219,13 +288,12 @@ impl Drop for Input {
 }
 
 async fn copy_in(reader: &Fd, sink: &Fd) -> io::Result<()> {
-    let copied = AtomicU64::new(0);
     reader.readable().await?.retain_ready();
     let mut buffer = vec![0; CHUNK];
     loop {
         match read(reader, &mut buffer).await? {
             0 => return Ok(()),
-            length => write_all(sink, &buffer[..length], &copied).await?,
+            length => write_all(sink, &buffer[..length]).await?,
         }
     }
 }
@@ -234,11 +302,9 @@ async fn read(fd: &Fd, buffer: &mut [u8]) -> io::Result<usize> {
     fd.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut *buffer)?)).await
 }
 
-async fn write_all(fd: &Fd, mut bytes: &[u8], copied: &AtomicU64) -> io::Result<()> {
+async fn write_all(fd: &Fd, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
-        let written = fd.async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?)).await?;
-        copied.fetch_add(written as u64, Relaxed);
-        bytes = &bytes[written..];
+        bytes = &bytes[write(fd, bytes).await?..];
     }
     Ok(())
 }

@@ -1,13 +1,18 @@
 //! Standard streams of container processes: between the FIFOs that containerd's client opens and the pipes or the
 //! terminal that the process has.
 //!
-//! Rooms: `fifo` opens FIFOs, `copy` moves bytes, `console` receives a terminal from the runtime; here is what a
-//! process' streams are as a whole. Data is copied, not spliced: spliced pages stay the container's, which could then
+//! Rooms: `target` says where streams go, `fifo` opens FIFOs, `logger` runs logging programs, `sink` writes to any of them,
+//! `buffer` holds what a slow log has not taken, `copy` moves bytes, `console` receives a terminal from the runtime; here
+//! is what a process' streams are as a whole. Data is copied, not spliced: spliced pages stay the container's, which could then
 //! change them, or make a host's reader wait for them.
 
+mod buffer;
 mod console;
 mod copy;
 mod fifo;
+mod logger;
+mod sink;
+mod target;
 
 use std::{
     io,
@@ -20,34 +25,41 @@ pub use console::ConsoleSocket;
 pub use copy::Copies;
 use copy::{Input, Output, Source};
 use fifo::OutputFifo;
+use logger::Logger;
 use rustix::{
     fs::{Gid, Uid},
     termios::Winsize,
 };
+use sink::{LogFile, Sink};
+pub use target::{Stdio, Target};
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 
-use crate::oci::Streams;
-
-/// Where a process' streams go, as containerd asked.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Stdio {
-    /// A FIFO, or nothing; the same for the others.
-    pub stdin: Option<PathBuf>,
-    /// Standard output, or a terminal's output.
-    pub stdout: Option<PathBuf>,
-    /// Standard error; unused with a terminal.
-    pub stderr: Option<PathBuf>,
-    /// Whether the process has a terminal.
-    pub terminal: bool,
-}
+use crate::{oci::Streams, reaper::Reaper};
 
 /// Streams that could not be set up.
 #[derive(Debug, Error)]
 pub enum IoError {
-    /// A log URI.
-    #[error("standard stream {0:?} is not supported: use the absolute path of a FIFO")]
+    /// Neither a path nor a log URI.
+    #[error(
+        "standard stream {0:?} is not supported: use the absolute path of a FIFO, or for the output file:///PATH or \
+         binary:///PROGRAM?KEY=VALUE"
+    )]
     Uri(String),
+    /// A log URI for one of two outputs.
+    #[error(
+        "standard error {0:?} is not the log URI of standard output: give both the same, or standard error none"
+    )]
+    StderrUri(String),
+    /// A log file that cannot be opened.
+    #[error("cannot open the log file {}", .0.display())]
+    LogFile(PathBuf, #[source] io::Error),
+    /// A logging program that cannot be started.
+    #[error("cannot start the logging program {}", .0.display())]
+    Logger(PathBuf, #[source] io::Error),
+    /// A logging program that does not begin.
+    #[error("the logging program {} ended or was silent before it was ready (it closes descriptor 5 when it is)", .0.display())]
+    LoggerNotReady(PathBuf),
     /// A FIFO that cannot be opened.
     #[error("cannot open the FIFO {}", .0.display())]
     Fifo(PathBuf, #[source] io::Error),
@@ -71,22 +83,27 @@ pub enum IoError {
     Resize(#[source] io::Error),
 }
 
-impl Stdio {
-    /// # Errors
-    /// [`IoError::Uri`] for anything but an absolute path or nothing.
-    pub fn parse(stdin: &str, stdout: &str, stderr: &str, terminal: bool) -> Result<Self, IoError> {
-        let path = |text: &str| match text {
-            "" => Ok(None),
-            text if text.starts_with('/') => Ok(Some(PathBuf::from(text))),
-            text => Err(IoError::Uri(text.to_owned())),
-        };
-        Ok(Self { stdin: path(stdin)?, stdout: path(stdout)?, stderr: path(stderr)?, terminal })
-    }
+/// What the streams of a process need but their targets.
+pub struct Setup<'a> {
+    /// The pipes belong to this user and group, so that a process of theirs can open `/dev/stdout` anew.
+    pub owner: (u32, u32),
+    /// The process: the container's id for its init, the exec's otherwise. Logging programs are told.
+    pub id: &'a str,
+    /// containerd's namespace; the same.
+    pub namespace: &'a str,
+    /// How much output waits for a slow log before it is dropped; without, the process waits.
+    pub buffer: Option<usize>,
+    /// All outputs of this shim.
+    pub copies: &'a Copies,
+    /// Sees logging programs end.
+    pub reaper: &'a Reaper,
 }
 
 /// What has become of a process' input.
+#[derive(Default)]
 enum Stdin {
     /// It has none, or none any more.
+    #[default]
     None,
     /// Its FIFO is not open yet.
     Waiting { path: PathBuf, sink: Arc<AsyncFd<OwnedFd>> },
@@ -96,35 +113,41 @@ enum Stdin {
 
 /// The shim's side of a process' streams. Copying goes on until the process' side is closed, also after this is
 /// dropped.
+#[derive(Default)]
 pub struct ProcessIo {
     input: Mutex<Stdin>,
     outputs: Vec<Arc<Output>>,
+    logger: Mutex<Option<Logger>>,
     terminal: Option<Arc<AsyncFd<OwnedFd>>>,
 }
 
 impl ProcessIo {
-    /// Pipes, with the ends that the process is to have. They belong to `owner`, so that a process of that user can
-    /// open `/dev/stdout` anew.
+    /// Pipes, with the ends that the process is to have.
     ///
     /// # Errors
-    /// [`IoError`]; waits for the readers of the FIFOs, within bounds.
-    pub async fn pipes(
-        stdio: &Stdio,
-        owner: (u32, u32),
-        copies: &Copies,
-    ) -> Result<(Streams, Self), IoError> {
-        let mut streams = Streams::default();
-        let mut this = Self { input: Mutex::new(Stdin::None), outputs: Vec::new(), terminal: None };
-        let ends = [(&stdio.stdout, &mut streams.stdout), (&stdio.stderr, &mut streams.stderr)];
-        for (path, end) in ends {
-            let Some(path) = path else { continue };
-            let fifo = OutputFifo::open(path).await?;
-            let (reader, writer) = pipe(owner)?;
+    /// [`IoError`]; waits for the readers of the FIFOs and for the logging program, within bounds.
+    pub async fn pipes(stdio: &Stdio, setup: &Setup<'_>) -> Result<(Streams, Self), IoError> {
+        let (mut streams, mut this) = (Streams::default(), Self::default());
+        let (logger, opened) = open_outputs(stdio, setup).await?;
+        this.logger = Mutex::new(logger);
+        for (opened, end) in opened.into_iter().zip([&mut streams.stdout, &mut streams.stderr]) {
+            let sink = match opened {
+                Opened::Nothing => continue,
+                // Nothing comes between a process that may wait and its logging program.
+                Opened::Pipe(writer) if setup.buffer.is_none() => {
+                    *end = Some(writer);
+                    continue;
+                }
+                Opened::Pipe(writer) => Sink::Pipe(asynchronous(writer)?),
+                Opened::Sink(sink) => sink,
+            };
+            let (reader, writer) = pipe(setup.owner)?;
+            let source = Source::Pipe(asynchronous(reader)?);
+            this.outputs.push(Output::start(source, sink, setup.buffer, setup.copies));
             *end = Some(writer);
-            this.outputs.push(Output::start(Source::Pipe(asynchronous(reader)?), fifo, copies));
         }
         if let Some(path) = &stdio.stdin {
-            let (reader, writer) = pipe(owner)?;
+            let (reader, writer) = pipe(setup.owner)?;
             streams.stdin = Some(reader);
             let sink = asynchronous(writer)?;
             this.input = Mutex::new(Stdin::Waiting { path: path.clone(), sink });
@@ -135,14 +158,20 @@ impl ProcessIo {
     /// A terminal, whose master the runtime has handed over.
     ///
     /// # Errors
-    /// [`IoError`]; waits for the reader of the FIFO, within bounds.
-    pub async fn terminal(stdio: &Stdio, master: OwnedFd, copies: &Copies) -> Result<Self, IoError> {
+    /// [`IoError`]; waits for the reader of the FIFO or for the logging program, within bounds.
+    pub async fn terminal(stdio: &Stdio, master: OwnedFd, setup: &Setup<'_>) -> Result<Self, IoError> {
         let master = asynchronous(master)?;
-        let input = Mutex::new(Stdin::None);
-        let mut this = Self { input, outputs: Vec::new(), terminal: Some(master.clone()) };
-        if let Some(path) = &stdio.stdout {
-            let fifo = OutputFifo::open(path).await?;
-            this.outputs.push(Output::start(Source::Terminal(master.clone()), fifo, copies));
+        let mut this = Self { terminal: Some(master.clone()), ..Self::default() };
+        let (logger, [opened, _]) = open_outputs(stdio, setup).await?;
+        this.logger = Mutex::new(logger);
+        let sink = match opened {
+            Opened::Nothing => None,
+            Opened::Pipe(writer) => Some(Sink::Pipe(asynchronous(writer)?)),
+            Opened::Sink(sink) => Some(sink),
+        };
+        if let Some(sink) = sink {
+            let source = Source::Terminal(master.clone());
+            this.outputs.push(Output::start(source, sink, setup.buffer, setup.copies));
         }
         if let Some(path) = &stdio.stdin {
             this.input = Mutex::new(Stdin::Waiting { path: path.clone(), sink: master });
@@ -193,6 +222,42 @@ impl ProcessIo {
         for output in &self.outputs {
             output.release();
         }
+        if let Some(logger) = lock(&self.logger).take() {
+            logger.end();
+        }
+    }
+}
+
+/// Where one stream goes, open.
+enum Opened {
+    Nothing,
+    Sink(Sink),
+    /// The writing end of a logging program's pipe.
+    Pipe(OwnedFd),
+}
+
+/// Opens what standard output and error go to; a logging program is started.
+async fn open_outputs(stdio: &Stdio, setup: &Setup<'_>) -> Result<(Option<Logger>, [Opened; 2]), IoError> {
+    match &stdio.output {
+        Target::Fifos { stdout, stderr } => {
+            let stderr = stderr.as_ref().filter(|_| !stdio.terminal);
+            Ok((None, [open_fifo(stdout.as_ref()).await?, open_fifo(stderr).await?]))
+        }
+        Target::File(path) => {
+            let file = LogFile::open(path).await?;
+            Ok((None, [Opened::Sink(Sink::File(file.clone())), Opened::Sink(Sink::File(file))]))
+        }
+        Target::Program(program) => {
+            let (logger, stdout, stderr) = Logger::start(program, setup).await?;
+            Ok((Some(logger), [Opened::Pipe(stdout), Opened::Pipe(stderr)]))
+        }
+    }
+}
+
+async fn open_fifo(path: Option<&PathBuf>) -> Result<Opened, IoError> {
+    match path {
+        Some(path) => Ok(Opened::Sink(Sink::Fifo(OutputFifo::open(path).await?))),
+        None => Ok(Opened::Nothing),
     }
 }
 
@@ -220,18 +285,4 @@ fn asynchronous(fd: OwnedFd) -> Result<Arc<AsyncFd<OwnedFd>>, IoError> {
 /// A lock that a panicking holder cannot spoil: what it guards is replaced whole.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn streams_are_paths_or_nothing() {
-        let stdio = Stdio::parse("", "/run/out", "", true).unwrap();
-        assert_eq!(stdio, Stdio { stdout: Some("/run/out".into()), terminal: true, ..Default::default() });
-        for uri in ["binary:///bin/log", "file:///var/log/x", "relative"] {
-            assert!(matches!(Stdio::parse("", uri, "", false), Err(IoError::Uri(u)) if u == uri));
-        }
-    }
 }

@@ -8,7 +8,7 @@ use super::Container;
 use crate::{
     bundle::{read_pid_file, write_private},
     engine::{EngineError, Process},
-    io::{ConsoleSocket, IoError, ProcessIo},
+    io::{ConsoleSocket, IoError, ProcessIo, Setup},
     oci::{NewProcess, RuntimeError, Streams},
     reaper::Claim,
 };
@@ -53,11 +53,11 @@ impl Container {
         pid_file: &Path,
         log: &Path,
     ) -> Result<Launched, EngineError> {
-        let (stdio, copies) = (process.stdio(), &self.host.copies);
+        let (stdio, setup) = (process.stdio(), self.io_setup(process));
         let watch = self.host.reaper.watch();
         let bundle = self.bundle.path();
         if !stdio.terminal {
-            let (streams, io) = ProcessIo::pipes(stdio, self.io_owner, copies).await?;
+            let (streams, io) = ProcessIo::pipes(stdio, &setup).await?;
             if let Launch::Exec(_) = launch {
                 io.open_stdin()?;
             }
@@ -75,7 +75,7 @@ impl Container {
         let late = || IoError::Terminal(std::io::ErrorKind::TimedOut.into());
         let received = timeout(TERMINAL, console.receive()).await.map_err(|_| late());
         let io = match received.and_then(|received| received) {
-            Ok(master) => ProcessIo::terminal(stdio, master, copies).await.and_then(|io| {
+            Ok(master) => ProcessIo::terminal(stdio, master, &setup).await.and_then(|io| {
                 if is_exec {
                     io.open_stdin()?
                 };
@@ -87,6 +87,19 @@ impl Container {
             let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
         }
         Ok(Launched { pid, io: io?, claim })
+    }
+
+    fn io_setup<'a>(&'a self, process: &'a Process) -> Setup<'a> {
+        let is_init = process.exec_id().is_empty();
+        Setup {
+            owner: self.io_owner,
+            id: if is_init { self.id.as_str() } else { process.exec_id() },
+            namespace: &self.host.namespace,
+            // A person may watch an exec: of that nothing is dropped.
+            buffer: self.log_buffer.filter(|_| is_init),
+            copies: &self.host.copies,
+            reaper: &self.host.reaper,
+        }
     }
 
     async fn make(&self, launch: Launch<'_>, new: NewProcess<'_>) -> Result<(), RuntimeError> {

@@ -1,0 +1,127 @@
+//! What output is written to: a FIFO, a file that both streams share, or the pipe of a logging program.
+
+use std::{
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+use rustix::io::ioctl_fionread;
+use tokio::{
+    fs::{DirBuilder, File, OpenOptions},
+    io::{AsyncWriteExt, Interest, unix::AsyncFd},
+    sync::Mutex,
+};
+
+use super::{IoError, fifo::OutputFifo, lock};
+
+/// The end of one stream.
+pub enum Sink {
+    /// A FIFO of containerd's client.
+    Fifo(OutputFifo),
+    /// A log file.
+    File(Arc<LogFile>),
+    /// The pipe of a logging program.
+    Pipe(Arc<AsyncFd<OwnedFd>>),
+}
+
+/// A file that output is appended to.
+pub struct LogFile {
+    path: PathBuf,
+    /// Locked over a whole chunk: two streams may share it.
+    file: Mutex<File>,
+    /// A failure has been logged.
+    failed: AtomicBool,
+}
+
+impl Sink {
+    /// Writes as much as it can of `bytes`, at least one byte.
+    pub async fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Fifo(fifo) => write(&fifo.writer, bytes).await,
+            Self::Pipe(pipe) => write(pipe, bytes).await,
+            Self::File(file) => {
+                file.append(bytes).await;
+                Ok(bytes.len())
+            }
+        }
+    }
+
+    /// Bytes that a client has still to read, where that can be known.
+    pub fn unread(&self) -> u64 {
+        match self {
+            Self::Fifo(fifo) => {
+                lock(&fifo.keeper).as_ref().map_or(0, |fifo| ioctl_fionread(fifo).unwrap_or(0))
+            }
+            Self::File(_) | Self::Pipe(_) => 0,
+        }
+    }
+
+    /// From now on a FIFO breaks when its reader leaves.
+    pub fn release(&self) {
+        if let Self::Fifo(fifo) = self {
+            lock(&fifo.keeper).take();
+        }
+    }
+}
+
+impl LogFile {
+    /// Opens or makes it (mode 0644), with its directories (0755), as containerd's own shim does.
+    pub async fn open(path: &Path) -> Result<Arc<Self>, IoError> {
+        let failed = |e| IoError::LogFile(path.to_owned(), e);
+        if let Some(directory) = path.parent() {
+            DirBuilder::new().recursive(true).mode(0o755).create(directory).await.map_err(failed)?;
+        }
+        let mut options = OpenOptions::new();
+        let file = options.append(true).create(true).mode(0o644).open(path).await.map_err(failed)?;
+        Ok(Arc::new(Self { path: path.to_owned(), file: Mutex::new(file), failed: AtomicBool::new(false) }))
+    }
+
+    /// A full disk must not stop a container: what cannot be written is lost, and that is logged.
+    async fn append(&self, bytes: &[u8]) {
+        let mut file = self.file.lock().await;
+        let written = async {
+            file.write_all(bytes).await?;
+            // The write itself is done by another thread, which tells its outcome only here.
+            file.flush().await
+        };
+        match written.await {
+            Ok(()) => self.failed.store(false, Relaxed),
+            Err(error) if !self.failed.swap(true, Relaxed) => {
+                log::error!("log file {}: output is lost: {error}", self.path.display());
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Writes to a pipe or a terminal without blocking the thread.
+pub async fn write(fd: &AsyncFd<OwnedFd>, bytes: &[u8]) -> io::Result<usize> {
+    fd.async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn log_files_are_appended_to_and_their_directories_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b/log");
+        for text in ["one\n", "two\n"] {
+            let sink = Sink::File(LogFile::open(&path).await.unwrap());
+            assert_eq!(sink.write(text.as_bytes()).await.unwrap(), 4);
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\n");
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_loses_output_and_stops_nobody() {
+        let sink = Sink::File(LogFile::open(Path::new("/dev/full")).await.unwrap());
+        assert_eq!(sink.write(b"lost").await.unwrap(), 4);
+    }
+}
