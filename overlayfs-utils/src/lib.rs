@@ -46,5 +46,5 @@ pub use point::{
 };
 pub use probe::{Features, KernelVersion, ProbeError, probe};
 pub use target::{ContainerRoot, Created, ResolveError, Resolved};
-pub use task::{PinError, PinnedTask};
+pub use task::{PinError, PinnedTask, send_signal};
 pub use users::{SuperBlock, Usage, User, find_users};

@@ -36,6 +36,23 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, attr: &mount_attr) -> Result<
     result(rc).map(drop)
 }
 
+/// `pidfd_send_signal` (Linux 5.1). rustix has no safe way to name a real-time signal: the C library keeps some to itself,
+/// which is no matter for signals to another process.
+pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
+    // SAFETY: no pointers but a null `siginfo`, which the kernel fills in as kill(2) does; the number is checked by the
+    // kernel (`EINVAL`).
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    result(rc).map(drop)
+}
+
 /// `listmount` (Linux 6.8): fills `ids` with unique ids of the mounts below `root`, and returns how many.
 pub(crate) fn listmount(root: u64, ids: &mut [u64]) -> Result<usize, Errno> {
     let request = id_request(root, 0);

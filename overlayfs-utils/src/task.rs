@@ -163,6 +163,14 @@ fn parse_start_time(stat: &[u8]) -> Option<u64> {
     rest.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
+/// Sends any signal by number, real-time ones included, to the very process that `pidfd` is of (pidfd_send_signal(2)).
+///
+/// # Errors
+/// The kernel's: `EINVAL` for a number that is no signal, `ESRCH` for a process that has been reaped.
+pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
+    crate::sys::pidfd_send_signal(pidfd, signal)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -89,8 +89,8 @@ pub enum EngineError {
     /// A signal that the kernel did not deliver.
     #[error("cannot send signal {0}")]
     Signal(u32, #[source] std::io::Error),
-    /// A signal without a name.
-    #[error("signal {0} cannot be sent to an exec'd process")]
+    /// A number that is no signal.
+    #[error("there is no signal {0}: use 1 to 64")]
     UnknownSignal(u32),
     /// The process description of an exec.
     #[error("the process of exec {0:?} is not a JSON object")]

@@ -1,11 +1,10 @@
 //! One process of a container: its state, its streams, and the lock on the steps of its life.
 
 use std::{
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use rustix::process::{Signal, pidfd_send_signal};
 use tokio::sync::{self, watch};
 
 use super::{
@@ -154,11 +153,11 @@ impl Process {
     /// # Errors
     /// [`EngineError::Finished`] when it has ended; the kernel's otherwise.
     pub fn signal(&self, signal: u32) -> Result<(), EngineError> {
-        let named = Signal::from_named_raw(signal.cast_signed()).ok_or(EngineError::UnknownSignal(signal))?;
         let live = self.live();
         let pidfd = live.pidfd.as_ref().ok_or(EngineError::Finished)?;
-        pidfd_send_signal(pidfd, named).map_err(|e| match e {
+        overlayfs_utils::send_signal(pidfd.as_fd(), signal.cast_signed()).map_err(|e| match e {
             rustix::io::Errno::SRCH => EngineError::Finished,
+            rustix::io::Errno::INVAL => EngineError::UnknownSignal(signal),
             e => EngineError::Signal(signal, e.into()),
         })
     }
@@ -214,6 +213,20 @@ mod tests {
         process.release_io();
         let read = tokio::task::spawn_blocking(|| client.join().unwrap()).await.unwrap();
         (read, keeps)
+    }
+
+    #[test]
+    fn real_time_signals_reach_the_process() {
+        use std::os::unix::process::ExitStatusExt;
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        let process = Process::new("exec".to_owned(), Stdio::default());
+        process.live().pidfd = Some(pidfd);
+        assert!(matches!(process.signal(65), Err(EngineError::UnknownSignal(65))));
+        process.signal(40).unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(40));
+        assert!(matches!(process.signal(40), Err(EngineError::Finished)));
     }
 
     #[tokio::test]
