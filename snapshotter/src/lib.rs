@@ -2,6 +2,7 @@
 //!
 //! Rooms, each of which may use only those to its right:
 //! `service` → `snapshots`, `capsules`, `attachments` → `store`, `dirs`, `containerd`, `shims` → `config`.
+//! `daemon` puts them together; `server`, `handover` and `notify` are about its sockets and its life.
 //! Only `service` sees tonic's server side, only `store` sees the database, only `dirs` names the paths on disk.
 //! Nothing here enters a container: that is the shim's work.
 
@@ -9,8 +10,10 @@ pub mod attachments;
 pub mod capsules;
 pub mod config;
 pub mod containerd;
+pub mod daemon;
 pub mod dirs;
 pub mod filters;
+pub mod handover;
 pub mod node;
 pub mod notify;
 pub mod server;

@@ -1,21 +1,13 @@
-//! capsuled: reads its configuration, opens what it needs, serves until it is told to stop.
+//! capsuled: reads its configuration, looks at the kernel, serves until it is told to stop.
 
 use std::{io, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
-use capsule_proto::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
 use capsuled::{
     config::{Config, ConfigError, DEFAULT_PATH},
-    dirs::Dirs,
-    node::Node,
-    notify::{State, notify},
-    server,
-    service::SnapshotsService,
-    snapshots::{Environment, OverlayOptions, Snapshots},
-    store::Store,
+    daemon,
 };
 use clap::Parser;
-use tokio::signal::unix::{SignalKind, signal};
 
 /// What a configuration with mistakes exits with, as usage errors do.
 const EXIT_CONFIG: u8 = 2;
@@ -30,6 +22,9 @@ struct Arguments {
     /// Check the configuration and exit
     #[arg(long)]
     check_config: bool,
+    /// Replace the capsuled that runs, without a call being lost; start as usual when none does
+    #[arg(long, conflicts_with = "check_config")]
+    take_over: bool,
 }
 
 fn main() -> ExitCode {
@@ -41,7 +36,7 @@ fn main() -> ExitCode {
     if arguments.check_config {
         return ExitCode::SUCCESS;
     }
-    match run(&config) {
+    match run(config, arguments.take_over) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(1, &format_args!("capsuled: {error:#}")),
     }
@@ -63,7 +58,7 @@ fn writeln(error: &dyn std::fmt::Display) -> io::Result<()> {
     io::Write::write_fmt(&mut io::stderr(), format_args!("{error}\n"))
 }
 
-fn run(config: &Config) -> anyhow::Result<()> {
+fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_ansi(false)
@@ -71,50 +66,5 @@ fn run(config: &Config) -> anyhow::Result<()> {
         .init();
     let features = overlayfs_utils::probe().context("this machine cannot carry capsules")?;
     tracing::info!(%features, "kernel probed");
-    // Two workers: what takes time waits for the disk on the blocking pool.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(serve(config))
-}
-
-async fn serve(config: &Config) -> anyhow::Result<()> {
-    let snapshots = open_snapshots(config)?;
-    let node = Node::open(config, snapshots.clone()).await?;
-    let routes = node.routes().add_service(SnapshotsServer::new(SnapshotsService::new(snapshots)));
-    let stop = stop_signal()?;
-    let listener = server::listen(&config.socket)?;
-    tracing::info!(socket = %config.socket.display(), "serving");
-    node.follow_containerd();
-    tell(State::Ready);
-    server::serve(listener, routes, stop).await?;
-    tracing::info!("stopped");
-    Ok(())
-}
-
-fn open_snapshots(config: &Config) -> anyhow::Result<Snapshots> {
-    let dirs = Dirs::new(&config.root);
-    dirs.create()?;
-    let store = Store::open(&dirs.metadata())?;
-    let configured = config.snapshots.mount_options.clone();
-    let overlay = OverlayOptions { configured, ..OverlayOptions::read()? };
-    Ok(Snapshots::open(Environment { store, dirs, overlay, behaviour: config.snapshots.behaviour })?)
-}
-
-/// Ends when the service manager or a person asks the daemon to stop.
-fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
-    Ok(async move {
-        let name = tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-        };
-        tracing::info!(signal = name, "stopping");
-        tell(State::Stopping);
-    })
-}
-
-fn tell(state: State) {
-    if let Err(error) = notify(state) {
-        tracing::warn!(%error, ?state, "the service manager could not be told");
-    }
+    Ok(daemon::run(config, take_over)?)
 }

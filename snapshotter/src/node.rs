@@ -12,7 +12,7 @@ use crate::{
     shims::Shims,
     snapshots::Snapshots,
     store::{
-        Store, StoreError,
+        Store, StoreError, Watch,
         attachments::{self, Journal},
     },
 };
@@ -39,6 +39,7 @@ const MESSAGE_MAX: usize = 16 << 20;
 pub struct Node {
     capsules: Capsules,
     attachments: Attachments,
+    records: Watch,
 }
 
 impl Node {
@@ -48,6 +49,7 @@ impl Node {
     /// To be called before the snapshotter is served: a snapshot that is in use must not be removable for a moment.
     pub async fn open(config: &Config, snapshots: Snapshots) -> Result<Self, NodeError> {
         let store = Store::open(&config.run.join(RECORDS))?;
+        let records = store.watch();
         let recorded = attachments::read_all(&store)?;
         let journal = Journal::start(store).map_err(NodeError::Journal)?;
         let containerd = Containerd::new(&config.containerd.address);
@@ -57,7 +59,13 @@ impl Node {
             Attachments::new(containerd, capsules.clone(), snapshots, Shims::new(&config.run), journal);
         attachments.pin_recorded(&recorded);
         attachments.recover(recorded).await;
-        Ok(Self { capsules, attachments })
+        Ok(Self { capsules, attachments, records })
+    }
+
+    /// A watch over the store of the attachment records. It is closed when this, the routes and what runs in the
+    /// background are gone.
+    pub fn watch(&self) -> Watch {
+        self.records.clone()
     }
 
     /// Follows containerd in the background until the runtime ends.

@@ -15,15 +15,18 @@ use std::{
 pub enum State {
     /// The socket answers.
     Ready,
-    /// No new calls are taken.
+    /// No new calls are taken, and the process ends.
     Stopping,
+    /// Another process is the service from now on: it has taken over, and this one ends.
+    MainPid(u32),
 }
 
 impl State {
-    fn message(self) -> &'static str {
+    fn message(self) -> String {
         match self {
-            Self::Ready => "READY=1",
-            Self::Stopping => "STOPPING=1",
+            Self::Ready => "READY=1".to_owned(),
+            Self::Stopping => "STOPPING=1".to_owned(),
+            Self::MainPid(pid) => format!("MAINPID={pid}"),
         }
     }
 }
@@ -69,6 +72,9 @@ mod tests {
             let mut buffer = [0; 64];
             let length = socket.recv(&mut buffer).unwrap();
             assert_eq!(&buffer[..length], b"READY=1");
+            send(&name, State::MainPid(7)).unwrap();
+            let length = socket.recv(&mut buffer).unwrap();
+            assert_eq!(&buffer[..length], b"MAINPID=7");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Serving on the unix socket: taking it over, its modes, and the drain at the end.
+//! Serving on unix sockets: where they come from, their modes, and the drain at the end.
 
 use std::{
     fs::{self, DirBuilder, Permissions},
@@ -6,13 +6,15 @@ use std::{
     io,
     os::unix::{
         fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
-        net::UnixStream,
+        net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use tokio::{net::UnixListener, sync::oneshot};
+use listenfd::ListenFd;
+use rustix::net::sockopt;
+use tokio::sync::oneshot;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::service::Routes;
 
@@ -61,6 +63,30 @@ pub enum ServerError {
         #[source]
         source: io::Error,
     },
+    /// The service manager passed something that cannot be served on.
+    #[error(
+        "the service manager passed descriptor 3, which is no listening unix stream socket: see ListenStream= of capsuled.socket"
+    )]
+    Passed(#[source] io::Error),
+    /// The service manager passed another number of sockets.
+    #[error("the service manager passed {count} sockets: capsuled.socket must have one ListenStream=")]
+    PassedCount {
+        /// How many.
+        count: usize,
+    },
+    /// The service manager passed a socket that clients do not look for.
+    #[error(
+        "the service manager passed a socket at {found}, and the configuration says {expected}: make ListenStream= of capsuled.socket and `socket` the same"
+    )]
+    PassedOther {
+        /// Where it is bound.
+        found: PathBuf,
+        /// Where it should be.
+        expected: PathBuf,
+    },
+    /// The socket cannot be waited for.
+    #[error("accept connections")]
+    Accept(#[source] io::Error),
     /// The server ended by itself.
     #[error("serve")]
     Serve(#[source] tonic::transport::Error),
@@ -86,6 +112,37 @@ pub fn listen(path: &Path) -> Result<UnixListener, ServerError> {
     Ok(listener)
 }
 
+/// The listening socket that the service manager passed to this process (sd_listen_fds(3)), if it did: connections wait
+/// in it while capsuled restarts. It must be bound to `path`.
+///
+/// # Errors
+/// When what was passed is not one listening socket at `path`.
+pub fn passed(path: &Path) -> Result<Option<UnixListener>, ServerError> {
+    let mut passed = ListenFd::from_env();
+    match passed.len() {
+        0 => return Ok(None),
+        1 => {}
+        count => return Err(ServerError::PassedCount { count }),
+    }
+    let Some(listener) = passed.take_unix_listener(0).map_err(ServerError::Passed)? else { return Ok(None) };
+    let listens = sockopt::socket_acceptconn(&listener).map_err(|errno| ServerError::Passed(errno.into()))?;
+    if !listens {
+        return Err(ServerError::Passed(io::Error::other("it does not listen")));
+    }
+    let found = path_of(&listener);
+    if found == path {
+        Ok(Some(listener))
+    } else {
+        Err(ServerError::PassedOther { found, expected: path.to_owned() })
+    }
+}
+
+/// The path that a listening socket is bound to; empty for none.
+pub(crate) fn path_of(listener: &UnixListener) -> PathBuf {
+    let address = listener.local_addr().ok();
+    address.as_ref().and_then(|address| address.as_pathname()).unwrap_or(Path::new("")).to_owned()
+}
+
 fn make_way(path: &Path) -> Result<(), ServerError> {
     let replace_error = |source| ServerError::Replace { path: path.to_owned(), source };
     let metadata = match fs::symlink_metadata(path) {
@@ -105,7 +162,10 @@ fn make_way(path: &Path) -> Result<(), ServerError> {
     }
 }
 
-/// Serves until `stop` ends, then takes no new calls and lets those under way finish, for [`DRAIN`] at most.
+/// Serves until `stop` ends, then accepts no connection more, tells the clients of those that there are to make their
+/// next calls elsewhere (GOAWAY, RFC 9113 section 6.8), and lets calls under way finish, for [`DRAIN`] at most.
+///
+/// What connects from then on waits in the listening socket for as long as somebody has it open.
 ///
 /// # Errors
 /// [`ServerError::Serve`] when the listener fails.
@@ -114,6 +174,8 @@ pub async fn serve(
     routes: Routes,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), ServerError> {
+    listener.set_nonblocking(true).map_err(ServerError::Accept)?;
+    let listener = tokio::net::UnixListener::from_std(listener).map_err(ServerError::Accept)?;
     let (stopped, draining) = oneshot::channel();
     let stop = async move {
         stop.await;
@@ -143,8 +205,8 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
+    #[test]
+    fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("run/capsuled.sock");
         let first = listen(&path).unwrap();
@@ -155,8 +217,8 @@ mod tests {
         assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o777, 0o700);
     }
 
-    #[tokio::test]
-    async fn a_file_in_the_way_is_not_removed() {
+    #[test]
+    fn a_file_in_the_way_is_not_removed() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("file");
         fs::write(&path, "precious").unwrap();

@@ -92,7 +92,7 @@ fn privileged_it_tells_when_it_is_ready_is_alone_and_stops_when_asked() {
     let second = capsuled().arg("--config").arg(&path).output().unwrap();
     assert_eq!(second.status.code(), Some(1));
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
-    assert!(said.lines().last().unwrap().starts_with("capsuled: open metadata store"), "{said}");
+    assert!(said.lines().last().unwrap().starts_with("capsuled: another process answers on"), "{said}");
 
     let pid = rustix::process::Pid::from_child(&running.0);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();

@@ -4,6 +4,7 @@
 //! (`snapshots`, `attachments`). It knows records, not directories or mounts.
 
 pub mod attachments;
+mod disk;
 mod group;
 pub mod snapshots;
 
@@ -18,9 +19,11 @@ use std::{
 use redb::{
     CommitError, Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase, ReadableTable,
     SetDurabilityError, StorageBackend, StorageError, TableDefinition, TableError, TransactionError,
-    WriteTransaction,
+    WriteTransaction, backends::FileBackend,
 };
 
+pub use disk::Watch;
+use disk::Watched;
 use group::Group;
 
 /// Store-wide counters, by name: see [`FORMAT`] and [`NEXT_ID`].
@@ -149,6 +152,7 @@ pub struct Store {
 struct Inner {
     database: Database,
     group: Group,
+    watch: Watch,
 }
 
 impl Store {
@@ -166,16 +170,23 @@ impl Store {
                 .map_err(|source| StoreError::CreateDir { path: dir.to_owned(), source })?;
         }
         if path.exists() {
-            return Self::from_database(open_database(path)?);
+            return Self::open_file(path);
         }
         // A power cut can leave a database that is not yet one. Until it is whole it has another name.
         let unfinished = path.with_extension("new");
         remove_if_there(&unfinished)
             .map_err(|source| StoreError::OpenFile { path: unfinished.clone(), source })?;
-        let store = Self::from_database(open_database(&unfinished)?)?;
+        let store = Self::open_file(&unfinished)?;
         rename_durably(&unfinished, path)
             .map_err(|source| StoreError::OpenFile { path: path.to_owned(), source })?;
         Ok(store)
+    }
+
+    fn open_file(path: &Path) -> Result<Self, StoreError> {
+        let file =
+            open_file(path).map_err(|source| StoreError::OpenFile { path: path.to_owned(), source })?;
+        let failed = |source| StoreError::Open { path: path.to_owned(), source: Box::new(source) };
+        Self::on(FileBackend::new(file).map_err(failed)?, failed)
     }
 
     /// Opens the store on another kind of storage. The seam for fault injection.
@@ -183,16 +194,31 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn with_backend(backend: impl StorageBackend) -> Result<Self, StoreError> {
-        let database = builder()
-            .create_with_backend(backend)
-            .map_err(|source| StoreError::Open { path: PathBuf::new(), source: Box::new(source) })?;
-        Self::from_database(database)
+        Self::on(backend, |source| StoreError::Open { path: PathBuf::new(), source: Box::new(source) })
     }
 
-    fn from_database(database: Database) -> Result<Self, StoreError> {
-        let store = Self { inner: Arc::new(Inner { database, group: Group::default() }) };
-        store.write(prepare_format)?;
+    fn on(
+        backend: impl StorageBackend,
+        failed: impl FnOnce(DatabaseError) -> StoreError,
+    ) -> Result<Self, StoreError> {
+        let (backend, watch) = Watched::new(backend);
+        let database = builder().create_with_backend(backend).map_err(failed)?;
+        let store = Self { inner: Arc::new(Inner { database, group: Group::default(), watch }) };
+        store.prepare_format()?;
         Ok(store)
+    }
+
+    /// Writes only what is missing: a store that is in order opens on a full disk too.
+    fn prepare_format(&self) -> Result<(), StoreError> {
+        if !self.read(has_format)? {
+            self.write(prepare_format)?;
+        }
+        Ok(())
+    }
+
+    /// A watch over the store, which does not keep it open.
+    pub fn watch(&self) -> Watch {
+        self.inner.watch.clone()
     }
 
     /// Runs `change` in a write transaction and commits it durably: when this returns `Ok`, a power cut no
@@ -249,13 +275,6 @@ fn builder() -> redb::Builder {
     builder
 }
 
-fn open_database(path: &Path) -> Result<Database, StoreError> {
-    let file = open_file(path).map_err(|source| StoreError::OpenFile { path: path.to_owned(), source })?;
-    builder()
-        .create_file(file)
-        .map_err(|source| StoreError::Open { path: path.to_owned(), source: Box::new(source) })
-}
-
 fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -275,19 +294,26 @@ fn open_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
-/// Refuses a newer format; otherwise makes every table, so that readers need not expect a missing one.
+/// Whether the store is one already, of this format. Refuses a newer one.
+fn has_format(transaction: &ReadTransaction) -> Result<bool, StoreError> {
+    let meta = match transaction.open_table(META) {
+        Err(TableError::TableDoesNotExist(_)) => return Ok(false),
+        opened => opened?,
+    };
+    match meta.get(FORMAT)?.map(|guard| guard.value()) {
+        Some(found) if found > FORMAT_VERSION => {
+            Err(StoreError::NewerFormat { found, supported: FORMAT_VERSION })
+        }
+        found => Ok(found == Some(FORMAT_VERSION)),
+    }
+}
+
+/// Makes a new store: every table, so that readers need not expect a missing one.
 fn prepare_format(transaction: &WriteTransaction) -> Result<(), StoreError> {
     let mut meta = transaction.open_table(META)?;
-    let found = meta.get(FORMAT)?.map(|guard| guard.value());
-    match found {
-        Some(found) if found > FORMAT_VERSION => {
-            return Err(StoreError::NewerFormat { found, supported: FORMAT_VERSION });
-        }
-        Some(_) => {}
-        None => {
-            meta.insert(FORMAT, FORMAT_VERSION)?;
-            meta.insert(NEXT_ID, 1)?;
-        }
+    meta.insert(FORMAT, FORMAT_VERSION)?;
+    if meta.get(NEXT_ID)?.is_none() {
+        meta.insert(NEXT_ID, 1)?;
     }
     transaction.open_table(SNAPSHOTS)?;
     transaction.open_table(CHILDREN)?;

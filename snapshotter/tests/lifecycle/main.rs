@@ -6,6 +6,7 @@ mod crash;
 mod faulty;
 mod model;
 mod random;
+mod watched;
 
 use capsuled::{
     dirs::Dirs,

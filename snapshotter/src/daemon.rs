@@ -1,0 +1,296 @@
+//! The daemon's life: the sockets are opened once, everything else as often as it takes.
+//!
+//! A *session* is the time in which one process has the stores open and serves. It ends when the daemon is to stop, when
+//! a successor takes over, and when a store has failed. After the last the same process opens everything anew; so it does
+//! when a successor has failed. The listening sockets stay open all the while: who calls meanwhile waits, and is
+//! not refused.
+
+use std::{
+    error::Error,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use capsule_proto::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
+use tokio::{
+    runtime::{Builder, Runtime},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+    task::{JoinHandle, spawn_blocking},
+    time::sleep,
+};
+
+use crate::{
+    config::Config,
+    dirs::{Dirs, DirsError},
+    handover::{self, HandoverError, Predecessor, Sockets, Successor},
+    node::{Node, NodeError},
+    notify::{State, notify},
+    server::{self, ServerError},
+    service::SnapshotsService,
+    snapshots::{Environment, OverlayOptions, SnapshotError, Snapshots},
+    store::{Store, StoreError, Watch},
+};
+
+/// How long calls that were dropped at the end of the drain may still take to let go of the stores. With the drain it is
+/// shorter than `TimeoutStopSec` of `capsuled.service`.
+const CLOSING: Duration = Duration::from_secs(3);
+
+/// Why the daemon ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The sockets could not be had from the capsuled that runs.
+    #[error("take over")]
+    TakeOver(#[source] HandoverError),
+    /// There is no socket, or it could not be served on.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// The process could not be set up.
+    #[error("{step}")]
+    Process {
+        /// What was to be done.
+        step: &'static str,
+        /// Why it could not.
+        #[source]
+        source: io::Error,
+    },
+    /// The directories could not be made.
+    #[error(transparent)]
+    Dirs(#[from] DirsError),
+    /// The metadata could not be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The snapshots could not be opened.
+    #[error(transparent)]
+    Snapshots(#[from] SnapshotError),
+    /// The capsule side could not be opened.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// A call that hangs keeps a store open.
+    #[error("a call that does not end keeps a store open: ending, so that the store can be opened again")]
+    NotClosed,
+}
+
+fn process(step: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
+    move |source| DaemonError::Process { step, source }
+}
+
+/// Serves until the process is told to stop or a successor serves. With `take_over`, the sockets and the stores are
+/// taken from the capsuled that runs, if one does.
+///
+/// # Errors
+/// When it cannot serve (any longer). The capsuled that was to be replaced then serves on.
+pub fn run(config: Config, take_over: bool) -> Result<(), DaemonError> {
+    let (sockets, mut predecessor) = acquire(&config, take_over)?;
+    if let Some(predecessor) = &mut predecessor {
+        tracing::info!("taking over: the capsuled that runs ends its calls");
+        predecessor.wait_until_closed().map_err(DaemonError::TakeOver)?;
+    }
+    // Beside the runtime of each session: signals and successors are heard at any time.
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(process("start a runtime"))?;
+    let outcome = runtime.block_on(live(Arc::new(config), sockets, predecessor));
+    runtime.shutdown_background(); // it may wait for a successor that will not come any more
+    outcome
+}
+
+/// The sockets: from the capsuled that runs, from the service manager, or made.
+fn acquire(config: &Config, take_over: bool) -> Result<(Sockets, Option<Predecessor>), DaemonError> {
+    let path = config.run.join(handover::SOCKET);
+    if take_over {
+        match handover::take_over(&path, &config.socket).map_err(DaemonError::TakeOver)? {
+            Some((sockets, predecessor)) => return Ok((sockets, Some(predecessor))),
+            None => tracing::info!("no capsuled runs that could be taken over from: starting"),
+        }
+    }
+    let api = match server::passed(&config.socket)? {
+        Some(listener) => listener,
+        None => server::listen(&config.socket)?,
+    };
+    Ok((Sockets { api, handover: server::listen(&path)? }, None))
+}
+
+/// How a session ends.
+enum Ending {
+    Stop,
+    Successor(Successor),
+    Failed(Arc<io::Error>),
+}
+
+async fn live(
+    config: Arc<Config>,
+    sockets: Sockets,
+    mut predecessor: Option<Predecessor>,
+) -> Result<(), DaemonError> {
+    let mut stop = Stop::listen()?;
+    loop {
+        let session = Session::start(&config, &sockets, predecessor.take()).await?;
+        match session.run(&sockets, &mut stop).await? {
+            Ending::Stop => {
+                tracing::info!("stopped");
+                return Ok(());
+            }
+            Ending::Successor(successor) => {
+                let pid = successor.pid;
+                tokio::select! {
+                    () = stop.requested() => return Ok(()), // the stores are the successor's already
+                    taken = successor.hand_over() => match taken {
+                        Ok(()) => {
+                            tracing::info!(pid, "another capsuled serves now");
+                            tell(State::MainPid(pid));
+                            return Ok(());
+                        }
+                        Err(error) => {
+                            let error: &dyn Error = &error;
+                            tracing::error!(pid, error, "the capsuled that was to take over did not: serving again");
+                        }
+                    },
+                }
+            }
+            Ending::Failed(error) => {
+                tracing::error!(%error, "a store has failed and takes no more writes: opening it again");
+            }
+        }
+    }
+}
+
+/// One session, served.
+struct Session {
+    runtime: Runtime,
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<Result<(), DaemonError>>,
+    stores: [Watch; 2],
+}
+
+impl Session {
+    async fn start(
+        config: &Arc<Config>,
+        sockets: &Sockets,
+        predecessor: Option<Predecessor>,
+    ) -> Result<Self, DaemonError> {
+        let sockets = sockets.try_clone().map_err(process("share the sockets"))?;
+        // Two workers: what takes time waits for the disk on the blocking pool.
+        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.map_err(process("start a runtime"))?;
+        let (stop, stopped) = oneshot::channel();
+        let (started, starting) = oneshot::channel();
+        let served = runtime.spawn(serve(config.clone(), sockets, stopped, started));
+        match starting.await {
+            Ok(stores) => {
+                tracing::info!(socket = %config.socket.display(), "serving");
+                tell(State::Ready);
+                if let Some(predecessor) = predecessor {
+                    predecessor.dismiss();
+                }
+                Ok(Self { runtime, stop, served, stores })
+            }
+            Err(_) => {
+                let failed = served.await;
+                runtime.shutdown_background();
+                Err(joined(failed).err().unwrap_or(DaemonError::NotClosed))
+            }
+        }
+    }
+
+    /// Serves until something ends the session, and closes everything that it had open.
+    async fn run(mut self, sockets: &Sockets, stop: &mut Stop) -> Result<Ending, DaemonError> {
+        let [snapshots, records] = &mut self.stores;
+        let ending = tokio::select! {
+            () = stop.requested() => {
+                tell(State::Stopping);
+                Ok(Ending::Stop)
+            }
+            successor = handover::offer(sockets) => {
+                successor.map(Ending::Successor).map_err(process("listen for a successor"))
+            }
+            error = snapshots.failed() => Ok(Ending::Failed(error)),
+            error = records.failed() => Ok(Ending::Failed(error)),
+            served = &mut self.served => return Err(joined(served).err().unwrap_or(DaemonError::NotClosed)),
+        };
+        _ = self.stop.send(()); // it is there: it has not ended
+        joined(self.served.await)?;
+        let closed = close(self.runtime, &self.stores).await;
+        match &ending {
+            Ok(Ending::Stop) => {} // the end of the process closes what a call that hangs has open
+            _ if !closed => return Err(DaemonError::NotClosed),
+            _ => {}
+        }
+        ending
+    }
+}
+
+/// Ends what runs in the background, and waits until nothing has the stores open. False when a call does not let go.
+async fn close(runtime: Runtime, stores: &[Watch]) -> bool {
+    let deadline = Instant::now() + CLOSING;
+    _ = spawn_blocking(move || runtime.shutdown_timeout(CLOSING)).await;
+    while !stores.iter().all(Watch::is_closed) {
+        if Instant::now() > deadline {
+            return false;
+        }
+        sleep(Duration::from_millis(2)).await;
+    }
+    true
+}
+
+fn joined(result: Result<Result<(), DaemonError>, tokio::task::JoinError>) -> Result<(), DaemonError> {
+    result.unwrap_or_else(|error| Err(process("serve")(io::Error::other(error))))
+}
+
+/// Opens the stores, serves until `stop`, and lets go of everything but what runs in the background.
+async fn serve(
+    config: Arc<Config>,
+    sockets: Sockets,
+    stop: oneshot::Receiver<()>,
+    started: oneshot::Sender<[Watch; 2]>,
+) -> Result<(), DaemonError> {
+    let (snapshots, watch) = open_snapshots(&config)?;
+    let node = Node::open(&config, snapshots.clone()).await?;
+    let routes = node.routes().add_service(SnapshotsServer::new(SnapshotsService::new(snapshots)));
+    node.follow_containerd();
+    _ = started.send([watch, node.watch()]); // who started it waits
+    let stop = async {
+        _ = stop.await; // gone or told: both mean to stop
+    };
+    Ok(server::serve(sockets.api, routes, stop).await?)
+}
+
+fn open_snapshots(config: &Config) -> Result<(Snapshots, Watch), DaemonError> {
+    let dirs = Dirs::new(&config.root);
+    dirs.create()?;
+    let store = Store::open(&dirs.metadata())?;
+    let watch = store.watch();
+    let configured = config.snapshots.mount_options.clone();
+    let read = OverlayOptions::read().map_err(process("read the options of overlayfs"))?;
+    let overlay = OverlayOptions { configured, ..read };
+    let environment = Environment { store, dirs, overlay, behaviour: config.snapshots.behaviour };
+    Ok((Snapshots::open(environment)?, watch))
+}
+
+/// The signals by which the service manager or a person asks the daemon to stop.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn listen() -> Result<Self, DaemonError> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(process("handle SIGTERM"))?,
+            interrupt: signal(SignalKind::interrupt()).map_err(process("handle SIGINT"))?,
+        })
+    }
+
+    async fn requested(&mut self) {
+        let name = tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        };
+        tracing::info!(signal = name, "stopping");
+    }
+}
+
+fn tell(state: State) {
+    if let Err(error) = notify(state) {
+        tracing::warn!(%error, ?state, "the service manager could not be told");
+    }
+}
