@@ -1,13 +1,15 @@
-//! A snapshotter to be tested, through its socket.
+//! A snapshotter to be tested, behind the API: which it is, no scenario can tell.
 
-use std::{collections::HashMap, env, path::PathBuf};
+use std::{any::Any, collections::HashMap, env, sync::Arc};
 
 use capsule_proto::containerd::{
     services::{
         snapshots::v1::{
-            CommitSnapshotRequest, Info, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest,
-            RemoveSnapshotRequest, StatSnapshotRequest, UpdateSnapshotRequest, UsageRequest, UsageResponse,
-            ViewSnapshotRequest, snapshots_client::SnapshotsClient, snapshots_server::SnapshotsServer,
+            CleanupRequest, CommitSnapshotRequest, Info, ListSnapshotsRequest, MountsRequest,
+            PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest, UpdateSnapshotRequest,
+            UsageRequest, UsageResponse, ViewSnapshotRequest,
+            snapshots_client::SnapshotsClient,
+            snapshots_server::{Snapshots as SnapshotsApi, SnapshotsServer},
         },
         version::v1::version_client::VersionClient,
     },
@@ -15,18 +17,24 @@ use capsule_proto::containerd::{
 };
 use capsuled::{
     dirs::Dirs,
-    server,
     service::SnapshotsService,
     snapshots::{Behaviour, Environment, OverlayOptions, Snapshots},
     store::Store,
 };
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
 use tonic::{
     Request, Status,
-    service::Routes,
-    transport::{Channel, Endpoint},
+    codegen::http,
+    transport::{Channel, Error},
 };
+use tower::{ServiceExt, util::BoxCloneSyncService};
+
+use super::{
+    reference::Served,
+    rig::{Daemon, Seeded, channel},
+};
+
+type Body = tonic::body::Body;
+type Transport = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, Error>;
 
 /// Keeps containerd's garbage collector away.
 const ROOT_LABEL: &str = "containerd.io/gc.root";
@@ -37,22 +45,30 @@ pub type Labels = HashMap<String, String>;
 /// A snapshotter, and a prefix that keeps the scenarios of one containerd apart.
 #[derive(Clone)]
 pub struct Subject {
-    client: SnapshotsClient<Channel>,
+    client: SnapshotsClient<Transport>,
     snapshotter: String,
     prefix: String,
     /// The label that every snapshot of the scenario has.
     pub mark: String,
-    /// The release of the containerd, (major, minor); none when it is our own service.
+    /// The release of the containerd, (major, minor); none when there is none before the snapshotter.
     release: Option<(u32, u32)>,
-    _root: Option<std::sync::Arc<tempfile::TempDir>>,
+    /// What ends with the subject.
+    _kept: Arc<dyn Any + Send + Sync>,
 }
 
-async fn connect(socket: PathBuf) -> Channel {
-    let connector = tower::service_fn(move |_| {
-        let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-    });
-    Endpoint::from_static("http://snapshots").connect_with_connector(connector).await.unwrap()
+/// One or several labels.
+pub fn labels(pairs: &[(&str, &str)]) -> Labels {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+/// A service of this process, as a transport: through the API's messages, and no socket.
+fn in_process(service: impl SnapshotsApi) -> Transport {
+    let server = SnapshotsServer::new(service);
+    BoxCloneSyncService::new(ServiceExt::<http::Request<Body>>::map_err(server, |never| match never {}))
+}
+
+fn over_socket(channel: Channel) -> Transport {
+    BoxCloneSyncService::new(channel)
 }
 
 /// Asks a containerd which release it is.
@@ -62,14 +78,25 @@ async fn read_release(channel: Channel) -> (u32, u32) {
     (numbers.next().unwrap(), numbers.next().unwrap())
 }
 
-/// One or several labels.
-pub fn labels(pairs: &[(&str, &str)]) -> Labels {
-    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
-}
-
 impl Subject {
-    /// Our service on a store, directories and a socket of its own.
-    pub async fn ours(scenario: &str) -> Self {
+    fn new(transport: Transport, scenario: &str, kept: impl Any + Send + Sync) -> Self {
+        Self {
+            client: SnapshotsClient::new(transport),
+            snapshotter: "capsule".to_owned(),
+            prefix: String::new(),
+            mark: scenario.to_owned(),
+            release: None,
+            _kept: Arc::new(kept),
+        }
+    }
+
+    /// The reference model in memory. It has no directories and gives no mounts.
+    pub fn model(scenario: &str) -> Self {
+        Self::new(in_process(Served::default()), scenario, ())
+    }
+
+    /// The engine over a store and directories on the disk, without a daemon.
+    pub fn store(scenario: &str) -> Self {
         let root = tempfile::tempdir().unwrap();
         let dirs = Dirs::new(root.path().join("lib"));
         dirs.create().unwrap();
@@ -77,32 +104,25 @@ impl Subject {
         let overlay = OverlayOptions::read().unwrap();
         let behaviour = Behaviour { remap_ids: true, ..Behaviour::default() };
         let engine = Snapshots::open(Environment { store, dirs, overlay, behaviour }).unwrap();
-        let socket = root.path().join("run/capsuled.sock");
-        let listener = server::listen(&socket).unwrap();
-        let routes = Routes::new(SnapshotsServer::new(SnapshotsService::new(engine)));
-        tokio::spawn(server::serve(listener, routes, std::future::pending()));
-        Self {
-            client: SnapshotsClient::new(connect(socket).await),
-            snapshotter: "capsule".to_owned(),
-            prefix: String::new(),
-            mark: scenario.to_owned(),
-            release: None,
-            _root: Some(std::sync::Arc::new(root)),
-        }
+        Self::new(in_process(SnapshotsService::new(engine)), scenario, root)
+    }
+
+    /// A capsuled process over its socket.
+    pub fn daemon(scenario: &str) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let daemon = Daemon::start(root.path());
+        Self::new(over_socket(channel(daemon.socket())), scenario, (daemon, root))
     }
 
     /// The containerd that the environment names.
-    pub async fn reference(scenario: &str) -> Self {
+    pub async fn containerd(scenario: &str) -> Self {
         let socket = env::var_os("CAPSULE_TEST_CONTAINERD").expect("CAPSULE_TEST_CONTAINERD names no socket");
-        let channel = connect(socket.into()).await;
-        Self {
-            release: Some(read_release(channel.clone()).await),
-            client: SnapshotsClient::new(channel),
-            snapshotter: env::var("CAPSULE_TEST_SNAPSHOTTER").unwrap_or_else(|_| "overlayfs".to_owned()),
-            prefix: format!("{scenario}-{}-", std::process::id()),
-            mark: format!("{scenario}-{}", std::process::id()),
-            _root: None,
-        }
+        let snapshotter = env::var("CAPSULE_TEST_SNAPSHOTTER").unwrap_or_else(|_| "overlayfs".to_owned());
+        let mark = format!("{scenario}-{}", Seeded::fresh_seed());
+        let channel = channel(socket);
+        let release = Some(read_release(channel.clone()).await);
+        let subject = Self::new(over_socket(channel), &mark, ());
+        Self { snapshotter, prefix: format!("{mark}-"), release, ..subject }
     }
 
     /// Whether it is a containerd older than that release, which need not know what came with it.
@@ -202,6 +222,11 @@ impl Subject {
         Ok(self.named(info))
     }
 
+    pub async fn cleanup(&mut self) -> Result<(), Status> {
+        let message = CleanupRequest { snapshotter: self.snapshotter.clone() };
+        self.client.cleanup(Self::request(message)).await.map(drop)
+    }
+
     /// Names that the filters select, sorted. `KEY(x)` in a filter stands for the full key of `x`, and every filter is
     /// narrowed to this scenario.
     pub async fn list(&mut self, filters: &[&str]) -> Result<Vec<String>, Status> {
@@ -211,14 +236,31 @@ impl Subject {
             if filter.is_empty() { own.clone() } else { format!("{filter},{own}") }
         };
         let filters = filters.iter().map(expand).collect();
-        let message = ListSnapshotsRequest { snapshotter: self.snapshotter.clone(), filters };
-        let mut stream = self.client.list(Self::request(message)).await?.into_inner();
-        let mut names = Vec::new();
-        while let Some(block) = stream.message().await? {
-            names.extend(block.info.iter().map(|info| self.name(&info.name)));
-        }
+        let mut names: Vec<String> =
+            self.stream(filters).await?.concat().into_iter().map(|info| info.name).collect();
         names.sort();
         Ok(names)
+    }
+
+    /// What a listing of this scenario's snapshots says, message by message.
+    pub async fn list_blocks(&mut self) -> Result<Vec<Vec<Info>>, Status> {
+        let own = format!("labels.\"{ROOT_LABEL}\"=={}", self.mark);
+        self.stream(vec![own]).await
+    }
+
+    /// How a listing with exactly this filter ends.
+    pub async fn list_exactly(&mut self, filter: &str) -> Result<(), Status> {
+        self.stream(vec![filter.to_owned()]).await.map(drop)
+    }
+
+    async fn stream(&mut self, filters: Vec<String>) -> Result<Vec<Vec<Info>>, Status> {
+        let message = ListSnapshotsRequest { snapshotter: self.snapshotter.clone(), filters };
+        let mut stream = self.client.list(Self::request(message)).await?.into_inner();
+        let mut blocks = Vec::new();
+        while let Some(block) = stream.message().await? {
+            blocks.push(block.info.into_iter().map(|info| self.named(Some(info))).collect());
+        }
+        Ok(blocks)
     }
 
     pub async fn usage(&mut self, key: &str) -> Result<UsageResponse, Status> {

@@ -1,6 +1,6 @@
 //! What the tests of a running daemon share: the process itself, a client's connection, and random choices that can
 //! be made again.
-#![allow(dead_code)] // each test program uses its part
+#![allow(dead_code, unused_imports)] // each test program uses its part
 
 mod daemon;
 mod seeded;
@@ -14,14 +14,19 @@ use tonic::transport::{Channel, Endpoint};
 
 pub use self::{daemon::Daemon, seeded::Seeded};
 
-/// Connects to the socket of a snapshotter, at the first call.
-pub fn connect(socket: impl Into<PathBuf>) -> SnapshotsClient<Channel> {
+/// A channel to a socket, opened at the first call.
+pub fn channel(socket: impl Into<PathBuf>) -> Channel {
     let socket = socket.into();
     let connector = tower::service_fn(move |_| {
         let socket = socket.clone();
         async move { UnixStream::connect(socket).await.map(TokioIo::new) }
     });
-    SnapshotsClient::new(Endpoint::from_static("http://snapshots").connect_with_connector_lazy(connector))
+    Endpoint::from_static("http://snapshots").connect_with_connector_lazy(connector)
+}
+
+/// A client of the snapshotter at a socket.
+pub fn connect(socket: impl Into<PathBuf>) -> SnapshotsClient<Channel> {
+    SnapshotsClient::new(channel(socket))
 }
 
 /// A directory on the disk that the build is on, not on a tmpfs: what is synced there waits for a disk.
