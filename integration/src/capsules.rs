@@ -1,6 +1,6 @@
 //! Real input: `tzdata` of two Debian releases, and a tree of debugging tools with the libraries they need.
 //!
-//! Everything is fetched by apt's client with its checks on; the mirror is the one that built the root file system.
+//! Everything is fetched by apt's client with its checks on.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::apt::Apt;
 use crate::rootfs::{self, Suite};
 use crate::workspace::{Workspace, output_of, remove_tree};
 
@@ -27,64 +28,13 @@ pub fn ready(workspace: &Workspace) -> Result<PathBuf> {
         fs::create_dir_all(&scratch).with_context(|| format!("create {}", scratch.display()))?;
         let keyring = rootfs::keyring(&scratch.join("keyring"))?;
         for suite in TZDATA_OF {
-            let package = download(&rootfs, suite, "tzdata", keyring.as_deref(), &scratch.join(suite))?;
+            let apt = Apt::of(&rootfs, suite, keyring.as_deref(), &scratch.join(suite))?;
+            let package = apt.download("tzdata")?;
             add_tzdata(&package, &scratch.join(suite), folder)?;
         }
         add_tools(keyring.as_deref(), &scratch.join("tools"), &folder.join("debug-tools"))?;
         remove_tree(&scratch)
     })
-}
-
-/// Fetches a package of `suite` with apt's client, in folders of its own.
-fn download(
-    rootfs: &Path,
-    suite: &str,
-    package: &str,
-    keyring: Option<&Path>,
-    folder: &Path,
-) -> Result<PathBuf> {
-    for part in ["state/lists/partial", "cache/archives/partial", "etc/preferences.d", "etc/sources.d", "deb"]
-    {
-        let path = folder.join(part);
-        fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
-    }
-    let keyring = keyring.unwrap_or(Path::new("/usr/share/keyrings/debian-archive-keyring.gpg"));
-    let source = format!("deb [signed-by={}] {} {suite} main\n", keyring.display(), mirror(rootfs)?);
-    let list = folder.join("etc/sources.list");
-    fs::write(&list, source).with_context(|| format!("write {}", list.display()))?;
-    fs::write(folder.join("status"), "").context("write an empty package status")?;
-    let apt = || {
-        let mut command = Command::new("apt-get");
-        command.current_dir(folder.join("deb")).args(["-q", "-o", "APT::Sandbox::User=root", "-o"]);
-        command.arg(format!("Dir::State={}", folder.join("state").display()));
-        for (option, path) in [
-            ("Dir::State::status", "status"),
-            ("Dir::Cache", "cache"),
-            ("Dir::Etc", "etc"),
-            ("Dir::Etc::sourcelist", "etc/sources.list"),
-            ("Dir::Etc::sourceparts", "etc/sources.d"),
-        ] {
-            command.arg("-o").arg(format!("{option}={}", folder.join(path).display()));
-        }
-        command
-    };
-    // A release that is no longer updated has an index that has expired; its signature is checked all the same.
-    output_of(apt().args(["-o", "Acquire::Check-Valid-Until=false", "update"]))?;
-    output_of(apt().args(["download", package]))?;
-    let mut debs = fs::read_dir(folder.join("deb")).context("read what apt fetched")?;
-    let deb = debs.next().with_context(|| format!("apt fetched no {package} of {suite}"))??;
-    Ok(deb.path())
-}
-
-/// The mirror the root file system came from, as its own apt knows it.
-fn mirror(rootfs: &Path) -> Result<String> {
-    let path = rootfs.join("etc/apt/sources.list");
-    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    let url = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("deb "))
-        .find_map(|line| line.split_ascii_whitespace().find(|word| word.contains("://")));
-    Ok(url.with_context(|| format!("no mirror in {}", path.display()))?.to_owned())
 }
 
 /// The zone files of a tzdata package as the tree `tzdata-VERSION`, with the version as semver: 2024a is 2024.1.0.

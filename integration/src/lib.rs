@@ -4,12 +4,14 @@
 //! | --- | --- | --- |
 //! | [`workspace`] | where things are on the host, locks | paths below `target/` |
 //! | [`rootfs`] | Debian root file systems | `mmdebstrap`, `target/rootfs` |
+//! | [`apt`] | Debian packages | apt's client, folders it is given |
 //! | [`capsules`] | real input: two releases of `tzdata`, a tree of debugging tools | apt's client, `target/capsules` |
 //! | [`images`] | OCI images, made here: of one layer and of very many | `rustc`, `gzip`, `target/images` |
 //! | [`payload`] | what a machine is given: programs, images, capsule trees | `target/payload` |
 //! | [`native`] | a machine of private namespaces on this kernel | namespaces, cgroups below its own |
 //! | [`vm`] | a machine of its own kernel | qemu |
 //! | [`machine`] | one API for both | |
+//! | [`trees`] | whole trees of files, compared | files it reads |
 //! | [`event`] | what a scenario reports, line by line | |
 //! | [`scenario`] | what is done *inside* a machine, as a user would do it | that machine only |
 //! | [`bench`] | the benchmark's table | `target/bench.*` |
@@ -18,6 +20,7 @@
 //! A scenario runs inside the machine and never learns which kind it is in. Nothing here has `unsafe`: namespaces
 //! are entered by re-executing the test bed's own binary below `unshare(1)`.
 
+pub mod apt;
 pub mod bench;
 pub mod capsules;
 pub mod event;
@@ -28,5 +31,6 @@ pub mod native;
 pub mod payload;
 pub mod rootfs;
 pub mod scenario;
+pub mod trees;
 pub mod vm;
 pub mod workspace;

@@ -35,6 +35,16 @@ fn privileged_native_forky_errors() -> Result<()> {
 }
 
 #[test]
+fn privileged_native_forky_images() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "images")
+}
+
+#[test]
+fn privileged_native_trixie_images() -> Result<()> {
+    run(Kind::Native, Suite::Trixie, "images-1.7")
+}
+
+#[test]
 fn privileged_native_trixie_snapshotter() -> Result<()> {
     run(Kind::Native, Suite::Trixie, "snapshotter")
 }

@@ -31,12 +31,22 @@ pub fn ready(workspace: &Workspace) -> Result<PathBuf> {
     })
 }
 
+/// Debian's busybox, which needs no library.
+pub fn program(workspace: &Workspace) -> Result<Vec<u8>> {
+    let path = path(workspace)?;
+    fs::read(&path).with_context(|| format!("read {}", path.display()))
+}
+
+fn path(workspace: &Workspace) -> Result<PathBuf> {
+    Ok(rootfs::ready(workspace, Suite::Forky)?.join("usr/bin/busybox"))
+}
+
 /// Its only layer, with the `capsule-reader` that lies in `folder`. `/usr` is merged as in Debian, so that a capsule of
 /// Debian packages finds its dynamic linker through `/lib64`.
 pub fn layer(workspace: &Workspace, folder: &Path) -> Result<Vec<Entry>> {
-    let busybox = rootfs::ready(workspace, Suite::Forky)?.join("usr/bin/busybox");
-    let applets = output_of(Command::new(&busybox).arg("--list"))?;
-    let read = |path: &Path| fs::read(path).with_context(|| format!("read {}", path.display()));
+    let applets = output_of(Command::new(path(workspace)?).arg("--list"))?;
+    let reader = folder.join("capsule-reader");
+    let reader = fs::read(&reader).with_context(|| format!("read {}", reader.display()))?;
     let mut layer = Vec::new();
     for folder in ["dev", "etc", "proc", "root", "run", "srv", "sys", "tmp", "usr", "var"] {
         layer.push(Entry::folder(folder));
@@ -47,8 +57,8 @@ pub fn layer(workspace: &Workspace, folder: &Path) -> Result<Vec<Entry>> {
     for (link, to) in [("bin", "usr/bin"), ("lib", "usr/lib"), ("lib64", "usr/lib64"), ("sbin", "usr/sbin")] {
         layer.push(Entry::symlink(link, to));
     }
-    layer.push(Entry::file("usr/bin/busybox", read(&busybox)?).mode(0o755));
-    layer.push(Entry::file("usr/bin/capsule-reader", read(&folder.join("capsule-reader"))?).mode(0o755));
+    layer.push(Entry::file("usr/bin/busybox", program(workspace)?).mode(0o755));
+    layer.push(Entry::file("usr/bin/capsule-reader", reader).mode(0o755));
     for applet in applets.lines().filter(|applet| *applet != "busybox") {
         layer.push(Entry::symlink(format!("usr/bin/{applet}"), "busybox"));
     }

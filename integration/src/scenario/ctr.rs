@@ -62,6 +62,16 @@ impl Output {
 
 /// Runs a program with `input` on its standard input, for at most two minutes.
 pub fn run(program: &str, args: &[&str], input: &[u8]) -> Result<Output> {
+    let output = run_raw(program, args, input)?;
+    Ok(Output {
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        code: output.status.code().unwrap_or(-1),
+    })
+}
+
+/// [`run`] for a program that writes no text.
+pub fn run_raw(program: &str, args: &[&str], input: &[u8]) -> Result<std::process::Output> {
     let mut child = Command::new("timeout")
         .args(["--kill-after=5", "120", program])
         .args(args)
@@ -78,11 +88,7 @@ pub fn run(program: &str, args: &[&str], input: &[u8]) -> Result<Output> {
     let output = child.wait_with_output().with_context(|| format!("wait for {program}"))?;
     // A program may end without reading all of its input.
     let _ = writer.join();
-    Ok(Output {
-        out: String::from_utf8_lossy(&output.stdout).into_owned(),
-        err: String::from_utf8_lossy(&output.stderr).into_owned(),
-        code: output.status.code().unwrap_or(-1),
-    })
+    Ok(output)
 }
 
 /// Runs `ctr`.
@@ -110,6 +116,15 @@ impl Stack {
         args.extend([Image::Busybox.name(), id]);
         args.extend(command);
         run("ctr", &args, input)
+    }
+
+    /// Runs a command on an image to its end, with `options` of `ctr run`; its standard output.
+    pub fn run_image_once(self, image: Image, options: &[&str], command: &[&str]) -> Result<String> {
+        let mut args = vec!["run", "--rm", "--runtime", self.runtime, "--snapshotter", self.snapshotter];
+        args.extend(options);
+        args.extend([image.name(), "once"]);
+        args.extend(command);
+        ctr(&args)?.success("ctr run")
     }
 
     /// Starts a container that stays, with `options` of `ctr run` before the image.

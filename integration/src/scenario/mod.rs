@@ -10,6 +10,8 @@
 //! | [`readers`] | programs in the container, and what they saw |
 //! | [`demo`] | the main job, end to end |
 //! | [`errors`] | every refusal: one line, cause and cure, nothing changed |
+//! | [`snapshots`] | nothing: snapshots as `ctr` drives them |
+//! | [`images`] | images of many layers come out as containerd's overlayfs makes them |
 //! | [`reference`] | what any runtime and snapshotter must do, on containerd's own and on ours |
 
 pub mod api;
@@ -18,8 +20,10 @@ pub mod capsulectl;
 pub mod ctr;
 pub mod demo;
 pub mod errors;
+pub mod images;
 pub mod readers;
 pub mod reference;
+pub mod snapshots;
 pub mod world;
 
 use std::path::PathBuf;
@@ -38,6 +42,9 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "conformance" => reference::run(reporter, &[ctr::REFERENCE, ctr::SNAPSHOTTER, ctr::OURS]),
         // Our shim speaks version 3 of the shim's protocol, containerd 1.7 version 2: there, the snapshotter alone.
         "snapshotter" => reference::run(reporter, &[ctr::REFERENCE, ctr::SNAPSHOTTER]),
+        "images" => images::run(reporter, &[ctr::REFERENCE, ctr::SNAPSHOTTER, ctr::OURS]),
+        // See `snapshotter`.
+        "images-1.7" => images::run(reporter, &[ctr::REFERENCE, ctr::SNAPSHOTTER]),
         "idle" => idle(reporter, ctr::REFERENCE),
         "idle-ours" => idle(reporter, ctr::OURS),
         "bench" => bench::run(reporter, bench::Counts { operations: 1000, recreations: 100, crun: 100 }),
