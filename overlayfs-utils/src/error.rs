@@ -81,6 +81,12 @@ impl MountError {
         self
     }
 
+    /// Names another object, where the kernel was told of it in a way that says nothing to a person.
+    pub(crate) fn about(mut self, object: String) -> Self {
+        self.object = object;
+        self
+    }
+
     /// The kernel's error number.
     #[must_use]
     pub fn errno(&self) -> Errno {

@@ -15,6 +15,7 @@
 //! | `path` | absolute paths in a container | nothing: pure |
 //! | `target` | directories in a container | the container's directories: resolves and makes them |
 //! | `mountinfo` | a namespace's mount table | pure parser, and `/proc/PID/mountinfo` |
+//! | `trial` | whether a place can hold writable overlays | that place |
 //! | `users` | who uses a mount | `/proc`, read-only |
 //! | `probe` | what this kernel can do | a namespace of its own |
 //! | `sys` | the crate's only `unsafe` | raw system calls |
@@ -33,6 +34,7 @@ mod probe;
 mod sys;
 mod target;
 mod task;
+mod trial;
 mod users;
 
 pub use detached::{DetachedMount, LayerDir, LayersBy, Tree, TreeError};
@@ -47,4 +49,5 @@ pub use point::{
 pub use probe::{Features, KernelVersion, ProbeError, probe};
 pub use target::{ContainerRoot, Created, ResolveError, Resolved};
 pub use task::{PinError, PinnedTask, send_signal};
+pub use trial::try_writable_overlay;
 pub use users::{SuperBlock, Usage, User, find_users};

@@ -16,7 +16,9 @@ use std::{
     time::Duration,
 };
 
-use overlayfs_utils::{DetachedMount, LayerDir, LayersBy, Lower, MountTable, OverlayPlan, Step, Tree};
+use overlayfs_utils::{
+    DetachedMount, LayerDir, LayersBy, Lower, MountTable, OverlayPlan, Step, Tree, try_writable_overlay,
+};
 use rustix::{
     fs::{FileType, Mode},
     io::Errno,
@@ -163,5 +165,38 @@ fn privileged_what_a_layer_links_to_is_not_opened() {
             assert!(layer.open_below(name.as_ref()).unwrap().is_none(), "{name}");
         }
         assert!(layer.open_below("..".as_ref()).is_err());
+    });
+}
+
+#[test]
+fn privileged_a_place_is_tried_for_writable_overlays() {
+    on_stage(|dir| {
+        let place = |name: &str| {
+            let path = tree(&dir.join(name), &[]);
+            move |below: &str| LayerDir::open(&tree(&path.join(below), &[])).unwrap()
+        };
+        let attempt = |name: &str, options: &[(&str, Option<&str>)]| {
+            let at = place(name);
+            try_writable_overlay(&at("upper"), &at("work"), &at("lower"), options)
+        };
+        attempt("plain", &[("index", Some("off")), ("volatile", None)]).unwrap();
+        let unknown = attempt("unknown", &[("no-such-option", None)]).unwrap_err();
+        assert_eq!((unknown.step, unknown.errno()), (Step::SetOption, Errno::INVAL));
+        assert_eq!(unknown.object, "no-such-option");
+        let against =
+            attempt("against", &[("metacopy", Some("on")), ("redirect_dir", Some("off"))]).unwrap_err();
+        assert_eq!(against.step, Step::CreateSuperblock, "{against}");
+
+        // An overlay is no place for the upper directory of another.
+        let data = ["lower", "upper", "work"]
+            .map(|name| format!("{name}dir={}", tree(&dir.join(name), &[]).display()));
+        let data = std::ffi::CString::new(data.join(",")).unwrap();
+        let merged = tree(&dir.join("merged"), &[]);
+        rustix::mount::mount("overlay", &merged, "overlay", MountFlags::empty(), Some(data.as_c_str()))
+            .unwrap();
+        let nested = attempt("merged/nested", &[]).unwrap_err();
+        assert_eq!(nested.errno(), Errno::INVAL, "{nested}");
+        assert!(nested.to_string().contains("merged/nested/upper"), "{nested}");
+        rustix::mount::unmount(&merged, rustix::mount::UnmountFlags::DETACH).unwrap();
     });
 }

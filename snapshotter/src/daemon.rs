@@ -23,7 +23,7 @@ use tokio::{
 
 use crate::{
     config::Config,
-    dirs::{Dirs, DirsError},
+    dirs::{Dirs, DirsError, UnsuitableRoot},
     handover::{self, HandoverError, Predecessor, Sockets, Successor},
     node::{Node, NodeError},
     notify::{State, notify},
@@ -58,6 +58,9 @@ pub enum DaemonError {
     /// The directories could not be made.
     #[error(transparent)]
     Dirs(#[from] DirsError),
+    /// The root is no place for snapshots.
+    #[error(transparent)]
+    Root(#[from] UnsuitableRoot),
     /// The metadata could not be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -255,13 +258,14 @@ async fn serve(
 }
 
 fn open_snapshots(config: &Config) -> Result<(Snapshots, Watch), DaemonError> {
-    let dirs = Dirs::new(&config.root);
-    dirs.create()?;
-    let store = Store::open(&dirs.metadata())?;
-    let watch = store.watch();
     let configured = config.snapshots.mount_options.clone();
     let read = OverlayOptions::read().map_err(process("read the options of overlayfs"))?;
     let overlay = OverlayOptions { configured, ..read };
+    let dirs = Dirs::new(&config.root);
+    dirs.create()?;
+    dirs.check_root(&overlay)?;
+    let store = Store::open(&dirs.metadata())?;
+    let watch = store.watch();
     let environment = Environment { store, dirs, overlay, behaviour: config.snapshots.behaviour };
     Ok((Snapshots::open(environment)?, watch))
 }

@@ -5,12 +5,16 @@
 //! ROOT/snapshots/ID/fs      a snapshot's own changes: upper directory while active, a lower one when committed
 //! ROOT/snapshots/ID/work    overlayfs work directory (active snapshots only)
 //! ROOT/snapshots/new-N      being made
+//! ROOT/snapshots/trial-ID   at start: is this a place for overlays?
 //! ROOT/empty/               an empty directory, to make an overlay of a single layer
 //! ```
 //!
 //! What is in `fs` was written by containers: it is never followed through a link.
 
+mod suitable;
 mod tree;
+
+pub use suitable::UnsuitableRoot;
 
 use std::{
     collections::HashSet,
@@ -139,7 +143,10 @@ impl Dirs {
     /// # Errors
     /// When a directory cannot be made.
     pub fn stage(&self, kind: Kind) -> Result<Staged, DirsError> {
-        let name = format!("new-{}", self.making.next.fetch_add(1, Ordering::Relaxed));
+        self.stage_as(format!("new-{}", self.making.next.fetch_add(1, Ordering::Relaxed)), kind)
+    }
+
+    fn stage_as(&self, name: String, kind: Kind) -> Result<Staged, DirsError> {
         let path = self.snapshots().join(&name);
         self.making.lock().insert(name.clone());
         let staged = Staged { dirs: self.clone(), name, path, kept: false };

@@ -38,6 +38,15 @@ impl OverlayOptions {
         let index = self.index_off.then_some("index=off");
         self.configured.iter().map(MountOption::as_str).chain(userxattr).chain(index)
     }
+
+    /// Those of them that are parameters of overlayfs itself, name and value: mount(8)'s own words are left out.
+    pub fn parameters(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
+        let parameter = |option: &'_ str| !MOUNT_FLAGS.contains(&option);
+        self.iter().filter(move |option| parameter(option)).map(|option| match option.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (option, None),
+        })
+    }
 }
 
 /// Whether a uid map is that of the initial user namespace: every id is itself.
@@ -56,6 +65,33 @@ pub struct Behaviour {
     /// Leave the directories of removed snapshots to Cleanup.
     pub async_remove: bool,
 }
+
+/// Words for flags of any mount, which containerd and the shims take out of the options before the file system sees
+/// them (containerd, `core/mount/mount_linux.go`, `parseMountOptions`).
+const MOUNT_FLAGS: [&str; 22] = [
+    "async",
+    "atime",
+    "defaults",
+    "dev",
+    "diratime",
+    "dirsync",
+    "exec",
+    "mand",
+    "noatime",
+    "nodev",
+    "nodiratime",
+    "noexec",
+    "nomand",
+    "norelatime",
+    "nostrictatime",
+    "nosuid",
+    "relatime",
+    "ro",
+    "rw",
+    "strictatime",
+    "suid",
+    "sync",
+];
 
 /// Options that capsuled sets itself, or that its overlays cannot have.
 const OWN: [&str; 10] = [
@@ -127,6 +163,16 @@ mod tests {
         assert!(is_initial_user_namespace("         0          0 4294967295\n"));
         assert!(!is_initial_user_namespace("0 1000 1\n"));
         assert!(!is_initial_user_namespace("0 0 4294967295\n5 5 1\n"));
+    }
+
+    #[test]
+    fn parameters_are_what_overlayfs_itself_gets() {
+        let configured =
+            ["volatile", "nodev", "metacopy=on"].map(|option| MountOption::parse(option).unwrap());
+        let options = OverlayOptions { index_off: true, userxattr: true, configured: configured.into() };
+        let parameters =
+            [("volatile", None), ("metacopy", Some("on")), ("userxattr", None), ("index", Some("off"))];
+        assert!(options.parameters().eq(parameters));
     }
 
     #[test]
