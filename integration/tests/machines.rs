@@ -64,3 +64,14 @@ fn privileged_vm_forky_native_inside() -> Result<()> {
 fn privileged_vm_forky_errors() -> Result<()> {
     run(Kind::Vm, Suite::Forky, "errors")
 }
+
+#[test]
+fn privileged_native_forky_upgrade() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "upgrade")
+}
+
+/// With systemd, and the units as they are shipped.
+#[test]
+fn privileged_vm_forky_upgrade() -> Result<()> {
+    run(Kind::Vm, Suite::Forky, "upgrade-systemd")
+}

@@ -13,6 +13,7 @@
 //! | [`snapshots`] | nothing: snapshots as `ctr` drives them |
 //! | [`images`] | images of many layers come out as containerd's overlayfs makes them |
 //! | [`reference`] | what any runtime and snapshotter must do, on containerd's own and on ours |
+//! | [`upgrade`] | no call fails while capsuled is replaced |
 
 pub mod api;
 pub mod bench;
@@ -24,6 +25,7 @@ pub mod images;
 pub mod readers;
 pub mod reference;
 pub mod snapshots;
+pub mod upgrade;
 pub mod world;
 
 use std::path::PathBuf;
@@ -53,6 +55,8 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "nested" => nested(reporter),
         "demo" => demo::run(reporter),
         "errors" => errors::run(reporter),
+        "upgrade" => upgrade::take_over(reporter, 50),
+        "upgrade-systemd" => upgrade::systemd(reporter, 10),
         _ => bail!("there is no scenario {name:?}"),
     }
 }

@@ -13,7 +13,8 @@ use crate::workspace::output_of;
 
 /// Where capsuled listens.
 pub const CAPSULED_SOCKET: &str = "/run/capsule/capsuled.sock";
-const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
+/// Where containerd listens.
+pub const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 const LOGS: &str = "/logs";
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -84,7 +85,7 @@ impl World {
         command.arg("--config").arg(&config).env("PATH", path());
         let mut containerd = Daemon::start("containerd", &mut command)?;
         // capsuled asks containerd and serves it: it is started beside it, in no order.
-        let capsuled = with_capsuled.then(start_capsuled).transpose()?;
+        let capsuled = with_capsuled.then(|| start_capsuled(&[])).transpose()?;
         containerd.wait_until(|| Path::new(CONTAINERD_SOCKET).exists() && answers())?;
         let mut world = Self { containerd, capsuled };
         world.wait_for_capsuled()?;
@@ -110,8 +111,24 @@ impl World {
 
     /// Starts capsuled again and waits until it answers.
     pub fn restart_capsuled(&mut self) -> Result<()> {
-        self.capsuled = Some(start_capsuled()?);
+        self.capsuled = Some(start_capsuled(&[])?);
         self.wait_for_capsuled()
+    }
+
+    /// Replaces capsuled by another that takes over, and waits until the first has ended, which means that the
+    /// other serves.
+    pub fn take_over(&mut self) -> Result<()> {
+        let successor = start_capsuled(&["--take-over"])?;
+        let mut old = self.capsuled.replace(successor).context("capsuled does not run")?;
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            match old.child.try_wait().context("look at capsuled")? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => bail!("the capsuled that was replaced ended: {status}"),
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+        bail!("capsuled was not replaced after {PATIENCE:?}")
     }
 
     /// Ends containerd as an operator would.
@@ -144,8 +161,9 @@ fn write_configs() -> Result<PathBuf> {
     Ok(private)
 }
 
-fn start_capsuled() -> Result<Daemon> {
-    Daemon::start("capsuled", Command::new("capsuled").env("PATH", path()).env("RUST_LOG", "info"))
+fn start_capsuled(arguments: &[&str]) -> Result<Daemon> {
+    let mut command = Command::new("capsuled");
+    Daemon::start("capsuled", command.args(arguments).env("PATH", path()).env("RUST_LOG", "info"))
 }
 
 fn answers() -> bool {

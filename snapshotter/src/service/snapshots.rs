@@ -70,13 +70,21 @@ fn code(error: &SnapshotError) -> Code {
         | SnapshotError::HasChildren { .. }
         | SnapshotError::Pinned { .. } => Code::FailedPrecondition,
         SnapshotError::Dirs(error) if error.is_out_of_space() => Code::ResourceExhausted,
+        SnapshotError::Store(error) if error.is_out_of_space() => Code::ResourceExhausted,
+        SnapshotError::Store(error) if error.has_failed_before() => Code::Unavailable,
         SnapshotError::Store(_) | SnapshotError::Dirs(_) => Code::Internal,
     }
 }
 
 fn status(error: impl Into<SnapshotError>) -> Status {
     let error = error.into();
-    Status::new(code(&error), error_line(&error))
+    let message = match &error {
+        SnapshotError::Store(error) if error.has_failed_before() => {
+            "the metadata store has failed a moment ago and is being opened again: try again".to_owned()
+        }
+        _ => error_line(&error),
+    };
+    Status::new(code(&error), message)
 }
 
 fn wire_mounts(mounts: Vec<Mount>) -> Vec<WireMount> {

@@ -123,6 +123,38 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Whether the file system is full.
+    pub fn is_out_of_space(&self) -> bool {
+        matches!(self.storage(), Some(StorageError::Io(error))
+            if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    }
+
+    /// Whether the store had failed before this call, and does nothing until it is opened again.
+    pub fn has_failed_before(&self) -> bool {
+        matches!(self.storage(), Some(StorageError::PreviousIo | StorageError::DatabaseClosed))
+    }
+
+    fn storage(&self) -> Option<&StorageError> {
+        match self {
+            Self::Begin(error) => match &**error {
+                TransactionError::Storage(error) => Some(error),
+                _ => None,
+            },
+            Self::Table(error) => match &**error {
+                TableError::Storage(error) => Some(error),
+                _ => None,
+            },
+            Self::Access(error) => Some(error),
+            Self::Commit(error) => match &**error {
+                CommitError::Storage(error) => Some(error),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
 macro_rules! boxed_from {
     ($($source:ty => $variant:ident),* $(,)?) => {$(
         impl From<$source> for StoreError {

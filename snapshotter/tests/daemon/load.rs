@@ -10,8 +10,8 @@ use std::{
 };
 
 use capsule_proto::containerd::services::snapshots::v1::{
-    CleanupRequest, ListSnapshotsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
-    snapshots_client::SnapshotsClient,
+    CleanupRequest, CommitSnapshotRequest, Info, ListSnapshotsRequest, PrepareSnapshotRequest,
+    RemoveSnapshotRequest, StatSnapshotRequest, UpdateSnapshotRequest, snapshots_client::SnapshotsClient,
 };
 use hyper_util::rt::TokioIo;
 use tokio::{net::UnixStream, task::JoinHandle};
@@ -20,7 +20,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::daemon::Site;
+use super::site::Site;
 
 pub type Client = SnapshotsClient<Channel>;
 
@@ -150,4 +150,27 @@ async fn list(mut client: Client, key: String) -> Result<(), Status> {
 pub async fn assert_nothing_left(site: &Site) {
     client(&site.socket()).cleanup(CleanupRequest { snapshotter: capsule() }).await.unwrap();
     assert_eq!(std::fs::read_dir(site.path().join("lib/snapshots")).unwrap().count(), 0);
+}
+
+pub async fn commit(mut client: Client, key: &str) -> Result<(), Status> {
+    let request = CommitSnapshotRequest {
+        snapshotter: capsule(),
+        name: format!("{key}-committed"),
+        key: key.to_owned(),
+        ..Default::default()
+    };
+    client.commit(request).await.map(drop)
+}
+
+/// Gives a snapshot one label, whose name is `l`.
+pub async fn update(mut client: Client, key: String, value: String) -> Result<(), Status> {
+    let labels = [("l".to_owned(), value)].into();
+    let info = Some(Info { name: key, labels, ..Default::default() });
+    client.update(UpdateSnapshotRequest { snapshotter: capsule(), info, update_mask: None }).await.map(drop)
+}
+
+/// The label `l` of a snapshot.
+pub async fn label(mut client: Client, key: String) -> Result<String, Status> {
+    let answer = client.stat(StatSnapshotRequest { snapshotter: capsule(), key }).await?.into_inner();
+    Ok(answer.info.and_then(|info| info.labels.get("l").cloned()).unwrap_or_default())
 }

@@ -23,6 +23,14 @@ pub struct Site {
     manager: UnixDatagram,
 }
 
+/// A file system of its own below the site's `lib`, seen by the capsuled that is started with it alone.
+pub struct Disk<'a> {
+    /// The file that holds it.
+    pub image: &'a Path,
+    /// Options of its mount.
+    pub options: &'a str,
+}
+
 /// A capsuled; killed when this is dropped.
 pub struct Capsuled(Child);
 
@@ -93,6 +101,40 @@ impl Site {
         command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_capsuled")]);
         let mut command = self.prepare(command, &self.config());
         Capsuled(command.stdin(OwnedFd::from(listener.try_clone().unwrap())).spawn().unwrap())
+    }
+
+    /// Starts one that sees the disk in `lib`; does not wait for it.
+    pub fn spawn_on(&self, disk: &Disk<'_>) -> Capsuled {
+        let lib = self.path().join("lib");
+        fs::create_dir_all(&lib).unwrap();
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation=private", "sh", "-c"]);
+        command.arg("mount -o \"loop,$0\" \"$1\" \"$2\" && shift 2 && exec \"$@\"");
+        command.arg(disk.options).arg(disk.image).arg(lib).arg(env!("CARGO_BIN_EXE_capsuled"));
+        Capsuled(self.prepare(command, &self.config()).spawn().unwrap())
+    }
+
+    /// Starts one that sees the disk in `lib`, and serves when this returns.
+    pub fn start_on(&self, disk: &Disk<'_>) -> Capsuled {
+        let capsuled = self.spawn_on(disk);
+        self.wait_for("READY=1");
+        capsuled
+    }
+
+    /// Remounts the disk that a capsuled sees.
+    pub fn remount(&self, capsuled: &Capsuled, options: &str) {
+        let mut nsenter = Command::new("nsenter");
+        nsenter.arg(format!("--mount=/proc/{}/ns/mnt", capsuled.0.id()));
+        let remount =
+            nsenter.args(["mount", "-o", &format!("remount,{options}")]).arg(self.path().join("lib"));
+        let output = remount.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// The site's `lib` as a capsuled sees it.
+    pub fn lib(&self, capsuled: &Capsuled) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/{}/root", capsuled.0.id()));
+        root.join(self.path().join("lib").strip_prefix("/").unwrap())
     }
 
     /// Waits until a capsuled of this site tells the service manager so.

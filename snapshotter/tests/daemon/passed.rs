@@ -6,8 +6,8 @@ use rustix::process::Signal;
 use tokio::task::spawn_blocking;
 
 use super::{
-    daemon::{Capsuled, Site},
     load::{self, Load},
+    site::{Capsuled, Site},
 };
 
 const CLIENTS: usize = 16;

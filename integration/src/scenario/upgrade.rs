@@ -1,0 +1,207 @@
+//! capsuled is replaced again and again while containerd calls it: no call fails.
+//!
+//! The clients are containerd's: its own connection to the proxy plugin is what must survive, so every call here goes
+//! through containerd's socket, and `ctr` runs containers beside them.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{JoinHandle, sleep, spawn};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use capsule_proto::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
+use capsule_proto::containerd::services::snapshots::v1::{
+    MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
+};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Request, Status};
+
+use super::ctr::{SNAPSHOTTER, ctr};
+use super::world::{CONTAINERD_SOCKET, World, send_logs};
+use crate::event::Reporter;
+use crate::workspace::output_of;
+
+const CLIENTS: usize = 8;
+
+/// Replaces capsuled `times` times by `capsuled --take-over`.
+pub fn take_over(reporter: &mut Reporter, times: u32) -> Result<()> {
+    let mut world = World::start(true)?;
+    under_load(reporter, &format!("{times} times capsuled --take-over"), times, || world.take_over())?;
+    world.stop()
+}
+
+/// Restarts capsuled `times` times by systemd, with the units as they are shipped.
+pub fn systemd(reporter: &mut Reporter, times: u32) -> Result<()> {
+    reporter.must("systemd starts capsuled by its shipped units", || {
+        for unit in ["capsuled.service", "capsuled.socket"] {
+            let from = Path::new("/payload/configs").join(unit);
+            std::fs::copy(&from, Path::new("/run/systemd/system").join(unit))
+                .with_context(|| format!("copy {}", from.display()))?;
+        }
+        let drop_in = "[Service]\nExecStart=\nExecStart=/payload/bin/capsuled\n";
+        std::fs::create_dir_all("/run/systemd/system/capsuled.service.d").context("create a folder")?;
+        std::fs::write("/run/systemd/system/capsuled.service.d/program.conf", drop_in).context("write")?;
+        systemctl(&["daemon-reload"])?;
+        systemctl(&["start", "capsuled.service"])?;
+        Ok(((), systemctl(&["is-active", "capsuled.socket"])?.trim().to_owned()))
+    })?;
+    let world = World::start(false)?;
+    let outcome = under_load(reporter, &format!("{times} times systemctl restart"), times, || {
+        systemctl(&["restart", "capsuled.service"]).map(drop)
+    });
+    reporter.check("capsuled taken over from keeps its unit", || {
+        let before = main_pid()?;
+        let status = Command::new("systemd-run")
+            .args(["--collect", "--quiet", "/payload/bin/capsuled", "--take-over"])
+            .status()
+            .context("start systemd-run")?;
+        ensure!(status.success(), "{status}");
+        for _ in 0..600 {
+            if main_pid()? != before && !Path::new("/proc").join(&before).exists() {
+                sleep(Duration::from_secs(2)); // were it to be restarted, it would be by now
+                let state = systemctl(&["is-active", "capsuled.service"])?;
+                return Ok(format!("{before} -> {}: {}", main_pid()?, state.trim()));
+            }
+            sleep(Duration::from_millis(100));
+        }
+        anyhow::bail!("the main process is still {before}")
+    });
+    if outcome.is_err() || !reporter.all_ok() {
+        let journal =
+            output_of(Command::new("journalctl").args(["--no-pager", "-n60", "-ucapsuled.service"]));
+        reporter.show(&journal.unwrap_or_default());
+    }
+    outcome?;
+    world.stop()
+}
+
+fn systemctl(args: &[&str]) -> Result<String> {
+    output_of(Command::new("systemctl").args(args))
+}
+
+fn main_pid() -> Result<String> {
+    Ok(systemctl(&["show", "--property=MainPID", "--value", "capsuled.service"])?.trim().to_owned())
+}
+
+/// Replaces capsuled under load; no call and no container may fail.
+fn under_load(
+    reporter: &mut Reporter,
+    how: &str,
+    times: u32,
+    mut replace: impl FnMut() -> Result<()>,
+) -> Result<()> {
+    SNAPSHOTTER.import()?;
+    let load = Load::start();
+    let replaced = reporter.must(how, || {
+        for time in 1..=times {
+            sleep(Duration::from_millis(50));
+            replace().with_context(|| format!("the {time}. time"))?;
+        }
+        Ok(((), String::new()))
+    });
+    let (calls, containers) = (load.calls.clone(), load.containers.clone());
+    let failures = load.end();
+    reporter.check(&format!("no call of containerd failed: {how}"), || {
+        ensure!(failures.is_empty(), "{} failed: {}", failures.len(), failures.join("; "));
+        let (calls, containers) = (calls.load(Ordering::Relaxed), containers.load(Ordering::Relaxed));
+        ensure!(calls > 0 && containers > 0, "{calls} calls, {containers} containers");
+        Ok(format!("{calls} calls by {CLIENTS} clients and {containers} containers: 0 failed"))
+    });
+    if replaced.is_err() || !reporter.all_ok() {
+        send_logs(reporter);
+    }
+    replaced
+}
+
+/// Clients at work, each in a thread of its own.
+struct Load {
+    end: Arc<AtomicBool>,
+    calls: Arc<AtomicU64>,
+    containers: Arc<AtomicU64>,
+    threads: Vec<JoinHandle<Result<()>>>,
+}
+
+impl Load {
+    fn start() -> Self {
+        let (end, calls, containers) = <(Arc<AtomicBool>, Arc<AtomicU64>, Arc<AtomicU64>)>::default();
+        let mut threads = Vec::new();
+        for number in 0..CLIENTS {
+            let (end, calls) = (end.clone(), calls.clone());
+            threads.push(spawn(move || call_until(&end, &calls, number)));
+        }
+        let (ending, count) = (end.clone(), containers.clone());
+        threads.push(spawn(move || run_until(&ending, &count)));
+        Self { end, calls, containers, threads }
+    }
+
+    /// Ends the clients after the calls that they are at; what failed.
+    fn end(self) -> Vec<String> {
+        self.end.store(true, Ordering::Relaxed);
+        let ended = self.threads.into_iter().map(JoinHandle::join);
+        ended
+            .filter_map(|outcome| match outcome {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(format!("{error:#}")),
+                Err(_) => Some("a client panicked".to_owned()),
+            })
+            .collect()
+    }
+}
+
+/// Runs one container after the other.
+fn run_until(end: &AtomicBool, count: &AtomicU64) -> Result<()> {
+    while !end.load(Ordering::Relaxed) {
+        SNAPSHOTTER.run_once("upgrade", &["/bin/true"], b"")?.success("ctr run")?;
+        let key = "upgrade-by-ctr";
+        ctr(&["snapshots", "--snapshotter", "capsule", "prepare", key])?.success("ctr snapshots prepare")?;
+        ctr(&["snapshots", "--snapshotter", "capsule", "rm", key])?.success("ctr snapshots rm")?;
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// Makes, looks at and removes one snapshot after the other; ends with the first call that fails.
+fn call_until(end: &AtomicBool, calls: &AtomicU64, number: usize) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("a runtime")?;
+    runtime.block_on(async {
+        let connector = tower::service_fn(|_: Uri| async {
+            UnixStream::connect(Path::new(CONTAINERD_SOCKET)).await.map(TokioIo::new)
+        });
+        let channel = Endpoint::from_static("http://containerd").connect_with_connector(connector).await?;
+        let mut client = SnapshotsClient::new(channel);
+        let mut round = 0_u64;
+        while !end.load(Ordering::Relaxed) {
+            round += 1;
+            let key = format!("upgrade-{number}-{round}");
+            one_round(&mut client, &key).await.with_context(|| key.clone())?;
+            calls.fetch_add(4, Ordering::Relaxed);
+        }
+        Ok(())
+    })
+}
+
+async fn one_round(client: &mut SnapshotsClient<Channel>, key: &str) -> Result<(), Status> {
+    let (snapshotter, key) = ("capsule".to_owned(), key.to_owned());
+    // Containers end beside this: containerd would collect what nothing refers to.
+    let labels = [("containerd.io/gc.root".to_owned(), key.clone())].into();
+    let prepare = PrepareSnapshotRequest { snapshotter, key, labels, ..Default::default() };
+    let (snapshotter, key) = (prepare.snapshotter.clone(), prepare.key.clone());
+    client.prepare(namespaced(prepare)).await?;
+    let stat = StatSnapshotRequest { snapshotter: snapshotter.clone(), key: key.clone() };
+    client.stat(namespaced(stat)).await?;
+    let mounts = MountsRequest { snapshotter: snapshotter.clone(), key: key.clone() };
+    client.mounts(namespaced(mounts)).await?;
+    client.remove(namespaced(RemoveSnapshotRequest { snapshotter, key })).await?;
+    Ok(())
+}
+
+fn namespaced<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let namespace = tonic::metadata::MetadataValue::from_static("upgrade");
+    request.metadata_mut().insert("containerd-namespace", namespace);
+    request
+}
