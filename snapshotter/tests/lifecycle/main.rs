@@ -4,80 +4,35 @@
 
 mod crash;
 mod faulty;
-mod model;
+mod ops;
 mod random;
+#[path = "../reference/mod.rs"]
+mod reference;
+#[path = "../rig/mod.rs"]
+mod rig;
 mod watched;
 
 use capsuled::{
     dirs::Dirs,
-    snapshots::{
-        Behaviour, Commit, Create, Environment, OverlayOptions, SnapshotError, Snapshots,
-        model::{Key, LabelUpdate, Labels},
-    },
+    snapshots::{Behaviour, Environment, OverlayOptions, Snapshots},
     store::Store,
 };
-use model::{Model, Op, Refusal, State};
 
 /// A directory on a tmpfs: Commit syncs the whole file system that it is on, and these tests commit thousands of times.
 fn in_memory() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").unwrap()
 }
 
+/// What an engine is opened with.
+fn environment(store: Store, dirs: &Dirs, async_remove: bool) -> Environment {
+    let behaviour = Behaviour { async_remove, ..Behaviour::default() };
+    Environment { store, dirs: dirs.clone(), overlay: OverlayOptions::default(), behaviour }
+}
+
 /// Opens the engine on a store.
 fn open(store: Store, dirs: &Dirs) -> Snapshots {
     dirs.create().unwrap();
-    let (overlay, behaviour) = (OverlayOptions::default(), Behaviour::default());
-    Snapshots::open(Environment { store, dirs: dirs.clone(), overlay, behaviour }).unwrap()
-}
-
-fn labels(label: &str) -> Labels {
-    Labels::parse([("l".to_owned(), label.to_owned())]).unwrap()
-}
-
-fn create(key: &str, parent: &str, label: &str) -> Create {
-    Create { key: Key::parse(key.to_owned()).unwrap(), parent: parent.to_owned(), labels: labels(label) }
-}
-
-/// Performs an operation of the model on the engine.
-fn perform(engine: &Snapshots, op: &Op) -> Result<(), SnapshotError> {
-    match op {
-        Op::Prepare { key, parent, label } => engine.prepare(&create(key, parent, label)).map(drop),
-        Op::View { key, parent, label } => engine.view(&create(key, parent, label)).map(drop),
-        Op::Commit { name, key, label } => {
-            let name = Key::parse(name.clone()).unwrap();
-            let (key, parent) = (key.clone(), String::new());
-            engine.commit(&Commit { name, key, parent, labels: labels(label) })
-        }
-        Op::Remove { key } => engine.remove(key),
-        Op::Update { key, label } => {
-            engine.update(key, &LabelUpdate::parse(labels(label), Vec::new()).unwrap()).map(drop)
-        }
-    }
-}
-
-/// What the engine refused for, in the model's words; `None` for a failure of its storage.
-fn refusal(error: &SnapshotError) -> Option<Refusal> {
-    match error {
-        SnapshotError::NotFound { .. } => Some(Refusal::NotFound),
-        SnapshotError::AlreadyExists { .. } => Some(Refusal::AlreadyExists),
-        SnapshotError::ParentNotCommitted { .. } => Some(Refusal::ParentNotCommitted),
-        SnapshotError::NotActive { .. } => Some(Refusal::NotActive),
-        SnapshotError::HasChildren { .. } => Some(Refusal::HasChildren),
-        _ => None,
-    }
-}
-
-/// What the engine holds, in the model's words.
-fn observe(engine: &Snapshots) -> State {
-    let mut state = State::new();
-    engine
-        .walk(|info| {
-            let label = info.labels.as_map().get("l").cloned().unwrap_or_default();
-            state.insert(info.name, model::Snapshot { kind: info.kind, parent: info.parent, label });
-            true
-        })
-        .unwrap();
-    state
+    Snapshots::open(environment(store, dirs, false)).unwrap()
 }
 
 /// The directories on disk are exactly those of the snapshots, and the mounts of each lead to directories that are

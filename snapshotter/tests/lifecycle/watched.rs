@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use capsuled::store::Store;
 
-use super::{create, faulty::Faulty, in_memory, open};
+use super::{faulty::Faulty, in_memory, open, ops::create};
 
 #[tokio::test]
 async fn a_failed_disk_is_told_once_and_by_its_own_error() {

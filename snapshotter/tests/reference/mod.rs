@@ -1,7 +1,7 @@
 //! The reference model: what a snapshotter is, in memory and in few words. Written from containerd's documentation and
 //! sources (`core/snapshots/snapshotter.go`, `core/metadata/snapshot.go` at v2.1.9) and not from ours; it shares no code
 //! with the engine.
-#![allow(dead_code)] // each test program uses its part
+#![allow(dead_code, unused_imports)] // each test program uses its part
 
 mod filter;
 mod served;
