@@ -11,6 +11,7 @@
 //!
 //! What is in `fs` was written by containers: it is never followed through a link.
 
+mod flush;
 mod suitable;
 mod tree;
 
@@ -18,17 +19,18 @@ pub use suitable::UnsuitableRoot;
 
 use std::{
     collections::HashSet,
-    fs::{self, DirBuilder, File},
+    fs::{self, DirBuilder},
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt, lchown},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use crate::snapshots::model::{Kind, Usage};
+use flush::Flushes;
 
 /// A directory operation that failed: which, where and why.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +58,7 @@ fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DirsErro
 pub struct Dirs {
     root: PathBuf,
     making: Arc<Making>,
+    flushes: Arc<OnceLock<Flushes>>,
 }
 
 #[derive(Debug, Default)]
@@ -83,7 +86,7 @@ pub struct Staged {
 impl Dirs {
     /// Names the directories under `root`; touches nothing.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), making: Arc::default() }
+        Self { root: root.into(), making: Arc::default(), flushes: Arc::default() }
     }
 
     /// Makes what must be there before anything else, with mode 0700. Does nothing to what is there.
@@ -98,6 +101,7 @@ impl Dirs {
                 .create(&path)
                 .map_err(failed("make directory", &path))?;
         }
+        self.flushes()?;
         Ok(())
     }
 
@@ -158,15 +162,22 @@ impl Dirs {
         Ok(staged)
     }
 
+    fn flushes(&self) -> Result<&Flushes, DirsError> {
+        if let Some(flushes) = self.flushes.get() {
+            return Ok(flushes);
+        }
+        let path = self.snapshots();
+        let flushes = Flushes::open(&path).map_err(failed("open", &path))?;
+        Ok(self.flushes.get_or_init(|| flushes))
+    }
+
     /// Writes everything of the file system that holds the snapshots to the disk. What was written to a snapshot
-    /// before this call survives a power cut after it.
+    /// before this call survives a power cut after it. Callers at the same time share the work.
     ///
     /// # Errors
     /// When the disk reports an error, also for earlier writes (Linux ≥ 5.8, syncfs(2)).
     pub fn sync(&self) -> Result<(), DirsError> {
-        let path = self.snapshots();
-        let directory = File::open(&path).map_err(failed("open", &path))?;
-        rustix::fs::syncfs(&directory).map_err(|errno| failed("sync", &path)(errno.into()))
+        self.flushes()?.flush().map_err(failed("sync", &self.snapshots()))
     }
 
     /// Disk space of the changes of snapshot `id`.

@@ -7,6 +7,7 @@ pub mod attachments;
 mod disk;
 mod group;
 pub mod snapshots;
+mod space;
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -25,6 +26,7 @@ use redb::{
 pub use disk::Watch;
 use disk::Watched;
 use group::Group;
+use space::Filled;
 
 /// Store-wide counters, by name: see [`FORMAT`] and [`NEXT_ID`].
 pub const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -233,7 +235,7 @@ impl Store {
         backend: impl StorageBackend,
         failed: impl FnOnce(DatabaseError) -> StoreError,
     ) -> Result<Self, StoreError> {
-        let (backend, watch) = Watched::new(backend);
+        let (backend, watch) = Watched::new(Filled::new(backend));
         let database = builder().create_with_backend(backend).map_err(failed)?;
         let store = Self { inner: Arc::new(Inner { database, group: Group::default(), watch }) };
         store.prepare_format()?;
@@ -253,32 +255,32 @@ impl Store {
         self.inner.watch.clone()
     }
 
-    /// Runs `change` in a write transaction and commits it durably: when this returns `Ok`, a power cut no
-    /// longer loses it. Write transactions run one after the other. On `Err` nothing is changed.
+    /// Runs `change` in a write transaction and commits it durably: when this returns `Ok`, a power cut no longer loses
+    /// it. Changes are made one after the other; those of callers that arrive together are committed together, so that
+    /// they wait for the disk together and not in a row. `change` must refuse before it writes anything: what it has
+    /// written by then may stay.
     ///
     /// # Errors
-    /// What `change` returns, or a [`StoreError`] of the transaction itself.
+    /// What `change` returns, or a [`StoreError`] of the transaction itself. A commit that fails fails for all whose
+    /// changes were in it.
     pub fn write<T, E: From<StoreError>>(
         &self,
         change: impl FnOnce(&WriteTransaction) -> Result<T, E>,
     ) -> Result<T, E> {
-        let transaction = begin(&self.inner.database)?;
-        let value = change(&transaction)?; // dropped without commit on error: redb aborts it
-        transaction.commit().map_err(StoreError::from)?;
-        Ok(value)
+        self.inner.group.write(&self.inner.database, change)
     }
 
-    /// As [`Store::write`], in one commit with the changes of other callers that arrive meanwhile, so that many
-    /// callers wait for the disk together and not in a row. `change` must refuse before it writes anything: what it
-    /// has written by then stays.
+    /// Runs `look` in a write transaction that is given up: while it runs nobody changes anything, and nothing is
+    /// written.
     ///
     /// # Errors
-    /// As [`Store::write`]; a commit that fails fails for all whose changes were in it.
-    pub fn write_grouped<T, E: From<StoreError>>(
+    /// What `look` returns, or a [`StoreError`] of the transaction itself: also when an earlier write failed on the
+    /// disk, so that what it left is not known.
+    pub fn look_alone<T, E: From<StoreError>>(
         &self,
-        change: impl FnOnce(&WriteTransaction) -> Result<T, E>,
+        look: impl FnOnce(&WriteTransaction) -> Result<T, E>,
     ) -> Result<T, E> {
-        self.inner.group.write(&self.inner.database, change)
+        look(&begin(&self.inner.database)?)
     }
 
     /// Runs `look` on one consistent state of the store. Never waits for writers.

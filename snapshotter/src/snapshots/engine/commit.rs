@@ -43,7 +43,7 @@ impl Snapshots {
         let usage = self.inner.dirs.usage(id)?;
         self.inner.dirs.sync()?;
         let name = commit.name.as_str();
-        let committed = self.inner.store.write_grouped(|transaction| {
+        let committed = self.inner.store.write(|transaction| {
             let mut writer = Writer::open(transaction)?;
             let Committable { mut record, parent } = committable(commit, |key| writer.get(key))?;
             if record.id != id {

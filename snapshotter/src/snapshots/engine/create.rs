@@ -52,7 +52,7 @@ impl Snapshots {
         if let Some((user, group)) = ids.owner() {
             staged.give_to(user, group)?;
         }
-        let inserted = self.inner.store.write_grouped(|transaction| {
+        let inserted = self.inner.store.write(|transaction| {
             let mut writer = Writer::open(transaction)?;
             insert(&mut writer, kind, create, &ids, &mut staged)
         });

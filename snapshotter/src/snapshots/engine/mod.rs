@@ -147,7 +147,7 @@ impl Snapshots {
     /// # Errors
     /// [`SnapshotError::NotFound`], or a malformed id mapping on a snapshot that can be mounted.
     pub fn update(&self, key: &str, update: &LabelUpdate) -> Result<Info, SnapshotError> {
-        self.inner.store.write_grouped(|transaction| {
+        self.inner.store.write(|transaction| {
             let mut writer = Writer::open(transaction)?;
             let mut record = writer.get(key)?.ok_or_else(|| not_found(key))?;
             let labels = update.apply(record.labels());

@@ -30,7 +30,7 @@ impl Snapshots {
 
     fn forget(&self, key: &str) -> Result<u64, SnapshotError> {
         let mut hidden = None;
-        let forgotten = self.inner.store.write_grouped(|transaction| {
+        let forgotten = self.inner.store.write(|transaction| {
             let mut writer = Writer::open(transaction)?;
             let record = writer.get(key)?.ok_or_else(|| not_found(key))?;
             if writer.has_children(record.id)? {
@@ -57,8 +57,8 @@ impl Snapshots {
     /// # Errors
     /// When the store or the directory of snapshots cannot be read.
     pub fn cleanup(&self) -> Result<(), SnapshotError> {
-        // In a write transaction, so that no snapshot is between its directory and its record.
-        let leftovers = self.inner.store.write(|transaction| {
+        // Alone, so that no snapshot is between its directory and its record.
+        let leftovers = self.inner.store.look_alone(|transaction| {
             let known = Writer::open(transaction)?.ids()?;
             Ok::<_, SnapshotError>(self.inner.dirs.leftovers(&known)?)
         })?;
