@@ -237,9 +237,8 @@ impl SnapshotsApi for SnapshotsService {
     ) -> Result<Response<UpdateSnapshotResponse>, Status> {
         let request = request.into_inner();
         let info = request.info.unwrap_or_default();
-        let given = Labels::parse(info.labels).map_err(status)?;
         let paths = request.update_mask.unwrap_or_default().paths;
-        let update = LabelUpdate::parse(given, paths).map_err(status)?;
+        let update = LabelUpdate { given: info.labels.into_iter().collect(), paths };
         let info = self.call(move |engine| engine.update(&info.name, &update)).await?;
         Ok(Response::new(UpdateSnapshotResponse { info: Some(wire_info(info)) }))
     }

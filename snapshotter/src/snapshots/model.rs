@@ -23,6 +23,9 @@ pub enum InvalidInput {
         /// Its length in bytes.
         length: usize,
     },
+    /// A label that no filter and no update could name.
+    #[error("a label needs a key")]
+    EmptyLabel,
     /// A label too long.
     #[error(
         "label key and value length ({length} bytes) greater than maximum size ({LABEL_LIMIT} bytes), key: {key}"
@@ -91,11 +94,14 @@ impl Labels {
     /// Takes labels from a client.
     ///
     /// # Errors
-    /// When key and value of one have more than 4,096 bytes together.
+    /// When key and value of one have more than 4,096 bytes together, or it has no key.
     pub fn parse(labels: impl IntoIterator<Item = (String, String)>) -> Result<Self, InvalidInput> {
         let labels: BTreeMap<String, String> =
             labels.into_iter().filter(|(_, value)| !value.is_empty()).collect();
         for (key, value) in &labels {
+            if key.is_empty() {
+                return Err(InvalidInput::EmptyLabel);
+            }
             let length = key.len() + value.len();
             if length > LABEL_LIMIT {
                 return Err(InvalidInput::LongLabel { key: key.chars().take(LABEL_QUOTE).collect(), length });
@@ -126,43 +132,37 @@ impl Labels {
     }
 }
 
-/// Which labels an update replaces.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Which labels an update replaces, as the client asks. It is judged with the snapshot at hand: containerd looks for that
+/// first, and checks no label that the field paths leave out (`core/metadata/snapshot.go`, `Update`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LabelUpdate {
-    given: Labels,
-    /// Keys to take from `given` (absent there: removed); all labels are replaced when `None`.
-    only: Option<Vec<String>>,
+    /// Labels by key.
+    pub given: BTreeMap<String, String>,
+    /// `labels`, `labels.KEY` (absent in `given`: removed), or none for all that can change.
+    pub paths: Vec<String>,
 }
 
 impl LabelUpdate {
-    /// Understands the field paths of an update: `labels`, `labels.KEY`, or none for all that can change.
+    /// What `labels` become.
     ///
     /// # Errors
-    /// For any other field path.
-    pub fn parse(given: Labels, paths: Vec<String>) -> Result<Self, InvalidInput> {
-        let mut only = Vec::new();
-        let mut all = paths.is_empty();
-        for path in paths {
+    /// For any other field path, and for labels that [`Labels::parse`] refuses.
+    pub fn apply(&self, labels: Labels) -> Result<Labels, InvalidInput> {
+        let mut map = labels.into_map();
+        if self.paths.is_empty() {
+            map.clone_from(&self.given);
+        }
+        for path in &self.paths {
             match path.strip_prefix("labels.") {
-                Some(key) => only.push(key.to_owned()),
-                None if path == "labels" => all = true,
-                None => return Err(InvalidInput::Field { path }),
+                Some(key) => {
+                    let value = self.given.get(key).cloned().unwrap_or_default();
+                    map.insert(key.to_owned(), value);
+                }
+                None if path == "labels" => map.clone_from(&self.given),
+                None => return Err(InvalidInput::Field { path: path.clone() }),
             }
         }
-        Ok(Self { given, only: (!all).then_some(only) })
-    }
-
-    /// What `labels` become.
-    pub fn apply(&self, labels: Labels) -> Labels {
-        let Some(only) = &self.only else { return self.given.clone() };
-        let mut map = labels.into_map();
-        for key in only {
-            match self.given.as_map().get(key) {
-                Some(value) => map.insert(key.clone(), value.clone()),
-                None => map.remove(key),
-            };
-        }
-        Labels(map)
+        Labels::parse(map)
     }
 }
 
@@ -219,6 +219,11 @@ mod tests {
         assert_eq!(labels(&[("a", ""), ("b", "1")]), labels(&[("b", "1")]));
     }
 
+    fn update(given: &[(&str, &str)], paths: &[&str]) -> LabelUpdate {
+        let given = given.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        LabelUpdate { given, paths: paths.iter().map(|path| (*path).to_owned()).collect() }
+    }
+
     #[test]
     fn updates_follow_their_field_paths() {
         let old = [("l1", "v1"), ("l2", "v2"), ("l3", "v3")];
@@ -232,11 +237,21 @@ mod tests {
             (&["labels.l1", "labels"], GIVEN),
         ];
         for (paths, expected) in cases {
-            let paths = paths.iter().map(|path| (*path).to_owned()).collect();
-            let update = LabelUpdate::parse(labels(GIVEN), paths).unwrap();
-            assert_eq!(update.apply(labels(&old)), labels(expected));
+            let update = update(GIVEN, paths);
+            assert_eq!(update.apply(labels(&old)), Ok(labels(expected)));
         }
-        let refused = LabelUpdate::parse(Labels::default(), vec!["parent".to_owned()]);
+        let refused = update(&[], &["labels.l1", "parent"]).apply(labels(&old));
         assert_eq!(refused, Err(InvalidInput::Field { path: "parent".to_owned() }));
+    }
+
+    #[test]
+    fn an_update_checks_what_it_changes_and_nothing_else() {
+        let long = "v".repeat(5000);
+        let given = [("long", long.as_str()), ("short", "1"), ("", "no key")];
+        let selected = update(&given, &["labels.short"]).apply(Labels::default());
+        assert_eq!(selected, Ok(labels(&[("short", "1")])));
+        let refused = update(&given, &["labels.long"]).apply(Labels::default());
+        assert_eq!(refused, Err(InvalidInput::LongLabel { key: "long".to_owned(), length: 5004 }));
+        assert_eq!(update(&given, &["labels."]).apply(Labels::default()), Err(InvalidInput::EmptyLabel));
     }
 }

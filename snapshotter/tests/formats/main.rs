@@ -79,7 +79,8 @@ fn fill(engine: &Snapshots) {
     engine.prepare(&create("default/7/removed", "", &[])).unwrap();
     engine.remove("default/7/removed").unwrap();
     engine.prepare(&create("moby/8/bare", "", &[])).unwrap();
-    let update = LabelUpdate::parse(labels(&[("l", "2")]), vec!["labels.l".to_owned()]).unwrap();
+    let given = [("l".to_owned(), "2".to_owned())].into();
+    let update = LabelUpdate { given, paths: vec!["labels.l".to_owned()] };
     engine.update("default/5/container", &update).unwrap();
 }
 

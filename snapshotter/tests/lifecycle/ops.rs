@@ -47,7 +47,8 @@ pub fn perform(engine: &Snapshots, op: &Op) -> Result<(), SnapshotError> {
         }
         Op::Remove { key } => engine.remove(key),
         Op::Update { key, label } => {
-            engine.update(key, &LabelUpdate::parse(engine_labels(label), Vec::new()).unwrap()).map(drop)
+            let given = engine_labels(label).into_map();
+            engine.update(key, &LabelUpdate { given, paths: Vec::new() }).map(drop)
         }
         Op::Cleanup => engine.cleanup(),
     }

@@ -50,7 +50,10 @@ pub struct Reference {
 
 /// Labels as they are kept: one without a value is none.
 fn checked(labels: Labels) -> Result<Labels, Refusal> {
-    match labels.iter().any(|(key, value)| key.len() + value.len() > LABEL_MAX) {
+    let refused = |(key, value): (&String, &String)| {
+        key.len() + value.len() > LABEL_MAX || (key.is_empty() && !value.is_empty())
+    };
+    match labels.iter().any(refused) {
         true => Err(Refusal::InvalidArgument),
         false => Ok(labels.into_iter().filter(|(_, value)| !value.is_empty()).collect()),
     }

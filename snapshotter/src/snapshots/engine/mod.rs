@@ -145,12 +145,13 @@ impl Snapshots {
     /// Changes a snapshot's labels. Durable.
     ///
     /// # Errors
-    /// [`SnapshotError::NotFound`], or a malformed id mapping on a snapshot that can be mounted.
+    /// [`SnapshotError::NotFound`]; [`SnapshotError::Invalid`] for what cannot be updated, for labels beyond the limits and
+    /// for a malformed id mapping on a snapshot that can be mounted.
     pub fn update(&self, key: &str, update: &LabelUpdate) -> Result<Info, SnapshotError> {
         self.inner.store.write(|transaction| {
             let mut writer = Writer::open(transaction)?;
             let mut record = writer.get(key)?.ok_or_else(|| not_found(key))?;
-            let labels = update.apply(record.labels());
+            let labels = update.apply(record.labels())?;
             if record.kind() != Kind::Committed {
                 IdMaps::of(&labels)?;
             }

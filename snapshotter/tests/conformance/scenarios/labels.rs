@@ -66,10 +66,7 @@ pub async fn key_and_value_count_together_and_each_label_alone(subject: &mut Sub
         let path = format!("labels.{key}");
         assert_eq!(code(subject.update("fits", labels(), &[&path]).await), Code::InvalidArgument);
         // What the mask does not name is not looked at.
-        subject
-            .update("fits", super::Labels::from([("short".to_owned(), "1".to_owned())]), &["labels.short"])
-            .await
-            .unwrap();
+        subject.update("fits", labels(), &["labels.short"]).await.unwrap();
     }
     assert_eq!(subject.list(&[""]).await.unwrap(), ["fits"]);
 }
@@ -82,4 +79,24 @@ pub async fn labels_without_a_value_are_none(subject: &mut Subject) {
     assert_eq!(subject.stat("a").await.unwrap().labels, labels(&[("m", "2")]));
     subject.commit("A", "a", none()).await.unwrap();
     assert_eq!(subject.stat("A").await.unwrap().labels, none());
+}
+
+pub async fn labels_need_a_key(subject: &mut Subject) {
+    let nameless = || labels(&[("", "value"), ("l", "1")]);
+    // containerd 2.1 stores no such label either, and has no code for the mistake.
+    let refused = |code| matches!(code, Code::InvalidArgument | Code::Unknown);
+    assert!(refused(code(subject.prepare("a", "", nameless()).await)));
+    assert_eq!(code(subject.stat("a").await), Code::NotFound);
+    subject.prepare("a", "", labels(&[("", ""), ("l", "1")])).await.unwrap();
+    assert!(refused(code(subject.update("a", nameless(), &[]).await)));
+    assert!(refused(code(subject.update("a", nameless(), &["labels."]).await)));
+    assert!(refused(code(subject.commit("A", "a", nameless()).await)));
+    assert_eq!(subject.stat("a").await.unwrap().labels, labels(&[("l", "1")]));
+}
+
+pub async fn an_update_looks_for_the_snapshot_first(subject: &mut Subject) {
+    let long = || labels(&[("k", "v".repeat(4096).as_str())]);
+    for paths in [&[][..], &["labels"], &["labels.k"], &["parent"], &[""]] {
+        assert_eq!(code(subject.update("missing", long(), paths).await), Code::NotFound, "{paths:?}");
+    }
 }

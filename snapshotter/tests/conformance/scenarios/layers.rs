@@ -148,3 +148,16 @@ pub async fn privileged_130_layers_are_one_tree(subject: &mut Subject) {
     fs::remove_file(active.path("file-0")).unwrap();
     assert_eq!(fs::read_dir(active.root()).unwrap().count(), 130);
 }
+
+pub async fn privileged_views_cannot_be_written_to(subject: &mut Subject) {
+    layer(subject, "A", "", |upper| fs::write(upper.join("file"), "a").unwrap()).await;
+    layer(subject, "B", "A", |_| ()).await;
+    for (key, parent, files) in [("empty", "", 0), ("one", "A", 1), ("two", "B", 1)] {
+        let mounts = subject.view(key, parent, none()).await.unwrap();
+        let view = Mounted::new(&mounts[0]);
+        let root = view.root();
+        let refused = fs::write(root.join("new"), "").unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem, "{key}");
+        assert_eq!(fs::read_dir(root).unwrap().count(), files, "{key}");
+    }
+}
