@@ -9,7 +9,7 @@ TESTBED := $(PROGRAMS)/capsule-testbed
 # Tests of machines take programs of another profile than their own.
 MACHINES := CAPSULE_PROGRAMS=$(PROGRAMS)
 
-.PHONY: demo test bench build lint unit native vm rootfs setup clean
+.PHONY: demo test bench bench-snapshotter build lint unit native vm rootfs setup clean
 
 # Attach, upgrade, roll back and detach capsules in a live container, and tell what happens.
 demo: build
@@ -23,6 +23,11 @@ test: lint unit native vm
 bench: build
 	@$(TESTBED) prepare --suite forky
 	@$(TESTBED) bench
+
+# Our snapshotter beside containerd's own and peers of Debian: a table and target/bench-snapshotter.json. 15 minutes.
+bench-snapshotter: build
+	@$(TESTBED) prepare --suite forky
+	@$(TESTBED) bench-snapshotter
 
 build: setup
 	cargo build --locked --profile fast --workspace --bins

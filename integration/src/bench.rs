@@ -1,5 +1,7 @@
 //! The benchmark's outside: runs it natively and in a VM, writes a table and a JSON file.
 
+pub mod snapshotter;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::time::Duration;

@@ -7,6 +7,7 @@
 //! | [`apt`] | Debian packages | apt's client, folders it is given |
 //! | [`capsules`] | real input: two releases of `tzdata`, a tree of debugging tools | apt's client, `target/capsules` |
 //! | [`images`] | OCI images, made here: of one layer and of very many | `rustc`, `gzip`, `target/images` |
+//! | [`peers`] | other snapshotters, to compare ours with | apt's client, `target/peers` |
 //! | [`payload`] | what a machine is given: programs, images, capsule trees | `target/payload` |
 //! | [`native`] | a machine of private namespaces on this kernel | namespaces, cgroups below its own |
 //! | [`vm`] | a machine of its own kernel | qemu |
@@ -29,6 +30,7 @@ pub mod machine;
 pub mod narrate;
 pub mod native;
 pub mod payload;
+pub mod peers;
 pub mod rootfs;
 pub mod scenario;
 pub mod trees;

@@ -14,7 +14,7 @@ use crate::native::Site;
 use crate::payload::Payload;
 use crate::rootfs::{self, Suite};
 use crate::workspace::{Workspace, require_root};
-use crate::{native, vm};
+use crate::{native, peers, vm};
 
 /// What a scenario runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -63,7 +63,8 @@ impl Machine {
         match self.kind {
             Kind::Native => {
                 let (testbed, runs) = (workspace.testbed(), workspace.target("runs")?);
-                native::run(&Site { testbed, runs, rootfs, payload: payload.folder }, job, watch)
+                let peers = peers::needed_by(&job.scenario).then(|| peers::ready(workspace)).transpose()?;
+                native::run(&Site { testbed, runs, rootfs, payload: payload.folder, peers }, job, watch)
             }
             Kind::Vm => vm::run(workspace, &rootfs, &payload, job, watch),
         }

@@ -49,6 +49,12 @@ fn privileged_native_trixie_snapshotter() -> Result<()> {
     run(Kind::Native, Suite::Trixie, "snapshotter")
 }
 
+/// Few rounds and no peers: that the benchmark works, not how fast anything is.
+#[test]
+fn privileged_native_forky_bench_snapshotter() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "bench-snapshotter-quick")
+}
+
 #[test]
 fn privileged_vm_forky_demo() -> Result<()> {
     run(Kind::Vm, Suite::Forky, "demo")

@@ -48,6 +48,12 @@ enum Do {
     },
     /// Measure attach, upgrade and detach beside their alternatives.
     Bench,
+    /// Measure snapshotters: ours, containerd's own, and peers.
+    BenchSnapshotter {
+        /// A look: without peers, and few rounds.
+        #[arg(long)]
+        quick: bool,
+    },
     #[command(hide = true)]
     Enter { folder: PathBuf },
     #[command(hide = true)]
@@ -87,6 +93,11 @@ fn dispatch(command: Do) -> Result<ExitCode> {
         Do::Bench => {
             let mut narrator = Narrator::new();
             let table = bench::run(&workspace()?, |event| narrator.tell(event))?;
+            write!(std::io::stdout(), "\n{table}").context("write")?;
+        }
+        Do::BenchSnapshotter { quick } => {
+            let mut narrator = Narrator::new();
+            let table = bench::snapshotter::run(&workspace()?, quick, |event| narrator.tell(event))?;
             write!(std::io::stdout(), "\n{table}").context("write")?;
         }
         Do::Enter { folder } => native::enter(&folder)?,

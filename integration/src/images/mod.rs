@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+use crate::scenario::snapshotters;
 use crate::workspace::Workspace;
 
 /// An image that machines can be given. Each is made when it is first needed, and kept.
@@ -87,6 +88,7 @@ impl Image {
             "images" | "images-1.7" => {
                 &[Self::Busybox, Self::Deep, Self::Odd, Self::Python, Self::Git, Self::System]
             }
+            snapshotters::FULL | snapshotters::QUICK => &[Self::Busybox, Self::Forty],
             _ => &[Self::Busybox],
         }
     }

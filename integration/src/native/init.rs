@@ -56,10 +56,18 @@ fn build_root(spec: &Spec) -> Result<std::path::PathBuf> {
         fs::create_dir_all(&source).with_context(|| format!("create {}", source.display()))?;
         mount_bind(&source, root.join(at)).with_context(|| format!("bind /{at}"))?;
     }
-    let payload = root.join("payload");
-    mount_bind(&spec.payload, &payload).context("bind /payload")?;
-    mount_remount(&payload, MountFlags::BIND | MountFlags::RDONLY, "").context("make /payload read-only")?;
+    bind_read_only(&spec.payload, &root.join("payload"))?;
+    if let Some(peers) = &spec.peers {
+        fs::create_dir(root.join("peers")).context("create /peers")?;
+        bind_read_only(peers, &root.join("peers"))?;
+    }
     Ok(root)
+}
+
+fn bind_read_only(from: &Path, at: &Path) -> Result<()> {
+    mount_bind(from, at).with_context(|| format!("bind {}", at.display()))?;
+    mount_remount(at, MountFlags::BIND | MountFlags::RDONLY, "")
+        .with_context(|| format!("make {} read-only", at.display()))
 }
 
 fn mount_kernel(spec: &Spec, root: &Path) -> Result<()> {

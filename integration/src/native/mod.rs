@@ -38,6 +38,8 @@ pub struct Spec {
     pub rootfs: PathBuf,
     /// Seen as `/payload` inside.
     pub payload: PathBuf,
+    /// Seen as `/peers` inside, where a scenario needs them.
+    pub peers: Option<PathBuf>,
     /// The scenario's name.
     pub scenario: String,
     /// Where this run's cgroups are.
@@ -74,6 +76,8 @@ pub struct Site {
     pub rootfs: PathBuf,
     /// The payload.
     pub payload: PathBuf,
+    /// The peers' programs, for a scenario that compares us with them.
+    pub peers: Option<PathBuf>,
 }
 
 /// Runs a scenario in namespaces of its own; see [`crate::machine::Machine::run`].
@@ -87,6 +91,7 @@ pub fn run(site: &Site, job: &Job, watch: impl FnMut(&Event)) -> Result<Report> 
         folder: folder.clone(),
         rootfs: site.rootfs.clone(),
         payload: site.payload.clone(),
+        peers: site.peers.clone(),
         scenario: job.scenario.clone(),
     };
     spec.write()?;

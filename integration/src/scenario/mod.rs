@@ -12,6 +12,7 @@
 //! | [`errors`] | every refusal: one line, cause and cure, nothing changed |
 //! | [`snapshots`] | nothing: snapshots as `ctr` drives them |
 //! | [`images`] | images of many layers come out as containerd's overlayfs makes them |
+//! | [`snapshotters`] | nothing but that every call succeeds: it measures snapshotters |
 //! | [`reference`] | what any runtime and snapshotter must do, on containerd's own and on ours |
 //! | [`upgrade`] | no call fails while capsuled is replaced |
 
@@ -25,6 +26,7 @@ pub mod images;
 pub mod readers;
 pub mod reference;
 pub mod snapshots;
+pub mod snapshotters;
 pub mod upgrade;
 pub mod world;
 
@@ -52,6 +54,8 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "bench" => bench::run(reporter, bench::Counts { operations: 1000, recreations: 100, crun: 100 }),
         // A VM without KVM is fifty times slower.
         "bench-vm" => bench::run(reporter, bench::Counts { operations: 50, recreations: 5, crun: 20 }),
+        snapshotters::FULL => snapshotters::run(reporter, snapshotters::Plan::FULL),
+        snapshotters::QUICK => snapshotters::run(reporter, snapshotters::Plan::QUICK),
         "nested" => nested(reporter),
         "demo" => demo::run(reporter),
         "errors" => errors::run(reporter),
@@ -81,6 +85,7 @@ fn nested(reporter: &mut Reporter) -> Result<()> {
         runs: PathBuf::from("/var/tmp"),
         rootfs: PathBuf::from("/"),
         payload: PathBuf::from("/payload"),
+        peers: None,
     };
     let job = Job { scenario: "conformance".to_owned(), limit: Duration::from_secs(600) };
     let report = native::run(&site, &job, |event| {

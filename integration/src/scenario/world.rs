@@ -34,13 +34,14 @@ pub struct World {
 
 /// A daemon whose output goes to a log.
 #[derive(Debug)]
-struct Daemon {
-    name: &'static str,
+pub(super) struct Daemon {
+    name: String,
     child: Child,
 }
 
 impl Daemon {
-    fn start(name: &'static str, command: &mut Command) -> Result<Self> {
+    /// Starts it.
+    pub(super) fn start(name: &str, command: &mut Command) -> Result<Self> {
         let path = log_of(name);
         fs::create_dir_all(LOGS).context("create the folder of logs")?;
         let log = File::options().create(true).append(true).open(&path);
@@ -51,11 +52,11 @@ impl Daemon {
             .stderr(log)
             .spawn()
             .with_context(|| format!("start {name}"))?;
-        Ok(Self { name, child })
+        Ok(Self { name: name.to_owned(), child })
     }
 
     /// Waits until `ready`; an error if the daemon ends before.
-    fn wait_until(&mut self, ready: impl Fn() -> bool) -> Result<()> {
+    pub(super) fn wait_until(&mut self, ready: impl Fn() -> bool) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while !ready() {
             if let Some(status) = self.child.try_wait().with_context(|| format!("look at {}", self.name))? {
@@ -67,6 +68,14 @@ impl Daemon {
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
     }
 }
 
@@ -80,7 +89,12 @@ impl Drop for Daemon {
 impl World {
     /// Starts capsuled (if `with_capsuled`) and containerd, and waits until both answer.
     pub fn start(with_capsuled: bool) -> Result<Self> {
-        let config = write_configs()?;
+        Self::start_with(with_capsuled, "")
+    }
+
+    /// As [`World::start`], with more at the end of containerd's configuration.
+    pub fn start_with(with_capsuled: bool, config: &str) -> Result<Self> {
+        let config = write_configs(config)?;
         let mut command = Command::new("containerd");
         command.arg("--config").arg(&config).env("PATH", path());
         let mut containerd = Daemon::start("containerd", &mut command)?;
@@ -99,6 +113,11 @@ impl World {
             }
             None => Ok(()),
         }
+    }
+
+    /// The process of `containerd` or `capsuled`.
+    pub fn pid(&self, daemon: &str) -> Option<u32> {
+        self.capsuled.iter().chain([&self.containerd]).find(|known| known.name == daemon).map(Daemon::pid)
     }
 
     /// Kills capsuled as `kill -9` does, and waits until it is gone.
@@ -143,8 +162,9 @@ impl World {
     }
 }
 
-/// Puts capsuled's and containerd's configurations, as they are shipped, in their places; containerd's path.
-fn write_configs() -> Result<PathBuf> {
+/// Puts capsuled's and containerd's configurations, as they are shipped, in their places; containerd's path. `more` is added to
+/// the end of containerd's.
+fn write_configs(more: &str) -> Result<PathBuf> {
     let version = output_of(Command::new("containerd").arg("--version").env("PATH", path()))?;
     let shipped = if version.contains(" 1.7.") { "containerd-1.7.toml" } else { "containerd-2.toml" };
     let shipped = Path::new(CONFIGS).join(shipped);
@@ -154,7 +174,7 @@ fn write_configs() -> Result<PathBuf> {
         text.split_once("\nversion").with_context(|| format!("{}: no version", shipped.display()))?;
     fs::create_dir_all("/etc/containerd").context("create containerd's folder")?;
     let private = PathBuf::from("/etc/containerd/private.toml");
-    let private_text = format!("{before}\n{WITHOUT_CRI}version{after}");
+    let private_text = format!("{before}\n{WITHOUT_CRI}version{after}\n{more}");
     fs::write(&private, private_text).with_context(|| format!("write {}", private.display()))?;
     let own = Path::new(CONFIGS).join("config.toml");
     fs::copy(&own, "/etc/capsule/config.toml").with_context(|| format!("copy {}", own.display()))?;

@@ -1,0 +1,50 @@
+//! Other snapshotters of Debian, for the benchmark alone: their programs, which need nothing but libc.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::apt::Apt;
+use crate::rootfs::{self, Suite};
+use crate::scenario::snapshotters;
+use crate::workspace::{Workspace, output_of, remove_tree};
+
+/// Debian's package and the daemon in it. Debian's package of stargz has only the client's program.
+const PEERS: [(&str, &str); 3] = [
+    ("soci-snapshotter", "soci-snapshotter-grpc"),
+    ("nydus-snapshotter", "containerd-nydus-grpc"),
+    ("accelerated-container-image", "overlaybd-snapshotter"),
+];
+
+/// Whether a scenario compares us with them. The tests' do not, and download nothing for it.
+pub fn needed_by(scenario: &str) -> bool {
+    scenario == snapshotters::FULL
+}
+
+/// The folder with the peers' programs, and a file `versions` that names their packages.
+pub fn ready(workspace: &Workspace) -> Result<PathBuf> {
+    let rootfs = rootfs::ready(workspace, Suite::Forky)?;
+    let recipe = format!("{PEERS:?} {} {}", rootfs.display(), include_str!("peers.rs"));
+    workspace.cached("peers", "programs", &recipe, |folder| {
+        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+        let scratch = folder.with_extension("scratch");
+        remove_tree(&scratch)?;
+        fs::create_dir_all(&scratch).with_context(|| format!("create {}", scratch.display()))?;
+        let keyring = rootfs::keyring(&scratch.join("keyring"))?;
+        let apt = Apt::of(&rootfs, Suite::Forky.name(), keyring.as_deref(), &scratch.join("apt"))?;
+        let mut versions = String::new();
+        for (package, program) in PEERS {
+            let deb = apt.download(package)?;
+            let unpacked = scratch.join(package);
+            output_of(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&unpacked))?;
+            let from = unpacked.join("usr/bin").join(program);
+            fs::copy(&from, folder.join(program)).with_context(|| format!("copy {}", from.display()))?;
+            let show = "--showformat=${Package} ${Version}\n";
+            versions += &output_of(Command::new("dpkg-deb").arg("-W").arg(show).arg(&deb))?;
+        }
+        fs::write(folder.join("versions"), versions).context("write the versions")?;
+        remove_tree(&scratch)
+    })
+}
