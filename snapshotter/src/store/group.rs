@@ -68,7 +68,8 @@ impl Outcome {
 impl Group {
     /// Runs `change` in the batch of the moment and returns when it is on the disk.
     ///
-    /// `change` must refuse before it writes: what it has written stays in the batch.
+    /// `change` must refuse before it writes: what it has written stays in the batch. A refusal, too, returns when all
+    /// that it may have been made for is on the disk.
     pub(super) fn write<T, E: From<StoreError>>(
         &self,
         database: &Database,
@@ -81,12 +82,14 @@ impl Group {
             Some(batch) => batch,
             none => none.insert(Batch { transaction: begin(database)?, members: 0, outcome: Arc::default() }),
         };
-        let value = change(&batch.transaction)?;
-        batch.members += 1;
-        let outcome = batch.outcome.clone();
+        let changed = change(&batch.transaction);
+        batch.members += usize::from(changed.is_ok());
+        // A refusal waits too: what it was refused for may be in this batch, and nobody may be told of it who does not
+        // find it when he looks.
+        let outcome = (batch.members > 0).then(|| batch.outcome.clone());
         drop(turn);
-        outcome.wait()?;
-        Ok(value)
+        outcome.map_or(Ok(()), |outcome| outcome.wait())?;
+        changed
     }
 }
 
@@ -114,9 +117,9 @@ impl Drop for Turn<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
+    use std::{sync::mpsc, thread, time::Duration};
 
-    use redb::{ReadableDatabase, ReadableTableMetadata};
+    use redb::{ReadableDatabase, ReadableTable, ReadableTableMetadata};
 
     use super::*;
     use crate::store::ATTACHMENTS;
@@ -151,6 +154,46 @@ mod tests {
         });
         let read = database.begin_read().unwrap();
         assert_eq!(read.open_table(ATTACHMENTS).unwrap().len().unwrap(), 32 * 50);
+    }
+
+    #[test]
+    fn a_refusal_waits_for_what_it_was_made_for() {
+        let (group, database) = (Group::default(), database());
+        let wait_for_another = || {
+            while group.arriving.load(Ordering::SeqCst) == 0 {
+                thread::yield_now();
+            }
+        };
+        let (first, first_is_in) = mpsc::channel();
+        let (second, second_is_in) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                group.write(&database, |transaction| {
+                    transaction.open_table(ATTACHMENTS)?.insert("k", b"".as_slice())?;
+                    first.send(()).unwrap();
+                    wait_for_another();
+                    Ok::<_, StoreError>(())
+                })
+            });
+            let (group, database) = (&group, &database);
+            scope.spawn(move || {
+                second_is_in.recv().unwrap();
+                group.write(database, |_| {
+                    thread::sleep(Duration::from_millis(100));
+                    Err::<(), _>(StoreError::Closed)
+                })
+            });
+            first_is_in.recv().unwrap();
+            let refused = group.write(database, |transaction| {
+                assert!(transaction.open_table(ATTACHMENTS)?.get("k")?.is_some());
+                second.send(()).unwrap();
+                wait_for_another();
+                Err::<(), _>(StoreError::Closed)
+            });
+            assert!(matches!(refused, Err(StoreError::Closed)));
+            let read = database.begin_read().unwrap();
+            assert!(read.open_table(ATTACHMENTS).unwrap().get("k").unwrap().is_some());
+        });
     }
 
     #[test]
