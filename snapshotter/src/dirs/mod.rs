@@ -141,6 +141,13 @@ impl Dirs {
         (self.upper(id) == path).then_some(id)
     }
 
+    /// The first directory that snapshot `id` should have and has not: nothing is there, or something else.
+    pub fn missing(&self, id: u64, kind: Kind) -> Option<PathBuf> {
+        let work = (kind == Kind::Active).then(|| self.work(id));
+        let is_directory = |path: &PathBuf| fs::symlink_metadata(path).is_ok_and(|found| found.is_dir());
+        [Some(self.upper(id)), work].into_iter().flatten().find(|path| !is_directory(path))
+    }
+
     /// Makes the directories of a new snapshot under a temporary name. Their modes are those of containerd's
     /// overlayfs: `fs` 0755, since it becomes the root that a container sees, `work` 0711.
     ///

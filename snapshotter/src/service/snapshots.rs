@@ -75,6 +75,7 @@ fn code(error: &SnapshotError) -> Code {
         | SnapshotError::NotActive { .. }
         | SnapshotError::HasChildren { .. }
         | SnapshotError::Pinned { .. } => Code::FailedPrecondition,
+        SnapshotError::LostDirectory { .. } => Code::DataLoss,
         SnapshotError::Dirs(error) if error.is_out_of_space() => Code::ResourceExhausted,
         SnapshotError::Store(error) if error.is_out_of_space() => Code::ResourceExhausted,
         SnapshotError::Store(error) if error.has_failed_before() => Code::Unavailable,

@@ -1,5 +1,7 @@
 //! What can go wrong with a snapshot.
 
+use std::path::PathBuf;
+
 use crate::{dirs::DirsError, filters::FilterError, snapshots::model::InvalidInput, store::StoreError};
 
 /// Why a call on the engine failed. On any error nothing is changed.
@@ -62,6 +64,16 @@ pub enum SnapshotError {
         key: String,
         /// Who holds it.
         owner: String,
+    },
+    /// A snapshot, or one that it builds on, whose directory was gone when capsuled started.
+    #[error(
+        "snapshot {key:?} cannot be used, since {path} is missing or no directory: remove the snapshot, and unpack its image again"
+    )]
+    LostDirectory {
+        /// The snapshot that was asked for.
+        key: String,
+        /// What is missing.
+        path: PathBuf,
     },
     /// Input that can never be right.
     #[error(transparent)]

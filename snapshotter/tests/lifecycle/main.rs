@@ -4,6 +4,7 @@
 
 mod crash;
 mod faulty;
+mod lost;
 mod ops;
 mod random;
 #[path = "../reference/mod.rs"]

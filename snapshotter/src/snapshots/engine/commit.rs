@@ -40,6 +40,7 @@ impl Snapshots {
             let reader = Reader::open(transaction)?;
             committable(commit, |key| reader.get(key)).map(|found| found.record.id)
         })?;
+        self.inner.lost.check(&commit.key, &[id])?;
         let usage = self.inner.dirs.usage(id)?;
         self.inner.dirs.sync()?;
         let name = commit.name.as_str();

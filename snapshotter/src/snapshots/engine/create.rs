@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::{Snapshots, not_found};
+use super::{Snapshots, lost::Lost, not_found};
 use crate::{
     dirs::Staged,
     snapshots::{
@@ -54,7 +54,7 @@ impl Snapshots {
         }
         let inserted = self.inner.store.write(|transaction| {
             let mut writer = Writer::open(transaction)?;
-            insert(&mut writer, kind, create, &ids, &mut staged)
+            insert(&mut writer, kind, create, &ids, &mut staged, &self.inner.lost)
         });
         // A commit that failed on the disk may still turn out to be there after a restart, and then needs its
         // directory; if it does not, the cleanup at start removes it.
@@ -62,7 +62,7 @@ impl Snapshots {
             staged.keep();
         }
         let (id, parents) = inserted?;
-        Ok(self.plan(&Layout { kind, id, parents, ids: self.mounted_ids(ids) }))
+        self.plan(create.key.as_str(), &Layout { kind, id, parents, ids: self.mounted_ids(ids) })
     }
 }
 
@@ -73,6 +73,7 @@ fn insert(
     create: &Create,
     ids: &IdMaps,
     staged: &mut Staged,
+    lost: &Lost,
 ) -> Result<(u64, Vec<u64>), SnapshotError> {
     let key = create.key.as_str();
     if !create.parent.is_empty() {
@@ -85,6 +86,7 @@ fn insert(
         return Err(SnapshotError::AlreadyExists { key: key.to_owned() });
     }
     let parents = writer.chain(&create.parent)?;
+    lost.check(&create.parent, &parents)?;
     // All that may fail for this snapshot alone comes before the first write: others share the transaction.
     let id = writer.next_id()?;
     if let Some(parent) = parents.first()

@@ -3,12 +3,14 @@
 mod commit;
 mod create;
 mod layers;
+mod lost;
 mod remove;
 
 pub use self::{commit::Commit, create::Create};
 
 use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
+use self::lost::Lost;
 use super::{
     error::SnapshotError,
     idmap::IdMaps,
@@ -43,6 +45,7 @@ struct Inner {
     overlay: OverlayOptions,
     behaviour: Behaviour,
     index: Index,
+    lost: Lost,
 }
 
 /// What the engine works with.
@@ -67,36 +70,40 @@ fn not_found(key: &str) -> SnapshotError {
     SnapshotError::NotFound { key: key.to_owned() }
 }
 
+/// Reads the committed snapshots into memory, and looks for the directories of all.
+fn load(store: &Store, dirs: &Dirs) -> Result<(Index, Lost), StoreError> {
+    let records = store.read(|transaction| {
+        let records: Result<Vec<(String, Record)>, StoreError> = Reader::open(transaction)?.iter()?.collect();
+        records
+    })?;
+    let named = records.iter().map(|(key, record)| (key.as_str(), record.id, record.kind()));
+    let lost = Lost::find(dirs, named);
+    let index = Index::default();
+    let committed = records.into_iter().filter(|(_, record)| record.kind() == Kind::Committed);
+    let committed: HashMap<_, _> =
+        committed.map(|(name, record)| (name, (record.id, record.parent))).collect();
+    index.fill(committed);
+    Ok((index, lost))
+}
+
 impl Snapshots {
-    /// Opens the engine: reads the committed snapshots into memory, and removes what a crash left behind.
+    /// Opens the engine: reads the committed snapshots into memory, says which snapshots have lost their directories,
+    /// and removes what a crash left behind.
     ///
     /// # Errors
     /// When the store or the directories cannot be read.
     pub fn open(environment: Environment) -> Result<Self, SnapshotError> {
         let Environment { store, dirs, overlay, behaviour } = environment;
-        let inner = Inner { store, dirs, overlay, behaviour, index: Index::default() };
-        let engine = Self { inner: Arc::new(inner) };
-        engine.load_index()?;
+        let (index, lost) = load(&store, &dirs)?;
+        let engine = Self { inner: Arc::new(Inner { store, dirs, overlay, behaviour, index, lost }) };
         engine.cleanup()?;
         Ok(engine)
     }
 
-    fn load_index(&self) -> Result<(), StoreError> {
-        self.inner.store.read(|transaction| {
-            let mut committed = HashMap::new();
-            for entry in Reader::open(transaction)?.iter()? {
-                let (name, record) = entry?;
-                if record.kind() == Kind::Committed {
-                    committed.insert(name, (record.id, record.parent));
-                }
-            }
-            self.inner.index.fill(committed);
-            Ok(())
-        })
-    }
-
-    fn plan(&self, layout: &Layout) -> Vec<Mount> {
-        plan_mounts(&self.inner.dirs, &self.inner.overlay, layout)
+    fn plan(&self, key: &str, layout: &Layout) -> Result<Vec<Mount>, SnapshotError> {
+        self.inner.lost.check(key, &[layout.id])?;
+        self.inner.lost.check(key, &layout.parents)?;
+        Ok(plan_mounts(&self.inner.dirs, &self.inner.overlay, layout))
     }
 
     /// The mapping that the mounts of a snapshot with these labels ask for.
@@ -128,7 +135,7 @@ impl Snapshots {
             let ids = self.mounted_ids(IdMaps::of(&record.labels())?);
             Ok(Layout { kind: record.kind(), id: record.id, parents: reader.chain(&record.parent)?, ids })
         })?;
-        Ok(self.plan(&layout))
+        self.plan(key, &layout)
     }
 
     /// What is known about a snapshot.
@@ -187,7 +194,10 @@ impl Snapshots {
             .store
             .read(|transaction| Reader::open(transaction)?.get(key)?.ok_or_else(|| not_found(key)))?;
         match record.kind() {
-            Kind::Active => Ok(self.inner.dirs.usage(record.id)?),
+            Kind::Active => {
+                self.inner.lost.check(key, &[record.id])?;
+                Ok(self.inner.dirs.usage(record.id)?)
+            }
             Kind::View | Kind::Committed => Ok(record.usage()),
         }
     }
