@@ -24,7 +24,8 @@ const CONTAINERD_FILES: &[&str] = &[
     "events/task.proto",
 ];
 const CAPSULE: &str = "capsule/v1/capsule.proto";
-const HOTPLUG: &str = "proto/capsule/hotplug/v1/hotplug.proto";
+/// Both are served over ttrpc: the shim's service, and what the shim asks of capsuled.
+const TTRPC: [&str; 2] = ["proto/capsule/hotplug/v1/hotplug.proto", "proto/capsule/node/v1/node.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed={VENDOR}");
@@ -33,7 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         generate_grpc()?;
     }
     if env::var_os("CARGO_FEATURE_HOTPLUG").is_some() {
-        generate_hotplug()?;
+        generate_ttrpc()?;
     }
     Ok(())
 }
@@ -46,11 +47,11 @@ fn generate_grpc() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn generate_hotplug() -> Result<(), Box<dyn Error>> {
-    let out = Path::new(&env::var("OUT_DIR")?).join("hotplug");
+fn generate_ttrpc() -> Result<(), Box<dyn Error>> {
+    let out = Path::new(&env::var("OUT_DIR")?).join("ttrpc");
     fs::create_dir_all(&out)?;
     ttrpc_codegen::Codegen::new()
-        .inputs([HOTPLUG])
+        .inputs(TTRPC)
         .include(OURS)
         .out_dir(&out)
         .rust_protobuf()

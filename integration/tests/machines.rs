@@ -45,6 +45,11 @@ fn privileged_native_trixie_images() -> Result<()> {
 }
 
 #[test]
+fn privileged_native_forky_runtime() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "runtime")
+}
+
+#[test]
 fn privileged_native_trixie_snapshotter() -> Result<()> {
     run(Kind::Native, Suite::Trixie, "snapshotter")
 }

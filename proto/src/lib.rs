@@ -72,11 +72,24 @@ pub mod capsule {
 #[cfg(feature = "hotplug")]
 pub mod hotplug {
     mod hotplug {
-        include!(concat!(env!("OUT_DIR"), "/hotplug/hotplug.rs"));
+        include!(concat!(env!("OUT_DIR"), "/ttrpc/hotplug.rs"));
     }
     mod hotplug_ttrpc {
-        include!(concat!(env!("OUT_DIR"), "/hotplug/hotplug_ttrpc.rs"));
+        include!(concat!(env!("OUT_DIR"), "/ttrpc/hotplug_ttrpc.rs"));
     }
     pub use self::hotplug::*;
     pub use self::hotplug_ttrpc::{Hotplug, HotplugClient, create_hotplug};
+}
+
+/// `capsule.node.v1`: what a shim asks of capsuled, over ttrpc.
+#[cfg(feature = "hotplug")]
+pub mod node {
+    mod node {
+        include!(concat!(env!("OUT_DIR"), "/ttrpc/node.rs"));
+    }
+    mod node_ttrpc {
+        include!(concat!(env!("OUT_DIR"), "/ttrpc/node_ttrpc.rs"));
+    }
+    pub use self::node::*;
+    pub use self::node_ttrpc::{Node, NodeClient, create_node};
 }

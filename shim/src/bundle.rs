@@ -16,6 +16,10 @@ use crate::options::Options;
 /// Annotations that put containers in one shim, in order of preference; the same as the Go shim's.
 const GROUPS: [&str; 2] = ["io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"];
 
+/// The attachments that a container has before its first process runs: NAME[@VERSION][:TARGET[:MODE]], by commas.
+pub const ATTACH: &str = "resourcecapsules.io/attach";
+/// `false` for a container that is to have no capsules at all.
+const ENABLED: &str = "resourcecapsules.io/enabled";
 /// Whether a container waits for a slow log (`blocking`, what it does without this) or its output is dropped
 /// (`non-blocking`), as Docker's log option `mode`.
 const LOG_MODE: &str = "resourcecapsules.io/log-mode";
@@ -98,6 +102,27 @@ impl Spec {
     /// Which shim the container belongs to: its pod's or group's, or one of its own.
     pub fn group<'a>(&'a self, id: &'a str) -> &'a str {
         GROUPS.iter().find_map(|label| self.annotations.get(*label)).map_or(id, String::as_str)
+    }
+
+    /// Whether capsules may be attached at all.
+    ///
+    /// # Errors
+    /// [`BundleError::Annotation`].
+    pub fn takes_capsules(&self) -> Result<bool, BundleError> {
+        match self.annotations.get(ENABLED).map(String::as_str) {
+            None | Some("true") => Ok(true),
+            Some("false") => Ok(false),
+            Some(other) => Err(BundleError::Annotation {
+                key: ENABLED,
+                value: other.to_owned(),
+                expected: "give true or false",
+            }),
+        }
+    }
+
+    /// What [`ATTACH`] names, if anything.
+    pub fn named_attachments(&self) -> Option<&str> {
+        self.annotations.get(ATTACH).map(|named| named.trim()).filter(|named| !named.is_empty())
     }
 
     /// How many bytes of the init's output wait for a slow log before more is dropped; `None` when the container is to
@@ -269,6 +294,21 @@ mod tests {
             ),
         ] {
             assert_eq!(spec(json).group("c1"), group);
+        }
+    }
+
+    #[test]
+    fn capsules_are_taken_unless_refused() {
+        for (value, takes) in [
+            (None, Some(true)),
+            (Some("true"), Some(true)),
+            (Some("false"), Some(false)),
+            (Some("no"), None),
+            (Some(""), None),
+        ] {
+            let annotations = value.map(|value| (ENABLED.to_owned(), value.to_owned()));
+            let spec = Spec { annotations: annotations.into_iter().collect(), ..Spec::default() };
+            assert_eq!(spec.takes_capsules().ok(), takes, "{value:?}");
         }
     }
 

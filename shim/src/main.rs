@@ -3,7 +3,7 @@
 //! Rooms, each of which may use only those after it:
 //! `shim` (the process: actions, server, end) → `service` (the Task API's wire) and `hotplug` (capsules in live tasks)
 //! → `engine` (containers and the life of processes) → `oci` (the runtime's command line), `io` (standard streams),
-//! `rootfs` (mounts), `bundle` and `registration` (files), `stats`, `events` (to containerd), `reaper` (exits),
+//! `rootfs` (mounts), `bundle` and `registration` (files), `node` (capsuled, asked), `stats`, `events` (to containerd), `reaper` (exits),
 //! `options`.
 
 mod bundle;
@@ -11,6 +11,7 @@ mod engine;
 mod events;
 mod hotplug;
 mod io;
+mod node;
 mod oci;
 mod options;
 mod reaper;

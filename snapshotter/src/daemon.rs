@@ -28,7 +28,7 @@ use crate::{
     node::{Node, NodeError},
     notify::{State, notify},
     server::{self, ServerError},
-    service::SnapshotsService,
+    service::{NodeServiceError, SnapshotsService},
     snapshots::{Environment, OverlayOptions, SnapshotError, Snapshots},
     store::{Store, StoreError, Watch},
 };
@@ -70,6 +70,9 @@ pub enum DaemonError {
     /// The capsule side could not be opened.
     #[error(transparent)]
     Node(#[from] NodeError),
+    /// Shims cannot be served.
+    #[error(transparent)]
+    Shims(#[from] NodeServiceError),
     /// A call that hangs keeps a store open.
     #[error("a call that does not end keeps a store open: ending, so that the store can be opened again")]
     NotClosed,
@@ -249,12 +252,15 @@ async fn serve(
     let (snapshots, watch) = open_snapshots(&config)?;
     let node = Node::open(&config, snapshots.clone()).await?;
     let routes = node.routes().add_service(SnapshotsServer::new(SnapshotsService::new(snapshots)));
+    let shims = node.serve_shims(&config).await?;
     node.follow_containerd();
     _ = started.send([watch, node.watch()]); // who started it waits
     let stop = async {
         _ = stop.await; // gone or told: both mean to stop
     };
-    Ok(server::serve(sockets.api, routes, stop).await?)
+    let served = server::serve(sockets.api, routes, stop).await;
+    shims.stop().await;
+    Ok(served?)
 }
 
 fn open_snapshots(config: &Config) -> Result<(Snapshots, Watch), DaemonError> {

@@ -8,7 +8,7 @@ use crate::{
     capsules::Capsules,
     config::Config,
     containerd::Containerd,
-    service::{AttachmentsService, CapsulesService},
+    service::{AttachmentsService, CapsulesService, NodeService, NodeServiceError},
     shims::Shims,
     snapshots::Snapshots,
     store::{
@@ -31,6 +31,9 @@ pub enum NodeError {
 /// Attachment records, in the run directory. They must outlive capsuled and need not outlive the mounts that they
 /// tell of, which end with the kernel: on a tmpfs, no attach waits for a disk.
 const RECORDS: &str = "attachments.redb";
+
+/// Where shims ask, in the run directory. They try again while it is away.
+const SHIMS: &str = "node.sock";
 
 /// Largest message of a build: a client's chunk of 1 MiB, with room for another client's larger ones.
 const MESSAGE_MAX: usize = 16 << 20;
@@ -71,6 +74,14 @@ impl Node {
     /// Follows containerd in the background until the runtime ends.
     pub fn follow_containerd(&self) {
         tokio::spawn(self.attachments.clone().watch());
+    }
+
+    /// Serves what shims ask of capsuled, `capsule.node.v1`, on a socket in the run directory.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub async fn serve_shims(&self, config: &Config) -> Result<NodeService, NodeServiceError> {
+        NodeService::serve(&config.run.join(SHIMS), self.attachments.clone()).await
     }
 
     /// `capsule.v1` as gRPC routes.

@@ -129,8 +129,12 @@ impl Stack {
 
     /// Starts a container that stays, with `options` of `ctr run` before the image.
     pub fn start(self, id: &str, options: &[&str], command: &[&str]) -> Result<Container> {
-        let mut args =
-            vec!["run", "-d", "--null-io", "--runtime", self.runtime, "--snapshotter", self.snapshotter];
+        self.start_with_output(id, &[&["--null-io"], options].concat(), command)
+    }
+
+    /// As [`Stack::start`], with output that `options` must send somewhere.
+    pub fn start_with_output(self, id: &str, options: &[&str], command: &[&str]) -> Result<Container> {
+        let mut args = vec!["run", "-d", "--runtime", self.runtime, "--snapshotter", self.snapshotter];
         args.extend(options);
         args.extend([Image::Busybox.name(), id]);
         args.extend(command);

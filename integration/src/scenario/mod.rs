@@ -13,6 +13,7 @@
 //! | [`snapshots`] | nothing: snapshots as `ctr` drives them |
 //! | [`images`] | images of many layers come out as containerd's overlayfs makes them |
 //! | [`snapshotters`] | nothing but that every call succeeds: it measures snapshotters |
+//! | [`runtime`] | log URIs, signals and annotations, on containerd's own runtime and on ours |
 //! | [`reference`] | what any runtime and snapshotter must do, on containerd's own and on ours |
 //! | [`upgrade`] | no call fails while capsuled is replaced |
 
@@ -25,6 +26,7 @@ pub mod errors;
 pub mod images;
 pub mod readers;
 pub mod reference;
+pub mod runtime;
 pub mod snapshots;
 pub mod snapshotters;
 pub mod upgrade;
@@ -61,6 +63,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "errors" => errors::run(reporter),
         "upgrade" => upgrade::take_over(reporter, 50),
         "upgrade-systemd" => upgrade::systemd(reporter, 10),
+        "runtime" => runtime::run(reporter),
         _ => bail!("there is no scenario {name:?}"),
     }
 }

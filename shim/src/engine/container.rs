@@ -27,8 +27,9 @@ use super::{
     state::{Exit, State, Step},
 };
 use crate::{
-    bundle::{Bundle, Spec, write_private},
+    bundle::{ATTACH, Bundle, Spec, write_private},
     io::Stdio,
+    node,
     oci::Runtime,
     options::Options,
     reaper::Exited,
@@ -60,6 +61,7 @@ pub struct Container {
     io_owner: (u32, u32),
     /// See [`Setup::buffer`](crate::io::Setup::buffer).
     log_buffer: Option<usize>,
+    takes_capsules: bool,
     init: Arc<Process>,
     execs: Mutex<HashMap<String, Exec>>,
     gate: watch::Sender<Gate>,
@@ -94,6 +96,7 @@ impl Container {
             root: spec.rootfs(&bundle),
             bundle,
             log_buffer: spec.log_buffer()?,
+            takes_capsules: spec.takes_capsules()?,
             spec,
             runtime,
             io_owner: (options.io_uid, options.io_gid),
@@ -142,6 +145,11 @@ impl Container {
         &self.root
     }
 
+    /// Whether capsules may be attached to it.
+    pub fn takes_capsules(&self) -> bool {
+        self.takes_capsules
+    }
+
     /// Its init.
     pub fn init(&self) -> &Arc<Process> {
         &self.init
@@ -172,6 +180,7 @@ impl Container {
         let _step = self.init.step().await;
         let state = self.init.state();
         state.allow(Step::Start)?;
+        self.attach_named().await?;
         self.init.open_stdin()?;
         self.runtime.start(self.id.as_str()).await?;
         let pid = state.pid();
@@ -179,6 +188,20 @@ impl Container {
         let container_id = self.id.to_string();
         self.host.events.publish(TaskStart { container_id, pid: pid.cast_unsigned(), ..Default::default() });
         Ok(pid)
+    }
+
+    /// Has what the annotation names attached, before the first process of the container runs.
+    async fn attach_named(&self) -> Result<(), EngineError> {
+        match self.spec.named_attachments() {
+            Some(named) if self.takes_capsules => {
+                Ok(node::attach_named(&self.host.namespace, self.id.as_str(), ATTACH, named).await?)
+            }
+            Some(_) => {
+                log::info!("container {}: takes no capsules, so {ATTACH} is not followed", self.id);
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     async fn start_exec(self: &Arc<Self>, exec_id: &str) -> Result<i32, EngineError> {

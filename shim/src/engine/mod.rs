@@ -28,6 +28,7 @@ use crate::{
     events::Publisher,
     hotplug::{self, LiveTask, TaskLookupError, Tasks},
     io::{Copies, IoError},
+    node::NodeError,
     oci::RuntimeError,
     options::OptionsError,
     reaper::Reaper,
@@ -110,6 +111,9 @@ pub enum EngineError {
     /// See [`RuntimeError`].
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    /// See [`NodeError`].
+    #[error(transparent)]
+    Node(#[from] NodeError),
     /// The container was made and did not end.
     #[error("container {0:?} did not end")]
     Undead(String),
@@ -273,6 +277,7 @@ impl Tasks for Engine {
             init_pid,
             bundle: container.bundle().path().to_owned(),
             rootfs: container.rootfs().to_owned(),
+            takes_capsules: container.takes_capsules(),
         })
     }
 

@@ -104,12 +104,12 @@ impl State {
         }
     }
 
-    /// The pid while the process has been started and has not ended. A paused one counts: what is frozen keeps its mounts,
-    /// and they can be changed.
+    /// The pid while the process is there. One that waits to be started counts: its root is what its first program will
+    /// see. A paused one does too: what is frozen keeps its mounts, and they can be changed.
     pub fn live_pid(self) -> Option<i32> {
         match self {
-            Self::Running { pid } | Self::Paused { pid } => Some(pid),
-            Self::Added | Self::Created { .. } | Self::Stopped { .. } => None,
+            Self::Created { pid } | Self::Running { pid } | Self::Paused { pid } => Some(pid),
+            Self::Added | Self::Stopped { .. } => None,
         }
     }
 

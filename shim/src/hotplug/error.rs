@@ -22,6 +22,9 @@ pub enum EngineError {
     /// There is no live task.
     #[error(transparent)]
     Task(#[from] TaskLookupError),
+    /// The container refuses capsules.
+    #[error("container {0:?} takes no capsules: its annotation resourcecapsules.io/enabled is \"false\"")]
+    Disabled(String),
     /// The container's init process could not be pinned or looked at.
     #[error("the container's init process cannot be entered")]
     Pin(#[from] PinError),

@@ -50,6 +50,8 @@ pub struct LiveTask {
     pub bundle: PathBuf,
     /// The container's root as the host sees it, mounted: the source of a union's own lower layer.
     pub rootfs: PathBuf,
+    /// Whether the container may be given capsules.
+    pub takes_capsules: bool,
 }
 
 /// Why there is no live task.
@@ -58,7 +60,7 @@ pub enum TaskLookupError {
     /// The shim does not serve this container.
     #[error("container {0:?} is not served by this shim")]
     NotFound(String),
-    /// The container is there, and its init process is not running.
+    /// The container is there, and its init process is not.
     #[error("container {id:?} is {state}, not running: start it, then repeat the call")]
     NotRunning {
         /// The container.

@@ -41,6 +41,8 @@ pub struct Scene {
     pub layers_by: LayersBy,
     /// What keeps draining filesystems alive.
     pub pins: Pins,
+    /// Whether anything may be attached.
+    pub takes_capsules: bool,
     bundle: PathBuf,
 }
 
@@ -55,7 +57,8 @@ impl Scene {
             .map_err(|e| EngineError::Rootfs { path: live.rootfs.clone(), source: e.into() })?;
         let init = Init { pid: task.pid(), start_time: task.start_time() };
         let journal = Journal::read(&live.bundle, init)?;
-        Ok(Self { task, host, journal, layers_by, pins, bundle: live.bundle.clone() })
+        let (takes_capsules, bundle) = (live.takes_capsules, live.bundle.clone());
+        Ok(Self { task, host, journal, layers_by, pins, takes_capsules, bundle })
     }
 
     /// Writes the journal.

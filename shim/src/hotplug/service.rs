@@ -171,6 +171,7 @@ fn code(error: &EngineError) -> Code {
         EngineError::Task(TaskLookupError::NotFound(_)) | EngineError::NoAttachment(_) => Code::NOT_FOUND,
         EngineError::Conflict(_) => Code::ALREADY_EXISTS,
         EngineError::Task(TaskLookupError::NotRunning { .. })
+        | EngineError::Disabled(_)
         | EngineError::Pin(_)
         | EngineError::Layer(_)
         | EngineError::Layers(_)

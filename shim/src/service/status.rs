@@ -3,6 +3,7 @@
 use containerd_shim::protos::ttrpc::{Code, Error, get_status};
 
 use crate::{
+    bundle::BundleError,
     engine::{EngineError, chain},
     io::IoError,
 };
@@ -16,12 +17,15 @@ fn code(error: &EngineError) -> Code {
     match error {
         EngineError::NoContainer(_) | EngineError::NoExec { .. } | EngineError::Finished => Code::NOT_FOUND,
         EngineError::Exists(_) | EngineError::ExecExists { .. } => Code::ALREADY_EXISTS,
-        EngineError::Refused(_) | EngineError::InitGone(_) => Code::FAILED_PRECONDITION,
+        EngineError::Refused(_) | EngineError::InitGone(_) | EngineError::Node(_) => {
+            Code::FAILED_PRECONDITION
+        }
         EngineError::Id(_)
         | EngineError::ExecSpec(..)
         | EngineError::UnknownSignal(_)
         | EngineError::Options(_)
-        | EngineError::Io(IoError::Uri(_)) => Code::INVALID_ARGUMENT,
+        | EngineError::Bundle(BundleError::Annotation { .. })
+        | EngineError::Io(IoError::Uri(_) | IoError::StderrUri(_)) => Code::INVALID_ARGUMENT,
         EngineError::Unsupported(_) => Code::UNIMPLEMENTED,
         EngineError::Signal(..)
         | EngineError::Bundle(_)

@@ -53,6 +53,14 @@ pub enum AttachmentError {
     /// A request for nothing.
     #[error("no capsule is named: say which one to attach")]
     NoSpecs,
+    /// An entry of a container's annotation.
+    #[error("{entry:?}: {reason} (an entry is NAME[@VERSION][:TARGET[:MODE]])")]
+    Named {
+        /// The entry.
+        entry: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A target that no container can have.
     #[error("target: {0}")]
     Target(#[from] InvalidPath),

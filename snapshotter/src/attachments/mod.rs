@@ -1,6 +1,6 @@
 //! Attachments: capsules in live containers.
 //!
-//! `controller` (calls) and `recovery` (after a restart) → `effects` → `plan` (pure) → `records`, [`crate::shims`],
+//! `controller` (calls), `named` (before a container's first process) and `recovery` (after a restart) → `effects` → `plan` (pure) → `records`, [`crate::shims`],
 //! [`crate::capsules`]. An intent is on record before its effect; the shim's all-or-nothing answer decides whether it
 //! becomes the record or is given up; what a crash leaves between is settled by asking the shim.
 
@@ -9,6 +9,7 @@ mod controller;
 mod effects;
 mod error;
 pub mod model;
+mod named;
 mod plan;
 mod records;
 mod recovery;

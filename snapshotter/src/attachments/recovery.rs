@@ -128,8 +128,11 @@ impl Attachments {
     pub async fn task_ended(&self, container: &ContainerKey) {
         match self.is_gone(container).await {
             Ok(true) => {}
-            // The event is of an earlier task: a new one runs already.
-            Ok(false) => return,
+            // The event is of an earlier task: a new one runs already, which may have attachments of its own.
+            Ok(false) => {
+                self.settle(container).await;
+                return;
+            }
             Err(error) => {
                 tracing::warn!(%container, %error, "cannot tell whether its task has ended");
                 return;

@@ -207,6 +207,7 @@ impl From<AttachmentError> for Status {
             AttachmentError::UnknownContainer { .. } | AttachmentError::NotAttached { .. } => Code::NotFound,
             AttachmentError::AmbiguousContainer { .. }
             | AttachmentError::NoSpecs
+            | AttachmentError::Named { .. }
             | AttachmentError::Target(_)
             | AttachmentError::RoRoot
             | AttachmentError::NoTarget { .. }

@@ -1,13 +1,19 @@
 //! The gRPC services: from wire types to the engines and back, and errors to status codes.
 //!
-//! The only room that sees tonic's server side. No decisions are made here.
+//! The only room that sees tonic's and ttrpc's server side. No decisions are made here.
 
 mod attachments;
 mod capsules;
 mod convert;
+mod node;
 mod snapshots;
 
-pub use self::{attachments::AttachmentsService, capsules::CapsulesService, snapshots::SnapshotsService};
+pub use self::{
+    attachments::AttachmentsService,
+    capsules::CapsulesService,
+    node::{NodeService, NodeServiceError},
+    snapshots::SnapshotsService,
+};
 
 use std::error::Error;
 

@@ -25,6 +25,7 @@ impl Engine {
             let record = match scene.journal.find(&spec.id) {
                 Some(there) if there.spec == spec => there.clone(),
                 Some(_) => return Err(EngineError::Conflict(spec.id)),
+                None if !scene.takes_capsules => return Err(EngineError::Disabled(container.to_owned())),
                 None => attach_new(scene, spec)?,
             };
             super::list::checked(container, scene, record)

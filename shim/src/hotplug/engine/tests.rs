@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use self::container::{Container, One, on_host};
 use super::*;
 use crate::hotplug::{
+    LiveTask,
     journal::State,
     model::{Content, Mode, Spec},
 };
@@ -173,6 +174,19 @@ fn privileged_the_service_answers_on_a_socket_of_roots_own() {
             };
             assert!(client.detach(context, &detach).await.unwrap().detached);
         });
+    });
+}
+
+#[test]
+fn privileged_a_container_may_take_no_capsules() {
+    on_host(|dir| {
+        let container = Container::start(dir, "");
+        let live = LiveTask { takes_capsules: false, ..container.live() };
+        let engine = Engine::new(Arc::new(One(live)), LayersBy::Descriptor);
+        let tree = container.tree();
+        let refused = engine.attach("c", spec("a", content(dir, "1", &["f"]), "/usr/lib", Mode::Ro));
+        assert!(matches!(refused, Err(EngineError::Disabled(id)) if id == "c"));
+        assert_eq!(container.tree(), tree);
     });
 }
 

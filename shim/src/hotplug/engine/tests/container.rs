@@ -89,7 +89,12 @@ impl Container {
     }
 
     pub fn live(&self) -> LiveTask {
-        LiveTask { init_pid: self.pid(), bundle: self.bundle.clone(), rootfs: self.rootfs.clone() }
+        LiveTask {
+            init_pid: self.pid(),
+            bundle: self.bundle.clone(),
+            rootfs: self.rootfs.clone(),
+            takes_capsules: true,
+        }
     }
 
     pub fn engine(&self) -> Engine {

@@ -1,0 +1,113 @@
+//! `capsule.node.v1`: what shims ask of capsuled, over ttrpc on a socket of root's own.
+
+use std::{
+    fs::{self, DirBuilder, Permissions},
+    io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use capsule_proto::node::{AttachNamedRequest, AttachNamedResponse, Node as Wire, create_node};
+use tokio::time::timeout;
+use tonic::Status;
+use ttrpc::r#async::{Server, TtrpcContext};
+
+use crate::attachments::{Attachments, model::ContainerKey};
+
+/// Why the service is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeServiceError {
+    /// Its socket, or its directory.
+    #[error("prepare the shims' socket {path}")]
+    Prepare {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Listening.
+    #[error("serve shims on {path}")]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ttrpc::Error,
+    },
+}
+
+/// How long calls at work may take once the service is to stop.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// The service, listening until it is stopped or dropped.
+pub struct NodeService {
+    server: Server,
+}
+
+impl NodeService {
+    /// Serves on `path`, which is replaced if it is there: to be called by the one capsuled that serves its gRPC socket.
+    /// The socket has mode 0600.
+    ///
+    /// # Errors
+    /// [`NodeServiceError`].
+    pub async fn serve(path: &Path, attachments: Attachments) -> Result<Self, NodeServiceError> {
+        let prepare = |source| NodeServiceError::Prepare { path: path.to_owned(), source };
+        let listen = |source| NodeServiceError::Listen { path: path.to_owned(), source };
+        if let Some(directory) = path.parent() {
+            DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(prepare)?;
+        }
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(prepare(error)),
+            _ => {}
+        }
+        let mut server = Server::new()
+            .bind(&format!("unix://{}", path.display()))
+            .map_err(listen)?
+            .register_service(create_node(Arc::new(Answers(attachments))));
+        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(prepare)?;
+        server.start().await.map_err(listen)?;
+        Ok(Self { server })
+    }
+
+    /// Takes no more calls and lets those at work finish, within bounds.
+    pub async fn stop(mut self) {
+        if timeout(DRAIN, self.server.shutdown()).await.is_err() {
+            tracing::warn!("a shim's call is dropped: it has not ended in {} s", DRAIN.as_secs());
+        }
+    }
+}
+
+struct Answers(Attachments);
+
+#[async_trait]
+impl Wire for Answers {
+    async fn attach_named(
+        &self,
+        _: &TtrpcContext,
+        request: AttachNamedRequest,
+    ) -> ttrpc::Result<AttachNamedResponse> {
+        let attachments = self.0.clone();
+        let container = ContainerKey { namespace: request.namespace, id: request.container_id };
+        let named = request.attachments;
+        // To its end, also when the shim goes away in the middle.
+        let done = tokio::spawn(async move { attachments.attach_named(&container, &named).await });
+        let attached = match done.await {
+            Ok(Ok(attached)) => attached,
+            Ok(Err(error)) => return Err(status(&Status::from(error))),
+            Err(panic) => return Err(status(&Status::internal(panic.to_string()))),
+        };
+        let attached = attached.iter().map(|a| format!("{} at {}", a.label(), a.target)).collect();
+        Ok(AttachNamedResponse { attached, ..Default::default() })
+    }
+}
+
+/// The codes of both protocols are the same numbers.
+fn status(status: &Status) -> ttrpc::Error {
+    use protobuf::Enum;
+    let code = ttrpc::Code::from_i32(status.code().into()).unwrap_or(ttrpc::Code::UNKNOWN);
+    ttrpc::Error::RpcStatus(ttrpc::get_status(code, status.message()))
+}
