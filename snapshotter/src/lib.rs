@@ -2,11 +2,13 @@
 //!
 //! Rooms, each of which may use only those to its right:
 //! `service` → `snapshots`, `capsules`, `attachments` → `store`, `dirs`, `containerd`, `shims` → `config`.
-//! `daemon` puts them together; `server`, `handover` and `notify` are about its sockets and its life.
+//! `daemon` puts them together; `server`, `handover` and `notify` are about its sockets and its life, `agreement` about what
+//! containerd believes of it.
 //! The pure types of `snapshots` and `attachments` (`model`, the mount options) belong to all rooms.
 //! Only `service` sees tonic's server side, only `store` sees the database, only `dirs` names the paths on disk.
 //! Nothing here enters a container: that is the shim's work.
 
+mod agreement;
 pub mod attachments;
 pub mod capsules;
 pub mod config;

@@ -4,6 +4,7 @@ use capsule_proto::capsule::v1::{attachments_server::AttachmentsServer, capsules
 use tonic::service::Routes;
 
 use crate::{
+    agreement,
     attachments::Attachments,
     capsules::Capsules,
     config::Config,
@@ -43,6 +44,8 @@ pub struct Node {
     capsules: Capsules,
     attachments: Attachments,
     records: Watch,
+    containerd: Containerd,
+    config: Config,
 }
 
 impl Node {
@@ -58,11 +61,16 @@ impl Node {
         let containerd = Containerd::new(&config.containerd.address);
         let (namespace, snapshotter) = (&config.containerd.namespace, &config.containerd.snapshotter);
         let capsules = Capsules::new(containerd.clone(), snapshots.clone(), namespace, snapshotter);
-        let attachments =
-            Attachments::new(containerd, capsules.clone(), snapshots, Shims::new(&config.run), journal);
+        let attachments = Attachments::new(
+            containerd.clone(),
+            capsules.clone(),
+            snapshots,
+            Shims::new(&config.run),
+            journal,
+        );
         attachments.pin_recorded(&recorded);
         attachments.recover(recorded).await;
-        Ok(Self { capsules, attachments, records })
+        Ok(Self { capsules, attachments, records, containerd, config: config.clone() })
     }
 
     /// A watch over the store of the attachment records. It is closed when this, the routes and what runs in the
@@ -74,6 +82,7 @@ impl Node {
     /// Follows containerd in the background until the runtime ends.
     pub fn follow_containerd(&self) {
         tokio::spawn(self.attachments.clone().watch());
+        tokio::spawn(agreement::check(self.containerd.clone(), self.config.clone()));
     }
 
     /// Serves what shims ask of capsuled, `capsule.node.v1`, on a socket in the run directory.

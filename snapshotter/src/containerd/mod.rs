@@ -8,6 +8,7 @@ mod containers;
 mod content;
 mod events;
 mod images;
+mod plugins;
 mod snapshots;
 
 use std::path::{Path, PathBuf};
