@@ -162,7 +162,10 @@ impl Client {
             _ => self.any_key(),
         };
         let name = if self.random.chance(5) { self.any_key() } else { self.fresh() };
-        Op::Commit { name, key, labels: self.labels() }
+        let bare = self.held.get(&key).is_some_and(|held| held.parent.is_empty());
+        let parents = if bare && self.random.chance(30) { self.shared.names() } else { Vec::new() };
+        let parent = self.random.pick(&parents).cloned().unwrap_or_default();
+        Op::Commit { name, key, parent, labels: self.labels() }
     }
 
     /// What the answer must be. A parent of another client may be gone, and another client may have built upon ours.
@@ -179,11 +182,13 @@ impl Client {
                     (false, false) => SUCCESS,
                 }
             }
-            Op::Commit { name, key, .. } => match self.held.get(key) {
+            Op::Commit { name, key, parent, .. } => match self.held.get(key) {
                 None => refused(&[Code::NotFound]),
                 Some(_) if self.held.contains_key(name) => refused(&[Code::AlreadyExists]),
                 Some(held) if held.kind != Kind::Active => refused(&[Code::FailedPrecondition]),
-                Some(_) => SUCCESS,
+                Some(_) if parent.is_empty() || self.held.contains_key(parent) => SUCCESS,
+                Some(_) if parent.starts_with(&self.prefix()) => refused(&[Code::NotFound]),
+                Some(_) => Expected { success: true, refusals: &[Code::NotFound] },
             },
             Op::Remove { key } => match self.held.get(key) {
                 None => refused(&[Code::NotFound]),
@@ -221,8 +226,7 @@ impl Client {
                 let request = MountsRequest { snapshotter: capsule, key };
                 snapshotter.mounts(request).await.map(|reply| reply.into_inner().mounts)
             }
-            Op::Commit { name, key, labels } => {
-                let parent = String::new();
+            Op::Commit { name, key, parent, labels } => {
                 let request = CommitSnapshotRequest { snapshotter: capsule, name, key, labels, parent };
                 snapshotter.commit(request).await.map(|_| Vec::new())
             }

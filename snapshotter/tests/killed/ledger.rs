@@ -37,12 +37,32 @@ pub type Snapshots = BTreeMap<String, Held>;
 /// A call.
 #[derive(Clone, Debug)]
 pub enum Op {
-    Create { kind: Kind, key: String, parent: String, labels: Labels },
-    Commit { name: String, key: String, labels: Labels },
-    Update { key: String, labels: Labels },
-    Remove { key: String },
-    Mounts { key: String },
-    Usage { key: String },
+    Create {
+        kind: Kind,
+        key: String,
+        parent: String,
+        labels: Labels,
+    },
+    /// On `parent`, when the snapshot was prepared on nothing and it is not empty.
+    Commit {
+        name: String,
+        key: String,
+        parent: String,
+        labels: Labels,
+    },
+    Update {
+        key: String,
+        labels: Labels,
+    },
+    Remove {
+        key: String,
+    },
+    Mounts {
+        key: String,
+    },
+    Usage {
+        key: String,
+    },
     Cleanup,
 }
 
@@ -53,9 +73,11 @@ pub fn apply(snapshots: &mut Snapshots, op: &Op) {
             let held = Held { kind, parent, labels, id: None, content: None, listed: None, audited: false };
             snapshots.insert(key, held);
         }
-        Op::Commit { name, key, labels } => {
+        Op::Commit { name, key, parent, labels } => {
             let held = snapshots.remove(&key).unwrap();
-            let committed = Held { kind: Kind::Committed, labels, listed: None, audited: false, ..held };
+            let parent = if held.parent.is_empty() { parent } else { held.parent };
+            let committed =
+                Held { kind: Kind::Committed, parent, labels, listed: None, audited: false, ..held };
             snapshots.insert(name, committed);
         }
         Op::Update { key, labels } => {

@@ -80,9 +80,19 @@ impl Campaign {
         Duration::from_micros(self.random.below(u64::try_from(longest.as_micros()).unwrap().max(1)))
     }
 
+    /// Whether directories go with their snapshots or with the next Cleanup.
+    fn choose_removal(&mut self) -> &'static str {
+        if self.random.chance(50) {
+            "snapshots.async_remove = true"
+        } else {
+            "snapshots.async_remove = false"
+        }
+    }
+
     /// Starts the daemon, and kills it before it serves or hardly after.
     async fn kill_early(&mut self) {
-        let mut daemon = Daemon::spawn(self.place.path());
+        let removal = self.choose_removal();
+        let mut daemon = Daemon::spawn(self.place.path(), removal);
         let longest = self.start + self.start / 10;
         tokio::time::sleep(self.below(longest)).await;
         daemon.kill();
@@ -92,9 +102,9 @@ impl Campaign {
 
     /// Starts the daemon and compares everything with what clients know.
     async fn start(&mut self, all_trees: bool) -> Daemon {
-        let store = self.copy_store();
+        let (store, removal) = (self.copy_store(), self.choose_removal());
         let began = Instant::now();
-        let daemon = Daemon::start(self.place.path());
+        let daemon = Daemon::start_with(self.place.path(), removal);
         self.start = began.elapsed();
         let audit = Audit {
             snapshotter: connect(daemon.socket()),

@@ -22,12 +22,12 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts the program with everything below `place`, and does not wait.
-    pub fn spawn(place: &Path) -> Self {
+    /// Starts the program with everything below `place` and more lines of configuration, and does not wait.
+    pub fn spawn(place: &Path, more: &str) -> Self {
         let shown = place.display();
         let config = format!(
             "root = '{shown}/lib'\nrun = '{shown}/run'\nlog.level = 'warn'\n\
-             containerd.address = '{shown}/none.sock'\n"
+             containerd.address = '{shown}/none.sock'\n{more}\n"
         );
         fs::write(place.join("config.toml"), config).unwrap();
         let notify = place.join("notify");
@@ -42,7 +42,12 @@ impl Daemon {
 
     /// Starts the program and waits until it serves.
     pub fn start(place: &Path) -> Self {
-        let mut daemon = Self::spawn(place);
+        Self::start_with(place, "")
+    }
+
+    /// As [`Daemon::start`], with more lines of configuration.
+    pub fn start_with(place: &Path, more: &str) -> Self {
+        let mut daemon = Self::spawn(place, more);
         daemon.wait_ready();
         daemon
     }
