@@ -157,6 +157,7 @@ impl Dirs {
         self.stage_as(format!("new-{}", self.making.next.fetch_add(1, Ordering::Relaxed)), kind)
     }
 
+    /// As [`Dirs::stage`], under this name. A crash may have left any name that a call of an earlier run had.
     fn stage_as(&self, name: String, kind: Kind) -> Result<Staged, DirsError> {
         let path = self.snapshots().join(&name);
         self.making.lock().insert(name.clone());

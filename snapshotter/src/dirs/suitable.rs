@@ -98,7 +98,7 @@ impl Dirs {
     /// [`UnsuitableRoot`] says which need is not met and what to do.
     pub fn check_root(&self, overlay: &OverlayOptions) -> Result<(), UnsuitableRoot> {
         match self
-            .stage(Kind::Active)
+            .stage_as(format!("trial-{}", crate::fresh_id()), Kind::Active)
             .map_err(Into::into)
             .and_then(|staged| self.try_overlays(&staged, overlay))
         {
@@ -177,8 +177,9 @@ mod tests {
                 .expect("this test mounts: run it as root");
             let dirs = Dirs::new(at("fs"));
             dirs.create().unwrap();
+            fs::create_dir(dirs.snapshots().join("new-0")).unwrap(); // what a crash left is not in the way
             let checked = dirs.check_root(overlay);
-            assert_eq!(fs::read_dir(dirs.snapshots()).unwrap().count(), 0);
+            assert_eq!(fs::read_dir(dirs.snapshots()).unwrap().count(), 1);
             checked
         })
         .unwrap()
