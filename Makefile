@@ -9,7 +9,7 @@ TESTBED := $(PROGRAMS)/capsule-testbed
 # Tests of machines take programs of another profile than their own.
 MACHINES := CAPSULE_PROGRAMS=$(PROGRAMS)
 
-.PHONY: demo test bench bench-snapshotter build lint unit native vm rootfs setup clean
+.PHONY: demo test bench bench-snapshotter build lint unit native vm suite rootfs setup clean
 
 # Attach, upgrade, roll back and detach capsules in a live container, and tell what happens.
 demo: build
@@ -41,11 +41,18 @@ unit: setup
 	cargo test --locked --workspace --exclude capsule-integration -q
 	cargo test --locked -p capsule-integration --lib -q
 
+# The snapshotter's conformance suite as a program, which machines run beside their containerd.
+suite: build
+	cargo test --locked -p capsuled --test conformance --no-run
+	@cargo test --locked -p capsuled --test conformance --no-run -q --message-format=json \
+		| sed -n '/"name":"conformance"/s/.*"executable":"\([^"]*\)".*/\1/p' \
+		| xargs -I{} cp {} $(PROGRAMS)/capsuled-conformance
+
 rootfs: build
 	@$(TESTBED) prepare
 
 # Machines of private namespaces on this kernel.
-native: rootfs
+native: rootfs suite
 	$(MACHINES) cargo test --locked -p capsule-integration --tests -- --test-threads=1 --skip privileged_vm
 
 # Machines of Debian's kernel and systemd, in qemu.

@@ -35,6 +35,11 @@ fn privileged_native_forky_errors() -> Result<()> {
 }
 
 #[test]
+fn privileged_native_forky_idmapped() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "idmapped")
+}
+
+#[test]
 fn privileged_native_forky_images() -> Result<()> {
     run(Kind::Native, Suite::Forky, "images")
 }
@@ -47,6 +52,16 @@ fn privileged_native_trixie_images() -> Result<()> {
 #[test]
 fn privileged_native_forky_runtime() -> Result<()> {
     run(Kind::Native, Suite::Forky, "runtime")
+}
+
+#[test]
+fn privileged_native_forky_suite() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "suite")
+}
+
+#[test]
+fn privileged_native_trixie_suite() -> Result<()> {
+    run(Kind::Native, Suite::Trixie, "suite")
 }
 
 #[test]

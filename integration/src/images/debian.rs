@@ -47,7 +47,7 @@ const CONTENTS: [Contents; 3] = [
     },
     Contents {
         image: Image::System,
-        packages: &[BASE, "bash", "coreutils", "cron", "login", "mount", "sudo", "iputils-ping"],
+        packages: &[BASE, "bash", "coreutils", "dash", "cron", "login", "mount", "sudo", "iputils-ping"],
         packed: Packed::Plain,
         above: above_system,
     },

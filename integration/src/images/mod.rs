@@ -89,6 +89,7 @@ impl Image {
                 &[Self::Busybox, Self::Deep, Self::Odd, Self::Python, Self::Git, Self::System]
             }
             snapshotters::FULL | snapshotters::QUICK => &[Self::Busybox, Self::Forty],
+            "idmapped" => &[Self::Odd, Self::Deep, Self::System],
             _ => &[Self::Busybox],
         }
     }

@@ -127,7 +127,7 @@ fn unpacked(reporter: &mut Reporter, image: Image, window: Window) -> Result<()>
 }
 
 /// Fails with the first differences.
-fn same(theirs: &Tree, ours: &Tree) -> Result<String> {
+pub fn same(theirs: &Tree, ours: &Tree) -> Result<String> {
     let found = differences(theirs, ours);
     if found.is_empty() {
         ensure!(!theirs.is_empty(), "there is nothing to compare");

@@ -14,6 +14,8 @@
 //! | [`images`] | images of many layers come out as containerd's overlayfs makes them |
 //! | [`snapshotters`] | nothing but that every call succeeds: it measures snapshotters |
 //! | [`runtime`] | log URIs, signals and annotations, on containerd's own runtime and on ours |
+//! | [`suite`] | the snapshotter's conformance suite, through containerd, on its overlayfs and on ours |
+//! | [`idmapped`] | owners in user namespaces are those of containerd's overlayfs |
 //! | [`reference`] | what any runtime and snapshotter must do, on containerd's own and on ours |
 //! | [`upgrade`] | no call fails while capsuled is replaced |
 
@@ -23,12 +25,14 @@ pub mod capsulectl;
 pub mod ctr;
 pub mod demo;
 pub mod errors;
+pub mod idmapped;
 pub mod images;
 pub mod readers;
 pub mod reference;
 pub mod runtime;
 pub mod snapshots;
 pub mod snapshotters;
+pub mod suite;
 pub mod upgrade;
 pub mod world;
 
@@ -51,6 +55,8 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "images" => images::run(reporter, &[ctr::REFERENCE, ctr::SNAPSHOTTER, ctr::OURS]),
         // See `snapshotter`.
         "images-1.7" => images::run(reporter, &[ctr::REFERENCE, ctr::SNAPSHOTTER]),
+        "suite" => suite::run(reporter),
+        "idmapped" => idmapped::run(reporter),
         "idle" => idle(reporter, ctr::REFERENCE),
         "idle-ours" => idle(reporter, ctr::OURS),
         "bench" => bench::run(reporter, bench::Counts { operations: 1000, recreations: 100, crun: 100 }),
