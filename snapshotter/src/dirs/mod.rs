@@ -206,6 +206,20 @@ impl Dirs {
         tree::remove(&path).map_err(failed("remove", &path))
     }
 
+    /// Ids of the snapshots whose directories are there.
+    ///
+    /// # Errors
+    /// When the directory of snapshots cannot be read.
+    pub fn present(&self) -> Result<HashSet<u64>, DirsError> {
+        let path = self.snapshots();
+        let mut present = HashSet::new();
+        for entry in fs::read_dir(&path).map_err(failed("read", &path))? {
+            let entry = entry.map_err(failed("read", &path))?;
+            present.extend(entry.file_name().to_str().and_then(|name| name.parse::<u64>().ok()));
+        }
+        Ok(present)
+    }
+
     /// Directories that belong to no snapshot and no call under way: what a crash left. To be called while no
     /// snapshot can be made, so that `known` is complete.
     ///

@@ -5,6 +5,7 @@
 mod crash;
 mod faulty;
 mod lost;
+mod missing;
 mod ops;
 mod random;
 #[path = "../reference/mod.rs"]

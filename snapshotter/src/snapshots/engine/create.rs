@@ -29,7 +29,8 @@ pub struct Create {
 }
 
 impl Snapshots {
-    /// Makes an active snapshot: what is written to its mounts can be committed. Durable.
+    /// Makes an active snapshot: what is written to its mounts can be committed. Durable; its directory, should a power
+    /// cut take it before anything in it was made durable, is made anew when the engine is opened.
     ///
     /// # Errors
     /// [`SnapshotError::AlreadyExists`], [`SnapshotError::NotFound`] for the parent,

@@ -5,12 +5,13 @@ mod create;
 mod layers;
 mod lost;
 mod remove;
+mod taken;
 
 pub use self::{commit::Commit, create::Create};
 
 use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
-use self::lost::Lost;
+use self::{lost::Lost, remove::clean, taken::plan_taken};
 use super::{
     error::SnapshotError,
     idmap::IdMaps,
@@ -70,34 +71,36 @@ fn not_found(key: &str) -> SnapshotError {
     SnapshotError::NotFound { key: key.to_owned() }
 }
 
-/// Reads the committed snapshots into memory, and looks for the directories of all.
-fn load(store: &Store, dirs: &Dirs) -> Result<(Index, Lost), StoreError> {
-    let records = store.read(|transaction| {
-        let records: Result<Vec<(String, Record)>, StoreError> = Reader::open(transaction)?.iter()?.collect();
-        records
-    })?;
-    let named = records.iter().map(|(key, record)| (key.as_str(), record.id, record.kind()));
-    let lost = Lost::find(dirs, named);
+fn read_all(store: &Store) -> Result<Vec<(String, Record)>, StoreError> {
+    store.read(|transaction| Reader::open(transaction)?.iter()?.collect())
+}
+
+fn index_of(records: Vec<(String, Record)>) -> Index {
     let index = Index::default();
     let committed = records.into_iter().filter(|(_, record)| record.kind() == Kind::Committed);
     let committed: HashMap<_, _> =
         committed.map(|(name, record)| (name, (record.id, record.parent))).collect();
     index.fill(committed);
-    Ok((index, lost))
+    index
 }
 
 impl Snapshots {
-    /// Opens the engine: reads the committed snapshots into memory, says which snapshots have lost their directories,
-    /// and removes what a crash left behind.
+    /// Opens the engine: reads the committed snapshots into memory, removes what a crash left behind, makes anew the
+    /// directories that a power cut took, and says which snapshots have lost theirs.
     ///
     /// # Errors
     /// When the store or the directories cannot be read.
     pub fn open(environment: Environment) -> Result<Self, SnapshotError> {
         let Environment { store, dirs, overlay, behaviour } = environment;
-        let (index, lost) = load(&store, &dirs)?;
-        let engine = Self { inner: Arc::new(Inner { store, dirs, overlay, behaviour, index, lost }) };
-        engine.cleanup()?;
-        Ok(engine)
+        let records = read_all(&store)?;
+        // What no snapshot has counts too, so this comes before it is removed.
+        let taken = plan_taken(&dirs.present()?, &records);
+        clean(&store, &dirs)?;
+        taken.iter().for_each(|taken| taken.make_anew(&dirs));
+        let lost =
+            Lost::find(&dirs, records.iter().map(|(key, record)| (key.as_str(), record.id, record.kind())));
+        let index = index_of(records);
+        Ok(Self { inner: Arc::new(Inner { store, dirs, overlay, behaviour, index, lost }) })
     }
 
     fn plan(&self, key: &str, layout: &Layout) -> Result<Vec<Mount>, SnapshotError> {

@@ -4,9 +4,10 @@ use std::error::Error;
 
 use super::{Snapshots, not_found, parent_of};
 use crate::{
+    dirs::Dirs,
     snapshots::{error::SnapshotError, model::Kind},
     store::{
-        StoreError,
+        Store, StoreError,
         snapshots::{Record, Writer},
     },
 };
@@ -57,22 +58,27 @@ impl Snapshots {
     /// # Errors
     /// When the store or the directory of snapshots cannot be read.
     pub fn cleanup(&self) -> Result<(), SnapshotError> {
-        // Alone, so that no snapshot is between its directory and its record.
-        let leftovers = self.inner.store.look_alone(|transaction| {
-            let known = Writer::open(transaction)?.ids()?;
-            Ok::<_, SnapshotError>(self.inner.dirs.leftovers(&known)?)
-        })?;
-        for path in leftovers {
-            match self.inner.dirs.remove_leftover(&path) {
-                Ok(()) => tracing::debug!(path = %path.display(), "removed a leftover directory"),
-                Err(error) => {
-                    let error: &dyn Error = &error;
-                    tracing::warn!(path = %path.display(), error, "leftover directory stays");
-                }
+        clean(&self.inner.store, &self.inner.dirs)
+    }
+}
+
+/// See [`Snapshots::cleanup`].
+pub(super) fn clean(store: &Store, dirs: &Dirs) -> Result<(), SnapshotError> {
+    // Alone, so that no snapshot is between its directory and its record.
+    let leftovers = store.look_alone(|transaction| {
+        let known = Writer::open(transaction)?.ids()?;
+        Ok::<_, SnapshotError>(dirs.leftovers(&known)?)
+    })?;
+    for path in leftovers {
+        match dirs.remove_leftover(&path) {
+            Ok(()) => tracing::debug!(path = %path.display(), "removed a leftover directory"),
+            Err(error) => {
+                let error: &dyn Error = &error;
+                tracing::warn!(path = %path.display(), error, "leftover directory stays");
             }
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// Deletes a record and its link.
