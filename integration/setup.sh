@@ -17,6 +17,8 @@ need make make
 need mmdebstrap mmdebstrap
 need qemu-system-x86_64 qemu-system-x86
 need mke2fs e2fsprogs
+need mkfs.xfs xfsprogs
+need losetup mount
 need unshare util-linux
 need dpkg-deb dpkg
 need gpgv gpgv

@@ -14,6 +14,7 @@
 //! | [`machine`] | one API for both | |
 //! | [`trees`] | whole trees of files, compared | files it reads |
 //! | [`event`] | what a scenario reports, line by line | |
+//! | [`power`] | power cuts: a VM whose disk forgets what was not flushed | qemu, loop devices in a mount namespace |
 //! | [`scenario`] | what is done *inside* a machine, as a user would do it | that machine only |
 //! | [`bench`] | the benchmark's table | `target/bench.*` |
 //! | [`narrate`] | events as a person wants to read them | standard output |
@@ -31,6 +32,7 @@ pub mod narrate;
 pub mod native;
 pub mod payload;
 pub mod peers;
+pub mod power;
 pub mod rootfs;
 pub mod scenario;
 pub mod trees;

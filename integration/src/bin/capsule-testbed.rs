@@ -12,6 +12,8 @@ use capsule_integration::images::Image;
 use capsule_integration::machine::{Job, Kind, Machine};
 use capsule_integration::narrate::Narrator;
 use capsule_integration::payload::Payload;
+use capsule_integration::power::machine::{Filesystem, Load, Omission};
+use capsule_integration::power::{self, Campaign};
 use capsule_integration::rootfs::{self, Suite};
 use capsule_integration::workspace::{Workspace, require_root};
 use capsule_integration::{bench, native, scenario, vm};
@@ -54,6 +56,31 @@ enum Do {
         #[arg(long)]
         quick: bool,
     },
+    /// Cut the power of a VM that works, at many points, and check what is left.
+    Power {
+        /// What its disk holds.
+        #[arg(long, default_value = "ext4")]
+        filesystem: Filesystem,
+        /// How many cuts of each VM.
+        #[arg(long, default_value_t = 60)]
+        cuts: usize,
+        /// Of the first VM; the next takes the next.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// How many VMs, one after the other.
+        #[arg(long, default_value_t = 1)]
+        machines: u64,
+        /// How many calls the clients of one make.
+        #[arg(long, default_value_t = 400)]
+        calls: usize,
+        /// Keep capsuled from making this system call: the campaign must notice.
+        #[arg(long)]
+        without: Option<Omission>,
+    },
+    #[command(hide = true)]
+    PowerGuest,
+    #[command(hide = true)]
+    PowerCheck { task: String },
     #[command(hide = true)]
     Enter { folder: PathBuf },
     #[command(hide = true)]
@@ -99,6 +126,16 @@ fn dispatch(command: Do) -> Result<ExitCode> {
             let mut narrator = Narrator::new();
             let table = bench::snapshotter::run(&workspace()?, quick, |event| narrator.tell(event))?;
             write!(std::io::stdout(), "\n{table}").context("write")?;
+        }
+        Do::Power { filesystem, cuts, seed, machines, calls, without } => {
+            for seed in seed..seed + machines {
+                let load = Load { filesystem, seed, calls, seconds: 300, omission: without };
+                cut_power(Campaign { load, cuts })?;
+            }
+        }
+        Do::PowerGuest => power::guest::run()?,
+        Do::PowerCheck { task } => {
+            power::check::run(&serde_json::from_str(&task).context("decode a task")?)?;
         }
         Do::Enter { folder } => native::enter(&folder)?,
         Do::Join { folder } => native::join(&folder)?,
@@ -154,6 +191,17 @@ fn run(scenario: &str, machine: Machine, events: Option<&Path>) -> Result<()> {
     // Why was told above.
     if report.expect_ok().is_err() {
         bail!("scenario {scenario} failed on {machine}");
+    }
+    Ok(())
+}
+
+fn cut_power(campaign: Campaign) -> Result<()> {
+    let workspace = workspace()?;
+    let _lock = workspace.lock("machine")?;
+    let outcome = power::run(&workspace, campaign)?;
+    writeln!(std::io::stdout(), "{outcome}").context("write")?;
+    if outcome.failures().next().is_some() {
+        bail!("something was lost");
     }
     Ok(())
 }

@@ -7,6 +7,8 @@
 mod disk;
 mod kvm;
 
+pub(crate) use disk::of_rootfs as disk_of_rootfs;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -81,7 +83,7 @@ pub fn run(
 }
 
 /// Removes the folders of runs whose harness is gone. (Nothing else is left of a VM: qemu dies with its harness.)
-fn sweep(runs: &Path) -> Result<()> {
+pub(crate) fn sweep(runs: &Path) -> Result<()> {
     for entry in
         fs::read_dir(runs).with_context(|| format!("read {}", runs.display()))?.filter_map(Result::ok)
     {
@@ -101,7 +103,7 @@ pub fn leash(program: &str, args: &[String]) -> Result<()> {
     Err(Command::new(program).args(args).exec()).with_context(|| format!("start {program}"))
 }
 
-fn accelerator(workspace: &Workspace, rootfs: &Path) -> Result<[&'static str; 4]> {
+pub(crate) fn accelerator(workspace: &Workspace, rootfs: &Path) -> Result<[&'static str; 4]> {
     Ok(if kvm::works(workspace, rootfs)? {
         ["-accel", "kvm", "-cpu", "host"]
     } else {
@@ -130,7 +132,7 @@ pub fn scenario_of(cmdline: &str) -> Option<&str> {
     cmdline.split_ascii_whitespace().find_map(|word| word.strip_prefix("capsule.scenario="))
 }
 
-fn tail_of(log: &[u8]) -> String {
+pub(crate) fn tail_of(log: &[u8]) -> String {
     let text = String::from_utf8_lossy(log);
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(40)..].join("\n")
