@@ -16,8 +16,8 @@ demo: build
 	@$(TESTBED) prepare --suite forky
 	@$(TESTBED) run demo
 
-# Format, lints, units, native integration, VM integration.
-test: lint unit native vm
+# Format, lints, units, fuzz targets for a short time, native integration, VM integration.
+test: lint unit fuzz fuzz-build native vm
 
 # Times of attach, upgrade and detach beside their alternatives: a table and target/bench.json.
 bench: build
@@ -47,6 +47,22 @@ suite: build
 	@cargo test --locked -p capsuled --test conformance --no-run -q --message-format=json \
 		| sed -n '/"name":"conformance"/s/.*"executable":"\([^"]*\)".*/\1/p' \
 		| xargs -I{} cp {} $(PROGRAMS)/capsuled-conformance
+
+# Each fuzz target for so many seconds, guided by coverage. What is found new is kept in target/fuzz and taken up by the
+# next run; an input that fails is there too (target/fuzz/TARGET-crash-...): `make fuzz-TARGET` with it in seeds/.
+FUZZ_SECONDS := 20
+FUZZ_TARGETS := config filters keys labels oci
+FUZZ := $(CURDIR)/snapshotter/fuzz
+
+fuzz: $(addprefix fuzz-,$(FUZZ_TARGETS))
+
+fuzz-build: setup
+	RUSTC_WORKSPACE_WRAPPER=$(FUZZ)/instrument.sh cargo build --locked --profile fast -p capsule-fuzz --features libfuzzer
+
+fuzz-%: fuzz-build
+	mkdir -p target/fuzz/$*
+	FUZZ_TARGET=$* $(PROGRAMS)/capsule-fuzz -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 -verbosity=0 \
+		-print_final_stats=1 -artifact_prefix=target/fuzz/$*- target/fuzz/$* $(FUZZ)/seeds/$*
 
 rootfs: build
 	@$(TESTBED) prepare

@@ -13,6 +13,7 @@ need_file() { # FILE PACKAGE
 }
 
 need cc gcc
+need c++ g++
 need make make
 need mmdebstrap mmdebstrap
 need qemu-system-x86_64 qemu-system-x86

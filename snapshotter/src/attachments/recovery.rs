@@ -18,8 +18,9 @@ use super::{
 };
 use crate::shims::{Report, ShimError, mounted_digests};
 
-/// How long the start waits for shims, all of which answer in milliseconds when they are well.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the start waits for shims, all of which answer in milliseconds when they are well. While it waits nobody
+/// is served, and containerd gives a connection about a second (docs/adr/0008).
+const PATIENCE: Duration = Duration::from_millis(300);
 /// How long to wait before a shim that did not answer is asked again.
 const RETRY: Duration = Duration::from_secs(5);
 

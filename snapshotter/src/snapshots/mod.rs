@@ -17,6 +17,6 @@ mod options;
 
 pub use engine::{Commit, Create, Environment, Snapshots};
 pub use error::SnapshotError;
-pub use idmap::IdMapError;
+pub use idmap::{IdMap, IdMapError};
 pub use mounts::Mount;
 pub use options::{Behaviour, MountOption, MountOptionError, OverlayOptions};
