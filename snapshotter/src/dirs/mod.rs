@@ -32,6 +32,9 @@ use std::{
 use crate::snapshots::model::{Kind, Usage};
 use flush::Flushes;
 
+/// Free bytes below which space is scarce: removals themselves need some in the metadata store.
+const SCARCE: u64 = 64 << 20;
+
 /// A directory operation that failed: which, where and why.
 #[derive(Debug, thiserror::Error)]
 #[error("{step} {path}")]
@@ -42,6 +45,11 @@ pub struct DirsError {
 }
 
 impl DirsError {
+    /// What kind of error the system gave.
+    pub fn kind(&self) -> io::ErrorKind {
+        self.source.kind()
+    }
+
     /// Whether the file system is full.
     pub fn is_out_of_space(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
@@ -195,6 +203,14 @@ impl Dirs {
     pub fn usage(&self, id: u64) -> Result<Usage, DirsError> {
         let path = self.upper(id);
         tree::measure(&path).map_err(failed("measure", &path))
+    }
+
+    /// Whether the snapshots' file system has so little space left that what can go should go at once. False when it
+    /// does not say.
+    pub fn is_space_scarce(&self) -> bool {
+        // ramfs, for one, has no number of blocks.
+        let scarce = |stat: rustix::fs::StatVfs| stat.f_blocks > 0 && stat.f_bavail * stat.f_frsize < SCARCE;
+        rustix::fs::statvfs(self.snapshots()).is_ok_and(scarce)
     }
 
     /// Removes the directory of snapshot `id`, or what is left of it.

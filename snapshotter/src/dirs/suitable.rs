@@ -65,19 +65,19 @@ pub enum UnsuitableRoot {
 }
 
 impl UnsuitableRoot {
-    /// Whether there was only no space to try.
-    fn is_out_of_space(&self) -> bool {
-        match self {
-            Self::Dirs(error) => error.is_out_of_space(),
-            Self::NoAttributes { source, .. } => is_out_of_space(source.kind()),
-            Self::Overlay { source, .. } => is_out_of_space(io::Error::from(source.errno()).kind()),
-            Self::Open(_) | Self::NoTypes { .. } => false,
-        }
+    /// Whether nothing could be tried, as the disk is full or read-only.
+    fn is_untried(&self) -> bool {
+        let kind = match self {
+            Self::Dirs(error) => error.kind(),
+            Self::NoAttributes { source, .. } => source.kind(),
+            Self::Overlay { source, .. } => io::Error::from(source.errno()).kind(),
+            Self::Open(_) | Self::NoTypes { .. } => return false,
+        };
+        matches!(
+            kind,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem
+        )
     }
-}
-
-fn is_out_of_space(kind: io::ErrorKind) -> bool {
-    matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Mount options, for a message.
@@ -92,19 +92,24 @@ impl fmt::Display for Tried {
 
 impl Dirs {
     /// Refuses a root on whose file system overlays do not work, or not with these options, in a directory of its
-    /// own there that goes again. A full disk is no reason: what is stored can be used and removed.
+    /// own there that goes again. A full disk is no reason: what is stored can be used and removed. What a
+    /// read-only one means, the store says.
     ///
     /// # Errors
     /// [`UnsuitableRoot`] says which need is not met and what to do.
     pub fn check_root(&self, overlay: &OverlayOptions) -> Result<(), UnsuitableRoot> {
+        if self.is_space_scarce() {
+            tracing::warn!("too little space is left in the root to try an overlay there");
+            return Ok(()); // whatever is there was made on a start before, and the store needs what space there is
+        }
         match self
             .stage_as(format!("trial-{}", crate::fresh_id()), Kind::Active)
             .map_err(Into::into)
             .and_then(|staged| self.try_overlays(&staged, overlay))
         {
-            Err(error) if error.is_out_of_space() => {
+            Err(error) if error.is_untried() => {
                 let error: &dyn std::error::Error = &error;
-                tracing::warn!(error, "the disk is too full to try an overlay on it; going on");
+                tracing::warn!(error, "no overlay could be tried in the root; going on");
                 Ok(())
             }
             tried => tried,

@@ -62,7 +62,7 @@ pub struct Behaviour {
     pub remap_ids: bool,
     /// Tell each snapshot's own directory in a label.
     pub upperdir_label: bool,
-    /// Leave the directories of removed snapshots to Cleanup.
+    /// Leave the directories of removed snapshots to Cleanup, as long as space is not scarce.
     pub async_remove: bool,
 }
 

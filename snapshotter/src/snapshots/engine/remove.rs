@@ -20,9 +20,10 @@ impl Snapshots {
     /// [`SnapshotError::NotFound`], [`SnapshotError::HasChildren`], [`SnapshotError::Pinned`].
     pub fn remove(&self, key: &str) -> Result<(), SnapshotError> {
         let id = self.forget(key)?;
-        if !self.inner.behaviour.async_remove
-            && let Err(error) = self.inner.dirs.remove(id)
-        {
+        let dirs = &self.inner.dirs;
+        // The next removal may need the space that this one makes, where Cleanup would come too late.
+        let now = !self.inner.behaviour.async_remove || dirs.is_space_scarce();
+        if now && let Err(error) = dirs.remove(id) {
             let error: &dyn Error = &error;
             tracing::warn!(key, error, "snapshot is removed, its directory not yet");
         }
