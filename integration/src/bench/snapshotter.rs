@@ -53,33 +53,48 @@ fn tables_of(results: &Value) -> Result<String> {
         )?;
         text += &rates(list(results, "rows"), &clients)?;
     }
+    writeln!(text, "**1 client**: median and 99th percentile of a call, in milliseconds.\n")?;
+    text += &percentiles(list(results, "rows"))?;
     writeln!(text, "**Calls that wait for the disk**, per call of a client.\n")?;
     text += &syncs(list(results, "syncs"))?;
     text += &large(list(results, "large"))?;
     Ok(text)
 }
 
-/// A row for each subject, a column for each operation.
 fn rates(rows: &[Value], clients: &Value) -> Result<String> {
-    let rows: Vec<Value> = rows.iter().filter(|row| row["clients"] == *clients).cloned().collect();
-    let find = |subject: &Value, operation: &Value| {
-        rows.iter().find(|row| row["subject"] == *subject && row["operation"] == *operation)
+    let reference = |row: &Value| {
+        let same = |other: &&Value| {
+            other["subject"] == REFERENCE
+                && other["operation"] == row["operation"]
+                && other["clients"] == *clients
+        };
+        rows.iter().find(same).map_or(f64::NAN, |reference| number(reference, "per_second"))
     };
+    table(rows, clients, |row| {
+        let ratio = number(row, "per_second") / reference(row);
+        let value = match *clients == 1 {
+            true => format!("{} ms", significant(1e3 / number(row, "per_second"))),
+            false => format!("{}/s", significant(number(row, "per_second"))),
+        };
+        format!("**{ratio:.2}** {value}")
+    })
+}
+
+fn percentiles(rows: &[Value]) -> Result<String> {
+    let millis = |row: &Value, field: &str| significant(number(row, field) / 1e3);
+    table(rows, &json!(1), |row| format!("{}, {}", millis(row, "p50_us"), millis(row, "p99_us")))
+}
+
+/// A row for each subject, a column for each operation.
+fn table(rows: &[Value], clients: &Value, cell: impl Fn(&Value) -> String) -> Result<String> {
+    let rows: Vec<Value> = rows.iter().filter(|row| row["clients"] == *clients).cloned().collect();
     let operations = distinct(&rows, "operation");
     let mut text = header("", &operations)?;
     for subject in distinct(&rows, "subject") {
         write!(text, "| {}", text_of(&subject))?;
         for operation in &operations {
-            let cell = find(&subject, operation).map(|row| {
-                let reference = find(&json!(REFERENCE), operation).map(|row| number(row, "per_second"));
-                let ratio = reference.map_or(f64::NAN, |reference| number(row, "per_second") / reference);
-                let value = match *clients == 1 {
-                    true => format!("{:.3} ms", number(row, "p50_us") / 1e3),
-                    false => format!("{}/s", significant(number(row, "per_second"))),
-                };
-                format!("**{ratio:.2}** {value}")
-            });
-            write!(text, " | {}", cell.unwrap_or_default())?;
+            let row = rows.iter().find(|row| row["subject"] == subject && row["operation"] == *operation);
+            write!(text, " | {}", row.map(&cell).unwrap_or_default())?;
         }
         writeln!(text, " |")?;
     }
@@ -163,7 +178,12 @@ fn text_of(value: &Value) -> &str {
 
 /// As many digits as mean something.
 fn significant(value: f64) -> String {
-    if value < 10.0 { format!("{value:.2}") } else { format!("{value:.0}") }
+    match value {
+        value if value < 1.0 => format!("{value:.3}"),
+        value if value < 10.0 => format!("{value:.2}"),
+        value if value < 100.0 => format!("{value:.1}"),
+        value => format!("{value:.0}"),
+    }
 }
 
 #[cfg(test)]
@@ -173,7 +193,7 @@ mod tests {
     fn row(subject: &str, clients: u32, per_second: f64, p50_us: f64) -> Value {
         json!({
             "subject": subject, "operation": "Stat", "clients": clients,
-            "per_second": per_second, "p50_us": p50_us,
+            "per_second": per_second, "p50_us": p50_us, "p99_us": p50_us,
         })
     }
 
@@ -191,8 +211,9 @@ mod tests {
                         "filled": { "rss_kib": 10240, "pss_kib": 5120 } }],
         });
         let tables = tables_of(&results).unwrap();
-        assert!(tables.contains("| capsule, own socket | **1.50** 0.600 ms |"), "{tables}");
+        assert!(tables.contains("| capsule, own socket | **1.50** 0.667 ms |"), "{tables}");
         assert!(tables.contains("| capsule, own socket | **2.00** 8.00/s |"), "{tables}");
+        assert!(tables.contains("| capsule, own socket | 0.600, 0.600 |"), "{tables}");
         assert!(tables.contains("| 1 | none | none | 3.0 fdatasync | none | no |"), "{tables}");
         assert!(tables.contains("| capsule, own socket | 2.0 s | 10.0, 5.0 MiB |  | 12 ms |"), "{tables}");
     }
