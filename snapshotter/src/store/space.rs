@@ -1,9 +1,9 @@
 //! The store's file without holes: what it grows by is written with zeros.
 //!
 //! redb grows its file by leaps (it doubles) and fills it page by page. In a hole, the first write to a page makes the
-//! file system allocate a block. On a full disk that is the write at which everything ends, of a Remove too, which would
-//! have made room; here only growing can fail. And the `fdatasync` behind it has to commit the file system's
-//! journal with everybody's changes in it: on ext4 three to four times as slow as over a block that is there.
+//! file system allocate a block, and the `fdatasync` behind it has to commit the file system's journal with everybody's
+//! changes in it: on ext4 three to four times as slow as over a block that is there. And on a disk that fills up, what the
+//! store has grown to is its own: a Remove, which makes room, finds its pages there.
 
 use std::{io, ops::Bound};
 
@@ -44,14 +44,18 @@ impl<B: StorageBackend> StorageBackend for Filled<B> {
         self.backend.read(offset, out)
     }
 
-    /// Where there is no room for all of it the length stays what it was.
+    /// Where there is no room for all of it, what was added is a hole after all: redb asks for twice its size, and a
+    /// Remove, which makes room, needs but a few pages.
     fn set_len(&self, length: u64) -> io::Result<()> {
         let before = self.backend.len()?;
         self.backend.set_len(length)?;
-        self.fill(before, length).or_else(|full| {
-            self.backend.set_len(before)?;
-            Err(full)
-        })
+        match self.fill(before, length) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                self.backend.set_len(before)?;
+                self.backend.set_len(length)
+            }
+            filled => filled,
+        }
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -141,15 +145,15 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_grow_stays_as_it_is() {
+    fn where_there_is_no_room_for_zeros_the_file_grows_by_a_hole() {
         let filled = Filled::new(Full(InMemoryBackend::new(), 600_000));
         filled.set_len(500_000).unwrap();
         filled.write(499_999, b"x").unwrap();
-        let full = filled.set_len(1_000_000).unwrap_err();
-        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
-        assert_eq!(filled.len().unwrap(), 500_000);
-        let mut last = [0];
-        filled.read(499_999, &mut last).unwrap();
-        assert_eq!(&last, b"x");
+        filled.set_len(1_000_000).unwrap();
+        assert_eq!(filled.len().unwrap(), 1_000_000);
+        let mut found = [1; 3];
+        filled.read(499_999, &mut found).unwrap();
+        assert_eq!(&found, b"x\0\0");
+        assert_eq!(filled.write(999_999, b"x").unwrap_err().kind(), io::ErrorKind::StorageFull);
     }
 }
