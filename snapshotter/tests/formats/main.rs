@@ -174,6 +174,10 @@ async fn every_format_since_the_first_opens_and_holds_everything() {
         let dirs = Dirs::new(root.path());
         dirs.create().unwrap();
         fs::write(dirs.metadata(), gzip("-d", file)).unwrap();
+        // The snapshots' directories, and one that none has any more.
+        for id in 1..=6 {
+            fs::create_dir_all(dirs.upper(id)).unwrap();
+        }
         let store = Store::open(&dirs.metadata()).unwrap_or_else(|error| panic!("format {format}: {error}"));
         let recorded: Vec<Attachment> = read_all(&store).unwrap().into_values().collect();
         assert_eq!(recorded, [attachment()], "format {format}");
