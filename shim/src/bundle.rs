@@ -27,6 +27,8 @@ const LOG_MODE: &str = "resourcecapsules.io/log-mode";
 const LOG_BUFFER: &str = "resourcecapsules.io/log-max-buffer-size";
 /// The same as Docker's.
 const DEFAULT_LOG_BUFFER: usize = 1 << 20;
+/// The shim's memory is the host's, and whoever writes a pod chooses the size.
+const MAX_LOG_BUFFER: usize = 64 << 20;
 
 /// A bundle directory: owned by the host, out of the container's reach.
 #[derive(Debug, Clone)]
@@ -143,8 +145,8 @@ impl Spec {
             }
             (Some("non-blocking"), None) => Ok(Some(DEFAULT_LOG_BUFFER)),
             (Some("non-blocking"), Some(size)) => match parse_size(size) {
-                Some(size) => Ok(Some(size)),
-                None => Err(invalid(LOG_BUFFER, "give bytes, or a number with k, m or g, such as 4m")),
+                Some(size) if size <= MAX_LOG_BUFFER => Ok(Some(size)),
+                _ => Err(invalid(LOG_BUFFER, "give bytes, or a number with k or m, such as 4m: at most 64m")),
             },
             (Some(_), _) => Err(invalid(LOG_MODE, "give blocking or non-blocking")),
         }
@@ -321,6 +323,9 @@ mod tests {
             (Some("non-blocking"), Some("4096"), Some(Some(4096))),
             (Some("non-blocking"), Some("4m"), Some(Some(4 << 20))),
             (Some("non-blocking"), Some("64 KiB"), Some(Some(64 << 10))),
+            (Some("non-blocking"), Some("64m"), Some(Some(64 << 20))),
+            (Some("non-blocking"), Some("65537k"), None),
+            (Some("non-blocking"), Some("1g"), None),
             (Some("non-blocking"), Some("0"), None),
             (Some("non-blocking"), Some("4x"), None),
             (Some("non-blocking"), Some("99999999999g"), None),

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use capsule_proto::node::{AttachNamedRequest, NodeClient};
+use capsule_proto::node::{AttachNamedRequest, AttachNamedResponse, NodeClient};
 use thiserror::Error;
 use ttrpc::r#async::Client;
 
@@ -55,21 +55,36 @@ pub async fn attach_named(
     annotation: &'static str,
     value: &str,
 ) -> Result<(), NodeError> {
-    let socket = Path::new(registration::RUN).join("node.sock");
-    let client = connect(&socket, annotation).await?;
     let request = AttachNamedRequest {
         namespace: namespace.to_owned(),
         container_id: container.to_owned(),
         attachments: value.to_owned(),
         ..Default::default()
     };
-    let answered = client.attach_named(ttrpc::context::with_duration(DEADLINE), &request).await;
-    let answer = answered.map_err(|error| match error {
-        ttrpc::Error::RpcStatus(status) => NodeError::Refused { annotation, message: status.message },
-        source => NodeError::Unreachable { socket, annotation, source },
-    })?;
+    let answer = ask(Path::new(registration::RUN).join("node.sock"), annotation, &request).await?;
     log::info!("container {container}: attached {} before its start", answer.attached.join(", "));
     Ok(())
+}
+
+async fn ask(
+    socket: PathBuf,
+    annotation: &'static str,
+    request: &AttachNamedRequest,
+) -> Result<AttachNamedResponse, NodeError> {
+    use ttrpc::Error::{Eof, RemoteClosed, RpcStatus, Socket};
+    let began = Instant::now();
+    loop {
+        let client = connect(&socket, annotation).await?;
+        match client.attach_named(ttrpc::context::with_duration(DEADLINE), request).await {
+            Ok(answer) => return Ok(answer),
+            Err(RpcStatus(status)) => return Err(NodeError::Refused { annotation, message: status.message }),
+            // It ended before it answered, as it may while it is upgraded. What it has attached by then is left as it is.
+            Err(Eof | RemoteClosed | Socket(_)) if began.elapsed() < DEADLINE => {
+                tokio::time::sleep(RETRY).await;
+            }
+            Err(source) => return Err(NodeError::Unreachable { socket, annotation, source }),
+        }
+    }
 }
 
 async fn connect(socket: &Path, annotation: &'static str) -> Result<NodeClient, NodeError> {
@@ -82,5 +97,48 @@ async fn connect(socket: &Path, annotation: &'static str) -> Result<NodeClient, 
                 return Err(NodeError::Unreachable { socket: socket.to_owned(), annotation, source });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::net::UnixListener, sync::Arc};
+
+    use async_trait::async_trait;
+    use capsule_proto::node::{Node, create_node};
+    use ttrpc::r#async::{Server, TtrpcContext};
+
+    use super::*;
+
+    struct Capsuled;
+
+    #[async_trait]
+    impl Node for Capsuled {
+        async fn attach_named(
+            &self,
+            _: &TtrpcContext,
+            request: AttachNamedRequest,
+        ) -> ttrpc::Result<AttachNamedResponse> {
+            Ok(AttachNamedResponse { attached: vec![request.attachments], ..Default::default() })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_capsuled_that_ends_before_it_answers_is_asked_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("node.sock");
+        let first = UnixListener::bind(&socket).unwrap();
+        let asking = tokio::spawn({
+            let request = AttachNamedRequest { attachments: "tz".to_owned(), ..Default::default() };
+            let socket = socket.clone();
+            async move { ask(socket, "a", &request).await }
+        });
+        let accepted = tokio::task::spawn_blocking(move || first.accept().unwrap());
+        drop(accepted.await.unwrap());
+        fs::remove_file(&socket).unwrap();
+        let server = Server::new().bind(&format!("unix://{}", socket.display())).unwrap();
+        let mut server = server.register_service(create_node(Arc::new(Capsuled)));
+        server.start().await.unwrap();
+        assert_eq!(asking.await.unwrap().unwrap().attached, ["tz"]);
     }
 }

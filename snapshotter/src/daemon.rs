@@ -33,8 +33,8 @@ use crate::{
     store::{Store, StoreError, Watch},
 };
 
-/// How long calls that were dropped at the end of the drain may still take to let go of the stores. With the drain it is
-/// shorter than `TimeoutStopSec` of `capsuled.service`.
+/// How long calls that were dropped at the end of the drain may still take to let go of the stores. With the drains of
+/// clients' and shims' calls it is shorter than `TimeoutStopSec` of `capsuled.service`.
 const CLOSING: Duration = Duration::from_secs(3);
 
 /// Why the daemon ended by itself.

@@ -35,6 +35,10 @@ impl<B: StorageBackend> Filled<B> {
     }
 }
 
+fn is_out_of_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 impl<B: StorageBackend> StorageBackend for Filled<B> {
     fn len(&self) -> io::Result<u64> {
         self.backend.len()
@@ -50,7 +54,7 @@ impl<B: StorageBackend> StorageBackend for Filled<B> {
         let before = self.backend.len()?;
         self.backend.set_len(length)?;
         match self.fill(before, length) {
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            Err(error) if is_out_of_space(&error) => {
                 self.backend.set_len(before)?;
                 self.backend.set_len(length)
             }
@@ -103,9 +107,9 @@ mod tests {
 
     use super::*;
 
-    /// A disk with room for so many bytes.
+    /// A disk with room for so many bytes, and what it says when they are used up.
     #[derive(Debug)]
-    struct Full(InMemoryBackend, u64);
+    struct Full(InMemoryBackend, u64, io::ErrorKind);
 
     impl StorageBackend for Full {
         fn len(&self) -> io::Result<u64> {
@@ -123,7 +127,7 @@ mod tests {
         fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
             let end = offset + data.len() as u64;
             if end > self.1 {
-                return Err(io::ErrorKind::StorageFull.into());
+                return Err(self.2.into());
             }
             self.0.write(offset, data)
         }
@@ -146,14 +150,16 @@ mod tests {
 
     #[test]
     fn where_there_is_no_room_for_zeros_the_file_grows_by_a_hole() {
-        let filled = Filled::new(Full(InMemoryBackend::new(), 600_000));
-        filled.set_len(500_000).unwrap();
-        filled.write(499_999, b"x").unwrap();
-        filled.set_len(1_000_000).unwrap();
-        assert_eq!(filled.len().unwrap(), 1_000_000);
-        let mut found = [1; 3];
-        filled.read(499_999, &mut found).unwrap();
-        assert_eq!(&found, b"x\0\0");
-        assert_eq!(filled.write(999_999, b"x").unwrap_err().kind(), io::ErrorKind::StorageFull);
+        for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
+            let filled = Filled::new(Full(InMemoryBackend::new(), 600_000, kind));
+            filled.set_len(500_000).unwrap();
+            filled.write(499_999, b"x").unwrap();
+            filled.set_len(1_000_000).unwrap();
+            assert_eq!(filled.len().unwrap(), 1_000_000);
+            let mut found = [1; 3];
+            filled.read(499_999, &mut found).unwrap();
+            assert_eq!(&found, b"x\0\0");
+            assert_eq!(filled.write(999_999, b"x").unwrap_err().kind(), kind);
+        }
     }
 }
