@@ -211,10 +211,16 @@ impl Session {
             }
             error = snapshots.failed() => Ok(Ending::Failed(error)),
             error = records.failed() => Ok(Ending::Failed(error)),
-            served = &mut self.served => return Err(joined(served).err().unwrap_or(DaemonError::NotClosed)),
+            served = &mut self.served => {
+                self.runtime.shutdown_background(); // dropped in async code, it would panic
+                return Err(joined(served).err().unwrap_or(DaemonError::NotClosed));
+            }
         };
         _ = self.stop.send(()); // it is there: it has not ended
-        joined(self.served.await)?;
+        if let Err(error) = joined(self.served.await) {
+            self.runtime.shutdown_background(); // as above
+            return Err(error);
+        }
         let closed = close(self.runtime, &self.stores).await;
         match &ending {
             Ok(Ending::Stop) => {} // the end of the process closes what a call that hangs has open
@@ -302,5 +308,27 @@ impl Stop {
 fn tell(state: State) {
     if let Err(error) = notify(state) {
         tracing::warn!(%error, ?state, "the service manager could not be told");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_fails_ends_the_session_with_its_error() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name| root.path().join(name);
+        let sockets = Sockets {
+            api: server::listen(&at("api")).unwrap(),
+            handover: server::listen(&at("handover")).unwrap(),
+        };
+        let stores = ["a", "b"].map(|name| Store::open(&at(name)).unwrap().watch());
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let served = runtime.spawn(async { Err(process("fail")(io::ErrorKind::Other.into())) });
+        let session = Session { runtime, stop: oneshot::channel().0, served, stores };
+        let mut stop = Stop::listen().unwrap();
+        let error = session.run(&sockets, &mut stop).await.err().unwrap();
+        assert!(matches!(error, DaemonError::Process { step: "fail", .. }), "{error}");
     }
 }
