@@ -45,7 +45,7 @@ fn tables_of(results: &Value) -> Result<String> {
     writeln!(text, "{}\n", versions.join(" · "))?;
     for clients in distinct(list(results, "rows"), "clients") {
         let unit =
-            if clients == 1 { "median time of a call" } else { "calls in a second, all clients together" };
+            if clients == 1 { "mean time of a call" } else { "calls in a second, all clients together" };
         let plural = if clients == 1 { "client" } else { "clients" };
         writeln!(
             text,
@@ -111,10 +111,13 @@ fn syncs(counts: &[Value]) -> Result<String> {
         write!(text, "| {} | {}", text_of(&count["subject"]), count["clients"])?;
         for step in &steps {
             let calls = count["steps"][text_of(step)].as_object();
-            let calls = calls
-                .into_iter()
-                .flatten()
-                .map(|(name, count)| format!("{:.1} {name}", count.as_f64().unwrap_or_default()));
+            let calls = calls.into_iter().flatten();
+            let calls = calls.filter_map(|(name, count)| Some((name, count.as_f64()?)));
+            // What is rarer is not the snapshotter's.
+            let calls = calls.filter(|(_, count)| *count >= 0.01).map(|(name, count)| match count {
+                count if count < 0.1 => format!("{count:.2} {name}"),
+                count => format!("{count:.1} {name}"),
+            });
             let calls: Vec<_> = calls.collect();
             write!(text, " | {}", if calls.is_empty() { "none".to_owned() } else { calls.join(", ") })?;
         }

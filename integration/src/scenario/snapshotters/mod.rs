@@ -64,7 +64,7 @@ impl Plan {
         peers: true,
         rounds: 5,
         loads: &[(1, 40), (16, 8), (64, 4)],
-        unpacks: &[(1, 5), (16, 1), (64, 1)],
+        unpacks: &[(1, 11), (16, 3), (64, 2)],
         lists: &[(1, 5), (16, 1), (64, 1)],
         large: large::Size { images: 250, layers: 40 },
         counts: &[(1, 10), (64, 2)],
