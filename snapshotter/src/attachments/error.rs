@@ -61,6 +61,12 @@ pub enum AttachmentError {
         /// What is wrong with it.
         reason: String,
     },
+    /// What is on record of the container may be of an earlier task.
+    #[error("the shim of {container} does not say what is attached to it: start it again")]
+    Unsettled {
+        /// The container.
+        container: ContainerKey,
+    },
     /// A target that no container can have.
     #[error("target: {0}")]
     Target(#[from] InvalidPath),

@@ -57,7 +57,7 @@ impl Attachments {
     /// already, because the call is repeated, are left as they are.
     ///
     /// # Errors
-    /// As [`Attachments::attach`]; [`AttachmentError::Named`].
+    /// As [`Attachments::attach`]; [`AttachmentError::Named`], [`AttachmentError::Unsettled`].
     pub async fn attach_named(
         &self,
         container: &ContainerKey,
@@ -65,7 +65,9 @@ impl Attachments {
     ) -> Result<Vec<Attachment>, AttachmentError> {
         let mut specs = parse_named(named)?;
         // What is on record of an earlier task of this container is not mounted in this one.
-        self.settle(container).await;
+        if !self.settle(container).await {
+            return Err(AttachmentError::Unsettled { container: container.clone() });
+        }
         let present = self.records.shown(container);
         specs.retain(|spec| !present.iter().any(|attachment| is(attachment, spec)));
         if specs.is_empty() {

@@ -122,6 +122,9 @@ impl Hotplug for FakeShim {
 
     async fn list(&self, _: &TtrpcContext, _: wire::ListRequest) -> ttrpc::Result<wire::ListResponse> {
         let state = self.0.lock().unwrap();
+        if state.refuse.iter().any(|call| call == "list") {
+            return Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::INTERNAL, "no list")));
+        }
         let mut reply = wire::ListResponse::new();
         for (id, request) in &state.mounted {
             let mut attachment = wire::Attachment::new();

@@ -218,7 +218,9 @@ impl From<AttachmentError> for Status {
             | AttachmentError::InUse { .. } => Code::FailedPrecondition,
             AttachmentError::Occupied { .. } => Code::AlreadyExists,
             AttachmentError::Shim(ShimError::Refused { code, .. }) => *code,
-            AttachmentError::Shim(ShimError::Unreachable { .. }) => Code::Unavailable,
+            AttachmentError::Shim(ShimError::Unreachable { .. }) | AttachmentError::Unsettled { .. } => {
+                Code::Unavailable
+            }
             AttachmentError::Shim(ShimError::NoShim(_)) => Code::FailedPrecondition,
             AttachmentError::Shim(_) | AttachmentError::Store(_) => Code::Internal,
             AttachmentError::Containerd(e) => return containerd(e),

@@ -39,7 +39,7 @@ async fn a_shim_that_does_not_answer_holds_up_neither_the_start_nor_a_list() {
     node.engine.upgrade(&choice("tzdata"), None).await.unwrap();
     assert_eq!(node.listed().await, ["tzdata@1", "tzdata@2"]);
     assert_eq!(node.engine.users_of(node.published[1].digest.as_str()).len(), 1);
-    // Two seconds of patience for the start and for each list; the shim's own deadline is 30.
+    // The start and each list have seconds of patience at most; the shim's own deadline is 30.
     assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
 }
 
@@ -56,4 +56,20 @@ async fn until_a_shim_has_said_what_is_draining_nothing_is_removed() {
     drop(listener);
     node.engine.settle(&key_of("c2")).await;
     node.snapshots.remove(&name).unwrap();
+}
+
+#[tokio::test]
+async fn a_record_that_the_shim_does_not_confirm_is_not_taken_for_a_named_attachment() {
+    let node = TestNode::start().await;
+    let first = node.engine.attach_named(&key(), "tzdata@1").await.unwrap();
+    let again = node.engine.attach_named(&key(), "tzdata@1").await.unwrap();
+    assert_eq!(again, first, "a call that is repeated");
+    // A new task of the container, which has nothing.
+    node.shim.0.lock().unwrap().mounted.clear();
+    node.shim.0.lock().unwrap().refuse.push("list".to_owned());
+    let refused = node.engine.attach_named(&key(), "tzdata@1").await.unwrap_err();
+    assert!(matches!(refused, AttachmentError::Unsettled { .. }), "{refused}");
+    node.shim.0.lock().unwrap().refuse.clear();
+    node.engine.attach_named(&key(), "tzdata@1").await.unwrap();
+    assert_eq!(node.shim.mounted(), ["tzdata@1"]);
 }
