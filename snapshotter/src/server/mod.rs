@@ -1,5 +1,7 @@
 //! Serving on unix sockets: where they come from, their modes, and the drain at the end.
 
+mod linger;
+
 use std::{
     fs::{self, DirBuilder, Permissions},
     future::Future,
@@ -15,8 +17,10 @@ use std::{
 use listenfd::ListenFd;
 use rustix::net::sockopt;
 use tokio::sync::oneshot;
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::{StreamExt, wrappers::UnixListenerStream};
 use tonic::service::Routes;
+
+use linger::Connections;
 
 /// How long calls under way may take once the daemon is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -187,16 +191,18 @@ pub async fn serve(
             Err(_) => std::future::pending().await,
         }
     };
-    let server = tonic::transport::Server::builder()
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop);
+    let connections = Connections::new();
+    let incoming = UnixListenerStream::new(listener).map(|stream| stream.map(|s| connections.accept(s)));
+    let server =
+        tonic::transport::Server::builder().add_routes(routes).serve_with_incoming_shutdown(incoming, stop);
     tokio::select! {
-        served = server => served.map_err(ServerError::Serve),
+        served = server => served.map_err(ServerError::Serve)?,
         () = deadline => {
             tracing::warn!(seconds = DRAIN.as_secs(), "calls still under way at the end of the drain are dropped");
-            Ok(())
         }
     }
+    connections.ended().await;
+    Ok(())
 }
 
 #[cfg(test)]
