@@ -186,10 +186,10 @@ mod tests {
     }
 
     #[test]
-    fn a_paused_process_lives() {
+    fn a_process_that_waits_or_is_paused_lives() {
         let states = [
             (State::Added, None),
-            (State::Created { pid: 7 }, None),
+            (State::Created { pid: 7 }, Some(7)),
             (State::Running { pid: 7 }, Some(7)),
             (State::Paused { pid: 7 }, Some(7)),
             (State::Stopped { pid: 7, exit: EXIT }, None),
