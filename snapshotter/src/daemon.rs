@@ -12,7 +12,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use capsule_proto::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{Signal, SignalKind, signal},
@@ -257,7 +256,7 @@ async fn serve(
 ) -> Result<(), DaemonError> {
     let (snapshots, watch) = open_snapshots(&config)?;
     let node = Node::open(&config, snapshots.clone()).await?;
-    let routes = node.routes().add_service(SnapshotsServer::new(SnapshotsService::new(snapshots)));
+    let routes = node.routes().add_service(SnapshotsService::new(snapshots).into_server());
     let shims = node.serve_shims(&config).await?;
     node.follow_containerd();
     _ = started.send([watch, node.watch()]); // who started it waits

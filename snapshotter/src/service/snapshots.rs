@@ -8,7 +8,8 @@ use capsule_proto::containerd::{
         ListSnapshotsResponse, MountsRequest, MountsResponse, PrepareSnapshotRequest,
         PrepareSnapshotResponse, RemoveSnapshotRequest, StatSnapshotRequest, StatSnapshotResponse,
         UpdateSnapshotRequest, UpdateSnapshotResponse, UsageRequest, UsageResponse, ViewSnapshotRequest,
-        ViewSnapshotResponse, snapshots_server::Snapshots as SnapshotsApi,
+        ViewSnapshotResponse,
+        snapshots_server::{Snapshots as SnapshotsApi, SnapshotsServer},
     },
     types::Mount as WireMount,
 };
@@ -30,6 +31,9 @@ const BLOCK: usize = 100;
 /// How many messages of a listing may wait for a slow client.
 const BLOCKS_AHEAD: usize = 2;
 
+/// Largest request: the largest that containerd takes and passes on (`defaults/defaults.go`, `DefaultMaxRecvMsgSize`).
+const REQUEST_MAX: usize = 16 << 20;
+
 /// The service.
 #[derive(Clone, Debug)]
 pub struct SnapshotsService {
@@ -40,6 +44,11 @@ impl SnapshotsService {
     /// The service over `engine`.
     pub fn new(engine: Snapshots) -> Self {
         Self { engine }
+    }
+
+    /// The service, to be served.
+    pub fn into_server(self) -> SnapshotsServer<Self> {
+        SnapshotsServer::new(self).max_decoding_message_size(REQUEST_MAX)
     }
 
     /// Runs a call of the engine where it may wait for the disk. A caller that goes away does not stop it half-way.

@@ -95,6 +95,7 @@ conformance! {
         labels::updates_follow_their_field_paths,
         labels::keys_of_labels_may_have_dots,
         labels::labels_have_a_size_limit,
+        labels::labels_may_be_many,
         labels::key_and_value_count_together_and_each_label_alone,
         labels::labels_without_a_value_are_none,
         labels::labels_need_a_key,

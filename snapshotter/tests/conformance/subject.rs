@@ -39,6 +39,9 @@ type Transport = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, 
 /// Keeps containerd's garbage collector away.
 const ROOT_LABEL: &str = "containerd.io/gc.root";
 
+/// Largest message of containerd's clients and servers.
+const MESSAGE_MAX: usize = 16 << 20;
+
 /// Labels by key.
 pub type Labels = HashMap<String, String>;
 
@@ -62,8 +65,7 @@ pub fn labels(pairs: &[(&str, &str)]) -> Labels {
 }
 
 /// A service of this process, as a transport: through the API's messages, and no socket.
-fn in_process(service: impl SnapshotsApi) -> Transport {
-    let server = SnapshotsServer::new(service);
+fn in_process(server: SnapshotsServer<impl SnapshotsApi>) -> Transport {
     BoxCloneSyncService::new(ServiceExt::<http::Request<Body>>::map_err(server, |never| match never {}))
 }
 
@@ -81,7 +83,7 @@ async fn read_release(channel: Channel) -> (u32, u32) {
 impl Subject {
     fn new(transport: Transport, scenario: &str, kept: impl Any + Send + Sync) -> Self {
         Self {
-            client: SnapshotsClient::new(transport),
+            client: SnapshotsClient::new(transport).max_decoding_message_size(MESSAGE_MAX),
             snapshotter: "capsule".to_owned(),
             prefix: String::new(),
             mark: scenario.to_owned(),
@@ -92,7 +94,11 @@ impl Subject {
 
     /// The reference model in memory. It has no directories and gives no mounts.
     pub fn model(scenario: &str) -> Self {
-        Self::new(in_process(Served::default()), scenario, ())
+        Self::new(
+            in_process(SnapshotsServer::new(Served::default()).max_decoding_message_size(MESSAGE_MAX)),
+            scenario,
+            (),
+        )
     }
 
     /// The engine over a store and directories on the disk, without a daemon.
@@ -104,7 +110,7 @@ impl Subject {
         let overlay = OverlayOptions::read().unwrap();
         let behaviour = Behaviour { remap_ids: true, ..Behaviour::default() };
         let engine = Snapshots::open(Environment { store, dirs, overlay, behaviour }).unwrap();
-        Self::new(in_process(SnapshotsService::new(engine)), scenario, root)
+        Self::new(in_process(SnapshotsService::new(engine).into_server()), scenario, root)
     }
 
     /// A capsuled process over its socket.

@@ -53,6 +53,16 @@ pub async fn labels_have_a_size_limit(subject: &mut Subject) {
     assert_eq!(code(subject.stat("b").await), Code::NotFound);
 }
 
+/// Each label has a limit, and how many there are has none but that of a message.
+pub async fn labels_may_be_many(subject: &mut Subject) {
+    let label = |n: u32| (format!("containerd.io/snapshot/{n}"), "v".repeat(4000));
+    let many: super::Labels = (0..1500).map(label).collect();
+    subject.prepare("a", "", many.clone()).await.unwrap();
+    assert_eq!(subject.stat("a").await.unwrap().labels, many);
+    subject.commit("A", "a", many.clone()).await.unwrap();
+    assert_eq!(subject.list_blocks().await.unwrap().concat()[0].labels, many);
+}
+
 pub async fn key_and_value_count_together_and_each_label_alone(subject: &mut Subject) {
     let sized = |key: usize, value: usize| (format!("{}k", "K".repeat(key - 1)), "v".repeat(value));
     let fits = [sized(1, 4095), sized(2048, 2048), sized(4095, 1), ("é".repeat(1000), "é".repeat(1048))];
