@@ -275,6 +275,7 @@ fn open_snapshots(config: &Config) -> Result<(Snapshots, Watch), DaemonError> {
     let dirs = Dirs::new(&config.root);
     dirs.create()?;
     dirs.check_root(&overlay)?;
+    dirs.check_store()?;
     let store = Store::open(&dirs.metadata())?;
     let watch = store.watch();
     let environment = Environment { store, dirs, overlay, behaviour: config.snapshots.behaviour };

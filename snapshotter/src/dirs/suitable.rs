@@ -3,7 +3,7 @@
 
 use std::{
     ffi::OsStr,
-    fmt, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
 };
 
@@ -48,6 +48,17 @@ pub enum UnsuitableRoot {
         #[source]
         source: io::Error,
     },
+    /// Snapshots, and nothing that knows them: with a new store they would all be leftovers.
+    #[error(
+        "{snapshots} holds snapshots, and the metadata store {store} that knows them is missing or empty: restore it, \
+         or remove {snapshots} to begin anew"
+    )]
+    NoStore {
+        /// The directory of the snapshots.
+        snapshots: PathBuf,
+        /// The store's file.
+        store: PathBuf,
+    },
     /// The kernel refuses.
     #[error(
         "no overlay can be mounted with its upper directory in {path}{options}: set root to a directory on a local \
@@ -71,7 +82,7 @@ impl UnsuitableRoot {
             Self::Dirs(error) => error.kind(),
             Self::NoAttributes { source, .. } => source.kind(),
             Self::Overlay { source, .. } => io::Error::from(source.errno()).kind(),
-            Self::Open(_) | Self::NoTypes { .. } => return false,
+            Self::Open(_) | Self::NoTypes { .. } | Self::NoStore { .. } => return false,
         };
         matches!(
             kind,
@@ -114,6 +125,23 @@ impl Dirs {
             }
             tried => tried,
         }
+    }
+
+    /// Refuses to begin a new store where there are snapshots. No crash leads there: the store's file is whole, under its
+    /// name and on the disk before the first snapshot is made.
+    ///
+    /// # Errors
+    /// [`UnsuitableRoot::NoStore`], or when the directory of snapshots cannot be read.
+    pub fn check_store(&self) -> Result<(), UnsuitableRoot> {
+        let store = self.metadata();
+        let is_new = match fs::metadata(&store) {
+            Ok(found) => found.len() == 0,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        if is_new && !self.present()?.is_empty() {
+            return Err(UnsuitableRoot::NoStore { snapshots: self.snapshots(), store });
+        }
+        Ok(())
     }
 
     fn try_overlays(&self, staged: &Staged, overlay: &OverlayOptions) -> Result<(), UnsuitableRoot> {
@@ -159,8 +187,6 @@ fn try_attribute(directory: &Path, name: impl AsRef<OsStr>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
     use super::*;
@@ -188,6 +214,23 @@ mod tests {
             checked
         })
         .unwrap()
+    }
+
+    #[test]
+    fn a_new_store_is_not_begun_where_there_are_snapshots() {
+        let root = tempfile::tempdir().unwrap();
+        let dirs = Dirs::new(root.path());
+        dirs.create().unwrap();
+        fs::create_dir(dirs.snapshots().join("new-0")).unwrap(); // what a crash left of the very first call
+        dirs.check_store().unwrap();
+        fs::create_dir(dirs.snapshots().join("7")).unwrap();
+        let missing = dirs.check_store().unwrap_err();
+        assert!(matches!(missing, UnsuitableRoot::NoStore { .. }), "{missing}");
+        fs::write(dirs.metadata(), "").unwrap();
+        let empty = dirs.check_store().unwrap_err();
+        assert!(matches!(empty, UnsuitableRoot::NoStore { .. }), "{empty}");
+        fs::write(dirs.metadata(), "a store").unwrap();
+        dirs.check_store().unwrap();
     }
 
     fn with(option: &str) -> OverlayOptions {

@@ -139,10 +139,11 @@ impl Campaign {
         assert!(!daemon.log().contains("panicked"), "{}", daemon.log());
     }
 
-    /// What a death leaves at worst: trees that no record names.
+    /// What a death leaves at worst: trees that no record names. None before there is a store.
     fn plant_leftovers(&mut self) {
-        let snapshots = self.place.path().join("lib/snapshots");
-        for name in ["new-0", "new-77", "4000000000"].iter().filter(|_| snapshots.exists()) {
+        let lib = self.place.path().join("lib");
+        let snapshots = lib.join("snapshots");
+        for name in ["new-0", "new-77", "4000000000"].iter().filter(|_| lib.join("metadata.redb").exists()) {
             let path = snapshots.join(name).join("fs");
             fs::create_dir_all(&path).unwrap();
             for _ in 0..5 {
