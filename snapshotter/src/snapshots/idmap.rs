@@ -22,7 +22,7 @@ const QUOTE: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdMapError {
     /// An extent is not three numbers.
-    #[error("{extent:?} is not CONTAINER:HOST:LENGTH, three numbers below 4294967295 (the last above 0)")]
+    #[error("{extent:?} is not CONTAINER:HOST:LENGTH, ids from 0 to 4294967294 and how many")]
     Extent {
         /// The beginning of the extent.
         extent: String,
@@ -58,10 +58,11 @@ struct Extent {
 impl Extent {
     fn parse(text: &str) -> Result<Self, IdMapError> {
         let malformed = || IdMapError::Extent { extent: text.chars().take(QUOTE).collect() };
-        let mut numbers = text.split(':').map(parse_id);
+        let mut numbers = text.split(':').map(parse_number);
         let mut next = || numbers.next().flatten().ok_or_else(malformed);
         let extent = Self { container: next()?, host: next()?, length: next()? };
-        if numbers.next().is_some() || extent.length == 0 {
+        let is_id = |number: u32| number < u32::MAX; // which means "none": (uid_t) -1, chown(2)
+        if numbers.next().is_some() || !is_id(extent.container) || !is_id(extent.host) || extent.length == 0 {
             return Err(malformed());
         }
         let fits = |first: u32| first.checked_add(extent.length).is_some();
@@ -72,10 +73,10 @@ impl Extent {
     }
 }
 
-/// An id is a decimal number below 4294967295, which means "none" (`(uid_t) -1`, chown(2)).
-fn parse_id(text: &str) -> Option<u32> {
+/// Decimal digits and nothing else.
+fn parse_number(text: &str) -> Option<u32> {
     let plain = text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse().ok().filter(|id| plain && *id < u32::MAX)
+    text.parse().ok().filter(|_| plain)
 }
 
 /// Whether any two of these runs of ids, (first, length), have an id in common.
@@ -176,7 +177,9 @@ mod tests {
 
     #[test]
     fn mappings_have_one_or_several_extents() {
-        for text in ["0:1000:1", "0:100000:65536", "0:1:1,1:100:10,4294967290:7:4", "5:6:7,0:0:5"] {
+        for text in
+            ["0:1000:1", "0:100000:65536", "0:1:1,1:100:10,4294967290:7:4", "5:6:7,0:0:5", "0:0:4294967295"]
+        {
             assert_eq!(parse(text).unwrap().to_string(), text);
         }
         assert_eq!(parse("5:6:7,0:99:5").unwrap().root(), 99);
@@ -199,6 +202,8 @@ mod tests {
             ("0:1000:0", malformed("0:1000:0")),
             ("0:1000:10,", malformed("")),
             ("0:0:1,upperdir=/etc", malformed("upperdir=/etc")),
+            ("0:0:4294967296", malformed("0:0:4294967296")),
+            ("0:1:4294967295", beyond("0:1:4294967295")),
             ("0:4294967294:2", beyond("0:4294967294:2")),
             ("0:0:10,9:20:1", IdMapError::Overlap),
             ("0:0:10,10:9:1", IdMapError::Overlap),
@@ -234,8 +239,8 @@ mod tests {
         let refused = maps(&[(UID_LABEL, "0:1000:5"), (GID_LABEL, "zero")]).unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "label containerd.io/snapshot/gidmapping is no id mapping: \"zero\" is not CONTAINER:HOST:LENGTH, three \
-             numbers below 4294967295 (the last above 0)"
+            "label containerd.io/snapshot/gidmapping is no id mapping: \"zero\" is not CONTAINER:HOST:LENGTH, ids \
+             from 0 to 4294967294 and how many"
         );
     }
 }
