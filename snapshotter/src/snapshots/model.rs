@@ -8,7 +8,7 @@ use super::idmap::IdMapError;
 const LABEL_LIMIT: usize = 4096;
 /// How much of an overlong label's key an error quotes.
 const LABEL_QUOTE: usize = 64;
-/// Longest key or name, as in containerd's own store (bbolt's `MaxKeySize`).
+/// Longest key or name: what containerd's own store is made for (bbolt's `MaxKeySize`), which lets longer ones pass.
 const KEY_LIMIT: usize = 32768;
 
 /// Input that can never be right, whatever the state of the store.
