@@ -16,6 +16,8 @@ use crate::snapshots::MountOption;
 
 /// Most bytes of a socket's path (`sun_path` of unix(7), without its final zero byte).
 const SOCKET_PATH_LIMIT: usize = 107;
+/// The API's socket in the run directory. No other socket there has a longer name.
+const SOCKET: &str = "capsuled.sock";
 /// Most bytes of a containerd namespace or plugin name (containerd, `pkg/identifiers`).
 const IDENTIFIER_LIMIT: usize = 76;
 /// Snapshotters inside containerd: a proxy plugin of the same name makes containerd 2.1 panic.
@@ -60,7 +62,7 @@ impl Reader<'_> {
         for (key, value) in table {
             match key.get_ref().as_ref() {
                 "root" => self.set(&mut config.root, "root", value, parse_root),
-                "run" => self.set(&mut config.run, "run", value, parse_path),
+                "run" => self.set(&mut config.run, "run", value, parse_run),
                 "socket" => socket = self.value("socket", value, parse_socket),
                 "containerd" => self.containerd(&mut config, value),
                 "snapshots" => self.snapshots(&mut config, value),
@@ -72,7 +74,7 @@ impl Reader<'_> {
                 ),
             }
         }
-        config.socket = socket.unwrap_or_else(|| config.run.join("capsuled.sock"));
+        config.socket = socket.unwrap_or_else(|| config.run.join(SOCKET));
         config
     }
 
@@ -227,6 +229,18 @@ fn parse_root(text: &str) -> Result<PathBuf, String> {
         return Err(format!("overlayfs cannot use a path with {char:?}"));
     }
     parse_path(text)
+}
+
+/// The directory must leave room for the names of the sockets in it.
+fn parse_run(text: &str) -> Result<PathBuf, String> {
+    let path = parse_path(text)?;
+    let length = path.join(SOCKET).as_os_str().len();
+    if length > SOCKET_PATH_LIMIT {
+        return Err(format!(
+            "a socket's path has at most {SOCKET_PATH_LIMIT} bytes, and {SOCKET} in it would have {length}"
+        ));
+    }
+    Ok(path)
 }
 
 fn parse_socket(text: &str) -> Result<PathBuf, String> {

@@ -128,10 +128,13 @@ fn broken_syntax_does_not_hide_other_mistakes() {
 #[test]
 fn values_are_checked_for_what_breaks_later() {
     let long = format!("socket = '/{}'", "s".repeat(107));
+    let no_room = format!("run = '/{}'", "r".repeat(93));
+    assert!(parse_config(&format!("run = '/{}'", "r".repeat(92))).is_ok());
     let cases = [
         ("root = '/a:b'", "overlayfs cannot use a path with ':'"),
         ("root = '/'", "absolute path below /"),
         (long.as_str(), "at most 107 bytes, and this has 108"),
+        (no_room.as_str(), "capsuled.sock in it would have 108"),
         ("containerd.namespace = 'a..b'", "letters and digits"),
         ("[[containerd]]", "containerd is an array, and must be a table"),
         ("snapshots.mount_options = 'volatile'", "is a string, and must be an array"),
