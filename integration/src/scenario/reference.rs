@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::ctr::{OURS, Stack, ctr, run as run_program};
+use super::ctr::{Container, OURS, Stack, ctr, run as run_program};
 use super::world::{World, send_logs};
 use crate::event::Reporter;
 use crate::images::Image;
@@ -78,6 +78,28 @@ fn once(reporter: &mut Reporter, stack: Stack, name: &dyn Fn(&str) -> String) {
     });
 }
 
+fn ten_at_once(stack: Stack, container: &Container) -> Result<String> {
+    let outcomes: Vec<Result<String>> = std::thread::scope(|scope| {
+        let execs: Vec<_> = (0..10)
+            .map(|n| scope.spawn(move || container.sh(&format!("many{n}"), &format!("echo {n}"))))
+            .collect();
+        execs
+            .into_iter()
+            .map(|exec| exec.join().unwrap_or_else(|_| Err(anyhow::anyhow!("panicked"))))
+            .collect()
+    });
+    // containerd's own shim loses the output of an exec now and then (9 of 500, measured); ours must not.
+    let forgiven = if stack.runtime == OURS.runtime { 0 } else { 2 };
+    let mut lost = 0;
+    for (n, outcome) in outcomes.into_iter().enumerate() {
+        let out = outcome?;
+        lost += usize::from(out.is_empty());
+        ensure!(out.is_empty() || out == format!("{n}\n"), "exec {n} wrote {out:?}");
+    }
+    ensure!(lost <= forgiven, "the output of {lost} execs is lost");
+    Ok(if lost > 0 { format!("the output of {lost} is lost") } else { String::new() })
+}
+
 fn long_lived(reporter: &mut Reporter, stack: Stack, name: &dyn Fn(&str) -> String) -> Result<()> {
     let command = ["/bin/sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.05; done"];
     let container = reporter.must(&name("run -d"), || {
@@ -96,23 +118,7 @@ fn long_lived(reporter: &mut Reporter, stack: Stack, name: &dyn Fn(&str) -> Stri
         ensure!(out == "sh\nwhat the image itself holds\n", "{out:?}");
         Ok(String::new())
     });
-    reporter.check(&name("exec: ten at once"), || {
-        let container = &container;
-        let outcomes: Vec<Result<String>> = std::thread::scope(|scope| {
-            let execs: Vec<_> = (0..10)
-                .map(|n| scope.spawn(move || container.sh(&format!("many{n}"), &format!("echo {n}"))))
-                .collect();
-            execs
-                .into_iter()
-                .map(|exec| exec.join().unwrap_or_else(|_| Err(anyhow::anyhow!("panicked"))))
-                .collect()
-        });
-        for (n, outcome) in outcomes.into_iter().enumerate() {
-            let out = outcome?;
-            ensure!(out == format!("{n}\n"), "exec {n} wrote {out:?}");
-        }
-        Ok(String::new())
-    });
+    reporter.check(&name("exec: ten at once"), || ten_at_once(stack, &container));
     reporter.check(&name("ps lists the first process"), || {
         let list = ctr(&["task", "ps", "long"])?.success("ctr task ps")?;
         let pid = container.pid()?.to_string();
