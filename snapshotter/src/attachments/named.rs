@@ -32,9 +32,8 @@ fn parse_entry(entry: &str) -> Result<AttachSpec, AttachmentError> {
     let capsule = parts.next().unwrap_or_default();
     let (name, version) = capsule.split_once('@').map_or((capsule, None), |(name, v)| (name, Some(v)));
     let target = parts.next().filter(|target| !target.is_empty());
-    if let Some(target) = target {
-        ContainerPath::parse(target).map_err(|e| wrong(&e))?;
-    }
+    // As a record has it, or a repeated call would not find what it made.
+    let target = target.map(ContainerPath::parse).transpose().map_err(|e| wrong(&e))?;
     let mode = match parts.next() {
         None => None,
         Some("ro") => Some(Mode::Ro),
@@ -47,7 +46,7 @@ fn parse_entry(entry: &str) -> Result<AttachSpec, AttachmentError> {
     Ok(AttachSpec {
         capsule: name.parse().map_err(|e| wrong(&e))?,
         version: version.map(str::parse).transpose().map_err(|e| wrong(&e))?,
-        target: target.map(str::to_owned),
+        target: target.map(|target| target.as_str().to_owned()),
         mode,
     })
 }
@@ -107,6 +106,7 @@ mod tests {
             ("tz", vec!["tz - - -"]),
             ("tz@2026.1", vec!["tz 2026.1 - -"]),
             ("tz:/usr/share/zoneinfo", vec!["tz - /usr/share/zoneinfo -"]),
+            ("tz://usr/share/", vec!["tz - /usr/share -"]),
             ("tz@1::union", vec!["tz 1 - union"]),
             ("tz@1:/a:ro, tools:/:union", vec!["tz 1 /a ro", "tools - / union"]),
         ] {
