@@ -255,11 +255,14 @@ async fn serve(
     started: oneshot::Sender<[Watch; 2]>,
 ) -> Result<(), DaemonError> {
     let (snapshots, watch) = open_snapshots(&config)?;
+    let (dirs, leftovers) = snapshots.leftovers()?;
     let node = Node::open(&config, snapshots.clone()).await?;
     let routes = node.routes().add_service(SnapshotsService::new(snapshots).into_server());
     let shims = node.serve_shims(&config).await?;
     node.follow_containerd();
     _ = started.send([watch, node.watch()]); // who started it waits
+    // There may be millions of files. A thread of its own, which neither a call nor the end of the session waits for.
+    std::thread::spawn(move || dirs.remove_leftovers(&leftovers));
     let stop = async {
         _ = stop.await; // gone or told: both mean to stop
     };

@@ -66,6 +66,7 @@ fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DirsErro
 pub struct Dirs {
     root: PathBuf,
     making: Arc<Making>,
+    removing: Arc<Mutex<()>>,
     flushes: Arc<OnceLock<Flushes>>,
 }
 
@@ -94,7 +95,7 @@ pub struct Staged {
 impl Dirs {
     /// Names the directories under `root`; touches nothing.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), making: Arc::default(), flushes: Arc::default() }
+        Self { root: root.into(), making: Arc::default(), removing: Arc::default(), flushes: Arc::default() }
     }
 
     /// Makes what must be there before anything else, with mode 0700. Does nothing to what is there.
@@ -236,33 +237,50 @@ impl Dirs {
         Ok(present)
     }
 
-    /// Directories that belong to no snapshot and no call under way: what a crash left. To be called while no
-    /// snapshot can be made, so that `known` is complete.
+    /// Directories that belong to no snapshot and no call under way: what a removal or a crash left. To be called
+    /// while no snapshot can be made, so that `known` is complete.
     ///
     /// # Errors
     /// When the directory cannot be read.
-    pub fn leftovers(&self, known: &HashSet<u64>) -> Result<Vec<PathBuf>, DirsError> {
+    pub fn leftovers(&self, known: &HashSet<u64>) -> Result<Vec<Leftover>, DirsError> {
         let path = self.snapshots();
         let mut leftovers = Vec::new();
         for entry in fs::read_dir(&path).map_err(failed("read", &path))? {
             let entry = entry.map_err(failed("read", &path))?;
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            let recorded = name.parse().is_ok_and(|id| known.contains(&id));
+            let id = name.parse().ok();
+            let recorded = id.is_some_and(|id| known.contains(&id));
             if !recorded && !self.making.lock().contains(&*name) {
-                leftovers.push(entry.path());
+                leftovers.push(Leftover { path: entry.path(), id });
             }
         }
         Ok(leftovers)
     }
 
-    /// Removes one of [`Dirs::leftovers`].
-    ///
-    /// # Errors
-    /// When something of it cannot be removed.
-    pub fn remove_leftover(&self, path: &Path) -> Result<(), DirsError> {
-        tree::remove(path).map_err(failed("remove", path))
+    /// Removes these of [`Dirs::leftovers`], after what is being removed already. One that cannot be removed is logged
+    /// and left.
+    pub fn remove_leftovers(&self, leftovers: &[Leftover]) {
+        // Whoever asks for a removal finds it done afterwards, also when another had begun it.
+        let _alone = self.removing.lock().unwrap_or_else(PoisonError::into_inner);
+        for Leftover { path, .. } in leftovers {
+            match tree::remove(path).map_err(failed("remove", path)) {
+                Ok(()) => tracing::debug!(path = %path.display(), "removed a leftover directory"),
+                Err(error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(path = %path.display(), error, "leftover directory stays");
+                }
+            }
+        }
     }
+}
+
+/// A directory that belongs to no snapshot.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Leftover {
+    path: PathBuf,
+    /// Of the snapshot that it was for, if it has come so far.
+    pub id: Option<u64>,
 }
 
 impl Staged {
@@ -365,7 +383,7 @@ mod tests {
             .leftovers(&HashSet::from([1, 7]))
             .unwrap()
             .iter()
-            .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
+            .map(|leftover| leftover.path.file_name().unwrap().to_string_lossy().into_owned())
             .collect();
         found.sort();
         assert_eq!(found, ["2", "new-99", "rubbish"]);

@@ -131,8 +131,13 @@ pub(super) fn remove(root: &Path) -> io::Result<()> {
             break;
         }
     }
-    unlinkat(CWD, root, AtFlags::REMOVEDIR)?;
-    Ok(())
+    Ok(gone(unlinkat(CWD, root, AtFlags::REMOVEDIR))?)
+}
+
+/// That something is not there (any more) is a success: another capsuled, which this one was taken over from or by, may
+/// remove the same tree.
+fn gone(result: rustix::io::Result<()>) -> rustix::io::Result<()> {
+    result.or_else(|errno| if errno == Errno::NOENT { Ok(()) } else { Err(errno) })
 }
 
 struct Removal<'a> {
@@ -168,9 +173,12 @@ impl Removal<'_> {
         if depth == DEPTH {
             return self.move_to_top(parent, name);
         }
-        let directory = open_directory(parent, name)?;
+        let directory = match open_directory(parent, name) {
+            Err(Errno::NOENT) => return Ok(()),
+            opened => opened?,
+        };
         self.empty(directory.as_fd(), depth + 1)?;
-        unlinkat(parent, name, AtFlags::REMOVEDIR)
+        gone(unlinkat(parent, name, AtFlags::REMOVEDIR))
     }
 
     fn move_to_top(&mut self, parent: BorrowedFd<'_>, name: &CString) -> rustix::io::Result<()> {
@@ -179,7 +187,7 @@ impl Removal<'_> {
             let free = format!("deep-{}", self.moved);
             match renameat(parent, name, self.top, &free) {
                 Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => {} // the container chose that name too
-                done => return done,
+                done => return gone(done),
             }
         }
     }

@@ -1,6 +1,13 @@
 //! `containerd.services.snapshots.v1` over the snapshot engine.
 
-use std::{pin::Pin, time::SystemTime};
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
 
 use capsule_proto::containerd::{
     services::snapshots::v1::{
@@ -13,7 +20,15 @@ use capsule_proto::containerd::{
     },
     types::Mount as WireMount,
 };
-use tokio::{sync::mpsc, task::spawn_blocking};
+use futures::{StreamExt as _, future::ready, stream};
+use tokio::{
+    runtime::Handle,
+    sync::{
+        Semaphore,
+        mpsc::{self, error::SendTimeoutError},
+    },
+    task::spawn_blocking,
+};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Code, Request, Response, Status};
 
@@ -30,6 +45,10 @@ use crate::{
 const BLOCK: usize = 100;
 /// How many messages of a listing may wait for a slow client.
 const BLOCKS_AHEAD: usize = 2;
+/// How long one may. A listing keeps a thread, and old pages of the store from being used again.
+const STALLED: Duration = Duration::from_secs(60);
+/// How many listings there are at a time; more of them wait, and no other call does.
+const LISTINGS: usize = 64;
 
 /// Largest request: the largest that containerd takes and passes on (`defaults/defaults.go`, `DefaultMaxRecvMsgSize`).
 const REQUEST_MAX: usize = 16 << 20;
@@ -38,12 +57,13 @@ const REQUEST_MAX: usize = 16 << 20;
 #[derive(Clone, Debug)]
 pub struct SnapshotsService {
     engine: Snapshots,
+    listings: Arc<Semaphore>,
 }
 
 impl SnapshotsService {
     /// The service over `engine`.
     pub fn new(engine: Snapshots) -> Self {
-        Self { engine }
+        Self { engine, listings: Arc::new(Semaphore::new(LISTINGS)) }
     }
 
     /// The service, to be served.
@@ -84,7 +104,7 @@ fn code(error: &SnapshotError) -> Code {
         | SnapshotError::NotActive { .. }
         | SnapshotError::HasChildren { .. }
         | SnapshotError::Pinned { .. } => Code::FailedPrecondition,
-        SnapshotError::LostDirectory { .. } => Code::DataLoss,
+        SnapshotError::LostDirectory { .. } | SnapshotError::NewerDirectories { .. } => Code::DataLoss,
         SnapshotError::Dirs(error) if error.is_out_of_space() => Code::ResourceExhausted,
         SnapshotError::Store(error) if error.is_out_of_space() => Code::ResourceExhausted,
         SnapshotError::Store(error) if error.has_failed_before() => Code::Unavailable,
@@ -169,22 +189,49 @@ impl Fields for Info {
 
 type Block = Result<ListSnapshotsResponse, Status>;
 
-/// Sends what matches, a block at a time; stops when the client is gone. Blocks the thread.
-fn list(engine: &Snapshots, filters: &Filters, blocks: &mpsc::Sender<Block>) {
-    let mut block = Vec::new();
-    let send = |block: &mut Vec<WireInfo>| {
-        let info = std::mem::take(block);
-        info.is_empty() || blocks.blocking_send(Ok(ListSnapshotsResponse { info })).is_ok()
-    };
-    let walked = engine.walk(|info| {
-        if filters.matches(&info) {
-            block.push(wire_info(info));
+/// A listing under way.
+struct Listing {
+    blocks: mpsc::Sender<Block>,
+    /// Set when it ends before its end, which the client must not take for the end.
+    stalled: Arc<AtomicBool>,
+}
+
+impl Listing {
+    /// A listing, and what its client reads.
+    fn new() -> (Self, impl Stream<Item = Block> + Send + use<>) {
+        let (blocks, receiver) = mpsc::channel(BLOCKS_AHEAD);
+        let listing = Self { blocks, stalled: Arc::default() };
+        let stalled = listing.stalled.clone();
+        let last = stream::once(async move {
+            let text = format!("the listing was not read for {} s: ask again", STALLED.as_secs());
+            stalled.load(Ordering::SeqCst).then(|| Err(Status::deadline_exceeded(text)))
+        });
+        (listing, ReceiverStream::new(receiver).chain(last.filter_map(ready)))
+    }
+
+    /// Sends what matches, a block at a time; stops when the client is gone or reads nothing. Blocks the thread.
+    fn run(self, engine: &Snapshots, filters: &Filters) {
+        let mut block = Vec::new();
+        let walked = engine.walk(|info| {
+            if filters.matches(&info) {
+                block.push(wire_info(info));
+            }
+            block.len() < BLOCK || self.send(Ok(std::mem::take(&mut block)))
+        });
+        match walked {
+            Ok(()) if block.is_empty() => {}
+            Ok(()) => _ = self.send(Ok(block)),
+            Err(error) => _ = self.send(Err(error)),
         }
-        block.len() < BLOCK || send(&mut block)
-    });
-    match walked {
-        Ok(()) => _ = send(&mut block),
-        Err(error) => _ = blocks.blocking_send(Err(status(error))),
+    }
+
+    fn send(&self, block: Result<Vec<WireInfo>, SnapshotError>) -> bool {
+        let block = block.map(|info| ListSnapshotsResponse { info }).map_err(status);
+        let sent = Handle::current().block_on(async { self.blocks.send_timeout(block, STALLED).await });
+        if let Err(SendTimeoutError::Timeout(_)) = sent {
+            self.stalled.store(true, Ordering::SeqCst);
+        }
+        sent.is_ok()
     }
 }
 
@@ -260,10 +307,15 @@ impl SnapshotsApi for SnapshotsService {
         request: Request<ListSnapshotsRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
         let filters = Filters::parse(&request.into_inner().filters).map_err(status)?;
-        let (sender, receiver) = mpsc::channel(BLOCKS_AHEAD);
         let engine = self.engine.clone();
-        spawn_blocking(move || list(&engine, &filters, &sender));
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        let turn = self.listings.clone().acquire_owned().await;
+        let turn = turn.map_err(|error| Status::internal(error.to_string()))?;
+        let (listing, read) = Listing::new();
+        spawn_blocking(move || {
+            listing.run(&engine, &filters);
+            drop(turn);
+        });
+        Ok(Response::new(Box::pin(read)))
     }
 
     async fn usage(&self, request: Request<UsageRequest>) -> Result<Response<UsageResponse>, Status> {

@@ -13,6 +13,20 @@ pub enum SnapshotError {
         /// What was looked for.
         key: String,
     },
+    /// The metadata is older than the directories.
+    #[error(
+        "{} has directories up to {newest}, and the metadata store knows of none from {next} on: it is an older copy, \
+         and what was made since would be lost. Restore the newest copy of the store; or, if nothing needs those, move \
+         them away", .snapshots.display()
+    )]
+    NewerDirectories {
+        /// The newest directory.
+        newest: u64,
+        /// What the next snapshot would have.
+        next: u64,
+        /// Where they are.
+        snapshots: PathBuf,
+    },
     /// The key or name is taken.
     #[error("snapshot {key:?} already exists")]
     AlreadyExists {

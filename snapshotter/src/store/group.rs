@@ -13,7 +13,7 @@ use redb::{CommitError, Database, WriteTransaction};
 use super::{StoreError, begin};
 
 /// Most changes in one commit.
-const MEMBERS: usize = 64;
+pub const MEMBERS: usize = 64;
 
 /// Brings changes together.
 #[derive(Debug, Default)]

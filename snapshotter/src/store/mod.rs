@@ -26,6 +26,7 @@ use redb::{
 pub use disk::Watch;
 use disk::Watched;
 use group::Group;
+pub use group::MEMBERS;
 use space::Filled;
 
 /// Store-wide counters, by name: see [`FORMAT`] and [`NEXT_ID`].

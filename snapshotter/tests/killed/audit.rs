@@ -7,7 +7,7 @@ use std::{
 };
 
 use capsule_proto::containerd::services::snapshots::v1::{
-    Info, Kind, ListSnapshotsRequest, MountsRequest, snapshots_client::SnapshotsClient,
+    CleanupRequest, Info, Kind, ListSnapshotsRequest, MountsRequest, snapshots_client::SnapshotsClient,
 };
 use capsuled::{
     dirs::Dirs,
@@ -215,6 +215,8 @@ impl Audit<'_> {
         let Some(store) = self.store else { return };
         check_store(&read(store), clients, self.shared);
         let held: Snapshots = clients.iter().flat_map(|client| client.held.clone()).collect();
+        // Leftovers go in the background, and with this call.
+        self.snapshotter.cleanup(CleanupRequest { snapshotter: "capsule".to_owned() }).await.unwrap();
         check_directories(&self.dirs, &held);
         check_mounts(&mut self.snapshotter, &self.dirs, &held).await;
         for (name, held) in clients.iter_mut().flat_map(|client| client.held.iter_mut()) {

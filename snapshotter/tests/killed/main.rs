@@ -143,7 +143,12 @@ impl Campaign {
     fn plant_leftovers(&mut self) {
         let lib = self.place.path().join("lib");
         let snapshots = lib.join("snapshots");
-        for name in ["new-0", "new-77", "4000000000"].iter().filter(|_| lib.join("metadata.redb").exists()) {
+        if !lib.join("metadata.redb").exists() {
+            return;
+        }
+        let names = fs::read_dir(&snapshots).unwrap().map(|entry| entry.unwrap().file_name());
+        let newest = names.filter_map(|name| name.to_str()?.parse::<u64>().ok()).max().unwrap_or(0);
+        for name in ["new-0".to_owned(), "new-77".to_owned(), (newest + 1).to_string()] {
             let path = snapshots.join(name).join("fs");
             fs::create_dir_all(&path).unwrap();
             for _ in 0..5 {

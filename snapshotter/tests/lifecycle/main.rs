@@ -31,10 +31,12 @@ fn environment(store: Store, dirs: &Dirs, async_remove: bool) -> Environment {
     Environment { store, dirs: dirs.clone(), overlay: OverlayOptions::default(), behaviour }
 }
 
-/// Opens the engine on a store.
+/// Opens the engine on a store, and removes what has no snapshot, as the daemon does.
 fn open(store: Store, dirs: &Dirs) -> Snapshots {
     dirs.create().unwrap();
-    Snapshots::open(environment(store, dirs, false)).unwrap()
+    let engine = Snapshots::open(environment(store, dirs, false)).unwrap();
+    engine.cleanup().unwrap();
+    engine
 }
 
 /// The directories on disk are exactly those of the snapshots, and the mounts of each lead to directories that are

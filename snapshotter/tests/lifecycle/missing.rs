@@ -1,5 +1,5 @@
-//! Directories that a power cut took: it can come after a snapshot's record reached the disk and before the directory
-//! did, since the store waits for the former only.
+//! Directories and records that do not fit: those that a power cut took, since it can come after a snapshot's record
+//! reached the disk and before the directory did; and those that an older copy of the store does not know.
 
 use std::{
     fs,
@@ -7,10 +7,14 @@ use std::{
     path::PathBuf,
 };
 
-use capsuled::{dirs::Dirs, store::Store};
+use capsuled::{
+    dirs::Dirs,
+    snapshots::{SnapshotError, Snapshots},
+    store::Store,
+};
 
 use crate::{
-    check_directories, in_memory, open,
+    check_directories, environment, in_memory, open,
     ops::{Op, create, observe, perform},
 };
 
@@ -50,4 +54,54 @@ fn directories_that_a_power_cut_took_are_made_anew() {
     assert_eq!(mode_and_owner(dirs.upper(4)), (0o755, 7, 8));
     assert!(!dirs.work(4).exists(), "a view has no work directory");
     assert_eq!(mode_and_owner(dirs.upper(5)), (0o755, 0, 0));
+}
+
+#[test]
+fn an_older_copy_of_the_store_removes_nothing() {
+    let root = in_memory();
+    let dirs = Dirs::new(root.path());
+    dirs.create().unwrap();
+    let store = Store::open(&dirs.metadata()).unwrap();
+    let engine = open(store, &dirs);
+    engine.prepare(&create("old", "", "")).unwrap();
+    drop(engine);
+    let copy = root.path().join("copy");
+    fs::copy(dirs.metadata(), &copy).unwrap();
+    let engine = open(Store::open(&dirs.metadata()).unwrap(), &dirs);
+    for number in 0..70 {
+        engine.prepare(&create(&format!("new-{number}"), "", "")).unwrap();
+    }
+    drop(engine);
+    fs::rename(&copy, dirs.metadata()).unwrap();
+    let count = || fs::read_dir(dirs.snapshots()).unwrap().count();
+    let store = Store::open(&dirs.metadata()).unwrap();
+    let error = Snapshots::open(environment(store.clone(), &dirs, false)).unwrap_err();
+    let told = matches!(error, SnapshotError::NewerDirectories { newest: 71, next: 2, .. });
+    assert!(told && count() == 71, "{error}");
+    // One less can be what a crash left: a commit takes up to 64 of them with it.
+    for id in 65..=71 {
+        fs::remove_dir_all(dirs.upper(id).parent().unwrap()).unwrap();
+    }
+    Snapshots::open(environment(store.clone(), &dirs, false)).map(drop).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(count(), 1);
+}
+
+#[test]
+fn what_was_removed_goes_after_the_start() {
+    let root = in_memory();
+    let dirs = Dirs::new(root.path());
+    dirs.create().unwrap();
+    let store = Store::open(&dirs.metadata()).unwrap();
+    let engine = Snapshots::open(environment(store.clone(), &dirs, true)).unwrap();
+    engine.prepare(&create("gone", "", "")).unwrap();
+    engine.remove("gone").unwrap();
+    drop(engine);
+    fs::create_dir(dirs.snapshots().join("new-0")).unwrap();
+    let engine = Snapshots::open(environment(store, &dirs, true)).unwrap();
+    assert!(dirs.upper(1).exists() && !dirs.snapshots().join("new-0").exists());
+    let (removing, leftovers) = engine.leftovers().unwrap();
+    engine.prepare(&create("made", "", "")).unwrap();
+    removing.remove_leftovers(&leftovers);
+    assert_eq!(fs::read_dir(dirs.snapshots()).unwrap().count(), 1);
+    check_directories(&engine, &dirs);
 }

@@ -11,7 +11,7 @@ pub use self::{commit::Commit, create::Create};
 
 use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
-use self::{lost::Lost, remove::clean, taken::plan_taken};
+use self::{lost::Lost, remove::make_way, taken::plan_taken};
 use super::{
     error::SnapshotError,
     idmap::IdMaps,
@@ -85,17 +85,18 @@ fn index_of(records: Vec<(String, Record)>) -> Index {
 }
 
 impl Snapshots {
-    /// Opens the engine: reads the committed snapshots into memory, removes what a crash left behind, makes anew the
-    /// directories that a power cut took, and says which snapshots have lost theirs.
+    /// Opens the engine: reads the committed snapshots into memory, makes way for the next ones, makes anew the
+    /// directories that a power cut took, and says which snapshots have lost theirs. What else has no snapshot stays until
+    /// [`Snapshots::cleanup`].
     ///
     /// # Errors
-    /// When the store or the directories cannot be read.
+    /// [`SnapshotError::NewerDirectories`]; when the store or the directories cannot be read.
     pub fn open(environment: Environment) -> Result<Self, SnapshotError> {
         let Environment { store, dirs, overlay, behaviour } = environment;
         let records = read_all(&store)?;
         // What no snapshot has counts too, so this comes before it is removed.
         let taken = plan_taken(&dirs.present()?, &records);
-        clean(&store, &dirs)?;
+        make_way(&store, &dirs)?;
         taken.iter().for_each(|taken| taken.make_anew(&dirs));
         let lost =
             Lost::find(&dirs, records.iter().map(|(key, record)| (key.as_str(), record.id, record.kind())));

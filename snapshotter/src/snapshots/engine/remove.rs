@@ -4,10 +4,10 @@ use std::error::Error;
 
 use super::{Snapshots, not_found, parent_of};
 use crate::{
-    dirs::Dirs,
+    dirs::{Dirs, Leftover},
     snapshots::{error::SnapshotError, model::Kind},
     store::{
-        Store, StoreError,
+        MEMBERS, Store, StoreError,
         snapshots::{Record, Writer},
     },
 };
@@ -59,28 +59,51 @@ impl Snapshots {
     /// # Errors
     /// When the store or the directory of snapshots cannot be read.
     pub fn cleanup(&self) -> Result<(), SnapshotError> {
-        clean(&self.inner.store, &self.inner.dirs)
+        let (leftovers, _) = leftovers(&self.inner.store, &self.inner.dirs)?;
+        self.inner.dirs.remove_leftovers(&leftovers);
+        Ok(())
+    }
+
+    /// The directories of removed snapshots as of now, to be removed when there is time, also beside calls of any kind
+    /// and after this engine has been closed: no snapshot is ever given their names again.
+    ///
+    /// # Errors
+    /// As [`Snapshots::cleanup`].
+    pub fn leftovers(&self) -> Result<(Dirs, Vec<Leftover>), SnapshotError> {
+        let (mut leftovers, next) = leftovers(&self.inner.store, &self.inner.dirs)?;
+        leftovers.retain(|leftover| leftover.id.is_some_and(|id| id < next));
+        Ok((self.inner.dirs.clone(), leftovers))
     }
 }
 
-/// See [`Snapshots::cleanup`].
-pub(super) fn clean(store: &Store, dirs: &Dirs) -> Result<(), SnapshotError> {
+/// What no snapshot has, and the id of the next snapshot.
+fn leftovers(store: &Store, dirs: &Dirs) -> Result<(Vec<Leftover>, u64), SnapshotError> {
     // Alone, so that no snapshot is between its directory and its record.
-    let leftovers = store.look_alone(|transaction| {
-        let known = Writer::open(transaction)?.ids()?;
-        Ok::<_, SnapshotError>(dirs.leftovers(&known)?)
-    })?;
-    for path in leftovers {
-        match dirs.remove_leftover(&path) {
-            Ok(()) => tracing::debug!(path = %path.display(), "removed a leftover directory"),
-            Err(error) => {
-                let error: &dyn Error = &error;
-                tracing::warn!(path = %path.display(), error, "leftover directory stays");
-            }
-        }
+    store.look_alone(|transaction| {
+        let writer = Writer::open(transaction)?;
+        Ok((dirs.leftovers(&writer.ids()?)?, writer.next_id()?))
+    })
+}
+
+/// Removes the directories that are in the way of the next snapshots: those of which a crash took the record, or the
+/// call. Those of removed snapshots can wait.
+///
+/// # Errors
+/// [`SnapshotError::NewerDirectories`] when there are more of them than a crash can leave, and nothing is removed; or when
+/// the store or the directory of snapshots cannot be read.
+pub(super) fn make_way(store: &Store, dirs: &Dirs) -> Result<(), SnapshotError> {
+    let (leftovers, next) = leftovers(store, dirs)?;
+    let in_the_way: Vec<_> = leftovers.into_iter().filter(|l| l.id.is_none_or(|id| id >= next)).collect();
+    let newest = in_the_way.iter().filter_map(|leftover| leftover.id).max();
+    if let Some(newest) = newest.filter(|newest| newest - next >= UNRECORDED) {
+        return Err(SnapshotError::NewerDirectories { newest, next, snapshots: dirs.snapshots() });
     }
+    dirs.remove_leftovers(&in_the_way);
     Ok(())
 }
+
+/// More directories than this are never without a record: a commit has no more changes.
+const UNRECORDED: u64 = MEMBERS as u64;
 
 /// Deletes a record and its link.
 fn delete(writer: &mut Writer<'_>, key: &str, record: &Record) -> Result<(), StoreError> {

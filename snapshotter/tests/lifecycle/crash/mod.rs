@@ -73,7 +73,7 @@ fn try_open(disk: &Faulty, dirs: &Dirs, async_remove: bool) -> Option<Snapshots>
 
 /// A death of the process leaves directories that no record names; here they are planted.
 fn plant_leftovers(dirs: &Dirs) {
-    for name in ["new-0", "new-7", "98/fs", "99"] {
+    for name in ["new-0", "new-7", "40/fs", "41"] {
         fs::create_dir_all(dirs.snapshots().join(name)).unwrap();
     }
 }
