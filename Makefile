@@ -9,7 +9,7 @@ TESTBED := $(PROGRAMS)/capsule-testbed
 # Tests of machines take programs of another profile than their own.
 MACHINES := CAPSULE_PROGRAMS=$(PROGRAMS)
 
-.PHONY: demo test bench bench-snapshotter build lint unit fuzz fuzz-build native vm suite rootfs setup clean
+.PHONY: demo test bench bench-snapshotter build lint unit fuzz fuzz-build native vm suite test-runtime rootfs setup clean
 
 # Attach, upgrade, roll back and detach capsules in a live container, and tell what happens.
 demo: build
@@ -65,6 +65,12 @@ fuzz-%: fuzz-build
 	mkdir -p target/fuzz/$*
 	FUZZ_TARGET=$* $(PROGRAMS)/capsule-fuzz -seed=$(FUZZ_SEED) -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 -verbosity=0 \
 		-print_final_stats=1 -artifact_prefix=target/fuzz/$*- target/fuzz/$* $(FUZZ)/seeds/$*
+
+# What a container's runtime must do, on every machine: TEST_RUNTIME=io.containerd.runc.v2 or io.containerd.capsule.v1,
+# or nothing for both; TEST_CASES is a part of the cases' names ("streams", "log file").
+test-runtime: rootfs
+	$(MACHINES) TEST_RUNTIME=$(TEST_RUNTIME) TEST_CASES="$(TEST_CASES)" \
+		cargo test --locked -p capsule-integration --test machines -- --test-threads=1 _runtime
 
 rootfs: build
 	@$(TESTBED) prepare

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use capsule_integration::machine::{Job, Kind, Machine};
 use capsule_integration::rootfs::Suite;
+use capsule_integration::scenario::runtime::scenario_of_environment;
 use capsule_integration::workspace::{Workspace, require_root};
 
 /// One machine at a time: what they measure and how long they wait should not depend on each other.
@@ -49,9 +50,22 @@ fn privileged_native_trixie_images() -> Result<()> {
     run(Kind::Native, Suite::Trixie, "images-1.7")
 }
 
+/// On containerd's own runtime and then on ours; `TEST_RUNTIME` names one, `TEST_CASES` a part of the cases' names.
 #[test]
 fn privileged_native_forky_runtime() -> Result<()> {
-    run(Kind::Native, Suite::Forky, "runtime")
+    run(Kind::Native, Suite::Forky, &scenario_of_environment())
+}
+
+/// containerd 1.7.
+#[test]
+fn privileged_native_trixie_runtime() -> Result<()> {
+    run(Kind::Native, Suite::Trixie, &scenario_of_environment())
+}
+
+/// With systemd and unified cgroups.
+#[test]
+fn privileged_vm_forky_runtime() -> Result<()> {
+    run(Kind::Vm, Suite::Forky, &scenario_of_environment())
 }
 
 #[test]

@@ -13,10 +13,9 @@
 //! | [`snapshots`] | nothing: snapshots as `ctr` drives them |
 //! | [`images`] | images of many layers come out as containerd's overlayfs makes them |
 //! | [`snapshotters`] | nothing but that every call succeeds: it measures snapshotters |
-//! | [`runtime`] | log URIs, signals and annotations, on containerd's own runtime and on ours |
+//! | [`runtime`] | what a container's runtime must do, on containerd's own and on ours |
 //! | [`suite`] | the snapshotter's conformance suite, through containerd, on its overlayfs and on ours |
 //! | [`idmapped`] | owners in user namespaces are those of containerd's overlayfs |
-//! | [`reference`] | what any runtime and snapshotter must do, on containerd's own and on ours |
 //! | [`upgrade`] | no call fails while capsuled is replaced |
 
 pub mod api;
@@ -28,7 +27,6 @@ pub mod errors;
 pub mod idmapped;
 pub mod images;
 pub mod readers;
-pub mod reference;
 pub mod runtime;
 pub mod snapshots;
 pub mod snapshotters;
@@ -48,10 +46,10 @@ use crate::native::{self, Site};
 /// Runs the scenario `name` in this machine.
 pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
     match name {
-        "reference" => reference::run(reporter, &[ctr::REFERENCE]),
-        "conformance" => reference::run(reporter, &[ctr::REFERENCE, ctr::SNAPSHOTTER, ctr::OURS]),
+        "reference" => runtime::run_basics(reporter, &[ctr::REFERENCE]),
+        "conformance" => runtime::run_basics(reporter, &[ctr::REFERENCE, ctr::SNAPSHOTTER, ctr::OURS]),
         // Our shim speaks version 3 of the shim's protocol, containerd 1.7 version 2: there, the snapshotter alone.
-        "snapshotter" => reference::run(reporter, &[ctr::REFERENCE, ctr::SNAPSHOTTER]),
+        "snapshotter" => runtime::run_basics(reporter, &[ctr::REFERENCE, ctr::SNAPSHOTTER]),
         "images" => images::run(reporter, &[ctr::REFERENCE, ctr::SNAPSHOTTER, ctr::OURS]),
         // See `snapshotter`.
         "images-1.7" => images::run(reporter, &[ctr::REFERENCE, ctr::SNAPSHOTTER]),
@@ -69,8 +67,10 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "errors" => errors::run(reporter),
         "upgrade" => upgrade::take_over(reporter, 50),
         "upgrade-systemd" => upgrade::systemd(reporter, 10),
-        "runtime" => runtime::run(reporter),
-        _ => bail!("there is no scenario {name:?}"),
+        _ => match runtime::Choice::parse(name) {
+            Some(choice) => runtime::run(reporter, &choice?),
+            None => bail!("there is no scenario {name:?}"),
+        },
     }
 }
 

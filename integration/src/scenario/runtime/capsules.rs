@@ -1,0 +1,142 @@
+//! The annotations, which only our runtime follows: capsules that are there first, and logs that nobody waits for.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::Case;
+use super::bed::{Bed, FILES, SLEEP};
+use super::streams::{LINES, log_with, logger};
+use crate::images::Image;
+use crate::scenario::capsulectl::{done, ps, refused};
+use crate::scenario::ctr::{OURS, ctr};
+
+const ATTACH: &str = "resourcecapsules.io/attach";
+
+/// The cases.
+pub const CASES: &[Case] = &[
+    Case::new("with a slow log, blocking keeps all and non-blocking does not wait", slow_log),
+    Case::new("runc: named capsules are there first", |bed| named(bed, "runc")),
+    Case::new("crun: named capsules are there first", |bed| named(bed, "crun")),
+    Case::new("a task made anew has what its annotation names", made_anew),
+    Case::new("mistakes in the annotation are refused, and nothing is left", mistakes),
+    Case::new("a container that takes no capsules gets none", refusing),
+    Case::new("a start waits for capsuled", away),
+];
+
+fn slow_log(bed: &Bed) -> Result<String> {
+    let uri = format!("binary://{}?k=v", logger("slow", "2")?);
+    let mode = "resourcecapsules.io/log-mode=non-blocking";
+    let size = "resourcecapsules.io/log-max-buffer-size=64k";
+    let script = format!("seq 1 {LINES}; touch /done; exec sleep 100000");
+    let mut told = Vec::new();
+    for (id, options) in [("keeps", vec![]), ("drops", vec!["--annotation", mode, "--annotation", size])] {
+        let began = Instant::now();
+        let options = [vec!["--log-uri", uri.as_str()], options].concat();
+        let container = bed.start_logged(id, &options, &script)?;
+        let root = format!("/proc/{}/root/done", container.pid()?);
+        while !Path::new(&root).exists() {
+            ensure!(began.elapsed() < Duration::from_secs(60), "{id}: it never wrote all");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        told.push((began.elapsed(), container));
+    }
+    ensure!(told[1].0 < told[0].0, "non-blocking waited: {:?}, {:?}", told[0].0, told[1].0);
+    let all = log_with(&format!("{FILES}/keeps.out"), &format!("\n{LINES}\n"))?;
+    let times = format!("{:?} and {:?}", told[0].0, told[1].0);
+    for (_, container) in told {
+        container.remove()?;
+    }
+    let some = log_with(&format!("{FILES}/drops.out"), "\n")?;
+    ensure!(all.lines().count() == LINES && some.lines().count() < LINES, "nothing was dropped");
+    let numbers = some.lines().map(str::parse).collect::<Result<Vec<u32>, _>>().context("a torn line")?;
+    ensure!(numbers.is_sorted(), "out of order");
+    Ok(format!("{} of {LINES} lines kept; {times}", numbers.len()))
+}
+
+/// The annotation's capsules are there for the very first program: it is one of them.
+fn named(bed: &Bed, binary: &str) -> Result<String> {
+    let options = format!("{FILES}/{binary}.toml");
+    fs::write(&options, format!("BinaryName = \"{binary}\"\n")).context("write options")?;
+    let named = format!("{ATTACH}=tzdata@{}, debug-tools:/:union", bed.newest()?);
+    let read = "test -s /usr/share/zoneinfo/Europe/Berlin && ls /usr/share/zoneinfo | wc -l";
+    let id = format!("named-{binary}");
+    let run = ["run", "--rm", "--runtime", OURS.runtime, "--snapshotter", OURS.snapshotter];
+    let with = ["--runtime-config-path", &options, "--annotation", &named, Image::Busybox.name(), &id];
+    let args = [&run[..], &with, &["/bin/sh", "-c", read]].concat();
+    let out = ctr(&args)?.success("run with named capsules")?;
+    ensure!(ps()?.iter().all(|seen| seen.container != id), "still on record: {:?}", ps()?);
+    Ok(format!("{} entries", out.trim()))
+}
+
+fn made_anew(_: &Bed) -> Result<String> {
+    let named = format!("{ATTACH}=tzdata");
+    let container = OURS.start("again", &["--annotation", &named], &SLEEP)?;
+    let read = |exec: &str| container.sh(exec, "ls /usr/share/zoneinfo | wc -l");
+    let first = read("one")?;
+    container.kill("SIGKILL")?;
+    container.wait_for("STOPPED")?;
+    ctr(&["task", "rm", &container.id])?.success("ctr task rm")?;
+    ctr(&["task", "start", "-d", "--null-io", &container.id])?.success("ctr task start")?;
+    container.wait_for("RUNNING")?;
+    ensure!(read("two")? == first, "not the same: {first}");
+    ensure!(ps()?.iter().filter(|seen| seen.container == container.id).count() == 1, "{:?}", ps()?);
+    container.remove().map(|_| first.trim().to_owned())
+}
+
+fn mistakes(_: &Bed) -> Result<String> {
+    for (entry, words) in [
+        ("no-such", vec!["no-such", "not known"]),
+        ("tzdata:relative", vec!["tzdata:relative", "absolute"]),
+        ("tzdata,tzdata", vec!["/usr/share/zoneinfo", "taken"]),
+        ("tzdata,no-such", vec!["no-such"]),
+    ] {
+        let named = format!("{ATTACH}={entry}");
+        let refused = OURS.start("wrong", &["--annotation", &named], &SLEEP);
+        let error = refused.err().with_context(|| format!("{entry:?} was taken"))?.to_string();
+        for word in [vec![ATTACH], words].concat() {
+            ensure!(error.contains(word), "{entry:?}: does not name {word:?}: {error}");
+        }
+        ctr(&["task", "rm", "-f", "wrong"])?;
+        ctr(&["container", "rm", "wrong"])?.success("ctr container rm")?;
+        ensure!(ps()?.is_empty(), "{entry:?}: left: {:?}", ps()?);
+    }
+    Ok(String::new())
+}
+
+fn refusing(_: &Bed) -> Result<String> {
+    let named = format!("{ATTACH}=tzdata");
+    let options = ["--annotation", "resourcecapsules.io/enabled=false", "--annotation", &named];
+    let container = OURS.start("none", &options, &SLEEP)?;
+    ensure!(ps()?.is_empty(), "attached: {:?}", ps()?);
+    let line = refused(&["attach", "none", "tzdata"], &["none", "resourcecapsules.io/enabled"])?;
+    container.remove().map(|_| line)
+}
+
+/// A container that names capsules waits for a capsuled that is being replaced.
+fn away(bed: &Bed) -> Result<String> {
+    bed.world().kill_capsuled()?;
+    let args = ["run", "-d", "--null-io", "--runtime", OURS.runtime, "--rootfs"];
+    let named = format!("{ATTACH}=tzdata");
+    let root = format!("{FILES}/root");
+    fs::create_dir_all(format!("{root}/bin")).context("make a root")?;
+    for (directory, file) in [("bin", "busybox"), ("bin", "sleep")] {
+        fs::copy("/bin/busybox", format!("{root}/{directory}/{file}")).context("copy busybox")?;
+    }
+    for directory in ["proc", "sys", "dev", "usr/share", "run", "tmp", "etc"] {
+        fs::create_dir_all(format!("{root}/{directory}")).context("make a root")?;
+    }
+    let started = std::thread::spawn(move || {
+        ctr(&[&args[..], &["--annotation", &named, &root, "late"], &SLEEP].concat())
+    });
+    std::thread::sleep(Duration::from_secs(1));
+    bed.world().restart_capsuled()?;
+    let started = started.join().map_err(|_| anyhow::anyhow!("the start panicked"))??;
+    started.success("ctr run while capsuled is away")?;
+    ensure!(ps()?.iter().any(|seen| seen.container == "late"), "{:?}", ps()?);
+    done(&["detach", "late", "tzdata"])?;
+    ctr(&["task", "rm", "-f", "late"])?;
+    ctr(&["container", "rm", "late"])?.success("ctr container rm").map(|_| String::new())
+}

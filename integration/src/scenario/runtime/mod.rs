@@ -1,0 +1,232 @@
+//! The runtime suite: what a container's runtime must do, the same cases on containerd's own and on ours.
+//!
+//! A [`Case`] asserts one behaviour through what any client sees: `ctr`, containerd's gRPC services
+//! ([`client`]). It is run on `io.containerd.runc.v2` first, which proves the case, then on ours.
+//! `TEST_RUNTIME` names one of the two; `TEST_CASES` a part of the cases' names.
+//!
+//! | room | what its cases assert |
+//! | --- | --- |
+//! | [`bed`] | nothing: what a case is given |
+//! | [`basics`] | what `ctr run`, `exec`, `kill` and `rm` need |
+//! | [`streams`] | standard input and output, log URIs |
+//! | [`signals`] | signals and the exits that they make |
+//! | [`capsules`] | the annotations, which only our runtime follows |
+//!
+//! A new room is one file with `pub const CASES: &[Case]`, and one line of [`ROOMS`].
+
+pub mod basics;
+pub mod bed;
+pub mod capsules;
+pub mod signals;
+pub mod streams;
+
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+pub use bed::{Bed, Facts};
+
+use super::ctr::{OURS, REFERENCE, Stack};
+use super::world::send_logs;
+use crate::event::Reporter;
+
+/// The cases of every runtime, by room.
+const ROOMS: &[Room] = &[
+    Room { name: "basics", cases: basics::CASES },
+    Room { name: "streams", cases: streams::CASES },
+    Room { name: "signals", cases: signals::CASES },
+];
+
+/// The cases of what no other runtime has.
+const OWN_ROOMS: &[Room] = &[Room { name: "capsules", cases: capsules::CASES }];
+
+/// Whether our shim works on containerd 1.7, which speaks version 2 of the shim's protocol.
+const OURS_ON_1_7: bool = false;
+
+struct Room {
+    name: &'static str,
+    cases: &'static [Case],
+}
+
+/// One behaviour.
+#[derive(Debug, Clone, Copy)]
+pub struct Case {
+    /// What is asserted, as a sentence; unique in its room.
+    pub name: &'static str,
+    /// What a machine must have for it to mean anything. A case that needs nothing is run on every machine.
+    pub needs: &'static [Need],
+    /// Why containerd's own runtime may fail it, as it does now and then. Ours never may.
+    pub forgiven: Option<&'static str>,
+    /// Does and asserts it; what was seen, for a person who reads along. It leaves nothing behind.
+    pub run: fn(&Bed) -> Result<String>,
+}
+
+impl Case {
+    /// A case of every machine.
+    pub const fn new(name: &'static str, run: fn(&Bed) -> Result<String>) -> Self {
+        Self { name, needs: &[], forgiven: None, run }
+    }
+
+    /// The same, on machines that have all of this.
+    pub const fn needs(mut self, needs: &'static [Need]) -> Self {
+        self.needs = needs;
+        self
+    }
+
+    /// The same, of which containerd's own runtime is known to fail, now and then or always.
+    pub const fn forgiven(mut self, reason: &'static str) -> Self {
+        self.forgiven = Some(reason);
+        self
+    }
+}
+
+/// What not every machine has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// The speed of a machine that is not emulated.
+    Native,
+    /// Unified cgroups, with controllers.
+    UnifiedCgroups,
+    /// Cgroups of version 1.
+    LegacyCgroups,
+    /// systemd as the first process.
+    Systemd,
+    /// containerd 2.
+    Containerd2,
+}
+
+/// Which cases of the suite are run on which stacks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    stacks: Vec<Stack>,
+    /// A part of `ROOM: CASE` with `-` for blanks; nothing for all.
+    part: String,
+}
+
+impl Choice {
+    /// From a scenario's name: `runtime`, `runtime:RUNTIME`, `runtime:RUNTIME:PART`; an empty runtime is both.
+    ///
+    /// Not one of these: nothing. A runtime that is not known: an error.
+    pub fn parse(scenario: &str) -> Option<Result<Self>> {
+        let (name, rest) = scenario.split_once(':').unwrap_or((scenario, ""));
+        let (runtime, part) = rest.split_once(':').unwrap_or((rest, ""));
+        (name == "runtime").then(|| {
+            let stacks = match runtime {
+                "" => vec![REFERENCE, OURS],
+                runtime => {
+                    let known = [REFERENCE, OURS].into_iter().find(|stack| stack.runtime == runtime);
+                    vec![known.with_context(|| {
+                        format!("TEST_RUNTIME={runtime}: use {} or {}", REFERENCE.runtime, OURS.runtime)
+                    })?]
+                }
+            };
+            Ok(Self { stacks, part: part.to_owned() })
+        })
+    }
+}
+
+/// The scenario that `TEST_RUNTIME` and `TEST_CASES` ask for, as [`Choice::parse`] has it.
+pub fn scenario_of_environment() -> String {
+    let variable = |name| std::env::var(name).unwrap_or_default();
+    format!("runtime:{}:{}", variable("TEST_RUNTIME"), variable("TEST_CASES").replace(' ', "-"))
+}
+
+/// Runs the suite.
+pub fn run(reporter: &mut Reporter, choice: &Choice) -> Result<()> {
+    let ours = choice.stacks.contains(&OURS);
+    let mut bed = Bed::start(reporter, ours)?;
+    for stack in &choice.stacks {
+        if *stack == OURS && !bed.facts().containerd_2 && !OURS_ON_1_7 {
+            ensure!(choice.stacks.len() > 1, "our shim does not serve this containerd yet");
+            continue;
+        }
+        bed.use_stack(reporter, *stack)?;
+        let own = if *stack == OURS { OWN_ROOMS } else { &[] };
+        for room in ROOMS.iter().chain(own) {
+            run_room(reporter, &bed, room, &choice.part);
+        }
+        reporter.check(&format!("{}: nothing is left: no task, no shim, no mount", stack.name), || {
+            bed.nothing_left()
+        });
+    }
+    end(reporter, bed)
+}
+
+/// Runs only the cases that say something about snapshotters too, on all of `stacks`.
+pub fn run_basics(reporter: &mut Reporter, stacks: &[Stack]) -> Result<()> {
+    let mut bed = Bed::start(reporter, stacks.iter().any(|stack| stack.snapshotter == OURS.snapshotter))?;
+    for stack in stacks {
+        bed.use_stack(reporter, *stack)?;
+        run_room(reporter, &bed, &ROOMS[0], "");
+        reporter.check(&format!("{}: nothing is left: no task, no shim, no mount", stack.name), || {
+            bed.nothing_left()
+        });
+    }
+    end(reporter, bed)
+}
+
+fn end(reporter: &mut Reporter, bed: Bed) -> Result<()> {
+    if !reporter.all_ok() {
+        send_logs(reporter);
+    }
+    bed.stop()
+}
+
+fn run_room(reporter: &mut Reporter, bed: &Bed, room: &Room, part: &str) {
+    for case in room.cases {
+        let name = format!("{}: {}", room.name, case.name);
+        if !name.replace(' ', "-").contains(part) || !case.needs.iter().all(|need| bed.facts().has(*need)) {
+            continue;
+        }
+        let held = reporter.check(&format!("{}: {name}", bed.stack.name), || run_case(bed, case));
+        if !held {
+            bed.clean();
+        }
+    }
+}
+
+fn run_case(bed: &Bed, case: &Case) -> Result<String> {
+    let began = Instant::now();
+    match ((case.run)(bed), case.forgiven) {
+        (Err(error), Some(reason)) if bed.stack.runtime == REFERENCE.runtime => {
+            bed.clean();
+            Ok(format!("forgiven, since {reason}: {error:#}, after {:?}", began.elapsed()))
+        }
+        (outcome, _) => outcome,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn parse(scenario: &str) -> Option<Vec<&'static str>> {
+        Choice::parse(scenario).map(|choice| match choice {
+            Ok(choice) => choice.stacks.iter().map(|stack| stack.name).collect(),
+            Err(_) => vec![],
+        })
+    }
+
+    #[test]
+    fn a_scenario_names_its_stacks() {
+        assert_eq!(parse("runtime"), Some(vec!["reference", "ours"]));
+        assert_eq!(parse("runtime::"), Some(vec!["reference", "ours"]));
+        assert_eq!(parse("runtime:io.containerd.runc.v2"), Some(vec!["reference"]));
+        assert_eq!(parse("runtime:io.containerd.capsule.v1:log-file"), Some(vec!["ours"]));
+        assert_eq!(parse("runtime:crun"), Some(vec![]));
+        assert_eq!(parse("demo"), None);
+        let part = Choice::parse("runtime::log-file").map(|choice| choice.map(|choice| choice.part).ok());
+        assert_eq!(part, Some(Some("log-file".to_owned())));
+    }
+
+    #[test]
+    fn names_of_cases_are_unique() {
+        let mut seen = HashSet::new();
+        for room in ROOMS.iter().chain(OWN_ROOMS) {
+            for case in room.cases {
+                assert!(seen.insert((room.name, case.name)), "{}: {}", room.name, case.name);
+            }
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Standard input and output: FIFOs, terminals, log files, logging programs.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::Case;
+use super::bed::{Bed, FILES, eventually};
+use crate::scenario::ctr::ctr;
+
+/// The cases.
+pub const CASES: &[Case] = &[
+    Case::new("a log file takes output and errors", log_file),
+    Case::new("a logging program gets all output", logging_program),
+    Case::new("an unknown log URI is refused by name", unknown_uri),
+];
+
+/// Lines in a log that is longer than a pipe and than the smallest buffer.
+pub const LINES: usize = 100_000;
+
+/// A program that logs as containerd's protocol has it, after a moment in which it reads nothing. It leaves
+/// `CONTAINER.args`, `.out` and `.err` in [`FILES`].
+pub fn logger(name: &str, pause: &str) -> Result<String> {
+    let path = format!("{FILES}/{name}");
+    let script = format!(
+        "#!/bin/busybox sh\nexec 5>&-\n/bin/busybox sleep {pause}\n\
+         echo \"$@ $CONTAINER_ID $CONTAINER_NAMESPACE\" > {FILES}/$CONTAINER_ID.args\n\
+         /bin/busybox cat <&4 > {FILES}/$CONTAINER_ID.err &\n\
+         /bin/busybox cat <&3 > {FILES}/$CONTAINER_ID.out\n"
+    );
+    fs::write(&path, script).with_context(|| format!("write {path}"))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).with_context(|| format!("chmod {path}"))?;
+    Ok(path)
+}
+
+/// Waits until a log ends with `end`; the log.
+pub fn log_with(path: &str, end: &str) -> Result<String> {
+    eventually(&format!("{path} to end with {end:?}"), || {
+        let log = fs::read_to_string(path).unwrap_or_default();
+        let tail = &log[log.len().saturating_sub(200)..];
+        ensure!(log.ends_with(end), "{tail:?}");
+        Ok(log)
+    })
+}
+
+fn log_file(bed: &Bed) -> Result<String> {
+    let id = bed.id("file");
+    let path = format!("{FILES}/a b/{id}.log");
+    let uri = format!("file://{FILES}/a%20b/{id}.log");
+    let script = "echo one; echo two >&2; sleep 0.2; echo three; exec sleep 100000";
+    let container = bed.start_logged(&id, &["--log-uri", &uri], script)?;
+    let log = log_with(&path, "three\n")?;
+    ensure!(log.contains("one\n") && log.contains("two\n"), "{log:?}");
+    container.remove().map(|_| log.replace('\n', " "))
+}
+
+fn logging_program(bed: &Bed) -> Result<String> {
+    let (id, program) = (bed.id("program"), logger("quick", "0")?);
+    let uri = format!("binary://{program}?--key=a%20b");
+    let script = format!("seq 1 {LINES}; echo oops >&2; exec sleep 100000");
+    let container = bed.start_logged(&id, &["--log-uri", &uri], &script)?;
+    log_with(&format!("{FILES}/{id}.out"), &format!("\n{LINES}\n"))?;
+    log_with(&format!("{FILES}/{id}.err"), "oops\n")?;
+    let args = log_with(&format!("{FILES}/{id}.args"), "\n")?;
+    ensure!(args == format!("--key a b {id} default\n"), "{args:?}");
+    container.remove().map(|_| args)
+}
+
+fn unknown_uri(bed: &Bed) -> Result<String> {
+    let id = bed.id("uri");
+    let refused = bed.start_logged(&id, &["--log-uri", "ftp:///x"], "true");
+    let error = refused.err().context("it was taken")?.to_string();
+    ctr(&["container", "rm", &id])?;
+    ensure!(error.contains("ftp"), "{error}");
+    Ok(error)
+}
