@@ -3,6 +3,8 @@
 //! A shim registers each container it serves in `RUN/tasks/NAMESPACE/CONTAINER.json`; a container without such a
 //! file is not on our runtime or has no task. The files are written by root only and are trusted.
 
+mod wire;
+
 use std::{
     collections::BTreeMap,
     io,
@@ -12,13 +14,13 @@ use std::{
 };
 
 use capsule_proto::hotplug::{
-    AttachRequest, Attachment as WireAttachment, Content as WireContent, DetachRequest, HotplugClient,
-    ListRequest, Mode as WireMode, ReplaceRequest, User as WireUser,
+    AttachRequest, DetachRequest, HotplugClient, ListRequest, Mode as WireMode, ReplaceRequest,
 };
 use dashmap::DashMap;
 use protobuf::MessageField;
 use serde::Deserialize;
 use tonic::Code;
+use wire::{draining, mounted, user, wire_content};
 
 use crate::{
     attachments::model::{Attachment, ContainerKey, Content},
@@ -331,38 +333,6 @@ fn refused(status: ttrpc::Status) -> ShimError {
         _ => Code::Internal,
     };
     ShimError::Refused { code, message: status.message }
-}
-
-fn wire_content(attachment: &Attachment, content: &Content) -> WireContent {
-    let mut wire = WireContent::new();
-    wire.capsule = attachment.capsule.to_string();
-    wire.version = content.version.to_string();
-    wire.digest = content.digest.to_string();
-    wire.layers = content.layers.iter().map(|l| l.to_string_lossy().into_owned()).collect();
-    wire
-}
-
-fn user(wire: WireUser) -> User {
-    User { pid: wire.pid, command: wire.command, path: wire.path, how: wire.how }
-}
-
-fn mounted(wire: WireAttachment) -> Mounted {
-    let content = wire.content.unwrap_or_default();
-    Mounted { id: wire.attachment_id, digest: content.digest, confirmed: wire.mounted }
-}
-
-fn draining(wire: capsule_proto::hotplug::Draining) -> Draining {
-    let content = wire.content.unwrap_or_default();
-    Draining {
-        id: wire.attachment_id,
-        capsule: content.capsule,
-        version: content.version,
-        digest: content.digest,
-        layers: content.layers.into_iter().map(PathBuf::from).collect(),
-        target: wire.target,
-        since: wire.since.unsigned_abs(),
-        users: wire.users.into_iter().map(user).collect(),
-    }
 }
 
 /// The digests that a report says are mounted, by attachment.

@@ -1,0 +1,44 @@
+//! The hot-plug protocol's messages, from and to what this daemon works with.
+
+use std::path::PathBuf;
+
+use capsule_proto::hotplug::{Attachment as WireAttachment, Content as WireContent, User as WireUser};
+
+use super::{Draining, Mounted, User};
+use crate::attachments::model::{Attachment, Content};
+
+/// An attachment with the content that it is to have.
+pub fn wire_content(attachment: &Attachment, content: &Content) -> WireContent {
+    let mut wire = WireContent::new();
+    wire.capsule = attachment.capsule.to_string();
+    wire.version = content.version.to_string();
+    wire.digest = content.digest.to_string();
+    wire.layers = content.layers.iter().map(|l| l.to_string_lossy().into_owned()).collect();
+    wire
+}
+
+/// A process that uses files.
+pub fn user(wire: WireUser) -> User {
+    User { pid: wire.pid, command: wire.command, path: wire.path, how: wire.how }
+}
+
+/// What is mounted.
+pub fn mounted(wire: WireAttachment) -> Mounted {
+    let content = wire.content.unwrap_or_default();
+    Mounted { id: wire.attachment_id, digest: content.digest, confirmed: wire.mounted }
+}
+
+/// What is draining.
+pub fn draining(wire: capsule_proto::hotplug::Draining) -> Draining {
+    let content = wire.content.unwrap_or_default();
+    Draining {
+        id: wire.attachment_id,
+        capsule: content.capsule,
+        version: content.version,
+        digest: content.digest,
+        layers: content.layers.into_iter().map(PathBuf::from).collect(),
+        target: wire.target,
+        since: wire.since.unsigned_abs(),
+        users: wire.users.into_iter().map(user).collect(),
+    }
+}
