@@ -3,16 +3,18 @@
 //! Rooms, each of which may use only those after it:
 //! `shim` (the process: actions, server, end) → `service` (the Task API's wire) and `hotplug` (capsules in live tasks)
 //! → `engine` (containers and the life of processes) → `oci` (the runtime's command line), `io` (standard streams),
-//! `rootfs` (mounts), `bundle` and `registration` (files), `node` (capsuled, asked), `stats`, `events` (to containerd), `reaper` (exits),
-//! `options`.
+//! `rootfs` (mounts), `bundle` and `registration` (files), `node` (capsuled, asked), `stats` and `oom` (what a
+//! container uses, and too much), `cgroup` (where that is), `events` (to containerd), `reaper` (exits), `options`.
 
 mod bundle;
+mod cgroup;
 mod engine;
 mod events;
 mod hotplug;
 mod io;
 mod node;
 mod oci;
+mod oom;
 mod options;
 mod reaper;
 mod registration;

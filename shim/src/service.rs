@@ -34,7 +34,6 @@ use crate::{
     io::Stdio,
     options::Options,
     rootfs::Mount,
-    stats,
 };
 
 /// The Task service over an engine.
@@ -174,8 +173,7 @@ impl Task for Service {
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> TtrpcResult<StatsResponse> {
-        let state = self.container(&request.id)?.init().state();
-        let stats = stats::collect(state)?;
+        let stats = self.container(&request.id)?.metrics().map_err(wire)?;
         Ok(StatsResponse { stats: MessageField::some(stats), ..Default::default() })
     }
 

@@ -23,6 +23,7 @@ use tokio::sync::OnceCell;
 
 use crate::{
     bundle::{Bundle, Spec},
+    cgroup::Hierarchies,
     engine::{Engine, Host, Id, chain, clean_up},
     events::{Publisher, timestamp},
     io::Copies,
@@ -141,6 +142,7 @@ impl Shim for CapsuleShim {
             reaper,
             events,
             copies: Copies::default(),
+            cgroups: Hierarchies::default(),
             hotplug: registration::hotplug_socket(&self.containerd, &self.namespace, &group),
         };
         let engine = Arc::new(Engine::new(host, self.exit.clone()));

@@ -4,12 +4,12 @@
 
 mod end;
 mod launch;
+mod resources;
 
 use std::{
     collections::HashMap,
-    fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::SystemTime,
 };
 
@@ -27,10 +27,12 @@ use super::{
     state::{Exit, State, Step},
 };
 use crate::{
-    bundle::{ATTACH, Bundle, Spec, write_private},
+    bundle::{ATTACH, Bundle, Spec},
+    cgroup::Cgroup,
     io::Stdio,
     node,
     oci::Runtime,
+    oom,
     options::Options,
     reaper::Exited,
     rootfs,
@@ -66,6 +68,9 @@ pub struct Container {
     execs: Mutex<HashMap<String, Exec>>,
     gate: watch::Sender<Gate>,
     deleted: Mutex<bool>,
+    /// Not known until it has an init.
+    cgroup: OnceLock<Cgroup>,
+    oom: Mutex<Option<oom::Watch>>,
 }
 
 struct Exec {
@@ -104,12 +109,15 @@ impl Container {
             execs: Mutex::default(),
             gate: watch::Sender::new(Gate { open: true, running: 0 }),
             deleted: Mutex::new(false),
+            cgroup: OnceLock::new(),
+            oom: Mutex::default(),
             host,
         };
         rootfs::mount_all(&rootfs, &container.bundle.rootfs())?;
         let (pid_file, log) = (container.bundle.init_pid_file(), container.bundle.init_log());
         match container.launch(&container.init, Launch::Init, &pid_file, &log).await {
             Ok(Launched { pid, io, claim }) => {
+                container.find_cgroup(pid);
                 container.init.attach(io, claim.pidfd);
                 container.init.advance(State::Created { pid });
                 Ok((Arc::new(container), claim.exited))
@@ -302,19 +310,6 @@ impl Container {
         self.init.advance(State::Running { pid: state.pid() });
         self.host.events.publish(TaskResumed { container_id: self.id.to_string(), ..Default::default() });
         Ok(())
-    }
-
-    /// Changes its resources to `resources`, the JSON of OCI's `LinuxResources`, unread.
-    ///
-    /// # Errors
-    /// [`EngineError`].
-    pub async fn update(&self, resources: &[u8]) -> Result<(), EngineError> {
-        let _step = self.init.step().await;
-        let file = self.bundle.path().join("capsule-resources.json");
-        write_private(&file, resources)?;
-        let updated = self.runtime.update(self.id.as_str(), &file).await;
-        let _ = fs::remove_file(file);
-        Ok(updated?)
     }
 
     /// The pids of its processes, with the exec ids of those that are execs.

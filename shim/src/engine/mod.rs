@@ -25,6 +25,7 @@ use tokio::sync::OnceCell;
 
 use crate::{
     bundle::BundleError,
+    cgroup::Hierarchies,
     events::Publisher,
     hotplug::{self, LiveTask, TaskLookupError, Tasks},
     io::{Copies, IoError},
@@ -34,6 +35,7 @@ use crate::{
     reaper::Reaper,
     registration,
     rootfs::RootfsError,
+    stats::StatsError,
 };
 
 /// What all containers of the shim share.
@@ -46,6 +48,8 @@ pub struct Host {
     pub events: Publisher,
     /// Output under way.
     pub copies: Copies,
+    /// Where control groups are.
+    pub cgroups: Hierarchies,
     /// Where the hot-plug service listens.
     pub hotplug: PathBuf,
 }
@@ -111,6 +115,15 @@ pub enum EngineError {
     /// See [`RuntimeError`].
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    /// Its control groups were not found when it was made.
+    #[error("the control groups of container {0:?} are not known")]
+    NoCgroup(String),
+    /// See [`StatsError`].
+    #[error(transparent)]
+    Stats(#[from] StatsError),
+    /// What an update is to change.
+    #[error("the resources for container {0:?} are not a JSON object")]
+    Resources(String, #[source] serde_json::Error),
     /// See [`NodeError`].
     #[error(transparent)]
     Node(#[from] NodeError),

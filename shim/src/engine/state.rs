@@ -67,6 +67,8 @@ pub enum Step {
     Delete,
     /// To change its terminal's size.
     Resize,
+    /// To change its container's resources.
+    Update,
 }
 
 impl fmt::Display for Step {
@@ -78,6 +80,7 @@ impl fmt::Display for Step {
             Self::Signal => "signal",
             Self::Delete => "delete",
             Self::Resize => "resize",
+            Self::Update => "update",
         })
     }
 }
@@ -131,10 +134,19 @@ impl State {
             | (Step::Pause, Self::Running { .. })
             | (Step::Resume, Self::Paused { .. })
             | (Step::Signal, Self::Created { .. } | Self::Running { .. } | Self::Paused { .. })
-            | (Step::Resize, Self::Created { .. } | Self::Running { .. } | Self::Paused { .. })
+            | (
+                Step::Resize | Step::Update,
+                Self::Created { .. } | Self::Running { .. } | Self::Paused { .. },
+            )
             | (Step::Delete, Self::Added | Self::Created { .. } | Self::Stopped { .. }) => true,
             (
-                Step::Start | Step::Pause | Step::Resume | Step::Signal | Step::Resize | Step::Delete,
+                Step::Start
+                | Step::Pause
+                | Step::Resume
+                | Step::Signal
+                | Step::Resize
+                | Step::Update
+                | Step::Delete,
                 Self::Added
                 | Self::Created { .. }
                 | Self::Running { .. }
@@ -176,6 +188,7 @@ mod tests {
             (Step::Resume, [false, false, false, true, false]),
             (Step::Signal, [false, true, true, true, false]),
             (Step::Resize, [false, true, true, true, false]),
+            (Step::Update, [false, true, true, true, false]),
             (Step::Delete, [true, true, false, false, true]),
         ];
         for (step, row) in table {

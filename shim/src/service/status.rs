@@ -6,6 +6,7 @@ use crate::{
     bundle::BundleError,
     engine::{EngineError, chain},
     io::IoError,
+    stats::StatsError,
 };
 
 /// An error with its status code and all its causes in one line.
@@ -15,7 +16,11 @@ pub fn wire(error: EngineError) -> Error {
 
 fn code(error: &EngineError) -> Code {
     match error {
-        EngineError::NoContainer(_) | EngineError::NoExec { .. } | EngineError::Finished => Code::NOT_FOUND,
+        EngineError::NoContainer(_)
+        | EngineError::NoExec { .. }
+        | EngineError::Finished
+        | EngineError::NoCgroup(_)
+        | EngineError::Stats(StatsError::Gone(_)) => Code::NOT_FOUND,
         EngineError::Exists(_) | EngineError::ExecExists { .. } => Code::ALREADY_EXISTS,
         EngineError::Refused(_) | EngineError::InitGone(_) | EngineError::Node(_) => {
             Code::FAILED_PRECONDITION
@@ -24,6 +29,7 @@ fn code(error: &EngineError) -> Code {
         | EngineError::ExecSpec(..)
         | EngineError::UnknownSignal(_)
         | EngineError::Options(_)
+        | EngineError::Resources(..)
         | EngineError::Bundle(BundleError::Annotation { .. })
         | EngineError::Io(IoError::Uri(_) | IoError::StderrUri(_)) => Code::INVALID_ARGUMENT,
         EngineError::Unsupported(_) => Code::UNIMPLEMENTED,
@@ -32,6 +38,7 @@ fn code(error: &EngineError) -> Code {
         | EngineError::Rootfs(_)
         | EngineError::Io(_)
         | EngineError::Runtime(_)
+        | EngineError::Stats(_)
         | EngineError::Undead(_) => Code::UNKNOWN,
     }
 }

@@ -47,6 +47,7 @@ impl Container {
             // A start under way is reported first.
             let _step = process.step().await;
             process.end(exit);
+            this.report_oom(is_init);
             this.publish_exit(&process, exit);
             if !is_init {
                 this.leave();

@@ -1,0 +1,86 @@
+//! A container's control groups: what it uses, what it may use, and that it used too much.
+
+use std::{fs, sync::PoisonError};
+
+use containerd_shim::protos::{events::task::TaskOOM, protobuf::well_known_types::any::Any};
+
+use super::Container;
+use crate::{
+    bundle::write_private,
+    cgroup::{Cgroup, controllers},
+    engine::{EngineError, chain, state::Step},
+    oom, stats,
+};
+
+impl Container {
+    /// Finds the control groups by the init and watches them. The container runs without, as it does with containerd's own
+    /// shim.
+    pub(super) fn find_cgroup(&self, init: i32) {
+        if self.cgroup.get().is_some() {
+            return;
+        }
+        match self.host.cgroups.of(init) {
+            Ok(cgroup) => {
+                if let Cgroup::Unified(path) = &cgroup {
+                    for (what, error) in controllers::hand_on(path) {
+                        log::debug!("container {}: hand on {what}: {error}", self.id);
+                    }
+                }
+                self.watch_memory(&cgroup);
+                // Only this step sets it.
+                let _ = self.cgroup.set(cgroup);
+            }
+            Err(error) => log::warn!("container {}: no metrics: {}", self.id, chain(&error)),
+        }
+    }
+
+    fn watch_memory(&self, cgroup: &Cgroup) {
+        let (events, id) = (self.host.events.clone(), self.id.to_string());
+        let report = move || events.publish(TaskOOM { container_id: id.clone(), ..Default::default() });
+        match oom::Watch::start(cgroup, report) {
+            Ok(watch) => *self.oom.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch),
+            // As on a node whose kernel has no memory controller.
+            Err(oom::OomError::NoMemory) => {}
+            Err(error) => {
+                log::warn!("container {}: no events of memory: {}", self.id, chain(&error));
+            }
+        }
+    }
+
+    /// Reports that the kernel killed processes of it, if that has not been: to be called before an end is reported. After
+    /// the `last`, nothing more is.
+    pub(super) fn report_oom(&self, last: bool) {
+        let mut watch = self.oom.lock().unwrap_or_else(PoisonError::into_inner);
+        if watch.as_ref().is_some_and(oom::Watch::look) {
+            self.host.events.publish(TaskOOM { container_id: self.id.to_string(), ..Default::default() });
+        }
+        if last {
+            *watch = None;
+        }
+    }
+
+    /// What it uses, also when it has ended and is not deleted.
+    ///
+    /// # Errors
+    /// [`EngineError::NoCgroup`], or a control group that cannot be read.
+    pub fn metrics(&self) -> Result<Any, EngineError> {
+        let cgroup = self.cgroup.get().ok_or_else(|| EngineError::NoCgroup(self.id.to_string()))?;
+        Ok(stats::collect(cgroup)?)
+    }
+
+    /// Changes its resources to `resources`, the JSON of OCI's `LinuxResources`, which goes to the runtime as it came.
+    ///
+    /// # Errors
+    /// [`EngineError`]; what the runtime refused it says, and by its contract has not changed.
+    pub async fn update(&self, resources: &[u8]) -> Result<(), EngineError> {
+        let parsed = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(resources);
+        parsed.map_err(|e| EngineError::Resources(self.id.to_string(), e))?;
+        let _step = self.init.step().await;
+        self.init.state().allow(Step::Update)?;
+        let file = self.bundle.path().join("capsule-resources.json");
+        write_private(&file, resources)?;
+        let updated = self.runtime.update(self.id.as_str(), &file).await;
+        let _ = fs::remove_file(file);
+        Ok(updated?)
+    }
+}
