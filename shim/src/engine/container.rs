@@ -215,8 +215,12 @@ impl Container {
     async fn start_exec(self: &Arc<Self>, exec_id: &str) -> Result<i32, EngineError> {
         let process = self.process(exec_id)?;
         let _step = process.step().await;
-        process.state().allow(Step::Start)?;
+        // That the init has ended is told first, as containerd's own shim does.
         self.enter()?;
+        if let Err(refused) = process.state().allow(Step::Start) {
+            self.leave();
+            return Err(refused.into());
+        }
         match self.launch_exec(exec_id, &process).await {
             Ok(Launched { pid, io, claim }) => {
                 process.attach(io, claim.pidfd);
@@ -241,19 +245,18 @@ impl Container {
     /// Adds a process, to be started later.
     ///
     /// # Errors
-    /// [`EngineError::ExecExists`], [`EngineError::InitGone`], or a `spec` that is no process.
+    /// [`EngineError::ExecExists`], [`EngineError::Refused`] beside an init that is paused or has ended, or a `spec` that
+    /// is no process.
     pub fn add_exec(&self, id: &Id, stdio: Stdio, spec: &[u8]) -> Result<(), EngineError> {
         let invalid = |source| EngineError::ExecSpec(id.to_string(), source);
         let mut spec: Value = serde_json::from_slice(spec).map_err(|e| invalid(Some(e)))?;
         // containerd's request, not the spec, says whether there is a terminal.
         spec.as_object_mut().ok_or_else(|| invalid(None))?.insert("terminal".into(), stdio.terminal.into());
-        if !self.gate.borrow().open {
-            return Err(EngineError::InitGone(self.id.to_string()));
-        }
         let mut execs = self.execs();
         if execs.contains_key(id.as_str()) {
             return Err(EngineError::ExecExists { container: self.id.to_string(), exec: id.to_string() });
         }
+        self.init.state().allow(Step::Exec)?;
         let process = Arc::new(Process::new(id.to_string(), stdio));
         execs.insert(id.to_string(), Exec { process, spec });
         self.host.events.publish(TaskExecAdded {
@@ -264,18 +267,23 @@ impl Container {
         Ok(())
     }
 
-    /// Sends a signal to a process; with `all`, and for the init, to all processes of the container.
+    /// Sends a signal to a process; with `all`, and for the init, to all processes of the container, also when the init
+    /// has ended: a container that shares its PID namespace may have others.
     ///
     /// # Errors
-    /// [`EngineError::Finished`] when it has ended.
+    /// [`EngineError::Finished`] when it has ended, [`EngineError::NotMade`] for an exec before its start.
     pub async fn kill(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), EngineError> {
         let process = self.process(exec_id)?;
         let state = process.state();
-        if state.exit().is_some() {
+        let every = all && exec_id.is_empty();
+        if state.exit().is_some() && !every {
             return Err(EngineError::Finished);
         }
-        state.allow(Step::Signal)?;
         if !exec_id.is_empty() {
+            state.allow(Step::Signal).map_err(|_| EngineError::NotMade {
+                container: self.id.to_string(),
+                exec: exec_id.to_owned(),
+            })?;
             return process.signal(signal);
         }
         match self.runtime.kill(self.id.as_str(), signal, all).await {

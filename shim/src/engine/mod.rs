@@ -85,7 +85,15 @@ pub enum EngineError {
     /// The state does not allow it.
     #[error(transparent)]
     Refused(#[from] Refused),
-    /// No process can be added.
+    /// An exec that has not been started has no process to signal.
+    #[error("process {exec:?} of container {container:?} has not been started")]
+    NotMade {
+        /// The container.
+        container: String,
+        /// The process.
+        exec: String,
+    },
+    /// No process can be started.
     #[error("the init process of container {0:?} is not running")]
     InitGone(String),
     /// The process to signal has ended.

@@ -139,8 +139,9 @@ impl Process {
     /// # Errors
     /// When it has none in this state, or the kernel refuses.
     pub fn resize(&self, width: u16, height: u16) -> Result<(), EngineError> {
-        if self.state().exit().is_some() {
-            // The terminal went with the process, between the client's look at its window and its call.
+        if self.exec_id.is_empty() && self.state().exit().is_some() {
+            // The terminal went with the process, between the client's look at its window and its call. (Of an exec,
+            // containerd's own shim says that it has ended.)
             return Ok(());
         }
         self.state().allow(Step::Resize)?;

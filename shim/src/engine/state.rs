@@ -65,10 +65,12 @@ pub enum Step {
     Signal,
     /// To forget it.
     Delete,
-    /// To change its terminal's size.
+    /// To change its terminal's size. An exec has none before its start, which is no error.
     Resize,
     /// To change its container's resources.
     Update,
+    /// To add an exec beside it, for the init.
+    Exec,
 }
 
 impl fmt::Display for Step {
@@ -81,6 +83,7 @@ impl fmt::Display for Step {
             Self::Delete => "delete",
             Self::Resize => "resize",
             Self::Update => "update",
+            Self::Exec => "add a process beside",
         })
     }
 }
@@ -134,10 +137,12 @@ impl State {
             | (Step::Pause, Self::Running { .. })
             | (Step::Resume, Self::Paused { .. })
             | (Step::Signal, Self::Created { .. } | Self::Running { .. } | Self::Paused { .. })
+            | (Step::Update, Self::Created { .. } | Self::Running { .. } | Self::Paused { .. })
             | (
-                Step::Resize | Step::Update,
-                Self::Created { .. } | Self::Running { .. } | Self::Paused { .. },
+                Step::Resize,
+                Self::Added | Self::Created { .. } | Self::Running { .. } | Self::Paused { .. },
             )
+            | (Step::Exec, Self::Created { .. } | Self::Running { .. })
             | (Step::Delete, Self::Added | Self::Created { .. } | Self::Stopped { .. }) => true,
             (
                 Step::Start
@@ -146,6 +151,7 @@ impl State {
                 | Step::Signal
                 | Step::Resize
                 | Step::Update
+                | Step::Exec
                 | Step::Delete,
                 Self::Added
                 | Self::Created { .. }
@@ -187,8 +193,9 @@ mod tests {
             (Step::Pause, [false, false, true, false, false]),
             (Step::Resume, [false, false, false, true, false]),
             (Step::Signal, [false, true, true, true, false]),
-            (Step::Resize, [false, true, true, true, false]),
             (Step::Update, [false, true, true, true, false]),
+            (Step::Resize, [true, true, true, true, false]),
+            (Step::Exec, [false, true, true, false, false]),
             (Step::Delete, [true, true, false, false, true]),
         ];
         for (step, row) in table {

@@ -68,6 +68,8 @@ pub struct Output {
     buffer: Option<Buffer>,
     /// Bytes that reached the sink.
     copied: AtomicU64,
+    /// Bytes that the sink has refused. Its process goes on: it is not its fault.
+    lost: AtomicU64,
     /// Bytes have been read that have reached neither the sink nor the buffer.
     busy: AtomicBool,
     done: watch::Sender<bool>,
@@ -76,14 +78,19 @@ pub struct Output {
 impl Output {
     /// Starts copying; with a `buffer` of so many bytes, the process never waits for the sink.
     pub fn start(source: Source, sink: Sink, buffer: Option<usize>, copies: &Copies) -> Arc<Self> {
-        let (copied, busy, done) = (AtomicU64::new(0), AtomicBool::new(false), watch::Sender::new(false));
+        let (copied, lost) = (AtomicU64::new(0), AtomicU64::new(0));
+        let (busy, done) = (AtomicBool::new(false), watch::Sender::new(false));
         let buffer = buffer.map(Buffer::new);
-        let this = Arc::new(Self { source, sink, buffer, copied, busy, done });
+        let this = Arc::new(Self { source, sink, buffer, copied, lost, busy, done });
         copies.add(&this);
         let copying = this.clone();
         tokio::spawn(async move {
             if let Err(error) = copying.copy().await {
                 log::debug!("output: {error}");
+            }
+            let lost = copying.lost.load(Relaxed);
+            if lost > 0 {
+                log::warn!("{lost} bytes of output are lost in all: what they go to took them no more");
             }
             copying.busy.store(false, Relaxed);
             copying.done.send_replace(true);
@@ -129,7 +136,7 @@ impl Output {
                     );
                 }
                 Some(_) => {}
-                None => self.write_all(&bytes[..length]).await?,
+                None => self.deliver(&bytes[..length]).await?,
             }
             self.busy.store(false, Relaxed);
         }
@@ -140,16 +147,32 @@ impl Output {
         loop {
             match buffer.take(&mut bytes).await {
                 0 => return Ok(()),
-                length => self.write_all(&bytes[..length]).await?,
+                length => self.deliver(&bytes[..length]).await?,
             }
         }
     }
 
-    async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+    /// Writes all to the sink. What a logging program that has ended does not take is lost and counted, and the process is
+    /// read on: it must not be stopped by a full pipe.
+    ///
+    /// # Errors
+    /// A FIFO breaks only once its process has been deleted and its client is gone (see [`Output::release`]): whoever
+    /// still writes is to learn it.
+    async fn deliver(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            let written = self.sink.write(bytes).await?;
-            self.copied.fetch_add(written as u64, Relaxed);
-            bytes = &bytes[written..];
+            match self.sink.write(bytes).await {
+                Ok(written) => {
+                    self.copied.fetch_add(written as u64, Relaxed);
+                    bytes = &bytes[written..];
+                }
+                Err(error) if matches!(self.sink, Sink::Fifo(_)) => return Err(error),
+                Err(error) => {
+                    if self.lost.fetch_add(bytes.len() as u64, Relaxed) == 0 {
+                        log::warn!("output is lost from now on: {error}");
+                    }
+                    return Ok(());
+                }
+            }
         }
         Ok(())
     }
@@ -242,17 +265,20 @@ impl Copies {
         outputs.push(Arc::downgrade(output));
     }
 
-    /// Waits until all that was written has been delivered, at most `limit`.
+    /// Waits until all that was written has been delivered, at most `limit`, and for logging programs, whose end has
+    /// limits of its own.
     pub async fn finish(&self, limit: Duration) {
         let outputs = || lock(&self.outputs).iter().filter_map(Weak::upgrade).any(|output| output.pending());
-        let pending = || self.ending.load(Relaxed) > 0 || outputs();
         let wait = async {
-            while pending() {
+            while outputs() {
                 sleep(LOOK).await;
             }
         };
         if timeout(limit, wait).await.is_err() {
             log::warn!("output is dropped: its reader has stalled for {limit:?}");
+        }
+        while self.ending.load(Relaxed) > 0 {
+            sleep(LOOK).await;
         }
     }
 }

@@ -26,7 +26,7 @@ const LINGER: Duration = Duration::from_secs(10);
 /// How long it may take after `SIGTERM`; the same as containerd's own shim gives it.
 const TERM: Duration = Duration::from_secs(12);
 
-/// A logging program that runs. When dropped it is told to end.
+/// A logging program that runs. When dropped, as after a create that failed, it is told to end at once.
 pub struct Logger {
     program: PathBuf,
     process: Option<Claim>,
@@ -74,10 +74,14 @@ impl Logger {
 
     /// Lets it take in what is left and end, in the background; the shim waits for it before it ends.
     pub fn end(mut self) {
+        self.end_after(LINGER);
+    }
+
+    fn end_after(&mut self, linger: Duration) {
         let Some(mut process) = self.process.take() else { return };
         let (program, pending) = (std::mem::take(&mut self.program), self.copies.begin_end());
         tokio::spawn(async move {
-            for (limit, signal) in [(LINGER, Signal::TERM), (TERM, Signal::KILL)] {
+            for (limit, signal) in [(linger, Signal::TERM), (TERM, Signal::KILL)] {
                 // The reaper lives as long as the shim.
                 if timeout(limit, &mut process.exited).await.is_ok() {
                     break;
@@ -92,9 +96,7 @@ impl Logger {
 
 impl Drop for Logger {
     fn drop(&mut self) {
-        if let Some(process) = &self.process {
-            send(process, Signal::TERM);
-        }
+        self.end_after(Duration::ZERO);
     }
 }
 

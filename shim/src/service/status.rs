@@ -5,7 +5,6 @@ use containerd_shim::protos::ttrpc::{Code, Error, get_status};
 use crate::{
     bundle::BundleError,
     engine::{EngineError, chain},
-    io::IoError,
     stats::StatsError,
 };
 
@@ -22,18 +21,19 @@ fn code(error: &EngineError) -> Code {
         | EngineError::NoCgroup(_)
         | EngineError::Stats(StatsError::Gone(_)) => Code::NOT_FOUND,
         EngineError::Exists(_) | EngineError::ExecExists { .. } => Code::ALREADY_EXISTS,
-        EngineError::Refused(_) | EngineError::InitGone(_) | EngineError::Node(_) => {
+        EngineError::InitGone(_) | EngineError::NotMade { .. } | EngineError::Node(_) => {
             Code::FAILED_PRECONDITION
         }
         EngineError::Id(_)
+        | EngineError::Options(_)
+        | EngineError::Bundle(BundleError::Annotation { .. }) => Code::INVALID_ARGUMENT,
+        EngineError::Unsupported(_) => Code::UNIMPLEMENTED,
+        // What containerd's own shim answers so: clients take this, and only this, for "the request made no sense now".
+        EngineError::Refused(_)
         | EngineError::ExecSpec(..)
         | EngineError::UnknownSignal(_)
-        | EngineError::Options(_)
         | EngineError::Resources(..)
-        | EngineError::Bundle(BundleError::Annotation { .. })
-        | EngineError::Io(IoError::Uri(_) | IoError::StderrUri(_)) => Code::INVALID_ARGUMENT,
-        EngineError::Unsupported(_) => Code::UNIMPLEMENTED,
-        EngineError::Signal(..)
+        | EngineError::Signal(..)
         | EngineError::Bundle(_)
         | EngineError::Rootfs(_)
         | EngineError::Io(_)

@@ -19,7 +19,8 @@ pub const CASES: &[Case] = &[
         let output = bed.stack.run_once("once", &command, b"")?.ended_with(7)?;
         ensure!(output.err.contains("oops") && output.out.is_empty(), "{output:?}");
         Ok(String::new())
-    }),
+    })
+    .in_vm(),
     Case::new("run: standard input, 4 MiB there and back", |bed| {
         let input = "0123456789abcde\n".repeat(256 * 1024);
         let out = bed.stack.run_once("once", &["/bin/cat"], input.as_bytes())?.success("run")?;
@@ -38,7 +39,8 @@ pub const CASES: &[Case] = &[
         let output = container.exec("e1", &command, b"in")?.ended_with(5)?;
         ensure!(output.out == "in" && output.err.contains("err"), "{output:?}");
         container.remove().map(|_| String::new())
-    }),
+    })
+    .in_vm(),
     Case::new("exec: sees the container's processes and files", |bed| {
         let container = bed.start_container("exec", &STAYS)?;
         let out = container.sh("e2", "cat /proc/1/comm; cat /usr/share/doc/before; touch /written")?;
@@ -64,7 +66,8 @@ pub const CASES: &[Case] = &[
         ctr(&["task", "resume", &container.id])?.success("resume")?;
         container.wait_for("RUNNING")?;
         container.remove().map(|_| String::new())
-    }),
+    })
+    .in_vm(),
     Case::new("kill: the exit status comes back through task rm", |bed| {
         let container = bed.start_container("kill", &STAYS)?;
         container.kill("SIGTERM")?;

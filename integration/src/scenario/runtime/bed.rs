@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::Need;
+use super::client::Client;
 use crate::event::Reporter;
 use crate::scenario::capsulectl::publish;
 use crate::scenario::ctr::{Container, OURS, REFERENCE, Stack, ctr};
@@ -66,6 +67,7 @@ pub struct Bed {
     /// The newest version of the capsule `tzdata`, where capsuled runs.
     newest: Option<String>,
     next: Cell<u32>,
+    client: Client,
 }
 
 impl Bed {
@@ -79,7 +81,14 @@ impl Bed {
         } else {
             None
         };
-        Ok(Self { stack: REFERENCE, world, facts: Facts::read()?, newest, next: Cell::new(0) })
+        Ok(Self {
+            stack: REFERENCE,
+            world,
+            facts: Facts::read()?,
+            newest,
+            next: Cell::new(0),
+            client: Client::connect()?,
+        })
     }
 
     /// From now on this stack is tested.
@@ -106,6 +115,11 @@ impl Bed {
     /// The daemons.
     pub fn world(&self) -> RefMut<'_, World> {
         self.world.borrow_mut()
+    }
+
+    /// containerd's services.
+    pub fn client(&self) -> &Client {
+        &self.client
     }
 
     /// The newest version of the capsule `tzdata`.

@@ -1,0 +1,291 @@
+//! One container's task, driven through containerd's Tasks service: a method per call, with containerd's own answers.
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::path::PathBuf;
+use std::thread::JoinHandle;
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use capsule_proto::containerd::services::snapshots::v1::MountsRequest;
+use capsule_proto::containerd::services::tasks::v1 as api;
+use capsule_proto::containerd::v1::types::{Process, ProcessInfo, Status as TaskStatus};
+use prost_types::Any;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+use super::bed::{Bed, FILES};
+use super::client::{Answer, Client, request};
+use crate::images::Image;
+use crate::scenario::ctr::ctr;
+
+/// A container; its task and itself are removed when this is dropped.
+#[derive(Debug)]
+pub struct Task<'a> {
+    /// As containerd knows it.
+    pub id: String,
+    client: &'a Client,
+    snapshotter: &'static str,
+}
+
+/// Where a process' streams go, in containerd's words.
+#[derive(Debug, Clone, Default)]
+pub struct Stdio {
+    /// A FIFO, or nothing.
+    pub stdin: String,
+    /// A FIFO or a log URI, or nothing.
+    pub stdout: String,
+    /// The same.
+    pub stderr: String,
+    /// Whether the process has a terminal.
+    pub terminal: bool,
+}
+
+impl Stdio {
+    /// FIFOs of these names (`stdin`, `stdout`, `stderr`) in a directory of their own; the other streams have nothing.
+    pub fn fifos(bed: &Bed, names: &[&str]) -> Result<Self> {
+        let directory = PathBuf::from(format!("{FILES}/{}", bed.id("io")));
+        fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+        let make = |name: &str| -> Result<String> {
+            if !names.contains(&name) {
+                return Ok(String::new());
+            }
+            let path = directory.join(name);
+            mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
+                .with_context(|| format!("make {}", path.display()))?;
+            Ok(path.display().to_string())
+        };
+        Ok(Self { stdin: make("stdin")?, stdout: make("stdout")?, stderr: make("stderr")?, terminal: false })
+    }
+
+    /// The same with a terminal.
+    pub fn with_terminal(self) -> Self {
+        Self { terminal: true, ..self }
+    }
+}
+
+/// Reads a FIFO from its first to its last byte, on a thread of its own, as a client does.
+pub fn read_all(fifo: &str) -> JoinHandle<Result<Vec<u8>>> {
+    let fifo = fifo.to_owned();
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let mut file = File::open(&fifo).with_context(|| format!("open {fifo}"))?;
+        file.read_to_end(&mut bytes).with_context(|| format!("read {fifo}"))?;
+        Ok(bytes)
+    })
+}
+
+/// What such a thread has read.
+pub fn text_of(reader: JoinHandle<Result<Vec<u8>>>) -> Result<String> {
+    let bytes = reader.join().map_err(|_| anyhow!("the reader panicked"))??;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The OCI process of an exec.
+pub fn process(command: &[&str], terminal: bool) -> Any {
+    let process = serde_json::json!({
+        "terminal": terminal,
+        "user": { "uid": 0, "gid": 0 },
+        "args": command,
+        "env": ["PATH=/bin:/sbin", "TERM=xterm"],
+        "cwd": "/",
+    });
+    Any {
+        type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned(),
+        value: process.to_string().into_bytes(),
+    }
+}
+
+impl<'a> Task<'a> {
+    /// A container without a task, with `options` of `ctr container create`.
+    pub fn container(bed: &'a Bed, hint: &str, options: &[&str], command: &[&str]) -> Result<Self> {
+        let (id, stack) = (bed.id(hint), bed.stack);
+        let mut args =
+            vec!["container", "create", "--runtime", stack.runtime, "--snapshotter", stack.snapshotter];
+        args.extend(options);
+        args.extend([Image::Busybox.name(), &id]);
+        args.extend(command);
+        ctr(&args)?.success("ctr container create")?;
+        Ok(Self { id, client: bed.client(), snapshotter: stack.snapshotter })
+    }
+
+    /// A container with a task that waits to be started.
+    pub fn created(bed: &'a Bed, hint: &str, stdio: &Stdio, command: &[&str]) -> Result<Self> {
+        let options: &[&str] = if stdio.terminal { &["--tty"] } else { &[] };
+        let task = Self::container(bed, hint, options, command)?;
+        task.create(stdio).context("create the task")?;
+        Ok(task)
+    }
+
+    /// A container with a task that runs.
+    pub fn started(bed: &'a Bed, hint: &str, stdio: &Stdio, command: &[&str]) -> Result<Self> {
+        let task = Self::created(bed, hint, stdio, command)?;
+        task.start("").context("start the task")?;
+        Ok(task)
+    }
+
+    /// Create; the pid.
+    pub fn create(&self, stdio: &Stdio) -> Answer<u32> {
+        let key = MountsRequest { snapshotter: self.snapshotter.to_owned(), key: self.id.clone() };
+        let mounts = self.client.call(self.client.snapshots().mounts(request(key)))?;
+        let create = api::CreateTaskRequest {
+            container_id: self.id.clone(),
+            rootfs: mounts.mounts,
+            stdin: stdio.stdin.clone(),
+            stdout: stdio.stdout.clone(),
+            stderr: stdio.stderr.clone(),
+            terminal: stdio.terminal,
+            ..Default::default()
+        };
+        self.client.call(self.client.tasks().create(request(create))).map(|answer| answer.pid)
+    }
+
+    /// Start of the init (no `exec`) or an exec; the pid.
+    pub fn start(&self, exec: &str) -> Answer<u32> {
+        let start = api::StartRequest { container_id: self.id.clone(), exec_id: exec.to_owned() };
+        self.client.call(self.client.tasks().start(request(start))).map(|answer| answer.pid)
+    }
+
+    /// Delete of the task.
+    pub fn delete(&self) -> Answer<api::DeleteResponse> {
+        let delete = api::DeleteTaskRequest { container_id: self.id.clone() };
+        self.client.call(self.client.tasks().delete(request(delete)))
+    }
+
+    /// Delete of an exec.
+    pub fn delete_exec(&self, exec: &str) -> Answer<api::DeleteResponse> {
+        let delete = api::DeleteProcessRequest { container_id: self.id.clone(), exec_id: exec.to_owned() };
+        self.client.call(self.client.tasks().delete_process(request(delete)))
+    }
+
+    /// Exec: adds a process, which does not run yet.
+    pub fn exec(&self, exec: &str, stdio: &Stdio, command: &[&str]) -> Answer<()> {
+        self.exec_spec(exec, stdio, process(command, stdio.terminal))
+    }
+
+    /// The same with any description of a process.
+    pub fn exec_spec(&self, exec: &str, stdio: &Stdio, spec: Any) -> Answer<()> {
+        let exec = api::ExecProcessRequest {
+            container_id: self.id.clone(),
+            exec_id: exec.to_owned(),
+            stdin: stdio.stdin.clone(),
+            stdout: stdio.stdout.clone(),
+            stderr: stdio.stderr.clone(),
+            terminal: stdio.terminal,
+            spec: Some(spec),
+        };
+        self.client.call(self.client.tasks().exec(request(exec))).map(drop)
+    }
+
+    /// An exec that runs; its pid.
+    pub fn run_exec(&self, exec: &str, stdio: &Stdio, command: &[&str]) -> Result<u32> {
+        self.exec(exec, stdio, command).with_context(|| format!("add exec {exec}"))?;
+        self.start(exec).with_context(|| format!("start exec {exec}"))
+    }
+
+    /// Kill.
+    pub fn kill(&self, exec: &str, signal: u32, all: bool) -> Answer<()> {
+        let kill = api::KillRequest { container_id: self.id.clone(), exec_id: exec.to_owned(), signal, all };
+        self.client.call(self.client.tasks().kill(request(kill)))
+    }
+
+    /// Wait: returns at the end of the process.
+    pub fn wait(&self, exec: &str) -> Answer<api::WaitResponse> {
+        let wait = api::WaitRequest { container_id: self.id.clone(), exec_id: exec.to_owned() };
+        self.client.call(self.client.tasks().wait(request(wait)))
+    }
+
+    /// Get: the process as the shim's State has it.
+    pub fn get(&self, exec: &str) -> Answer<Process> {
+        let get = api::GetRequest { container_id: self.id.clone(), exec_id: exec.to_owned() };
+        let answer = self.client.call(self.client.tasks().get(request(get)))?;
+        answer.process.ok_or_else(|| tonic::Status::internal("the answer names no process"))
+    }
+
+    /// Fails unless the process has this status.
+    pub fn expect(&self, exec: &str, status: TaskStatus) -> Result<Process> {
+        let process = self.get(exec)?;
+        ensure!(process.status() == status, "{} {exec}: {process:?} is not {status:?}", self.id);
+        Ok(process)
+    }
+
+    /// ListPids.
+    pub fn pids(&self) -> Answer<Vec<ProcessInfo>> {
+        let list = api::ListPidsRequest { container_id: self.id.clone() };
+        self.client.call(self.client.tasks().list_pids(request(list))).map(|answer| answer.processes)
+    }
+
+    /// Pause.
+    pub fn pause(&self) -> Answer<()> {
+        let pause = api::PauseTaskRequest { container_id: self.id.clone() };
+        self.client.call(self.client.tasks().pause(request(pause)))
+    }
+
+    /// Resume.
+    pub fn resume(&self) -> Answer<()> {
+        let resume = api::ResumeTaskRequest { container_id: self.id.clone() };
+        self.client.call(self.client.tasks().resume(request(resume)))
+    }
+
+    /// ResizePty.
+    pub fn resize(&self, exec: &str, width: u32, height: u32) -> Answer<()> {
+        let resize =
+            api::ResizePtyRequest { container_id: self.id.clone(), exec_id: exec.to_owned(), width, height };
+        self.client.call(self.client.tasks().resize_pty(request(resize)))
+    }
+
+    /// CloseIO of standard input.
+    pub fn close_stdin(&self, exec: &str) -> Answer<()> {
+        let close =
+            api::CloseIoRequest { container_id: self.id.clone(), exec_id: exec.to_owned(), stdin: true };
+        self.client.call(self.client.tasks().close_io(request(close)))
+    }
+
+    /// Update with OCI's `LinuxResources` as JSON.
+    pub fn update(&self, resources: &str) -> Answer<()> {
+        let resources = Any {
+            type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".to_owned(),
+            value: resources.as_bytes().to_vec(),
+        };
+        let update = api::UpdateTaskRequest {
+            container_id: self.id.clone(),
+            resources: Some(resources),
+            ..Default::default()
+        };
+        self.client.call(self.client.tasks().update(request(update)))
+    }
+
+    /// Metrics of this task: how many there are.
+    pub fn metrics(&self) -> Answer<usize> {
+        let metrics = api::MetricsRequest { filters: vec![format!("id=={}", self.id)] };
+        self.client.call(self.client.tasks().metrics(request(metrics))).map(|answer| answer.metrics.len())
+    }
+
+    /// Kills the init and waits for its end; its exit status.
+    pub fn end(&self) -> Result<u32> {
+        self.kill("", 9, false).context("kill the init")?;
+        Ok(self.wait("").context("wait for the init")?.exit_status)
+    }
+
+    /// Ends and removes the task and the container.
+    pub fn remove(self) -> Result<()> {
+        if self.get("").is_ok_and(|process| process.status() != TaskStatus::Stopped) {
+            self.end()?;
+        }
+        self.delete().context("delete the task")?;
+        ctr(&["container", "rm", &self.id])?.success("ctr container rm")?;
+        std::mem::forget(self);
+        Ok(())
+    }
+}
+
+impl Drop for Task<'_> {
+    fn drop(&mut self) {
+        if self.get("").is_ok_and(|process| process.status() == TaskStatus::Paused) {
+            let _ = self.resume();
+        }
+        if self.kill("", 9, true).is_ok() {
+            let _ = self.wait("");
+        }
+        let _ = self.delete();
+        let _ = ctr(&["container", "rm", &self.id]);
+    }
+}
