@@ -30,6 +30,12 @@ fn privileged_native_forky_demo() -> Result<()> {
     run(Kind::Native, Suite::Forky, "demo")
 }
 
+/// Hot-plug on containerd 1.7.
+#[test]
+fn privileged_native_trixie_demo() -> Result<()> {
+    run(Kind::Native, Suite::Trixie, "demo")
+}
+
 #[test]
 fn privileged_native_forky_errors() -> Result<()> {
     run(Kind::Native, Suite::Forky, "errors")
@@ -47,7 +53,7 @@ fn privileged_native_forky_images() -> Result<()> {
 
 #[test]
 fn privileged_native_trixie_images() -> Result<()> {
-    run(Kind::Native, Suite::Trixie, "images-1.7")
+    run(Kind::Native, Suite::Trixie, "images")
 }
 
 /// On containerd's own runtime and then on ours; `TEST_RUNTIME` names one, `TEST_CASES` a part of the cases' names.
@@ -79,8 +85,8 @@ fn privileged_native_trixie_suite() -> Result<()> {
 }
 
 #[test]
-fn privileged_native_trixie_snapshotter() -> Result<()> {
-    run(Kind::Native, Suite::Trixie, "snapshotter")
+fn privileged_native_trixie_conformance() -> Result<()> {
+    run(Kind::Native, Suite::Trixie, "conformance")
 }
 
 /// Few rounds and no peers: that the benchmark works, not how fast anything is.

@@ -228,6 +228,23 @@ impl Bundle {
         }
     }
 
+    /// Writes where the container's shim listens: containerd 1.7 reads it when it is started anew.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_address(&self, address: &str) -> Result<(), BundleError> {
+        write_private(&self.0.join(ADDRESS), address.as_bytes())
+    }
+
+    /// Where the container's shim listens.
+    ///
+    /// # Errors
+    /// When the file is not there, or not text.
+    pub fn read_address(&self) -> Result<String, BundleError> {
+        let path = self.0.join(ADDRESS);
+        fs::read_to_string(&path).map_err(|e| BundleError::Read(path, e))
+    }
+
     fn read_json<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<T, BundleError> {
         let path = self.0.join(name);
         let bytes = fs::read(&path).map_err(|e| BundleError::Read(path.clone(), e))?;
@@ -235,6 +252,8 @@ impl Bundle {
     }
 }
 
+/// The name is containerd's.
+const ADDRESS: &str = "address";
 const OPTIONS: &str = "capsule-options.json";
 
 /// Writes a file that only root can read.

@@ -79,6 +79,16 @@ pub enum OptionsError {
     },
 }
 
+/// Whether `any` holds runtime options, and not another extension of containerd's.
+pub fn is_known(any: &Any) -> bool {
+    matches!(type_name(any), RUNC | GENERIC)
+}
+
+/// containerd writes bare names, protobuf's own `pack` prefixes a host.
+fn type_name(any: &Any) -> &str {
+    any.type_url.rsplit('/').next().unwrap_or_default()
+}
+
 impl Options {
     /// Decodes what containerd sent; nothing sent is all defaults.
     ///
@@ -86,8 +96,7 @@ impl Options {
     /// [`OptionsError`], naming the unknown type, field or option.
     pub fn from_any(any: Option<&Any>) -> Result<Self, OptionsError> {
         let Some(any) = any else { return Ok(Self::default()) };
-        // containerd writes bare names, protobuf's own `pack` prefixes a host.
-        match any.type_url.rsplit('/').next().unwrap_or_default() {
+        match type_name(any) {
             "" => Ok(Self::default()),
             RUNC => from_runc(&any.value),
             GENERIC => from_generic(&any.value),
@@ -95,7 +104,8 @@ impl Options {
         }
     }
 
-    /// The same options in runc's message, for the library functions that want it.
+    /// The same options in runc's message.
+    #[cfg(test)]
     pub fn to_runc(&self) -> RuncOptions {
         RuncOptions {
             no_pivot_root: self.no_pivot_root,

@@ -1,8 +1,8 @@
-//! The Task API (`containerd.task.v3.Task`): from the wire to the engine and back. No decision is made here.
+//! The Task API (`containerd.task.v3.Task`, and `v2`): from the wire to the engine and back. No decision is made here.
 
 mod status;
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
 use containerd_shim::{
@@ -17,6 +17,7 @@ use containerd_shim::{
     protos::{
         events::task::{TaskCreate, TaskIO},
         shim::oci::ProcessDetails,
+        shim_async::create_task,
         types::task::{ProcessInfo, Status},
     },
     util::convert_to_any,
@@ -36,8 +37,18 @@ use crate::{
     rootfs::Mount,
 };
 
+/// What the server serves: one Task service under both of its names. Version 3 is version 2 with another package name
+/// (`api/runtime/task/v2/shim.proto` and `v3` differ in nothing else, up to containerd 2.4).
+pub fn all(engine: &Arc<Engine>) -> HashMap<String, ttrpc::asynchronous::Service> {
+    let task = || create_task(Arc::new(Service(engine.clone())));
+    let older = task().into_values().map(|service| (TASK_V2.to_owned(), service));
+    task().into_iter().chain(older).collect()
+}
+
+const TASK_V2: &str = "containerd.task.v2.Task";
+
 /// The Task service over an engine.
-pub struct Service(pub Arc<Engine>);
+struct Service(Arc<Engine>);
 
 impl Service {
     fn container(&self, id: &str) -> TtrpcResult<Arc<Container>> {

@@ -85,9 +85,7 @@ impl Image {
     /// The images that a scenario is given.
     pub fn needed_by(scenario: &str) -> &'static [Self] {
         match scenario {
-            "images" | "images-1.7" => {
-                &[Self::Busybox, Self::Deep, Self::Odd, Self::Python, Self::Git, Self::System]
-            }
+            "images" => &[Self::Busybox, Self::Deep, Self::Odd, Self::Python, Self::Git, Self::System],
             snapshotters::FULL | snapshotters::QUICK => &[Self::Busybox, Self::Forty],
             "idmapped" => &[Self::Odd, Self::Deep, Self::System],
             _ => &[Self::Busybox],

@@ -48,11 +48,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
     match name {
         "reference" => runtime::run_basics(reporter, &[ctr::REFERENCE]),
         "conformance" => runtime::run_basics(reporter, &[ctr::REFERENCE, ctr::SNAPSHOTTER, ctr::OURS]),
-        // Our shim speaks version 3 of the shim's protocol, containerd 1.7 version 2: there, the snapshotter alone.
-        "snapshotter" => runtime::run_basics(reporter, &[ctr::REFERENCE, ctr::SNAPSHOTTER]),
         "images" => images::run(reporter, &[ctr::REFERENCE, ctr::SNAPSHOTTER, ctr::OURS]),
-        // See `snapshotter`.
-        "images-1.7" => images::run(reporter, &[ctr::REFERENCE, ctr::SNAPSHOTTER]),
         "suite" => suite::run(reporter),
         "idmapped" => idmapped::run(reporter),
         "idle" => idle(reporter, ctr::REFERENCE),

@@ -16,7 +16,7 @@ use std::{
 };
 
 pub use container::{Container, Create, clean_up};
-use containerd_shim::{ExitSignal, event::Event};
+use containerd_shim::event::Event;
 pub use id::Id;
 pub use process::Process;
 use state::{Refused, State};
@@ -27,6 +27,7 @@ use crate::{
     bundle::BundleError,
     cgroup::Hierarchies,
     events::Publisher,
+    exit::ExitSignal,
     hotplug::{self, LiveTask, TaskLookupError, Tasks},
     io::{Copies, IoError},
     node::NodeError,
@@ -219,6 +220,19 @@ impl Engine {
     pub fn shutdown(&self) {
         if self.lock().is_empty() {
             self.exit.signal();
+        }
+    }
+
+    /// Logs what there is, for a person who asks.
+    pub fn log_state(&self) {
+        for (id, slot) in self.lock().iter() {
+            match slot {
+                Slot::Making => log::info!("container {id}: being made"),
+                Slot::Ready(container) => {
+                    let state = container.init().state();
+                    log::info!("container {id}: {}, process {}", state.name(), state.pid());
+                }
+            }
         }
     }
 

@@ -169,8 +169,10 @@ impl Bed {
             ensure!(shims.is_empty() && mounts.is_empty(), "left: {shims:?} {mounts:?}");
             Ok(())
         })?;
-        let list = ctr(&["snapshots", "--snapshotter", self.stack.snapshotter, "ls"])?;
-        let list = list.success("ctr snapshots ls")?;
+        // containerd waits a moment before it connects again to a capsuled that was replaced.
+        let list = eventually("containerd to list snapshots", || {
+            ctr(&["snapshots", "--snapshotter", self.stack.snapshotter, "ls"])?.success("ctr snapshots ls")
+        })?;
         let active = list.lines().filter(|line| line.trim_end().ends_with("Active")).count();
         ensure!(active == 0, "snapshots: {list}");
         Ok(String::new())

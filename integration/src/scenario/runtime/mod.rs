@@ -29,7 +29,7 @@ pub mod task;
 
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 pub use bed::{Bed, Facts};
 
 use super::ctr::{OURS, REFERENCE, Stack};
@@ -47,9 +47,6 @@ const ROOMS: &[Room] = &[
 
 /// The cases of what no other runtime has.
 const OWN_ROOMS: &[Room] = &[Room { name: "capsules", cases: capsules::CASES }];
-
-/// Whether our shim works on containerd 1.7, which speaks version 2 of the shim's protocol.
-const OURS_ON_1_7: bool = false;
 
 struct Room {
     name: &'static str,
@@ -157,10 +154,6 @@ pub fn run(reporter: &mut Reporter, choice: &Choice) -> Result<()> {
     let ours = choice.stacks.contains(&OURS);
     let mut bed = Bed::start(reporter, ours)?;
     for stack in &choice.stacks {
-        if *stack == OURS && !bed.facts().containerd_2 && !OURS_ON_1_7 {
-            ensure!(choice.stacks.len() > 1, "our shim does not serve this containerd yet");
-            continue;
-        }
         bed.use_stack(reporter, *stack)?;
         let own = if *stack == OURS { OWN_ROOMS } else { &[] };
         for room in ROOMS.iter().chain(own) {
