@@ -3,7 +3,10 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use linux_raw_sys::general::{__NR_listmount, __NR_mount_setattr, __NR_statmount, mnt_id_req, mount_attr};
+use linux_raw_sys::general::{
+    __NR_clone3, __NR_listmount, __NR_mount_setattr, __NR_statmount, CLONE_NEWUSER, clone_args, mnt_id_req,
+    mount_attr,
+};
 use rustix::{io::Errno, thread::UnshareFlags};
 
 /// Gives the calling thread a root and working directory of its own: `setns(CLONE_NEWNS)` demands it.
@@ -91,6 +94,63 @@ pub(crate) fn statmount(id: u64, what: u64, buffer: &mut [u64]) -> Result<(), Er
 fn id_request(mnt_id: u64, param: u64) -> mnt_id_req {
     // 24 bytes is `MNT_ID_REQ_SIZE_VER0` of Linux 6.8: without the namespace id that 6.11 added.
     mnt_id_req { size: 24, spare: 0, mnt_id, param, mnt_ns_id: 0 }
+}
+
+/// A child process that does nothing but wait to be killed, which it is when this is dropped.
+#[derive(Debug)]
+pub(crate) struct IdleChild {
+    pid: libc::pid_t,
+}
+
+impl IdleChild {
+    /// Starts it in a new user namespace (`clone3`, Linux 5.3).
+    pub(crate) fn in_new_user_namespace() -> Result<Self, Errno> {
+        let parent = std::process::id();
+        // No exit signal: `SIGCHLD` would have the caller's reaper look for a child that is none of its own, and a
+        // child that sends none is seen by no `wait` that does not ask for it (`__WCLONE`).
+        // SAFETY: all zero is a valid `clone_args` of plain numbers.
+        let mut args: clone_args = unsafe { std::mem::zeroed() };
+        args.flags = u64::from(CLONE_NEWUSER);
+        // SAFETY: without `CLONE_VM` and with no stack given it is a fork: the child has a copy of everything. Other
+        // threads' locks may be held in it for ever, so it makes system calls only, which touch none.
+        let rc = unsafe {
+            libc::syscall(libc::c_long::from(__NR_clone3), std::ptr::from_ref(&args), size_of::<clone_args>())
+        };
+        if rc == 0 {
+            Self::wait_to_be_killed(parent)
+        }
+        let pid = libc::pid_t::try_from(result(rc)?).map_err(|_| Errno::OVERFLOW)?;
+        Ok(Self { pid })
+    }
+
+    fn wait_to_be_killed(parent: u32) -> ! {
+        // SAFETY: system calls without pointers, and `_exit`, none of which takes a lock or runs a handler of the
+        // parent's (async-signal-safe, signal-safety(7)).
+        unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            if u32::try_from(libc::getppid()) == Ok(parent) {
+                loop {
+                    libc::pause();
+                }
+            }
+            libc::_exit(0)
+        }
+    }
+
+    pub(crate) fn pid(&self) -> libc::pid_t {
+        self.pid
+    }
+}
+
+impl Drop for IdleChild {
+    fn drop(&mut self) {
+        // SAFETY: no pointers but a null status. Nobody else waits for this child (see above), so until here the pid is
+        // its own.
+        unsafe {
+            libc::kill(self.pid, libc::SIGKILL);
+            libc::waitpid(self.pid, std::ptr::null_mut(), libc::__WALL);
+        }
+    }
 }
 
 fn result(rc: libc::c_long) -> Result<libc::c_long, Errno> {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::ctr::{REFERENCE, SNAPSHOTTER, Stack, ctr};
+use super::ctr::{OURS, REFERENCE, SNAPSHOTTER, Stack, ctr};
 use super::images::same;
 use super::snapshots::{Mount, Mounted};
 use super::world::{World, send_logs};
@@ -17,8 +17,8 @@ use crate::trees::{Window, read};
 /// Root and 65535 others are 100000 and those after it.
 const MAP: &str = "0:100000:65536";
 
-/// Theirs first.
-const STACKS: [Stack; 2] = [REFERENCE, SNAPSHOTTER];
+/// Theirs first, and ours beside it: its snapshotter below containerd's own runtime, and below ours.
+const STACKS: [Stack; 3] = [REFERENCE, SNAPSHOTTER, OURS];
 
 /// One way to give a container in a user namespace its files.
 struct Case {
@@ -91,7 +91,7 @@ const CASES: [Case; 2] = [
     },
 ];
 
-/// Runs everything with both snapshotters.
+/// Runs everything with both snapshotters, and with our runtime.
 pub fn run(reporter: &mut Reporter) -> Result<()> {
     let outcome = compare(reporter);
     if outcome.is_err() || !reporter.all_ok() {
@@ -140,21 +140,23 @@ impl Case {
     fn run(&self, reporter: &mut Reporter, window: Window) -> Result<()> {
         let step = |what: &str| format!("{}: {what}", self.name);
         let ids = STACKS.map(|stack| format!("{}-{}", stack.name, self.labels));
-        let [theirs, ours] = reporter.must(&step("the script runs on both"), || {
+        let [theirs, ours @ ..] = reporter.must(&step("the script runs on all"), || {
             let run = |at: usize| run_mapped(STACKS[at], self.labels, self.image, &ids[at], self.script);
-            Ok(([run(0)?, run(1)?], String::new()))
+            Ok(([run(0)?, run(1)?, run(2)?], String::new()))
         })?;
-        reporter.check(&step("both containers see the same owners"), || {
+        reporter.check(&step("all containers see the same owners"), || {
             for line in self.seen {
                 ensure!(theirs.contains(line), "overlayfs: no {line:?} in {theirs}");
             }
-            let different = theirs.lines().zip(ours.lines()).find(|(theirs, ours)| theirs != ours);
-            ensure!(theirs == ours, "{different:?}");
-            Ok(format!("{} lines", ours.lines().count()))
+            for ours in &ours {
+                let different = theirs.lines().zip(ours.lines()).find(|(theirs, ours)| theirs != ours);
+                ensure!(theirs == *ours, "{different:?}");
+            }
+            Ok(format!("{} lines", theirs.lines().count()))
         });
         let upper = |at: usize| Mount::of(STACKS[at].snapshotter, &ids[at])?.upper();
         reporter.check(&step("on disk, what they wrote has the node's owners"), || {
-            for at in [0, 1] {
+            for at in 0..STACKS.len() {
                 for (file, uid, gid) in self.on_disk {
                     expect_owner(&upper(at)?.join(file), *uid, *gid)?;
                 }
@@ -162,7 +164,8 @@ impl Case {
             Ok(String::new())
         });
         reporter.check(&step("on disk, what they wrote is the same"), || {
-            same(&read(&upper(0)?, window)?, &read(&upper(1)?, window)?)
+            same(&read(&upper(0)?, window)?, &read(&upper(1)?, window)?)?;
+            same(&read(&upper(0)?, window)?, &read(&upper(2)?, window)?)
         });
         for id in &ids {
             ctr(&["container", "rm", id])?.success("ctr container rm")?;
@@ -180,7 +183,8 @@ fn expect_owner(path: &Path, uid: u32, gid: u32) -> Result<()> {
 
 fn layers_are_untouched(reporter: &mut Reporter, window: Window) {
     reporter.check("the image's own layers keep their owners", || {
-        let [theirs, ours] = STACKS.map(|stack| Mounted::image(stack.snapshotter, Image::Odd));
+        let [theirs, ours] =
+            [REFERENCE, SNAPSHOTTER].map(|stack| Mounted::image(stack.snapshotter, Image::Odd));
         let [theirs, ours] = [theirs?, ours?];
         expect_owner(&ours.path().join("bin/busybox"), 0, 0)?;
         expect_owner(&ours.path().join("srv/odd/attributes/owner-1000"), 1000, 999)?;

@@ -1,9 +1,10 @@
 //! The container's root file system: the mounts that containerd's snapshotter describes, made on the bundle's
 //! `rootfs` in the shim's own mount namespace.
 //!
-//! `plan` reads a mount's options (pure); this file makes and unmakes mounts. The process never changes its working
-//! directory or namespace: another container's create may run at the same time.
+//! `plan` reads a mount's options (pure); this file makes and unmakes mounts, `mapped` those whose owners are mapped. The
+//! process never changes its working directory or namespace: another container's create may run at the same time.
 
+mod mapped;
 mod plan;
 
 use std::{
@@ -12,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+pub use mapped::MappedError;
 pub use plan::{Mount, PlanError};
 use plan::{Plan, plan};
 use rustix::{
@@ -54,6 +56,15 @@ pub enum RootfsError {
         /// Its answer.
         #[source]
         source: Errno,
+    },
+    /// One whose owners are to be mapped.
+    #[error("cannot map the owners of the root file system on {}", target.display())]
+    Mapped {
+        /// Where.
+        target: PathBuf,
+        /// Why.
+        #[source]
+        source: MappedError,
     },
     /// The unmount.
     #[error("cannot unmount {}", .0.display())]
@@ -112,6 +123,9 @@ fn apply(plan: &Plan, target: &Path) -> Result<(), RootfsError> {
             propagate(*propagation, target).map_err(failed("propagation"))
         }
         Plan::Overlay { layers, parameters, flags } => overlay(layers, parameters, *flags, target),
+        Plan::Mapped { uids, gids, layers, inner } => {
+            mapped::mount(uids, gids, layers.as_deref(), inner, target)
+        }
     }
 }
 

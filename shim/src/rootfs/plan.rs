@@ -2,8 +2,12 @@
 //!
 //! Options are those of containerd's `core/mount`: `fstab` words, and everything else for the file system itself.
 
-use std::{ffi::CString, path::PathBuf};
+use std::{
+    ffi::CString,
+    path::{Path, PathBuf},
+};
 
+use overlayfs_utils::{IdMapping, InvalidMapping};
 use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags};
 use thiserror::Error;
 
@@ -37,6 +41,21 @@ pub enum PlanError {
     /// An option that needs more than a mount.
     #[error("option {0:?} needs a mount handler")]
     Option(String),
+    /// A mapping of ids that is none.
+    #[error("option {option:?}")]
+    Mapping {
+        /// The option's name.
+        option: &'static str,
+        /// What is wrong.
+        #[source]
+        source: InvalidMapping,
+    },
+    /// Half a mapping.
+    #[error("uidmap and gidmap are only taken together")]
+    HalfMapping,
+    /// Layers that cannot be mapped by one mount.
+    #[error("its layers are in no directory together but the root, so their ids cannot be mapped")]
+    Apart,
     /// A byte that no path may have.
     #[error("{0:?} has a NUL byte")]
     Nul(String),
@@ -81,6 +100,18 @@ pub enum Plan {
         /// Read-only and the like.
         flags: MountAttrFlags,
     },
+    /// A mount whose files' owners are mapped.
+    Mapped {
+        /// User ids.
+        uids: IdMapping,
+        /// Group ids.
+        gids: IdMapping,
+        /// For an overlay, the directory in which all its layers are: they are mapped, not the overlay itself, whose
+        /// upper directory holds what is seen. The layers of `inner` are relative to it.
+        layers: Option<PathBuf>,
+        /// The mount itself.
+        inner: Box<Plan>,
+    },
 }
 
 impl Plan {
@@ -90,6 +121,7 @@ impl Plan {
             Self::Bind { source, .. } => source.display().to_string(),
             Self::Options { kind, .. } => kind.to_string_lossy().into_owned(),
             Self::Overlay { layers, .. } => format!("overlay of {} layers", layers.len()),
+            Self::Mapped { inner, .. } => format!("id-mapped {}", inner.describe()),
         }
     }
 }
@@ -103,7 +135,20 @@ pub fn plan(mount: &Mount) -> Result<Plan, PlanError> {
     if !mount.target.is_empty() && mount.target != "/" {
         return Err(PlanError::Target(mount.target.clone()));
     }
-    let options = Parsed::from(&mount.options)?;
+    let mut options = Parsed::from(&mount.options)?;
+    match (options.uids.take(), options.gids.take()) {
+        (None, None) => plan_plain(mount, options),
+        (Some(uids), Some(gids)) => {
+            let layers =
+                if mount.kind == "overlay" { Some(relative_layers(&mut options.data)?) } else { None };
+            Ok(Plan::Mapped { uids, gids, layers, inner: Box::new(plan_plain(mount, options)?) })
+        }
+        // containerd's own shim would mount it without a mapping, with owners that nobody asked for.
+        (Some(_), None) | (None, Some(_)) => Err(PlanError::HalfMapping),
+    }
+}
+
+fn plan_plain(mount: &Mount, options: Parsed) -> Result<Plan, PlanError> {
     if options.bind || mount.kind == "bind" {
         let (source, Parsed { recursive, flags, propagation, .. }) = (PathBuf::from(&mount.source), options);
         return Ok(Plan::Bind { source, recursive, flags, propagation });
@@ -122,13 +167,16 @@ struct Parsed {
     recursive: bool,
     flags: MountFlags,
     propagation: Option<MountPropagationFlags>,
+    uids: Option<IdMapping>,
+    gids: Option<IdMapping>,
     data: Vec<String>,
 }
 
 impl Parsed {
     fn from(options: &[String]) -> Result<Self, PlanError> {
         let (bind, recursive, flags, propagation) = (false, false, MountFlags::empty(), None);
-        let mut parsed = Self { bind, recursive, flags, propagation, data: Vec::new() };
+        let (uids, gids, data) = (None, None, Vec::new());
+        let mut parsed = Self { bind, recursive, flags, propagation, uids, gids, data };
         for option in options {
             parsed.add(option)?;
         }
@@ -140,14 +188,13 @@ impl Parsed {
             "bind" => self.bind = true,
             "rbind" => (self.bind, self.recursive) = (true, true),
             "loop" => return Err(PlanError::Option(option.into())),
-            _ if option.starts_with("uidmap=")
-                || option.starts_with("gidmap=")
-                || option.starts_with("X-containerd.") =>
-            {
-                return Err(PlanError::Option(option.into()));
-            }
+            _ if option.starts_with("X-containerd.") => return Err(PlanError::Option(option.into())),
             _ => {
-                if let Some((clear, flag)) = flag(option) {
+                if let Some(mapping) = option.strip_prefix("uidmap=") {
+                    self.uids = Some(parse_mapping("uidmap", mapping)?);
+                } else if let Some(mapping) = option.strip_prefix("gidmap=") {
+                    self.gids = Some(parse_mapping("gidmap", mapping)?);
+                } else if let Some((clear, flag)) = flag(option) {
                     self.flags.set(flag, !clear);
                 } else if let Some(propagation) = propagation(option) {
                     self.propagation = Some(propagation);
@@ -158,6 +205,41 @@ impl Parsed {
         }
         Ok(())
     }
+}
+
+fn parse_mapping(option: &'static str, text: &str) -> Result<IdMapping, PlanError> {
+    IdMapping::parse(text).map_err(|source| PlanError::Mapping { option, source })
+}
+
+/// Makes the layers in an overlay's options relative to the directory that all of them are in, which is returned.
+fn relative_layers(options: &mut [String]) -> Result<PathBuf, PlanError> {
+    let option = options.iter_mut().find(|option| option.starts_with("lowerdir=")).ok_or(PlanError::Apart)?;
+    // As they are written: what is escaped stays so.
+    let layers = split_at_colons(option.trim_start_matches("lowerdir="));
+    let mut common = Path::new(layers[0]).parent().ok_or(PlanError::Apart)?;
+    while !layers.iter().all(|layer| Path::new(layer).starts_with(common) && Path::new(layer) != common) {
+        common = common.parent().ok_or(PlanError::Apart)?;
+    }
+    let (Some(_), true) = (common.parent(), common.is_absolute()) else { return Err(PlanError::Apart) };
+    let common = common.to_owned();
+    let below = |layer: &&str| Path::new(layer).strip_prefix(&common).map(|p| p.display().to_string());
+    let layers: Vec<String> = layers.iter().filter_map(|layer| below(layer).ok()).collect();
+    *option = format!("lowerdir={}", layers.join(":"));
+    Ok(split_layers(&common.display().to_string()).concat().into())
+}
+
+/// Splits at the colons that no backslash precedes.
+fn split_at_colons(value: &str) -> Vec<&str> {
+    let (mut parts, mut begin, mut escaped) = (Vec::new(), 0, false);
+    for (at, c) in value.char_indices() {
+        if c == ':' && !escaped {
+            parts.push(&value[begin..at]);
+            begin = at + 1;
+        }
+        escaped = c == '\\' && !escaped;
+    }
+    parts.push(&value[begin..]);
+    parts
 }
 
 /// The flag of an `fstab` word, and whether the word clears it.
@@ -318,11 +400,44 @@ mod tests {
             (mount("", "", &[]), PlanError::NoType),
             (Mount { target: "/etc".into(), ..mount("bind", "/s", &[]) }, PlanError::Target("/etc".into())),
             (mount("ext4", "/img", &["loop"]), PlanError::Option("loop".into())),
-            (mount("overlay", "", &["uidmap=0:1:2"]), PlanError::Option("uidmap=0:1:2".into())),
+            (mount("overlay", "", &["uidmap=0:1:2"]), PlanError::HalfMapping),
+            (
+                mount("overlay", "", &["uidmap=0:1:2", "gidmap=0:1:2", "lowerdir=/a/fs:/b/fs"]),
+                PlanError::Apart,
+            ),
+            (mount("overlay", "", &["uidmap=0:1:2", "gidmap=0:1:2"]), PlanError::Apart),
             (mount("tmpfs", "a\0b", &[]), PlanError::Nul("a\0b".into())),
             (mount("ext4", "/dev/x", &[&long]), PlanError::Long(PAGE)),
         ] {
             assert_eq!(plan(&mount), Err(error));
         }
+    }
+
+    #[test]
+    fn the_layers_of_a_mapped_overlay_are_relative_to_what_is_mapped() {
+        let maps = ["uidmap=0:100000:65536", "gidmap=0:100000:65536"];
+        let mapping = || IdMapping::parse("0:100000:65536").unwrap();
+        for (layers, common, relative) in [
+            ("/s/7/fs", "/s/7", "fs"),
+            ("/s/12/fs:/s/1/fs", "/s", "12/fs:1/fs"),
+            (r"/s\:/1/f\\s:/s\:/2/fs", "/s:", r"1/f\\s:2/fs"),
+        ] {
+            let lower = format!("lowerdir={layers}");
+            let planned = plan(&mount("overlay", "overlay", &[&maps[..], &[&lower, "upperdir=/u"]].concat()));
+            let data = CString::new(format!("lowerdir={relative},upperdir=/u")).unwrap();
+            let inner = Plan::Options {
+                kind: c"overlay".into(),
+                source: c"overlay".into(),
+                flags: MountFlags::empty(),
+                data,
+                propagation: None,
+            };
+            let (uids, gids, layers) = (mapping(), mapping(), Some(PathBuf::from(common)));
+            assert_eq!(planned, Ok(Plan::Mapped { uids, gids, layers, inner: Box::new(inner) }));
+        }
+        let bind = plan(&mount("bind", "/s/1/fs", &[&maps[..], &["rbind", "ro"]].concat())).unwrap();
+        let inner = plan(&mount("bind", "/s/1/fs", &["rbind", "ro"])).unwrap();
+        let (uids, gids) = (mapping(), mapping());
+        assert_eq!(bind, Plan::Mapped { uids, gids, layers: None, inner: Box::new(inner) });
     }
 }
