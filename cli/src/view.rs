@@ -180,6 +180,7 @@ impl From<v1::Attachment> for Attachment {
                 v1::AttachmentState::Unspecified => "unknown",
                 v1::AttachmentState::Attached => "attached",
                 v1::AttachmentState::Draining => "draining",
+                v1::AttachmentState::Waiting => "waiting",
             },
             id: a.id,
             container: a.container,

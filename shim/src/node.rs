@@ -1,15 +1,15 @@
-//! capsuled, asked by the shim: the attachments that a container's annotation names.
+//! capsuled, asked by the shim: the attachments that a container's annotation names, and those that it had before.
 
 use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use capsule_proto::node::{AttachNamedRequest, AttachNamedResponse, NodeClient};
+use capsule_proto::node::{AttachNamedRequest, NodeClient, RestoreRequest};
 use thiserror::Error;
 use ttrpc::r#async::Client;
 
-use crate::registration;
+use crate::{bundle::ATTACH, registration};
 
 /// How long capsuled may be away, as it is for a moment while it is upgraded.
 const AWAY: Duration = Duration::from_secs(10);
@@ -18,84 +18,118 @@ const RETRY: Duration = Duration::from_millis(100);
 /// How long an attach may take.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Why a container does not get what its annotation names.
+/// Why a container does not get what it is to have.
 #[derive(Debug, Error)]
 pub enum NodeError {
     /// Nobody answers.
-    #[error(
-        "capsuled does not answer on {}, so the attachments that the annotation {annotation} names cannot be made: start it",
-        socket.display()
-    )]
+    #[error("capsuled does not answer on {}, so {wanted} cannot be attached: start it", socket.display())]
     Unreachable {
         /// Where it should.
         socket: PathBuf,
-        /// The annotation.
-        annotation: &'static str,
+        /// What the container is to have.
+        wanted: &'static str,
         /// The last failure.
         #[source]
         source: ttrpc::Error,
     },
-    /// It refused.
-    #[error("annotation {annotation}: {message}")]
-    Refused {
-        /// The annotation.
-        annotation: &'static str,
-        /// Why.
-        message: String,
-    },
+    /// It refused what the annotation names.
+    #[error("annotation {ATTACH}: {0}")]
+    Named(String),
+    /// It refused to give back what the container had.
+    #[error("{0}")]
+    Again(String),
 }
 
-/// Has capsuled attach what the value of `annotation` names to a container of this shim, before its first process runs.
+/// A call that did not come back with an answer.
+enum Failure {
+    Refused(String),
+    Unreachable(PathBuf, ttrpc::Error),
+}
+
+/// Has capsuled attach what `named`, the value of [`ATTACH`], names to a container of this shim, before its first
+/// process runs.
 ///
 /// # Errors
 /// [`NodeError`]; then none of it is attached.
-pub async fn attach_named(
-    namespace: &str,
-    container: &str,
-    annotation: &'static str,
-    value: &str,
-) -> Result<(), NodeError> {
+pub async fn attach_named(namespace: &str, container: &str, named: &str) -> Result<(), NodeError> {
     let request = AttachNamedRequest {
         namespace: namespace.to_owned(),
         container_id: container.to_owned(),
-        attachments: value.to_owned(),
+        attachments: named.to_owned(),
         ..Default::default()
     };
-    let answer = ask(Path::new(registration::RUN).join("node.sock"), annotation, &request).await?;
+    let call = |node: NodeClient, request| async move { node.attach_named(within(), &request).await };
+    let asked = ask(&socket(), request, call).await;
+    let answer = asked.map_err(|failure| match failure {
+        Failure::Refused(message) => NodeError::Named(message),
+        Failure::Unreachable(socket, source) => {
+            NodeError::Unreachable { socket, wanted: "what its annotation names", source }
+        }
+    })?;
     log::info!("container {container}: attached {} before its start", answer.attached.join(", "));
     Ok(())
 }
 
-async fn ask(
-    socket: PathBuf,
-    annotation: &'static str,
-    request: &AttachNamedRequest,
-) -> Result<AttachNamedResponse, NodeError> {
+/// Has capsuled attach again what the container's last task had. `named` is the value of [`ATTACH`], if there is one.
+///
+/// # Errors
+/// [`NodeError`]; then none of it is attached.
+pub async fn restore(namespace: &str, container: &str, named: Option<&str>) -> Result<(), NodeError> {
+    let request = RestoreRequest {
+        namespace: namespace.to_owned(),
+        container_id: container.to_owned(),
+        attachments: named.unwrap_or_default().to_owned(),
+        ..Default::default()
+    };
+    let call = |node: NodeClient, request| async move { node.restore(within(), &request).await };
+    let asked = ask(&socket(), request, call).await;
+    let answer = asked.map_err(|failure| match failure {
+        Failure::Refused(message) => NodeError::Again(message),
+        Failure::Unreachable(socket, source) => {
+            NodeError::Unreachable { socket, wanted: "what the container had before", source }
+        }
+    })?;
+    if !answer.restored.is_empty() {
+        log::info!("container {container}: attached {} again before its start", answer.restored.join(", "));
+    }
+    Ok(())
+}
+
+fn socket() -> PathBuf {
+    Path::new(registration::RUN).join("node.sock")
+}
+
+fn within() -> ttrpc::context::Context {
+    ttrpc::context::with_duration(DEADLINE)
+}
+
+async fn ask<Q: Clone, T, F: Future<Output = Result<T, ttrpc::Error>>>(
+    socket: &Path,
+    request: Q,
+    call: impl Fn(NodeClient, Q) -> F,
+) -> Result<T, Failure> {
     use ttrpc::Error::{Eof, RemoteClosed, RpcStatus, Socket};
     let began = Instant::now();
     loop {
-        let client = connect(&socket, annotation).await?;
-        match client.attach_named(ttrpc::context::with_duration(DEADLINE), request).await {
+        match call(connect(socket).await?, request.clone()).await {
             Ok(answer) => return Ok(answer),
-            Err(RpcStatus(status)) => return Err(NodeError::Refused { annotation, message: status.message }),
+            Err(RpcStatus(status)) => return Err(Failure::Refused(status.message)),
             // It ended before it answered, as it may while it is upgraded. What it has attached by then is left as it is.
             Err(Eof | RemoteClosed | Socket(_)) if began.elapsed() < DEADLINE => {
                 tokio::time::sleep(RETRY).await;
             }
-            Err(source) => return Err(NodeError::Unreachable { socket, annotation, source }),
+            Err(source) => return Err(Failure::Unreachable(socket.to_owned(), source)),
         }
     }
 }
 
-async fn connect(socket: &Path, annotation: &'static str) -> Result<NodeClient, NodeError> {
+async fn connect(socket: &Path) -> Result<NodeClient, Failure> {
     let (address, began) = (format!("unix://{}", socket.display()), Instant::now());
     loop {
         match Client::connect(&address).await {
             Ok(client) => return Ok(NodeClient::new(client)),
             Err(_) if began.elapsed() < AWAY => tokio::time::sleep(RETRY).await,
-            Err(source) => {
-                return Err(NodeError::Unreachable { socket: socket.to_owned(), annotation, source });
-            }
+            Err(source) => return Err(Failure::Unreachable(socket.to_owned(), source)),
         }
     }
 }
@@ -105,7 +139,7 @@ mod tests {
     use std::{fs, os::unix::net::UnixListener, sync::Arc};
 
     use async_trait::async_trait;
-    use capsule_proto::node::{Node, create_node};
+    use capsule_proto::node::{AttachNamedResponse, Node, RestoreResponse, create_node};
     use ttrpc::r#async::{Server, TtrpcContext};
 
     use super::*;
@@ -121,6 +155,10 @@ mod tests {
         ) -> ttrpc::Result<AttachNamedResponse> {
             Ok(AttachNamedResponse { attached: vec![request.attachments], ..Default::default() })
         }
+
+        async fn restore(&self, _: &TtrpcContext, _: RestoreRequest) -> ttrpc::Result<RestoreResponse> {
+            Ok(RestoreResponse::default())
+        }
     }
 
     #[tokio::test]
@@ -131,7 +169,12 @@ mod tests {
         let asking = tokio::spawn({
             let request = AttachNamedRequest { attachments: "tz".to_owned(), ..Default::default() };
             let socket = socket.clone();
-            async move { ask(socket, "a", &request).await }
+            async move {
+                let call =
+                    |node: NodeClient, request| async move { node.attach_named(within(), &request).await };
+                let asked = ask(&socket, request, call).await;
+                asked.map_err(|_| "refused or away")
+            }
         });
         let accepted = tokio::task::spawn_blocking(move || first.accept().unwrap());
         drop(accepted.await.unwrap());

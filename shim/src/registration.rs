@@ -1,4 +1,5 @@
-//! The files by which capsuled finds the shim of a container: `/run/capsule/tasks/NAMESPACE/CONTAINER.json`.
+//! The files by which capsuled finds the shim of a container, `/run/capsule/tasks/NAMESPACE/CONTAINER.json`, and by which
+//! the shim knows what to ask of capsuled, `/run/capsule/kept/NAMESPACE/CONTAINER`.
 //!
 //! Directories are 0700 and files 0600; a file appears whole, by rename, and is gone before the container is.
 
@@ -89,6 +90,12 @@ pub fn unregister(run: &Path, namespace: &str, id: &str) -> Result<(), Registrat
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(RegistrationError::Remove(path, e)),
         _ => Ok(()),
     }
+}
+
+/// Whether capsuled has records of what an earlier task of the container had attached. It writes this file before the
+/// first of them, and takes it away after the last.
+pub fn has_kept(run: &Path, namespace: &str, id: &str) -> bool {
+    run.join("kept").join(namespace).join(id).exists()
 }
 
 /// The registered address of a container's hot-plug service, if any.

@@ -5,7 +5,7 @@ use tonic::service::Routes;
 
 use crate::{
     agreement,
-    attachments::Attachments,
+    attachments::{Attachments, Marks},
     capsules::Capsules,
     config::Config,
     containerd::Containerd,
@@ -67,6 +67,7 @@ impl Node {
             snapshots,
             Shims::new(&config.run),
             journal,
+            Marks::new(&config.run),
         );
         attachments.pin_recorded(&recorded);
         attachments.recover(recorded).await;

@@ -21,6 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// The configurations that users get, of which containerd's is merged into a private one.
 const CONFIGS: &str = "/payload/configs";
 
+/// The configuration that containerd is given.
+const PRIVATE: &str = "/etc/containerd/private.toml";
+
 /// Nothing here uses CRI, and it starts slowly.
 const WITHOUT_CRI: &str = "disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \
                            \"io.containerd.cri.v1.runtime\"]\n";
@@ -95,9 +98,7 @@ impl World {
     /// As [`World::start`], with more at the end of containerd's configuration.
     pub fn start_with(with_capsuled: bool, config: &str) -> Result<Self> {
         let config = write_configs(config)?;
-        let mut command = Command::new("containerd");
-        command.arg("--config").arg(&config).env("PATH", path());
-        let mut containerd = Daemon::start("containerd", &mut command)?;
+        let mut containerd = Daemon::start("containerd", &mut containerd_command(&config))?;
         // capsuled asks containerd and serves it: it is started beside it, in no order.
         let capsuled = with_capsuled.then(|| start_capsuled(&[])).transpose()?;
         containerd.wait_until(|| Path::new(CONTAINERD_SOCKET).exists() && answers())?;
@@ -126,6 +127,14 @@ impl World {
         daemon.child.kill().context("kill capsuled")?;
         daemon.child.wait().context("wait for capsuled")?;
         Ok(())
+    }
+
+    /// Kills containerd as `kill -9` does, starts it again and waits until it answers.
+    pub fn restart_containerd(&mut self) -> Result<()> {
+        self.containerd.child.kill().context("kill containerd")?;
+        self.containerd.child.wait().context("wait for containerd")?;
+        self.containerd = Daemon::start("containerd", &mut containerd_command(Path::new(PRIVATE)))?;
+        self.containerd.wait_until(answers)
     }
 
     /// Starts capsuled again and waits until it answers.
@@ -173,12 +182,18 @@ fn write_configs(more: &str) -> Result<PathBuf> {
     let (before, after) =
         text.split_once("\nversion").with_context(|| format!("{}: no version", shipped.display()))?;
     fs::create_dir_all("/etc/containerd").context("create containerd's folder")?;
-    let private = PathBuf::from("/etc/containerd/private.toml");
+    let private = PathBuf::from(PRIVATE);
     let private_text = format!("{before}\n{WITHOUT_CRI}version{after}\n{more}");
     fs::write(&private, private_text).with_context(|| format!("write {}", private.display()))?;
     let own = Path::new(CONFIGS).join("config.toml");
     fs::copy(&own, "/etc/capsule/config.toml").with_context(|| format!("copy {}", own.display()))?;
     Ok(private)
+}
+
+fn containerd_command(config: &Path) -> Command {
+    let mut command = Command::new("containerd");
+    command.arg("--config").arg(config).env("PATH", path());
+    command
 }
 
 fn start_capsuled(arguments: &[&str]) -> Result<Daemon> {

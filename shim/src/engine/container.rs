@@ -35,7 +35,7 @@ use crate::{
     oom,
     options::Options,
     reaper::Exited,
-    rootfs,
+    registration, rootfs,
 };
 
 /// What makes a container.
@@ -188,7 +188,7 @@ impl Container {
         let _step = self.init.step().await;
         let state = self.init.state();
         state.allow(Step::Start)?;
-        self.attach_named().await?;
+        self.attach_first().await?;
         self.init.open_stdin()?;
         self.runtime.start(self.id.as_str()).await?;
         let pid = state.pid();
@@ -198,18 +198,26 @@ impl Container {
         Ok(pid)
     }
 
-    /// Has what the annotation names attached, before the first process of the container runs.
-    async fn attach_named(&self) -> Result<(), EngineError> {
-        match self.spec.named_attachments() {
-            Some(named) if self.takes_capsules => {
-                Ok(node::attach_named(&self.host.namespace, self.id.as_str(), ATTACH, named).await?)
+    /// Has attached what the container's last task had and what its annotation names, before its first process runs. A
+    /// container that has neither needs no capsuled.
+    async fn attach_first(&self) -> Result<(), EngineError> {
+        let (namespace, id, named) = (&self.host.namespace, self.id.as_str(), self.spec.named_attachments());
+        let kept = registration::has_kept(Path::new(registration::RUN), namespace, id);
+        if !self.takes_capsules {
+            if kept || named.is_some() {
+                log::info!(
+                    "container {id}: takes no capsules, so neither those it had nor {ATTACH} are attached"
+                );
             }
-            Some(_) => {
-                log::info!("container {}: takes no capsules, so {ATTACH} is not followed", self.id);
-                Ok(())
-            }
-            None => Ok(()),
+            return Ok(());
         }
+        if kept {
+            node::restore(namespace, id, named).await?;
+        }
+        if let Some(named) = named {
+            node::attach_named(namespace, id, named).await?;
+        }
+        Ok(())
     }
 
     async fn start_exec(self: &Arc<Self>, exec_id: &str) -> Result<i32, EngineError> {

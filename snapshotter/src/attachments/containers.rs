@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, PoisonError, RwLock},
+    time::SystemTime,
 };
 
 use super::{error::AttachmentError, model::ContainerKey};
@@ -20,8 +21,17 @@ pub struct Wanted {
     pub namespace: String,
 }
 
-/// container id → (containerd namespace → runtime).
-type Index = BTreeMap<String, BTreeMap<String, String>>;
+/// What is known of a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Known {
+    /// Its runtime.
+    pub runtime: String,
+    /// When it was created, if containerd says so.
+    pub created: Option<SystemTime>,
+}
+
+/// container id → (containerd namespace → what is known of it).
+type Index = BTreeMap<String, BTreeMap<String, Known>>;
 
 /// The containers: cheap to clone, shared.
 #[derive(Debug, Clone)]
@@ -41,7 +51,8 @@ impl Containers {
         let mut index = Index::new();
         for namespace in self.containerd.namespaces().await? {
             for container in self.containerd.namespace(&namespace)?.containers().await? {
-                index.entry(container.id).or_default().insert(namespace.clone(), container.runtime);
+                let known = Known { runtime: container.runtime, created: container.created };
+                index.entry(container.id).or_default().insert(namespace.clone(), known);
             }
         }
         *self.index.write().unwrap_or_else(PoisonError::into_inner) = index;
@@ -51,16 +62,18 @@ impl Containers {
     /// Looks at one container again after an event.
     pub async fn refresh(&self, key: &ContainerKey) -> Result<(), ContainerdError> {
         match self.containerd.namespace(&key.namespace)?.container(&key.id).await? {
-            Some(container) => self.put(key, &container.runtime),
+            Some(container) => {
+                self.put(key, Known { runtime: container.runtime, created: container.created });
+            }
             None => self.forget(key),
         }
         Ok(())
     }
 
-    /// Adds a container, or changes its runtime.
-    pub(super) fn put(&self, key: &ContainerKey, runtime: &str) {
+    /// Adds a container, or changes what is known of it.
+    pub(super) fn put(&self, key: &ContainerKey, known: Known) {
         let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-        index.entry(key.id.clone()).or_default().insert(key.namespace.clone(), runtime.to_owned());
+        index.entry(key.id.clone()).or_default().insert(key.namespace.clone(), known);
     }
 
     /// Drops a container that was deleted.
@@ -85,8 +98,8 @@ impl Containers {
         }
     }
 
-    /// The container's runtime.
-    pub fn runtime(&self, key: &ContainerKey) -> Option<String> {
+    /// What is known of the container.
+    pub fn known(&self, key: &ContainerKey) -> Option<Known> {
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
         index.get(&key.id)?.get(&key.namespace).cloned()
     }
@@ -103,7 +116,7 @@ fn choose(index: &Index, wanted: &Wanted) -> Result<ContainerKey, AttachmentErro
     if wanted.id.is_empty() {
         return Err(unknown());
     }
-    let in_namespace = |id: &String, namespaces: &BTreeMap<String, String>| -> Vec<ContainerKey> {
+    let in_namespace = |id: &String, namespaces: &BTreeMap<String, Known>| -> Vec<ContainerKey> {
         let named = |n: &&String| wanted.namespace.is_empty() || **n == wanted.namespace;
         namespaces
             .keys()
@@ -139,7 +152,7 @@ mod tests {
         for (namespace, id) in
             [("default", "web"), ("default", "web-2"), ("k8s.io", "3f9a"), ("moby", "3f9a"), ("moby", "77")]
         {
-            index.entry(id.into()).or_default().insert(namespace.into(), "io.containerd.capsule.v1".into());
+            index.entry(id.into()).or_default().insert(namespace.into(), Known::default());
         }
         index
     }

@@ -16,6 +16,7 @@ use super::{
     model::{Attachment, ContainerKey, Content, Phase},
     plan::{self, Wanted},
     records::OfContainer,
+    restore::is_waiting,
 };
 use crate::{
     capsules::{
@@ -40,6 +41,8 @@ pub struct AttachSpec {
     pub target: Option<String>,
     /// The capsule's default, or `ro`, when `None`.
     pub mode: Option<Mode>,
+    /// The entry of the container's annotation that this is; none when a person asks.
+    pub named: Option<String>,
 }
 
 /// The attachments of one capsule in one container that a call is about.
@@ -79,18 +82,21 @@ impl Attachments {
             let target = spec.target.as_deref().map(ContainerPath::parse).transpose()?;
             let wanted = Wanted { version, target, mode: spec.mode };
             let place = plan::plan_place(&wanted)?;
-            places.push((wanted, place));
+            places.push((wanted, place, spec.named.clone()));
         }
         let mut existing = self.records.lock(&key).await;
         let taken: Vec<(ContainerPath, String)> = places
             .iter()
-            .map(|(w, (target, _))| (target.clone(), format!("{}@{}", w.version.name, w.version.version)))
+            .map(|(w, (target, _), _)| (target.clone(), format!("{}@{}", w.version.name, w.version.version)))
             .collect();
         plan::plan_free(&key, &existing, &taken)?;
+        self.marks
+            .set(&key)
+            .map_err(|source| AttachmentError::Mark { path: self.marks.path(&key), source })?;
 
         let mut intents = Vec::with_capacity(places.len());
-        for (wanted, (target, mode)) in places {
-            match self.intend(&key, &wanted.version, target, mode).await {
+        for (wanted, (target, mode), named) in places {
+            match self.intend(&key, &wanted.version, target, mode, named).await {
                 Ok(intent) => intents.push(intent),
                 Err(error) => {
                     self.unpin(&intents);
@@ -124,7 +130,7 @@ impl Attachments {
     ) -> Result<Vec<(Attachment, Version)>, AttachmentError> {
         let key = self.find_hotpluggable(&choice.container).await?;
         let mut existing = self.records.lock(&key).await;
-        let chosen = self.choose(&key, &existing, choice)?;
+        let chosen = self.choose_mounted(&key, &existing, choice)?;
         let to = self.capsules.resolve(&choice.capsule, version).await?;
         let mut intents = Vec::new();
         for attachment in &chosen {
@@ -145,7 +151,7 @@ impl Attachments {
     pub async fn rollback(&self, choice: &Choice) -> Result<Vec<(Attachment, Version)>, AttachmentError> {
         let key = self.find_hotpluggable(&choice.container).await?;
         let mut existing = self.records.lock(&key).await;
-        let chosen = self.choose(&key, &existing, choice)?;
+        let chosen = self.choose_mounted(&key, &existing, choice)?;
         let now = SystemTime::now();
         let intents: Vec<Attachment> =
             chosen.iter().map(|a| plan::plan_rollback(a, now)).collect::<Result<_, _>>()?;
@@ -168,6 +174,10 @@ impl Attachments {
         let mut draining = Vec::with_capacity(chosen.len());
         // Newest first: a later attachment may lie on an earlier one.
         for (done, attachment) in chosen.iter().rev().enumerate() {
+            if is_waiting(attachment) {
+                draining.push(Vec::new());
+                continue;
+            }
             let failed = match self.shims.detach(attachment, lazy).await {
                 Ok((true, users)) => {
                     draining.push(users);
@@ -258,6 +268,23 @@ impl Attachments {
         plan::plan_chosen(key, existing, &choice.capsule, target.as_ref())
     }
 
+    fn choose_mounted(
+        &self,
+        key: &ContainerKey,
+        existing: &OfContainer,
+        choice: &Choice,
+    ) -> Result<Vec<Attachment>, AttachmentError> {
+        let chosen = self.choose(key, existing, choice)?;
+        match chosen.iter().find(|a| is_waiting(a)) {
+            Some(waiting) => Err(AttachmentError::Waiting {
+                container: key.clone(),
+                label: waiting.label(),
+                target: waiting.target.clone(),
+            }),
+            None => Ok(chosen),
+        }
+    }
+
     fn compare(&self, existing: &OfContainer, before: &[Attachment]) -> Vec<(Attachment, Version)> {
         let now = |old: &Attachment| existing.iter().find(|a| a.id == old.id).cloned();
         before.iter().filter_map(|old| now(old).map(|a| (a, old.current.version.clone()))).collect()
@@ -270,10 +297,13 @@ impl Attachments {
         version: &Resolved,
         target: ContainerPath,
         mode: Mode,
+        named: Option<String>,
     ) -> Result<Attachment, AttachmentError> {
         let mut intent = Attachment {
             id: fresh_id(),
             container: key.clone(),
+            created: self.containers.known(key).and_then(|known| known.created),
+            named,
             capsule: version.name.clone(),
             target: target.as_str().to_owned(),
             mode,
@@ -312,7 +342,7 @@ impl Attachments {
 
     async fn why_no_shim(&self, key: &ContainerKey) -> Result<AttachmentError, AttachmentError> {
         self.containers.refresh(key).await?;
-        let Some(runtime) = self.containers.runtime(key) else {
+        let Some(runtime) = self.containers.known(key).map(|known| known.runtime) else {
             let (id, namespace) = (key.id.clone(), key.namespace.clone());
             return Ok(AttachmentError::UnknownContainer { id, namespace });
         };

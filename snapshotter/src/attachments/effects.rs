@@ -8,6 +8,7 @@ use super::{
     model::{Attachment, ContainerKey, Phase},
     plan,
     records::{self, OfContainer},
+    restore::is_waiting,
 };
 use crate::{
     shims::{Draining, ShimError},
@@ -93,7 +94,7 @@ impl Attachments {
         chosen: &[Attachment],
     ) {
         let mut changes = puts(chosen);
-        for attachment in gone {
+        for attachment in gone.iter().filter(|a| !is_waiting(a)) {
             if let Err(undo) = self.shims.attach(attachment).await {
                 tracing::error!(attachment = attachment.id, %undo, "could not put {} back", attachment.label());
                 if !is_refusal(&undo) {

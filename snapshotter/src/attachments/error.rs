@@ -1,5 +1,7 @@
 //! What can go wrong with an attachment.
 
+use std::{io, path::PathBuf};
+
 use overlayfs_utils::InvalidPath;
 
 use super::model::ContainerKey;
@@ -66,6 +68,43 @@ pub enum AttachmentError {
     Unsettled {
         /// The container.
         container: ContainerKey,
+    },
+    /// What the container's last task had cannot be attached to this one.
+    #[error(
+        "{label} at {target}, which the container had before, cannot be attached again: {source}; to start without it: capsulectl detach {container} {capsule}"
+    )]
+    Again {
+        /// The container.
+        container: ContainerKey,
+        /// Capsule and version.
+        label: String,
+        /// The capsule.
+        capsule: CapsuleName,
+        /// The target.
+        target: String,
+        /// Why.
+        source: ShimError,
+    },
+    /// The attachment is on record for the container's next task only.
+    #[error(
+        "{label} at {target} waits for the next start of {container}: start it, then repeat the call, or detach it"
+    )]
+    Waiting {
+        /// The container.
+        container: ContainerKey,
+        /// Capsule and version.
+        label: String,
+        /// The target.
+        target: String,
+    },
+    /// The mark that makes the container's next start ask for its attachments.
+    #[error("cannot write {path}")]
+    Mark {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// A target that no container can have.
     #[error("target: {0}")]

@@ -1,18 +1,20 @@
 //! Attachments: capsules in live containers.
 //!
-//! `controller` (calls), `named` (before a container's first process) and `recovery` (after a restart) → `effects` → `plan` (pure) → `records`, [`crate::shims`],
-//! [`crate::capsules`]. An intent is on record before its effect; the shim's all-or-nothing answer decides whether it
+//! `controller` (calls), `named` and `restore` (before a container's first process) and `recovery` (after a restart) → `effects` → `plan` (pure) → `records`, `marks`,
+//! [`crate::shims`], [`crate::capsules`]. An intent is on record before its effect; the shim's all-or-nothing answer decides whether it
 //! becomes the record or is given up; what a crash leaves between is settled by asking the shim.
 
 pub mod containers;
 mod controller;
 mod effects;
 mod error;
+mod marks;
 pub mod model;
 mod named;
 mod plan;
 mod records;
 mod recovery;
+mod restore;
 mod watch;
 
 use crate::{
@@ -24,6 +26,7 @@ use self::{containers::Containers, records::Records};
 pub use self::{
     controller::{AttachSpec, Choice, Listed},
     error::AttachmentError,
+    marks::Marks,
 };
 
 /// The attachment controller of this node: cheap to clone.
@@ -36,6 +39,7 @@ pub struct Attachments {
     shims: Shims,
     journal: Journal,
     records: Records,
+    marks: Marks,
 }
 
 impl Attachments {
@@ -46,6 +50,7 @@ impl Attachments {
         snapshots: Snapshots,
         shims: Shims,
         journal: Journal,
+        marks: Marks,
     ) -> Self {
         Self {
             containers: Containers::new(containerd.clone()),
@@ -54,7 +59,8 @@ impl Attachments {
             snapshots,
             shims,
             journal,
-            records: Records::default(),
+            records: Records::new(marks.clone()),
+            marks,
         }
     }
 }

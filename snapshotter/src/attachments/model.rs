@@ -37,8 +37,8 @@ pub struct Content {
     pub since: SystemTime,
 }
 
-/// How far an attachment is. Everything but [`Phase::Attached`] is an intent: written before its effect, so that a
-/// restarted capsuled knows what it may find half done.
+/// How far an attachment is. Everything but [`Phase::Attached`] and [`Phase::Waiting`] is an intent: written before its
+/// effect, so that a restarted capsuled knows what it may find half done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
@@ -58,6 +58,9 @@ pub enum Phase {
         /// Even if it is in use.
         lazy: bool,
     },
+    /// The task it was in has ended. The container's next task has it again, before its first process runs; it is on
+    /// its way there, or never will be, until that task's shim says that it is mounted.
+    Waiting,
 }
 
 /// The record of one attachment.
@@ -67,6 +70,12 @@ pub struct Attachment {
     pub id: String,
     /// The container.
     pub container: ContainerKey,
+    /// When the container was created, if that was known: a later one of the same id is another.
+    #[serde(default)]
+    pub created: Option<SystemTime>,
+    /// The entry of the container's annotation that asked for it; none if a person did.
+    #[serde(default)]
+    pub named: Option<String>,
     /// The capsule.
     pub capsule: CapsuleName,
     /// Where in the container.
@@ -99,7 +108,7 @@ impl Attachment {
     pub fn contents(&self) -> impl Iterator<Item = &Content> {
         let next = match &self.phase {
             Phase::Replacing { current, .. } => Some(current),
-            Phase::Attaching | Phase::Attached | Phase::Detaching { .. } => None,
+            Phase::Attaching | Phase::Attached | Phase::Detaching { .. } | Phase::Waiting => None,
         };
         self.history.iter().chain([&self.current]).chain(next)
     }

@@ -48,25 +48,36 @@ fn parse_entry(entry: &str) -> Result<AttachSpec, AttachmentError> {
         version: version.map(str::parse).transpose().map_err(|e| wrong(&e))?,
         target: target.map(|target| target.as_str().to_owned()),
         mode,
+        named: Some(entry.to_owned()),
     })
 }
 
 impl Attachments {
-    /// Makes the attachments that `named` describes in a container whose task has just been created. Those that are there
-    /// already, because the call is repeated, are left as they are.
+    /// Gives back what `named`, the container's annotation, leaves of what its last task had: see [`Attachments::restore`].
     ///
     /// # Errors
-    /// As [`Attachments::attach`]; [`AttachmentError::Named`], [`AttachmentError::Unsettled`].
+    /// As [`Attachments::restore`]; [`AttachmentError::Named`].
+    pub async fn restore_named(
+        &self,
+        container: &ContainerKey,
+        named: &str,
+    ) -> Result<Vec<Attachment>, AttachmentError> {
+        let annotation = if named.is_empty() { Vec::new() } else { parse_named(named)? };
+        self.restore(container, &annotation).await
+    }
+
+    /// Makes the attachments that `named` describes in a container whose task has just been created. Those that are there
+    /// already, because its last task had them or the call is repeated, are left as they are.
+    ///
+    /// # Errors
+    /// As [`Attachments::attach`] and [`Attachments::restore`]; [`AttachmentError::Named`].
     pub async fn attach_named(
         &self,
         container: &ContainerKey,
         named: &str,
     ) -> Result<Vec<Attachment>, AttachmentError> {
         let mut specs = parse_named(named)?;
-        // What is on record of an earlier task of this container is not mounted in this one.
-        if !self.settle(container).await {
-            return Err(AttachmentError::Unsettled { container: container.clone() });
-        }
+        self.restore(container, &specs).await?;
         let present = self.records.shown(container);
         specs.retain(|spec| !present.iter().any(|attachment| is(attachment, spec)));
         if specs.is_empty() {
@@ -77,8 +88,12 @@ impl Attachments {
     }
 }
 
-/// Whether an attachment is what `spec` asks for, as far as it says.
+/// Whether an attachment was made for `spec`, whatever version it has been moved to since, or is what it asks for as
+/// far as it says.
 fn is(attachment: &Attachment, spec: &AttachSpec) -> bool {
+    if spec.named.is_some() && attachment.named == spec.named {
+        return true;
+    }
     attachment.capsule == spec.capsule
         && spec.version.as_ref().is_none_or(|version| *version == attachment.current.version)
         && spec.target.as_ref().is_none_or(|target| *target == attachment.target)

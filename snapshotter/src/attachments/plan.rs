@@ -5,6 +5,8 @@ use std::{collections::BTreeSet, time::SystemTime};
 use overlayfs_utils::ContainerPath;
 
 use super::{
+    AttachSpec,
+    containers::Known,
     error::AttachmentError,
     model::{Attachment, ContainerKey, Content, HISTORY, Phase},
 };
@@ -122,6 +124,7 @@ pub fn plan_done(attachment: &Attachment) -> Option<Attachment> {
             ..attachment.clone()
         }),
         Phase::Detaching { .. } => None,
+        Phase::Waiting => Some(Attachment { phase: Phase::Attached, replaced: false, ..attachment.clone() }),
     }
 }
 
@@ -132,17 +135,58 @@ pub fn plan_undone(attachment: &Attachment) -> Option<Attachment> {
         Phase::Attached | Phase::Replacing { .. } | Phase::Detaching { .. } => {
             Some(Attachment { phase: Phase::Attached, ..attachment.clone() })
         }
+        Phase::Waiting => Some(attachment.clone()),
     }
 }
 
-/// What a record becomes when the shim says which content it has mounted (its digest; `None`: nothing).
-pub fn plan_recovered(attachment: &Attachment, mounted: Option<&str>) -> Option<Attachment> {
-    let mounted = mounted?;
+/// The record once the task that it was in has ended. One that was never there, or was to go, has none.
+pub fn plan_waiting(attachment: &Attachment) -> Option<Attachment> {
+    match &attachment.phase {
+        Phase::Attaching | Phase::Detaching { .. } => None,
+        Phase::Attached | Phase::Replacing { .. } | Phase::Waiting => {
+            Some(Attachment { phase: Phase::Waiting, ..attachment.clone() })
+        }
+    }
+}
+
+/// What a container's shim says of an attachment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen<'a> {
+    /// It has mounted the content of this digest.
+    Mounted(&'a str),
+    /// It had, and somebody else has unmounted it.
+    Unmounted,
+    /// It knows of none: the task that had it has ended, or it was never there.
+    Unknown,
+}
+
+/// What a record becomes by what the shim says.
+pub fn plan_recovered(attachment: &Attachment, seen: Seen<'_>) -> Option<Attachment> {
+    let mounted = match seen {
+        Seen::Mounted(digest) => digest,
+        Seen::Unmounted => return None,
+        Seen::Unknown => return plan_waiting(attachment),
+    };
     match &attachment.phase {
         Phase::Replacing { current, .. } if current.digest.as_str() == mounted => plan_done(attachment),
-        Phase::Attaching => plan_done(attachment),
+        Phase::Attaching | Phase::Waiting => plan_done(attachment),
         Phase::Attached | Phase::Replacing { .. } | Phase::Detaching { .. } => plan_undone(attachment),
     }
+}
+
+/// Whether a record that waits is of the container that was created at `created` (`None`: there is none).
+///
+/// A time that nobody knew is taken for the same.
+pub fn is_of(attachment: &Attachment, container: Option<&Known>) -> bool {
+    container.is_some_and(|container| match (attachment.created, container.created) {
+        (Some(then), Some(now)) => then == now,
+        (None, _) | (_, None) => true,
+    })
+}
+
+/// Whether a record that waits is still wanted by the annotation: what a person made is.
+pub fn is_wanted(attachment: &Attachment, annotation: &[AttachSpec]) -> bool {
+    attachment.named.as_ref().is_none_or(|named| annotation.iter().any(|s| s.named.as_ref() == Some(named)))
 }
 
 #[cfg(test)]
@@ -169,6 +213,8 @@ mod tests {
         Attachment {
             id: "a1".into(),
             container: key(),
+            created: None,
+            named: None,
             capsule: "tzdata".parse().unwrap(),
             target: "/usr/share/zoneinfo".into(),
             mode: Mode::Ro,
@@ -258,15 +304,58 @@ mod tests {
         let one = content(1).digest.to_string();
         let two = content(2).digest.to_string();
         let attaching = attachment(Phase::Attaching);
-        assert_eq!(plan_recovered(&attaching, None), None);
-        assert_eq!(plan_recovered(&attaching, Some(&one)).unwrap().phase, Phase::Attached);
+        assert_eq!(plan_recovered(&attaching, Seen::Unknown), None);
+        assert_eq!(plan_recovered(&attaching, Seen::Mounted(&one)).unwrap().phase, Phase::Attached);
         let replacing = plan_upgrade(&attachment(Phase::Attached), &content(2)).unwrap();
-        let after = plan_recovered(&replacing, Some(&two)).unwrap();
+        let after = plan_recovered(&replacing, Seen::Mounted(&two)).unwrap();
         assert_eq!((after.current.version.as_str(), after.history.len()), ("2", 1));
-        let before = plan_recovered(&replacing, Some(&one)).unwrap();
+        let before = plan_recovered(&replacing, Seen::Mounted(&one)).unwrap();
         assert_eq!((before.current.version.as_str(), before.history.len()), ("1", 0));
         let detaching = attachment(Phase::Detaching { lazy: false });
-        assert_eq!(plan_recovered(&detaching, None), None);
-        assert_eq!(plan_recovered(&detaching, Some(&one)).unwrap().phase, Phase::Attached);
+        assert_eq!(plan_recovered(&detaching, Seen::Unknown), None);
+        assert_eq!(plan_recovered(&detaching, Seen::Mounted(&one)).unwrap().phase, Phase::Attached);
+    }
+
+    #[test]
+    fn what_was_attached_when_its_task_ended_waits_for_the_next() {
+        let one = content(1).digest.to_string();
+        let replacing = plan_upgrade(&attachment(Phase::Attached), &content(2)).unwrap();
+        for (before, waits) in [
+            (attachment(Phase::Attached), true),
+            (attachment(Phase::Waiting), true),
+            (replacing, true),
+            (attachment(Phase::Attaching), false),
+            (attachment(Phase::Detaching { lazy: true }), false),
+        ] {
+            let after = plan_recovered(&before, Seen::Unknown);
+            assert_eq!(after.is_some(), waits, "{before:?}");
+            assert!(after.is_none_or(|a| a.phase == Phase::Waiting && a.current == content(1)));
+            assert_eq!(plan_recovered(&before, Seen::Unmounted), None);
+        }
+        let again = plan_recovered(&attachment(Phase::Waiting), Seen::Mounted(&one)).unwrap();
+        assert_eq!(again, attachment(Phase::Attached));
+    }
+
+    #[test]
+    fn only_the_same_container_has_it_again_and_only_while_its_annotation_says_so() {
+        let at = |seconds| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        let known = |created| Known { created, ..Known::default() };
+        let of = |created| Attachment { created, ..attachment(Phase::Waiting) };
+        for (then, now, is) in [
+            (at(5), Some(known(at(5))), true),
+            (at(5), Some(known(at(6))), false),
+            (None, Some(known(at(6))), true),
+            (at(5), Some(known(None)), true),
+            (at(5), None, false),
+        ] {
+            assert_eq!(is_of(&of(then), now.as_ref()), is, "{then:?} {now:?}");
+        }
+        let annotation = super::super::named::parse_named("tzdata@1:/t, tools").unwrap();
+        for (named, wanted) in
+            [(None, true), (Some("tzdata@1:/t"), true), (Some("tools"), true), (Some("tzdata@2:/t"), false)]
+        {
+            let record = Attachment { named: named.map(str::to_owned), ..attachment(Phase::Waiting) };
+            assert_eq!(is_wanted(&record, &annotation), wanted, "{named:?}");
+        }
     }
 }

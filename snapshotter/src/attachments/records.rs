@@ -8,7 +8,10 @@ use std::{
 use dashmap::DashMap;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-use super::model::{Attachment, ContainerKey};
+use super::{
+    marks::Marks,
+    model::{Attachment, ContainerKey},
+};
 
 /// A container's attachments, oldest first.
 pub type OfContainer = Vec<Attachment>;
@@ -25,14 +28,18 @@ struct Cell {
 ///
 /// A container's lock is held for the whole of a call on it, its shim's answer included: calls on one container
 /// wait for each other, calls on different containers never do.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Records {
     containers: Arc<DashMap<ContainerKey, Arc<Cell>>>,
+    marks: Marks,
 }
 
-/// A container's records, locked. What a call made of them is seen by [`Records::shown`] once this is dropped.
+/// A container's records, locked. What a call made of them is seen by [`Records::shown`] once this is dropped. A
+/// container that has none then is marked no more: see [`Marks`].
 #[derive(Debug)]
 pub struct Locked {
+    container: ContainerKey,
+    marks: Marks,
     cell: Arc<Cell>,
     records: OwnedMutexGuard<OfContainer>,
 }
@@ -54,10 +61,18 @@ impl DerefMut for Locked {
 impl Drop for Locked {
     fn drop(&mut self) {
         self.cell.shown.write().unwrap_or_else(PoisonError::into_inner).clone_from(&self.records);
+        if self.records.is_empty() {
+            self.marks.clear(&self.container);
+        }
     }
 }
 
 impl Records {
+    /// Of no container yet.
+    pub fn new(marks: Marks) -> Self {
+        Self { containers: Arc::default(), marks }
+    }
+
     /// The container's records, locked.
     pub async fn lock(&self, container: &ContainerKey) -> Locked {
         loop {
@@ -66,7 +81,7 @@ impl Records {
             let records = cell.records.clone().lock_owned().await;
             let current = self.containers.get(container).is_some_and(|c| Arc::ptr_eq(&c, &cell));
             if current {
-                return Locked { cell, records };
+                return Locked { container: container.clone(), marks: self.marks.clone(), cell, records };
             }
         }
     }
@@ -105,7 +120,8 @@ mod tests {
 
     #[tokio::test]
     async fn records_can_be_seen_while_a_call_holds_them() {
-        let records = Records::default();
+        let run = tempfile::tempdir().unwrap();
+        let records = Records::new(Marks::new(run.path()));
         let key = ContainerKey { namespace: "default".into(), id: "c".into() };
         let held = records.lock(&key).await;
         assert_eq!(records.shown(&key), []);

@@ -13,10 +13,10 @@ use super::{
     effects::{puts, removals},
     error::AttachmentError,
     model::{Attachment, ContainerKey, Phase},
-    plan,
+    plan::{self, Seen},
     records::OfContainer,
 };
-use crate::shims::{Report, ShimError, mounted_digests};
+use crate::shims::{Report, ShimError};
 
 /// How long the start waits for shims, all of which answer in milliseconds when they are well. While it waits nobody
 /// is served, and containerd gives a connection about a second (docs/adr/0008).
@@ -47,9 +47,13 @@ impl Attachments {
             self.hold_all(&container);
             by_container.entry(container).or_default();
         }
+        self.marks.clear_but(|container| by_container.get(container).is_some_and(|all| !all.is_empty()));
         let mut settling = Vec::with_capacity(by_container.len());
         for (container, mut records) in by_container {
             records.sort_by_key(|a| a.current.since);
+            if let (false, Err(error)) = (records.is_empty(), self.marks.set(&container)) {
+                tracing::error!(%container, %error, "its next start will not ask for its attachments");
+            }
             *self.records.lock(&container).await = records;
             settling.push(self.settle_in_background(container));
         }
@@ -61,42 +65,38 @@ impl Attachments {
     /// Settles a container, however long its shim takes to answer.
     pub(super) fn settle_in_background(&self, container: ContainerKey) -> JoinHandle<()> {
         let this = self.clone();
-        tokio::spawn(async move {
-            while !this.settle(&container).await {
-                sleep(RETRY).await;
-            }
-        })
+        tokio::spawn(async move { this.settle_to_the_end(&container).await })
+    }
+
+    /// As [`Attachments::settle_in_background`], waited for.
+    pub(super) async fn settle_to_the_end(&self, container: &ContainerKey) {
+        while !self.settle(container).await {
+            sleep(RETRY).await;
+        }
     }
 
     /// Brings one container's records in line with what its shim has mounted. False if the shim does not say.
     pub async fn settle(&self, container: &ContainerKey) -> bool {
         let mut records = self.records.lock(container).await;
-        let mounted = match self.shims.list(container, false).await {
+        let report = match self.shims.list(container, false).await {
             Ok(report) => {
                 self.forget_unmounted(&records, &report).await;
-                self.hold(container, &report.draining);
-                mounted_digests(&report)
+                report
             }
-            Err(ShimError::NoShim(_)) => {
-                self.hold(container, &[]);
-                BTreeMap::new()
-            }
+            Err(ShimError::NoShim(_)) => Report::default(),
             Err(error) => match self.is_gone(container).await {
-                Ok(true) => {
-                    self.hold(container, &[]);
-                    BTreeMap::new()
-                }
+                Ok(true) => Report::default(),
                 _ => {
                     tracing::warn!(%container, %error, "its attachments stay on record until its shim answers");
                     return false;
                 }
             },
         };
+        self.hold(container, &report.draining);
         let before = std::mem::take(&mut *records);
         for attachment in before {
-            let digest = mounted.get(&attachment.id).map(String::as_str);
-            let after = plan::plan_recovered(&attachment, digest);
-            report(&attachment, after.as_ref());
+            let after = plan::plan_recovered(&attachment, seen(&report, &attachment.id));
+            tell(&attachment, after.as_ref());
             match after {
                 Some(after) => {
                     if after != attachment {
@@ -125,41 +125,26 @@ impl Attachments {
         }
     }
 
-    /// Forgets the attachments of a container whose task ended: its mount namespace went with it.
-    pub async fn task_ended(&self, container: &ContainerKey) {
-        match self.is_gone(container).await {
-            Ok(true) => {}
-            // The event is of an earlier task: a new one runs already, which may have attachments of its own.
-            Ok(false) => {
-                self.settle(container).await;
-                return;
-            }
-            Err(error) => {
-                tracing::warn!(%container, %error, "cannot tell whether its task has ended");
-                return;
-            }
-        }
-        let mut records = self.records.lock(container).await;
-        let ended = std::mem::take(&mut *records);
-        self.journal.post(removals(&ended));
-        self.hold_draining(container).await;
-        drop(records);
-        self.unpin(&ended);
-        self.records.tidy(container);
-        for attachment in ended {
-            tracing::info!(%container, capsule = attachment.label(), target = attachment.target, "attachment ended with its task");
-        }
-    }
-
-    async fn is_gone(&self, container: &ContainerKey) -> Result<bool, AttachmentError> {
+    pub(super) async fn is_gone(&self, container: &ContainerKey) -> Result<bool, AttachmentError> {
         Ok(!self.containerd.namespace(&container.namespace)?.task_is_live(&container.id).await?)
     }
 }
 
-fn report(before: &Attachment, after: Option<&Attachment>) {
+fn seen<'a>(report: &'a Report, id: &str) -> Seen<'a> {
+    match report.mounted.iter().find(|mounted| mounted.id == id) {
+        Some(mounted) if mounted.confirmed => Seen::Mounted(&mounted.digest),
+        Some(_) => Seen::Unmounted,
+        None => Seen::Unknown,
+    }
+}
+
+fn tell(before: &Attachment, after: Option<&Attachment>) {
     let (container, capsule, target) = (&before.container, before.label(), &before.target);
     match (&before.phase, after) {
-        (Phase::Attached, Some(_)) => {}
+        (Phase::Attached | Phase::Waiting, Some(after)) if after.phase == before.phase => {}
+        (_, Some(after)) if after.phase == Phase::Waiting => {
+            tracing::info!(%container, capsule, target, "its task has ended: it waits for the next one");
+        }
         (Phase::Attached, None) => {
             tracing::warn!(%container, capsule, target, "attachment is no longer mounted: taken off record");
         }
@@ -178,5 +163,6 @@ fn name(phase: &Phase) -> &'static str {
         Phase::Attached => "none",
         Phase::Replacing { .. } => "replace",
         Phase::Detaching { .. } => "detach",
+        Phase::Waiting => "attach again",
     }
 }

@@ -11,8 +11,8 @@ use tempfile::TempDir;
 use ttrpc::r#async::TtrpcContext;
 
 use super::{
-    AttachmentError, Attachments, Choice, Listed,
-    containers::Wanted,
+    AttachmentError, Attachments, Choice, Listed, Marks,
+    containers::{Known, Wanted},
     controller::AttachSpec,
     model::{Attachment, ContainerKey, Phase},
 };
@@ -31,6 +31,7 @@ use crate::{
     },
 };
 
+mod again;
 mod hung;
 
 /// What the shim has mounted, what it was asked, and what it is to refuse.
@@ -231,9 +232,11 @@ async fn open_engine(
         capsules.catalogue().put(one.clone());
     }
     let journal = Journal::start(store.clone()).unwrap();
-    let engine =
-        Attachments::new(containerd, capsules, snapshots.clone(), Shims::new(&dir.join("run")), journal);
-    engine.containers.put(&key(), "io.containerd.capsule.v1");
+    let run = dir.join("run");
+    let (shims, marks) = (Shims::new(&run), Marks::new(&run));
+    let engine = Attachments::new(containerd, capsules, snapshots.clone(), shims, journal, marks);
+    let known = Known { runtime: "io.containerd.capsule.v1".to_owned(), ..Known::default() };
+    engine.containers.put(&key(), known);
     engine
 }
 
@@ -279,6 +282,7 @@ fn spec(text: &str) -> AttachSpec {
         version: Some(version.parse().unwrap()),
         target: None,
         mode: None,
+        named: None,
     }
 }
 
@@ -447,10 +451,10 @@ async fn records_are_kept_while_the_shim_cannot_be_asked() {
     assert_eq!(node.durable().await.len(), 1);
     std::fs::write(&registration, text).unwrap();
     node.engine.detach(&choice("tzdata"), false).await.unwrap();
-    // Without a registration the task is gone, and its mounts with it.
+    // Without a registration the task is gone, and its mounts with it: the record waits for the next task.
     node.attach(&["tzdata@1"]).await.unwrap();
     node.durable().await;
     std::fs::remove_file(&registration).unwrap();
     node.restart().await;
-    assert_eq!(node.durable().await, []);
+    assert_eq!(node.durable().await[0].phase, Phase::Waiting);
 }

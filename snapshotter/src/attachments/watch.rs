@@ -33,7 +33,11 @@ impl Attachments {
         self.capsules.reload().await?;
         for container in self.records.containers() {
             // Not waited for: a shim that does not answer must not delay the events of other containers.
-            drop(self.settle_in_background(container));
+            let this = self.clone();
+            tokio::spawn(async move {
+                this.settle_to_the_end(&container).await;
+                this.forget_deleted(&container).await;
+            });
         }
         *said = false;
         tracing::info!(address = %self.containerd.address().display(), "following containerd");
@@ -53,12 +57,10 @@ impl Attachments {
             Event::ContainerDeleted { namespace, id } => {
                 let key = ContainerKey { namespace, id };
                 self.containers.forget(&key);
-                self.records.tidy(&key);
+                self.task_ended_in_background(key);
             }
             Event::TaskEnded { namespace, id } => {
-                // The shim holds its registration until Delete: do not let one slow task delay other events.
-                let this = self.clone();
-                tokio::spawn(async move { this.task_ended(&ContainerKey { namespace, id }).await });
+                self.task_ended_in_background(ContainerKey { namespace, id });
             }
             Event::ImageChanged { namespace, name } if namespace == self.capsules.namespace() => {
                 self.capsules.refresh(&name).await?;
@@ -66,5 +68,11 @@ impl Attachments {
             Event::ImageChanged { .. } => {}
         }
         Ok(())
+    }
+
+    /// The shim holds its registration until Delete: one slow task must not delay other events.
+    fn task_ended_in_background(&self, container: ContainerKey) {
+        let this = self.clone();
+        tokio::spawn(async move { this.task_ended(&container).await });
     }
 }

@@ -1,7 +1,12 @@
 //! Containers and their tasks.
 
+use std::time::SystemTime;
+
 use capsule_proto::containerd::services::{
-    containers::v1::{GetContainerRequest, ListContainersRequest, containers_client::ContainersClient},
+    containers::v1::{
+        Container as WireContainer, GetContainerRequest, ListContainersRequest,
+        containers_client::ContainersClient,
+    },
     tasks::v1::{GetRequest, tasks_client::TasksClient},
 };
 use capsule_proto::containerd::v1::types::Status as TaskStatus;
@@ -16,6 +21,18 @@ pub struct Container {
     pub id: String,
     /// The runtime it is set to run on, as `io.containerd.runc.v2`.
     pub runtime: String,
+    /// When it was created: another container of the same id has another time.
+    pub created: Option<SystemTime>,
+}
+
+impl From<WireContainer> for Container {
+    fn from(c: WireContainer) -> Self {
+        Self {
+            id: c.id,
+            runtime: c.runtime.unwrap_or_default().name,
+            created: c.created_at.and_then(|at| SystemTime::try_from(at).ok()),
+        }
+    }
 }
 
 impl Scope {
@@ -25,21 +42,14 @@ impl Scope {
             .list(self.request(ListContainersRequest::default()))
             .await
             .map_err(|e| self.failed("list its containers", e))?;
-        let containers = reply.into_inner().containers;
-        Ok(containers
-            .into_iter()
-            .map(|c| Container { id: c.id, runtime: c.runtime.unwrap_or_default().name })
-            .collect())
+        Ok(reply.into_inner().containers.into_iter().map(Container::from).collect())
     }
 
     /// One container; `None` if the namespace has none of this id.
     pub async fn container(&self, id: &str) -> Result<Option<Container>, ContainerdError> {
         let request = self.request(GetContainerRequest { id: id.to_owned() });
         match ContainersClient::new(self.channel()).get(request).await {
-            Ok(reply) => Ok(reply
-                .into_inner()
-                .container
-                .map(|c| Container { id: c.id, runtime: c.runtime.unwrap_or_default().name })),
+            Ok(reply) => Ok(reply.into_inner().container.map(Container::from)),
             Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(self.failed(&format!("look up the container {id}"), status)),
         }

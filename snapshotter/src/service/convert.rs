@@ -6,7 +6,11 @@ use capsule_proto::capsule::v1 as wire;
 use tonic::{Code, Status};
 
 use crate::{
-    attachments::{AttachSpec, AttachmentError, Choice, Listed, containers::Wanted, model::Attachment},
+    attachments::{
+        AttachSpec, AttachmentError, Choice, Listed,
+        containers::Wanted,
+        model::{Attachment, Phase},
+    },
     capsules::{
         CapsuleError, Published,
         model::{CapsuleName, Mode, ModelError, Version},
@@ -52,6 +56,7 @@ pub fn parse_spec(spec: wire::AttachmentSpec) -> Result<AttachSpec, Status> {
         version: parse_version(&spec.version).map_err(from_model)?,
         target: non_empty(spec.target),
         mode: parse_mode(spec.mode)?,
+        named: None,
     })
 }
 
@@ -97,7 +102,13 @@ pub fn attachment(a: &Attachment) -> wire::Attachment {
         digest: a.current.digest.to_string(),
         target: a.target.clone(),
         mode: mode(a.mode).into(),
-        state: wire::AttachmentState::Attached.into(),
+        state: match a.phase {
+            Phase::Waiting => wire::AttachmentState::Waiting,
+            Phase::Attaching | Phase::Attached | Phase::Replacing { .. } | Phase::Detaching { .. } => {
+                wire::AttachmentState::Attached
+            }
+        }
+        .into(),
         since: Some(a.current.since.into()),
         previous_version: a.history.last().map(|c| c.version.to_string()).unwrap_or_default(),
         users: Vec::new(),
@@ -215,14 +226,12 @@ impl From<AttachmentError> for Status {
             AttachmentError::OtherRuntime { .. }
             | AttachmentError::NotRunning { .. }
             | AttachmentError::NoHistory { .. }
+            | AttachmentError::Waiting { .. }
             | AttachmentError::InUse { .. } => Code::FailedPrecondition,
             AttachmentError::Occupied { .. } => Code::AlreadyExists,
-            AttachmentError::Shim(ShimError::Refused { code, .. }) => *code,
-            AttachmentError::Shim(ShimError::Unreachable { .. }) | AttachmentError::Unsettled { .. } => {
-                Code::Unavailable
-            }
-            AttachmentError::Shim(ShimError::NoShim(_)) => Code::FailedPrecondition,
-            AttachmentError::Shim(_) | AttachmentError::Store(_) => Code::Internal,
+            AttachmentError::Shim(error) | AttachmentError::Again { source: error, .. } => shim(error),
+            AttachmentError::Unsettled { .. } => Code::Unavailable,
+            AttachmentError::Store(_) | AttachmentError::Mark { .. } => Code::Internal,
             AttachmentError::Containerd(e) => return containerd(e),
             AttachmentError::Capsule(_) => Code::Unknown,
         };
@@ -230,6 +239,15 @@ impl From<AttachmentError> for Status {
             AttachmentError::Capsule(e) => e.into(),
             other => Self::new(code, one_line(&other)),
         }
+    }
+}
+
+fn shim(error: &ShimError) -> Code {
+    match error {
+        ShimError::Refused { code, .. } => *code,
+        ShimError::Unreachable { .. } => Code::Unavailable,
+        ShimError::NoShim(_) => Code::FailedPrecondition,
+        ShimError::Registration { .. } | ShimError::RegistrationVersion { .. } => Code::Internal,
     }
 }
 

@@ -10,12 +10,17 @@ use std::{
 };
 
 use async_trait::async_trait;
-use capsule_proto::node::{AttachNamedRequest, AttachNamedResponse, Node as Wire, create_node};
+use capsule_proto::node::{
+    AttachNamedRequest, AttachNamedResponse, Node as Wire, RestoreRequest, RestoreResponse, create_node,
+};
 use tokio::time::timeout;
 use tonic::Status;
 use ttrpc::r#async::{Server, TtrpcContext};
 
-use crate::attachments::{Attachments, model::ContainerKey};
+use crate::attachments::{
+    AttachmentError, Attachments,
+    model::{Attachment, ContainerKey},
+};
 
 /// Why the service is not there.
 #[derive(Debug, thiserror::Error)]
@@ -93,16 +98,32 @@ impl Wire for Answers {
         let attachments = self.0.clone();
         let container = ContainerKey { namespace: request.namespace, id: request.container_id };
         let named = request.attachments;
-        // To its end, also when the shim goes away in the middle.
-        let done = tokio::spawn(async move { attachments.attach_named(&container, &named).await });
-        let attached = match done.await {
-            Ok(Ok(attached)) => attached,
-            Ok(Err(error)) => return Err(status(&Status::from(error))),
-            Err(panic) => return Err(status(&Status::internal(panic.to_string()))),
-        };
-        let attached = attached.iter().map(|a| format!("{} at {}", a.label(), a.target)).collect();
-        Ok(AttachNamedResponse { attached, ..Default::default() })
+        let attached = to_the_end(async move { attachments.attach_named(&container, &named).await }).await?;
+        Ok(AttachNamedResponse { attached: lines(&attached), ..Default::default() })
     }
+
+    async fn restore(&self, _: &TtrpcContext, request: RestoreRequest) -> ttrpc::Result<RestoreResponse> {
+        let attachments = self.0.clone();
+        let container = ContainerKey { namespace: request.namespace, id: request.container_id };
+        let named = request.attachments;
+        let restored = to_the_end(async move { attachments.restore_named(&container, &named).await }).await?;
+        Ok(RestoreResponse { restored: lines(&restored), ..Default::default() })
+    }
+}
+
+/// To its end, also when the shim goes away in the middle.
+async fn to_the_end(
+    call: impl Future<Output = Result<Vec<Attachment>, AttachmentError>> + Send + 'static,
+) -> ttrpc::Result<Vec<Attachment>> {
+    match tokio::spawn(call).await {
+        Ok(Ok(attachments)) => Ok(attachments),
+        Ok(Err(error)) => Err(status(&Status::from(error))),
+        Err(panic) => Err(status(&Status::internal(panic.to_string()))),
+    }
+}
+
+fn lines(attachments: &[Attachment]) -> Vec<String> {
+    attachments.iter().map(|a| format!("{} at {}", a.label(), a.target)).collect()
 }
 
 /// The codes of both protocols are the same numbers.

@@ -6,7 +6,6 @@
 mod wire;
 
 use std::{
-    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -333,11 +332,6 @@ fn refused(status: ttrpc::Status) -> ShimError {
         _ => Code::Internal,
     };
     ShimError::Refused { code, message: status.message }
-}
-
-/// The digests that a report says are mounted, by attachment.
-pub fn mounted_digests(report: &Report) -> BTreeMap<String, String> {
-    report.mounted.iter().filter(|m| m.confirmed).map(|m| (m.id.clone(), m.digest.clone())).collect()
 }
 
 #[cfg(test)]

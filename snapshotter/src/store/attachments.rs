@@ -148,6 +148,8 @@ mod tests {
         Attachment {
             id: id.into(),
             container: ContainerKey { namespace: "default".into(), id: "c".into() },
+            created: None,
+            named: None,
             capsule: "tzdata".parse().unwrap(),
             target: "/t".into(),
             mode: Mode::Union,

@@ -14,9 +14,11 @@
 //! | [`events`] | every event, its order and content |
 //! | [`refusals`] | the status code of every call in every state |
 //! | [`capsules`] | the annotations, which only our runtime follows |
+//! | [`again`] | attachments that a container's next task has too |
 //!
 //! A new room is one file with `pub const CASES: &[Case]`, and one line of [`ROOMS`].
 
+pub mod again;
 pub mod basics;
 pub mod bed;
 pub mod capsules;
@@ -46,7 +48,8 @@ const ROOMS: &[Room] = &[
 ];
 
 /// The cases of what no other runtime has.
-const OWN_ROOMS: &[Room] = &[Room { name: "capsules", cases: capsules::CASES }];
+const OWN_ROOMS: &[Room] =
+    &[Room { name: "capsules", cases: capsules::CASES }, Room { name: "again", cases: again::CASES }];
 
 struct Room {
     name: &'static str,

@@ -16,7 +16,8 @@ impl TestNode {
         let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         let registration = format!(r#"{{"version":1,"address":"{}"}}"#, socket.display());
         std::fs::write(self.dir.path().join("run/tasks/default/c2.json"), registration).unwrap();
-        self.engine.containers.put(&key_of("c2"), "io.containerd.capsule.v1");
+        let known = Known { runtime: "io.containerd.capsule.v1".to_owned(), ..Known::default() };
+        self.engine.containers.put(&key_of("c2"), known);
         listener
     }
 }

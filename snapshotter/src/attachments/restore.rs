@@ -1,0 +1,140 @@
+//! What outlives a task: a container has its attachments again when its task is created anew, until it is deleted.
+
+use std::time::SystemTime;
+
+use super::{
+    AttachSpec, Attachments,
+    effects::{puts, removals},
+    error::AttachmentError,
+    model::{Attachment, ContainerKey, Content, Phase},
+    plan,
+    records::{self, OfContainer},
+};
+
+impl Attachments {
+    /// Gives a container whose task has just been created what its last task had attached, all of it or none, in the
+    /// order in which it was attached. Asks for nothing but what waits, so it may be repeated.
+    ///
+    /// Dropped is what another container of this id had, and what an entry made that `annotation` no longer has.
+    ///
+    /// # Errors
+    /// [`AttachmentError::Unsettled`]; [`AttachmentError::Again`] for the first that cannot be made, and then none of
+    /// them is there, and all wait on.
+    pub async fn restore(
+        &self,
+        container: &ContainerKey,
+        annotation: &[AttachSpec],
+    ) -> Result<Vec<Attachment>, AttachmentError> {
+        // What is on record of an earlier task of this container is not mounted in this one.
+        if !self.settle(container).await {
+            return Err(AttachmentError::Unsettled { container: container.clone() });
+        }
+        let mut records = self.records.lock(container).await;
+        if !records.iter().any(is_waiting) {
+            return Ok(Vec::new());
+        }
+        // Another container may have the id by now, and its events may still be on their way.
+        if records.iter().any(|a| a.created.is_some()) {
+            self.containers.refresh(container).await?;
+        }
+        let known = self.containers.known(container);
+        self.drop_waiting(container, &mut records, |a| {
+            !plan::is_of(a, known.as_ref()) || !plan::is_wanted(a, annotation)
+        });
+        let waiting: Vec<Attachment> = records.iter().filter(|a| is_waiting(a)).cloned().collect();
+        for (index, attachment) in waiting.iter().enumerate() {
+            if let Err(source) = self.shims.attach(attachment).await {
+                for done in waiting[..=index].iter().rev() {
+                    // Nothing runs there yet that could use it; a task that does not start ends with all it has.
+                    let _ = self.shims.detach(done, true).await;
+                }
+                return Err(AttachmentError::Again {
+                    container: container.clone(),
+                    label: attachment.label(),
+                    capsule: attachment.capsule.clone(),
+                    target: attachment.target.clone(),
+                    source,
+                });
+            }
+        }
+        // Each a moment later than the one before: that is their order when capsuled is restarted.
+        let made = |a: &Attachment| {
+            let done = plan::plan_done(a)?;
+            let current = Content { since: SystemTime::now(), ..done.current.clone() };
+            Some(Attachment { current, ..done })
+        };
+        let done: Vec<Attachment> = waiting.iter().filter_map(made).collect();
+        self.journal.post(puts(&done));
+        for attachment in &done {
+            tracing::info!(%container, capsule = attachment.label(), target = attachment.target, "attached again");
+            records::put(&mut records, attachment.clone());
+        }
+        Ok(done)
+    }
+
+    /// What becomes of a container's records once its task has ended: they wait for its next one.
+    ///
+    /// The event may be of an earlier task. Then a new one is there, which its shim answers for.
+    pub async fn task_ended(&self, container: &ContainerKey) {
+        match self.is_gone(container).await {
+            Ok(true) => {}
+            Ok(false) => {
+                self.settle(container).await;
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(%container, %error, "cannot tell whether its task has ended");
+                return;
+            }
+        }
+        let mut records = self.records.lock(container).await;
+        let before = std::mem::take(&mut *records);
+        let waiting: Vec<Attachment> = before.iter().filter_map(plan::plan_waiting).collect();
+        let ended: Vec<Attachment> =
+            before.into_iter().filter(|a| !waiting.iter().any(|w| w.id == a.id)).collect();
+        self.journal.post(removals(&ended));
+        self.journal.post(puts(&waiting));
+        self.unpin(&ended);
+        *records = waiting;
+        self.hold_draining(container).await;
+        drop(records);
+        self.forget_deleted(container).await;
+    }
+
+    /// Forgets what waits for the next task of a container that is deleted, or whose id another has now.
+    pub(super) async fn forget_deleted(&self, container: &ContainerKey) {
+        let mut records = self.records.lock(container).await;
+        if records.iter().any(is_waiting) {
+            match self.containers.refresh(container).await {
+                Ok(()) => {
+                    let known = self.containers.known(container);
+                    self.drop_waiting(container, &mut records, |a| !plan::is_of(a, known.as_ref()));
+                }
+                // Asked again when containerd can be followed again.
+                Err(error) => tracing::warn!(%container, %error, "cannot tell whether it is deleted"),
+            }
+        }
+        drop(records);
+        self.records.tidy(container);
+    }
+
+    fn drop_waiting(
+        &self,
+        container: &ContainerKey,
+        records: &mut OfContainer,
+        is_dropped: impl Fn(&Attachment) -> bool,
+    ) {
+        let (dropped, kept): (Vec<_>, Vec<_>) =
+            std::mem::take(records).into_iter().partition(|a| is_waiting(a) && is_dropped(a));
+        *records = kept;
+        self.journal.post(removals(&dropped));
+        self.unpin(&dropped);
+        for attachment in dropped {
+            tracing::info!(%container, capsule = attachment.label(), target = attachment.target, "attachment ended with its container");
+        }
+    }
+}
+
+pub(super) fn is_waiting(attachment: &Attachment) -> bool {
+    attachment.phase == Phase::Waiting
+}
