@@ -4,6 +4,7 @@
 //! `plan` reads a mount's options (pure); this file makes and unmakes mounts, `mapped` those whose owners are mapped. The
 //! process never changes its working directory or namespace: another container's create may run at the same time.
 
+mod layers;
 mod mapped;
 mod plan;
 

@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use overlayfs_utils::InvalidPath;
 
-use super::model::ContainerKey;
+use super::model::{Attachment, ContainerKey};
 use crate::{
     capsules::{
         CapsuleError,
@@ -71,19 +71,14 @@ pub enum AttachmentError {
     },
     /// What the container's last task had cannot be attached to this one.
     #[error(
-        "{label} at {target}, which the container had before, cannot be attached again: {source}; to start without it: capsulectl detach {container} {capsule}"
+        "{} at {}, which the container had before, cannot be attached again: {source}; to start without it: capsulectl detach {} {}",
+        .attachment.label(), .attachment.target, .attachment.container, .attachment.capsule
     )]
     Again {
-        /// The container.
-        container: ContainerKey,
-        /// Capsule and version.
-        label: String,
-        /// The capsule.
-        capsule: CapsuleName,
-        /// The target.
-        target: String,
+        /// What waits for it.
+        attachment: Box<Attachment>,
         /// Why.
-        source: ShimError,
+        source: Box<ShimError>,
     },
     /// The attachment is on record for the container's next task only.
     #[error(

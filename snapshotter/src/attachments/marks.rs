@@ -39,7 +39,7 @@ impl Marks {
     /// The kernel's, a full `/run` for one.
     pub fn set(&self, container: &ContainerKey) -> io::Result<()> {
         let path = self.path(container);
-        let make = || OpenOptions::new().write(true).create(true).mode(0o600).open(&path).map(drop);
+        let make = || OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map(drop);
         match (make(), path.parent()) {
             (Err(error), Some(folder)) if error.kind() == io::ErrorKind::NotFound => {
                 DirBuilder::new().recursive(true).mode(0o700).create(folder)?;

@@ -48,13 +48,8 @@ impl Attachments {
                     // Nothing runs there yet that could use it; a task that does not start ends with all it has.
                     let _ = self.shims.detach(done, true).await;
                 }
-                return Err(AttachmentError::Again {
-                    container: container.clone(),
-                    label: attachment.label(),
-                    capsule: attachment.capsule.clone(),
-                    target: attachment.target.clone(),
-                    source,
-                });
+                let attachment = Box::new(attachment.clone());
+                return Err(AttachmentError::Again { attachment, source: Box::new(source) });
             }
         }
         // Each a moment later than the one before: that is their order when capsuled is restarted.

@@ -229,7 +229,8 @@ impl From<AttachmentError> for Status {
             | AttachmentError::Waiting { .. }
             | AttachmentError::InUse { .. } => Code::FailedPrecondition,
             AttachmentError::Occupied { .. } => Code::AlreadyExists,
-            AttachmentError::Shim(error) | AttachmentError::Again { source: error, .. } => shim(error),
+            AttachmentError::Shim(error) => shim(error),
+            AttachmentError::Again { source, .. } => shim(source),
             AttachmentError::Unsettled { .. } => Code::Unavailable,
             AttachmentError::Store(_) | AttachmentError::Mark { .. } => Code::Internal,
             AttachmentError::Containerd(e) => return containerd(e),
