@@ -9,7 +9,7 @@ TESTBED := $(PROGRAMS)/capsule-testbed
 # Tests of machines take programs of another profile than their own.
 MACHINES := CAPSULE_PROGRAMS=$(PROGRAMS)
 
-.PHONY: demo test bench bench-snapshotter build lint unit fuzz fuzz-build native vm suite test-runtime rootfs setup clean
+.PHONY: demo test bench bench-runtime bench-snapshotter build lint unit fuzz fuzz-build native vm suite test-runtime rootfs setup clean
 
 # Attach, upgrade, roll back and detach capsules in a live container, and tell what happens.
 demo: build
@@ -28,6 +28,12 @@ bench: build
 bench-snapshotter: build
 	@$(TESTBED) prepare --suite forky
 	@$(TESTBED) bench-snapshotter
+
+# Our shim, as it is released, beside containerd's own: a table and target/bench-runtime.json. 10 minutes.
+bench-runtime: build
+	cargo build --locked --release -p containerd-shim-capsule-v1 --bins
+	@$(TESTBED) prepare --suite forky
+	@$(TESTBED) bench-runtime
 
 build: setup
 	cargo build --locked --profile fast --workspace --bins

@@ -1,5 +1,6 @@
 //! The benchmark's outside: runs it natively and in a VM, writes a table and a JSON file.
 
+pub mod runtime;
 pub mod snapshotter;
 
 use std::fmt::Write as _;

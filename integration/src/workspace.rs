@@ -14,6 +14,8 @@ const PROGRAMS: &str = "CAPSULE_PROGRAMS";
 pub struct Workspace {
     root: PathBuf,
     programs: PathBuf,
+    /// Programs of another build, by name.
+    others: Vec<(String, PathBuf)>,
 }
 
 impl Workspace {
@@ -24,7 +26,7 @@ impl Workspace {
             Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the crate has no parent folder")?;
         let programs = testbed.parent().with_context(|| format!("{} has no folder", testbed.display()))?;
         let programs = std::env::var_os(PROGRAMS).map_or_else(|| programs.to_owned(), PathBuf::from);
-        Ok(Self { root: root.to_owned(), programs })
+        Ok(Self { root: root.to_owned(), programs, others: Vec::new() })
     }
 
     /// The test bed's own binary.
@@ -32,9 +34,17 @@ impl Workspace {
         self.programs.join("capsule-testbed")
     }
 
+    /// The same with the program `name` as users get it: of the profile `release`.
+    pub fn with_released(mut self, name: &str) -> Self {
+        let path = self.root.join("target/release").join(name);
+        self.others.push((name.to_owned(), path));
+        self
+    }
+
     /// A program of the build that is being tested.
     pub fn program(&self, name: &str) -> PathBuf {
-        self.programs.join(name)
+        let other = self.others.iter().find(|(known, _)| known == name);
+        other.map_or_else(|| self.programs.join(name), |(_, path)| path.clone())
     }
 
     /// A file of the sources.

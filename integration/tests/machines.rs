@@ -95,6 +95,12 @@ fn privileged_native_forky_bench_snapshotter() -> Result<()> {
     run(Kind::Native, Suite::Forky, "bench-snapshotter-quick")
 }
 
+/// Few rounds: that the benchmark works, not how fast anything is.
+#[test]
+fn privileged_native_forky_bench_runtime() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "bench-runtime-quick")
+}
+
 #[test]
 fn privileged_vm_forky_demo() -> Result<()> {
     run(Kind::Vm, Suite::Forky, "demo")

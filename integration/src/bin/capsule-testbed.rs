@@ -56,6 +56,12 @@ enum Do {
         #[arg(long)]
         quick: bool,
     },
+    /// Measure runtimes: ours, as it is released, and containerd's own.
+    BenchRuntime {
+        /// A look: few rounds, and the build beside this program.
+        #[arg(long)]
+        quick: bool,
+    },
     /// Cut the power of a VM that works, at many points, and check what is left.
     Power {
         /// What its disk holds.
@@ -125,6 +131,11 @@ fn dispatch(command: Do) -> Result<ExitCode> {
         Do::BenchSnapshotter { quick } => {
             let mut narrator = Narrator::new();
             let table = bench::snapshotter::run(&workspace()?, quick, |event| narrator.tell(event))?;
+            write!(std::io::stdout(), "\n{table}").context("write")?;
+        }
+        Do::BenchRuntime { quick } => {
+            let mut narrator = Narrator::new();
+            let table = bench::runtime::run(workspace()?, quick, |event| narrator.tell(event))?;
             write!(std::io::stdout(), "\n{table}").context("write")?;
         }
         Do::Power { filesystem, cuts, seed, machines, calls, without } => {

@@ -14,6 +14,7 @@
 //! | [`images`] | images of many layers come out as containerd's overlayfs makes them |
 //! | [`snapshotters`] | nothing but that every call succeeds: it measures snapshotters |
 //! | [`runtime`] | what a container's runtime must do, on containerd's own and on ours |
+//! | [`runtimes`] | nothing but that every call succeeds: it measures runtimes |
 //! | [`suite`] | the snapshotter's conformance suite, through containerd, on its overlayfs and on ours |
 //! | [`idmapped`] | owners in user namespaces are those of containerd's overlayfs |
 //! | [`upgrade`] | no call fails while capsuled is replaced |
@@ -28,6 +29,7 @@ pub mod idmapped;
 pub mod images;
 pub mod readers;
 pub mod runtime;
+pub mod runtimes;
 pub mod snapshots;
 pub mod snapshotters;
 pub mod suite;
@@ -58,6 +60,8 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "bench-vm" => bench::run(reporter, bench::Counts { operations: 50, recreations: 5, crun: 20 }),
         snapshotters::FULL => snapshotters::run(reporter, snapshotters::Plan::FULL),
         snapshotters::QUICK => snapshotters::run(reporter, snapshotters::Plan::QUICK),
+        runtimes::FULL => runtimes::run(reporter, runtimes::Plan::FULL),
+        runtimes::QUICK => runtimes::run(reporter, runtimes::Plan::QUICK),
         "nested" => nested(reporter),
         "demo" => demo::run(reporter),
         "errors" => errors::run(reporter),

@@ -3,7 +3,7 @@
 use std::{io, path::PathBuf};
 
 use overlayfs_utils::{
-    ContainerPath, MountError, NamespaceError, PinError, PlanError, ResolveError, TreeError,
+    ContainerPath, MountError, NamespaceError, PinError, PlanError, ProbeError, ResolveError, TreeError,
 };
 use thiserror::Error;
 
@@ -25,6 +25,9 @@ pub enum EngineError {
     /// The container refuses capsules.
     #[error("container {0:?} takes no capsules: its annotation resourcecapsules.io/enabled is \"false\"")]
     Disabled(String),
+    /// The kernel cannot do what capsules need.
+    #[error("no capsules on this kernel")]
+    Kernel(#[from] ProbeError),
     /// The container's init process could not be pinned or looked at.
     #[error("the container's init process cannot be entered")]
     Pin(#[from] PinError),

@@ -3,7 +3,7 @@
 //! Rooms, each of which may use only those to its right:
 //! `service` (ttrpc) → `engine` (transactions, one lock per container) → `scene` (a container during a call), `capsule`
 //! (a capsule's tree) and `journal` (what is attached, in the bundle) → `plan` (pure: which mounts make an attachment)
-//! and `model` (validated types) → `overlayfs-utils` (the kernel).
+//! and `model` (validated types) → `kernel` (what it can do, probed when first needed) → `overlayfs-utils` (the kernel).
 //!
 //! This module is the seam to the rest of the shim: hot-plug asks the task side where a container's live task is,
 //! through [`Tasks`], and asks nothing else.
@@ -12,6 +12,7 @@ mod capsule;
 mod engine;
 mod error;
 mod journal;
+mod kernel;
 mod model;
 mod plan;
 mod scene;
@@ -23,7 +24,6 @@ use std::{
     sync::Arc,
 };
 
-use overlayfs_utils::ProbeError;
 use thiserror::Error;
 
 /// What hot-plug asks of the task side.
@@ -73,9 +73,6 @@ pub enum TaskLookupError {
 /// Why the hot-plug service did not start.
 #[derive(Debug, Error)]
 pub enum HotplugError {
-    /// The kernel cannot do what capsules need.
-    #[error("no capsules on this kernel")]
-    Kernel(#[from] ProbeError),
     /// The socket's directory could not be made.
     #[error("cannot create the socket's directory {path}")]
     SocketDir {
@@ -117,9 +114,7 @@ pub struct Server {
 /// # Errors
 /// [`HotplugError`], by step.
 pub async fn serve(tasks: Arc<dyn Tasks>, socket: &Path) -> Result<Server, HotplugError> {
-    let features = overlayfs_utils::probe()?;
-    log::info!("hot-plug: {features}");
-    let engine = Arc::new(engine::Engine::new(tasks, features.layers_by));
+    let engine = Arc::new(engine::Engine::new(tasks, kernel::Kernel::default()));
     prepare_socket(socket)?;
     let failed = |source| HotplugError::Listen { path: socket.to_owned(), source };
     let mut server = ttrpc::asynchronous::Server::new()

@@ -7,8 +7,8 @@ use std::{
 };
 
 use overlayfs_utils::{
-    ContainerPath, ContainerRoot, DetachedMount, LayerDir, LayersBy, MountEntry, MountId, MountTable,
-    PinnedTask, ResolveError, SuperBlock, mount_at,
+    ContainerPath, ContainerRoot, DetachedMount, LayerDir, MountEntry, MountId, MountTable, PinnedTask,
+    ResolveError, SuperBlock, mount_at,
 };
 use rustix::fs::{Mode as FileMode, OFlags};
 
@@ -16,6 +16,7 @@ use super::{
     LiveTask,
     error::EngineError,
     journal::{Init, Journal, Mounted, Record},
+    kernel::Kernel,
     plan::{Place, Seen, There},
 };
 
@@ -38,7 +39,7 @@ pub struct Scene {
     /// What is attached.
     pub journal: Journal,
     /// How layers are told to the kernel.
-    pub layers_by: LayersBy,
+    pub kernel: Kernel,
     /// What keeps draining filesystems alive.
     pub pins: Pins,
     /// Whether anything may be attached.
@@ -51,14 +52,14 @@ impl Scene {
     ///
     /// # Errors
     /// [`EngineError`] when the task has ended, or the journal is unreadable.
-    pub fn open(live: &LiveTask, layers_by: LayersBy, pins: Pins) -> Result<Self, EngineError> {
+    pub fn open(live: &LiveTask, kernel: Kernel, pins: Pins) -> Result<Self, EngineError> {
         let task = PinnedTask::open(live.init_pid)?;
         let host = ContainerRoot::open(&live.rootfs)
             .map_err(|e| EngineError::Rootfs { path: live.rootfs.clone(), source: e.into() })?;
         let init = Init { pid: task.pid(), start_time: task.start_time() };
         let journal = Journal::read(&live.bundle, init)?;
         let (takes_capsules, bundle) = (live.takes_capsules, live.bundle.clone());
-        Ok(Self { task, host, journal, layers_by, pins, takes_capsules, bundle })
+        Ok(Self { task, host, journal, kernel, pins, takes_capsules, bundle })
     }
 
     /// Writes the journal.

@@ -172,6 +172,7 @@ fn code(error: &EngineError) -> Code {
         EngineError::Conflict(_) => Code::ALREADY_EXISTS,
         EngineError::Task(TaskLookupError::NotRunning { .. })
         | EngineError::Disabled(_)
+        | EngineError::Kernel(_)
         | EngineError::Pin(_)
         | EngineError::Layer(_)
         | EngineError::Layers(_)

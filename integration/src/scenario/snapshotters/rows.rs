@@ -27,7 +27,7 @@ impl Order {
     }
 
     /// All, in a new order.
-    pub fn shuffled(&mut self, subjects: &[Subject]) -> Vec<Subject> {
+    pub fn shuffled<T: Copy>(&mut self, subjects: &[T]) -> Vec<T> {
         let mut keyed: Vec<_> = subjects.iter().map(|subject| (self.next(), *subject)).collect();
         keyed.sort_by_key(|(key, _)| *key);
         keyed.into_iter().map(|(_, subject)| subject).collect()

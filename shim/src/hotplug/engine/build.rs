@@ -67,13 +67,13 @@ pub(super) fn build(
 ) -> Result<Built, EngineError> {
     let layers = tree.dirs(&planned.from)?;
     let lowers = layers.iter().map(Lower::Dir).collect();
-    let source = content.source();
+    let (by, source) = (scene.kernel.layers_by()?, content.source());
     let mount = if planned.alone {
         let empty = scene.empty_dir()?;
-        DetachedMount::overlay(&OverlayPlan::ro(lowers, &empty)?, scene.layers_by, &source)?
+        DetachedMount::overlay(&OverlayPlan::ro(lowers, &empty)?, by, &source)?
     } else {
         let below = scene.open_host_dir(&planned.at)?;
-        DetachedMount::overlay(&OverlayPlan::union(lowers, Lower::Dir(&below))?, scene.layers_by, &source)?
+        DetachedMount::overlay(&OverlayPlan::union(lowers, Lower::Dir(&below))?, by, &source)?
     };
     let block = SuperBlock::of(mount.fd())?;
     Ok(Built { mount, mounted: Mounted { path: planned.at.clone(), block, alone: planned.alone } })

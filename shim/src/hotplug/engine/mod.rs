@@ -19,12 +19,13 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use overlayfs_utils::{LayersBy, NamespaceError, PinError, SuperBlock, User, find_users};
+use overlayfs_utils::{NamespaceError, PinError, SuperBlock, User, find_users};
 
 use super::{
     TaskLookupError, Tasks,
     error::EngineError,
     journal::{Draining, Record},
+    kernel::Kernel,
     model::AttachmentId,
     scene::{Pins, Scene},
 };
@@ -66,15 +67,15 @@ pub struct Detached {
 /// Does what the service asks.
 pub struct Engine {
     tasks: Arc<dyn Tasks>,
-    layers_by: LayersBy,
+    kernel: Kernel,
     containers: Mutex<HashMap<String, Arc<Mutex<Pins>>>>,
 }
 
 impl Engine {
-    /// An engine for the containers of `tasks`, on a kernel that takes layers `layers_by`.
+    /// An engine for the containers of `tasks`.
     #[must_use]
-    pub fn new(tasks: Arc<dyn Tasks>, layers_by: LayersBy) -> Self {
-        Self { tasks, layers_by, containers: Mutex::default() }
+    pub fn new(tasks: Arc<dyn Tasks>, kernel: Kernel) -> Self {
+        Self { tasks, kernel, containers: Mutex::default() }
     }
 
     /// Runs `call` on a container while no other call is at work in it.
@@ -89,7 +90,7 @@ impl Engine {
         let held = std::mem::take(&mut *pins);
         let live = self.tasks.live(container)?;
         let ended = |error| as_not_running(container, error);
-        let mut scene = Scene::open(&live, self.layers_by, held).map_err(ended)?;
+        let mut scene = Scene::open(&live, self.kernel.clone(), held).map_err(ended)?;
         let done = recover::recover(&mut scene).and_then(|()| call(&mut scene));
         *pins = scene.pins;
         done.map_err(ended)

@@ -4,7 +4,7 @@ mod container;
 
 use std::{fs, path::Path};
 
-use overlayfs_utils::ContainerPath;
+use overlayfs_utils::{ContainerPath, LayersBy};
 use rustix::io::Errno;
 
 use self::container::{Container, One, on_host};
@@ -182,7 +182,7 @@ fn privileged_a_container_may_take_no_capsules() {
     on_host(|dir| {
         let container = Container::start(dir, "");
         let live = LiveTask { takes_capsules: false, ..container.live() };
-        let engine = Engine::new(Arc::new(One(live)), LayersBy::Descriptor);
+        let engine = Engine::new(Arc::new(One(live)), Kernel::known(LayersBy::Descriptor));
         let tree = container.tree();
         let refused = engine.attach("c", spec("a", content(dir, "1", &["f"]), "/usr/lib", Mode::Ro));
         assert!(matches!(refused, Err(EngineError::Disabled(id)) if id == "c"));

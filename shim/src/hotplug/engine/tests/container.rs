@@ -12,7 +12,7 @@ use std::{
 use overlayfs_utils::{LayersBy, in_new_mount_namespace};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 
-use crate::hotplug::{LiveTask, TaskLookupError, Tasks, engine::Engine};
+use crate::hotplug::{LiveTask, TaskLookupError, Tasks, engine::Engine, kernel::Kernel};
 
 /// Runs in the container before its init: what a runtime would mount, and a volume.
 const SET_UP: &str = "set -e; mount --bind . .; cd \"$PWD\"
@@ -102,7 +102,7 @@ impl Container {
     }
 
     pub fn engine_by(&self, by: LayersBy) -> Engine {
-        Engine::new(Arc::new(One(self.live())), by)
+        Engine::new(Arc::new(One(self.live())), Kernel::known(by))
     }
 
     /// What a process in the container reads.
