@@ -9,7 +9,7 @@ TESTBED := $(PROGRAMS)/capsule-testbed
 # Tests of machines take programs of another profile than their own.
 MACHINES := CAPSULE_PROGRAMS=$(PROGRAMS)
 
-.PHONY: demo test bench bench-runtime bench-snapshotter build lint unit fuzz fuzz-build native vm suite test-runtime rootfs setup clean
+.PHONY: demo test release release-shim bench bench-runtime bench-snapshotter build lint unit fuzz fuzz-build native vm suite test-runtime rootfs setup clean
 
 # Attach, upgrade, roll back and detach capsules in a live container, and tell what happens.
 demo: build
@@ -30,10 +30,19 @@ bench-snapshotter: build
 	@$(TESTBED) bench-snapshotter
 
 # Our shim, as it is released, beside containerd's own: a table and target/bench-runtime.json. 10 minutes.
-bench-runtime: build
-	cargo build --locked --release -p containerd-shim-capsule-v1 --bins
+bench-runtime: build release-shim
 	@$(TESTBED) prepare --suite forky
 	@$(TESTBED) bench-runtime
+
+# What users install, in target/release.
+release: release-shim
+	cargo build --locked --release -p capsuled -p capsulectl
+
+# The shim is linked statically: there is one for each container, three times in its life a process begins, and nothing is
+# then left to be loaded and kept. Needs the C library's archive (Debian: libc6-dev).
+SHIM := containerd-shim-capsule-v1
+release-shim:
+	cargo rustc --locked --release -p $(SHIM) --bin $(SHIM) -- -C target-feature=+crt-static
 
 build: setup
 	cargo build --locked --profile fast --workspace --bins

@@ -14,17 +14,18 @@ use containerd_shim::{
     event::Event,
     protos::{
         api::ForwardRequest,
-        protobuf::{MessageField, well_known_types::timestamp::Timestamp},
+        protobuf::{Message, MessageField, well_known_types::timestamp::Timestamp},
         shim::event::Envelope,
         shim_async::{Client, EventsClient},
         ttrpc,
     },
-    util::convert_to_any,
 };
 use tokio::{
     sync::{mpsc, watch},
     time::{sleep, timeout},
 };
+
+use crate::message::{self, EVENTS};
 
 /// One try to hand an event over.
 const TRY: Duration = Duration::from_secs(5);
@@ -50,9 +51,9 @@ impl Publisher {
     }
 
     /// Queues an event. Neither waits nor fails.
-    pub fn publish(&self, event: impl Event) {
+    pub fn publish(&self, event: impl Event + Message) {
         let topic = event.topic();
-        let event = match convert_to_any(Box::new(event)) {
+        let event = match message::wrap(EVENTS, &event) {
             Ok(event) => event,
             Err(error) => return log::error!("encode event {topic}: {error}"),
         };

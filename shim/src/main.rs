@@ -5,7 +5,7 @@
 //! → `engine` (containers and the life of processes) → `oci` (the runtime's command line), `io` (standard streams),
 //! `rootfs` (mounts), `bundle` and `registration` (files), `node` (capsuled, asked), `stats` and `oom` (what a
 //! container uses, and too much), `cgroup` (where that is), `events` (to containerd), `reaper` (exits),
-//! `exit` (the end), `options`.
+//! `exit` (the end), `options`, `message` (encoding).
 
 mod bundle;
 mod cgroup;
@@ -14,6 +14,7 @@ mod events;
 mod exit;
 mod hotplug;
 mod io;
+mod message;
 mod node;
 mod oci;
 mod oom;

@@ -20,7 +20,6 @@ use containerd_shim::{
         shim_async::create_task,
         types::task::{ProcessInfo, Status},
     },
-    util::convert_to_any,
 };
 use protobuf::{EnumOrUnknown, MessageField};
 use status::wire;
@@ -33,6 +32,7 @@ use crate::{
     },
     events::timestamp,
     io::Stdio,
+    message::{self, RUNC},
     options::Options,
     rootfs::Mount,
 };
@@ -244,8 +244,8 @@ impl CreateEvent for Created {
 }
 
 fn process_info(pid: u32, exec: Option<String>) -> TtrpcResult<ProcessInfo> {
-    let details = |exec_id| convert_to_any(Box::new(ProcessDetails { exec_id, ..Default::default() }));
-    let info = exec.map(details).transpose()?;
+    let details = |exec_id| message::wrap(RUNC, &ProcessDetails { exec_id, ..Default::default() });
+    let info = exec.map(details).transpose().map_err(|e| ttrpc::Error::Others(e.to_string()))?;
     Ok(ProcessInfo { pid, info: info.into(), ..Default::default() })
 }
 

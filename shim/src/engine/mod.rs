@@ -19,6 +19,7 @@ pub use container::{Container, Create, clean_up};
 use containerd_shim::event::Event;
 pub use id::Id;
 pub use process::Process;
+use protobuf::Message;
 use state::{Refused, State};
 use thiserror::Error;
 use tokio::sync::OnceCell;
@@ -294,7 +295,7 @@ const LAST_EVENTS: std::time::Duration = std::time::Duration::from_secs(30);
 /// The event of a container's creation, which wants the pid.
 pub trait CreateEvent {
     /// The event.
-    type Event: Event;
+    type Event: Event + Message;
     /// Completes it.
     fn with_pid(self, pid: i32) -> Self::Event;
 }

@@ -10,11 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::io::ioctl_fionread;
+use rustix::io::{Errno, ioctl_fionread};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::watch,
-    task::AbortHandle,
+    task::{AbortHandle, spawn_blocking},
     time::{sleep, timeout},
 };
 
@@ -22,7 +22,7 @@ use super::{
     buffer::Buffer,
     fifo::InputFifo,
     lock,
-    sink::{Sink, write},
+    sink::{LogFile, Sink, write},
 };
 
 /// As much as a pipe holds by half: two chunks in flight fill it.
@@ -37,6 +37,9 @@ const UNREAD: Duration = Duration::from_millis(100);
 const PEEK: Duration = Duration::from_millis(1);
 /// A terminal passes bytes on from a kernel worker: it is empty when it is so twice, this far apart.
 const SETTLE: Duration = Duration::from_millis(20);
+/// How long a process that writes to a log file may write on before it is looked at again: to be woken for each of a
+/// million short lines costs more than to write them, and a pipe holds what comes meanwhile.
+const NAP: Duration = Duration::from_micros(100);
 
 type Fd = Arc<AsyncFd<OwnedFd>>;
 
@@ -70,7 +73,7 @@ pub struct Output {
     copied: AtomicU64,
     /// Bytes that the sink has refused. Its process goes on: it is not its fault.
     lost: AtomicU64,
-    /// Bytes have been read that have reached neither the sink nor the buffer.
+    /// Bytes may have been read that have reached neither the sink nor the buffer.
     busy: AtomicBool,
     done: watch::Sender<bool>,
 }
@@ -98,9 +101,12 @@ impl Output {
         this
     }
 
-    async fn copy(&self) -> io::Result<()> {
+    async fn copy(self: &Arc<Self>) -> io::Result<()> {
         let Some(buffer) = &self.buffer else {
-            return self.read_all().await;
+            return match &self.sink {
+                Sink::File(file) => self.append_all(file).await,
+                Sink::Fifo(_) | Sink::Pipe(_) => self.read_all().await,
+            };
         };
         let fill = async {
             let filled = self.read_all().await;
@@ -125,7 +131,7 @@ impl Output {
                 Ok(0) => return Ok(()),
                 Ok(length) => length,
                 // All of the terminal's other side is closed.
-                Err(e) if e.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => return Ok(()),
+                Err(e) if e.raw_os_error() == Some(Errno::IO.raw_os_error()) => return Ok(()),
                 Err(e) => return Err(e),
             };
             self.busy.store(true, Relaxed);
@@ -139,6 +145,42 @@ impl Output {
                 None => self.deliver(&bytes[..length]).await?,
             }
             self.busy.store(false, Relaxed);
+        }
+    }
+
+    /// Takes all that the process writes to a log file. Disks block, so it is done off the runtime's thread; to go there
+    /// for each line would take longer than to write it, so whoever is there stays while there is more.
+    async fn append_all(self: &Arc<Self>, file: &Arc<LogFile>) -> io::Result<()> {
+        loop {
+            self.source.fd().readable().await?.clear_ready();
+            self.busy.store(true, Relaxed);
+            let (this, file) = (self.clone(), file.clone());
+            let ended = spawn_blocking(move || this.append_what_is_there(&file)).await??;
+            self.busy.store(false, Relaxed);
+            if ended {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Returns whether the source has ended.
+    fn append_what_is_there(&self, file: &LogFile) -> io::Result<bool> {
+        let mut bytes = vec![0; CHUNK];
+        loop {
+            match rustix::io::read(self.source.fd().get_ref(), &mut bytes) {
+                // See `read_all`.
+                Ok(0) | Err(Errno::IO) => return Ok(true),
+                Ok(length) => {
+                    file.append(&bytes[..length]);
+                    self.copied.fetch_add(length as u64, Relaxed);
+                    if length < bytes.len() {
+                        std::thread::sleep(NAP);
+                    }
+                }
+                Err(Errno::AGAIN) => return Ok(false),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 

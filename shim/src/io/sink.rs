@@ -1,20 +1,23 @@
 //! What output is written to: a FIFO, a file that both streams share, or the pipe of a logging program.
 
 use std::{
-    io,
-    os::fd::OwnedFd,
+    fs::{DirBuilder, File, OpenOptions},
+    io::{self, Write},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
 };
 
 use rustix::io::ioctl_fionread;
 use tokio::{
-    fs::{DirBuilder, File, OpenOptions},
-    io::{AsyncWriteExt, Interest, unix::AsyncFd},
-    sync::Mutex,
+    io::{Interest, unix::AsyncFd},
+    task::spawn_blocking,
 };
 
 use super::{IoError, fifo::OutputFifo, lock};
@@ -45,8 +48,12 @@ impl Sink {
             Self::Fifo(fifo) => write(&fifo.writer, bytes).await,
             Self::Pipe(pipe) => write(pipe, bytes).await,
             Self::File(file) => {
-                file.append(bytes).await;
-                Ok(bytes.len())
+                let (file, bytes) = (file.clone(), bytes.to_vec());
+                let appending = move || {
+                    file.append(&bytes);
+                    bytes.len()
+                };
+                Ok(spawn_blocking(appending).await?)
             }
         }
     }
@@ -72,24 +79,23 @@ impl Sink {
 impl LogFile {
     /// Opens or makes it (mode 0644), with its directories (0755), as containerd's own shim does.
     pub async fn open(path: &Path) -> Result<Arc<Self>, IoError> {
-        let failed = |e| IoError::LogFile(path.to_owned(), e);
+        let asked = path.to_owned();
+        let opened = spawn_blocking(move || Self::open_now(&asked)).await;
+        opened.map_err(io::Error::from).flatten().map_err(|e| IoError::LogFile(path.to_owned(), e))
+    }
+
+    fn open_now(path: &Path) -> io::Result<Arc<Self>> {
         if let Some(directory) = path.parent() {
-            DirBuilder::new().recursive(true).mode(0o755).create(directory).await.map_err(failed)?;
+            DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
         }
-        let mut options = OpenOptions::new();
-        let file = options.append(true).create(true).mode(0o644).open(path).await.map_err(failed)?;
+        let file = OpenOptions::new().append(true).create(true).mode(0o644).open(path)?;
         Ok(Arc::new(Self { path: path.to_owned(), file: Mutex::new(file), failed: AtomicBool::new(false) }))
     }
 
-    /// A full disk must not stop a container: what cannot be written is lost, and that is logged.
-    async fn append(&self, bytes: &[u8]) {
-        let mut file = self.file.lock().await;
-        let written = async {
-            file.write_all(bytes).await?;
-            // The write itself is done by another thread, which tells its outcome only here.
-            file.flush().await
-        };
-        match written.await {
+    /// Appends, and blocks while the disk is slow. A full one must not stop a container: what cannot be written is
+    /// lost, and that is logged.
+    pub fn append(&self, bytes: &[u8]) {
+        match lock(&self.file).write_all(bytes) {
             Ok(()) => self.failed.store(false, Relaxed),
             Err(error) if !self.failed.swap(true, Relaxed) => {
                 log::error!("log file {}: output is lost: {error}", self.path.display());

@@ -15,10 +15,13 @@ mod tests;
 
 use std::{fs, io, path::PathBuf};
 
-use containerd_shim::{protos::protobuf::well_known_types::any::Any, util::convert_to_any};
+use protobuf::well_known_types::any::Any;
 use thiserror::Error;
 
-use crate::cgroup::Cgroup;
+use crate::{
+    cgroup::Cgroup,
+    message::{self, CGROUPS_V1, CGROUPS_V2},
+};
 
 /// Why there are no metrics.
 #[derive(Debug, Error)]
@@ -39,7 +42,7 @@ pub enum StatsError {
     },
     /// The message cannot be encoded.
     #[error("cannot encode the metrics")]
-    Encode(#[source] containerd_shim::Error),
+    Encode(#[source] protobuf::Error),
 }
 
 /// The metrics of a container, by the version of its control groups. It may have ended.
@@ -49,8 +52,8 @@ pub enum StatsError {
 pub fn collect(cgroup: &Cgroup) -> Result<Any, StatsError> {
     let node = Node::read();
     let metrics = match cgroup {
-        Cgroup::Unified(path) => convert_to_any(Box::new(v2::read(path, &node)?)),
-        Cgroup::Legacy(paths) => convert_to_any(Box::new(v1::read(paths, &node)?)),
+        Cgroup::Unified(path) => message::wrap(CGROUPS_V2, &v2::read(path, &node)?),
+        Cgroup::Legacy(paths) => message::wrap(CGROUPS_V1, &v1::read(paths, &node)?),
     };
     metrics.map_err(StatsError::Encode)
 }
