@@ -1,5 +1,6 @@
 //! The Task API (`containerd.task.v3.Task`, and `v2`): from the wire to the engine and back. No decision is made here.
 
+mod sandbox;
 mod status;
 
 use std::{collections::HashMap, sync::Arc};
@@ -21,7 +22,9 @@ use containerd_shim::{
         types::task::{ProcessInfo, Status},
     },
 };
+use containerd_shim_protos::sandbox_async::create_sandbox;
 use protobuf::{EnumOrUnknown, MessageField};
+use sandbox::SandboxService;
 use status::wire;
 
 use crate::{
@@ -37,12 +40,13 @@ use crate::{
     rootfs::Mount,
 };
 
-/// What the server serves: one Task service under both of its names. Version 3 is version 2 with another package name
+/// What the server serves: the Sandbox service, and one Task service under both of its names. Version 3 is version 2 with another package name
 /// (`api/runtime/task/v2/shim.proto` and `v3` differ in nothing else, up to containerd 2.4).
 pub fn all(engine: &Arc<Engine>) -> HashMap<String, ttrpc::asynchronous::Service> {
     let task = || create_task(Arc::new(Service(engine.clone())));
     let older = task().into_values().map(|service| (TASK_V2.to_owned(), service));
-    task().into_iter().chain(older).collect()
+    let sandbox = create_sandbox(Arc::new(SandboxService(engine.clone())));
+    task().into_iter().chain(older).chain(sandbox).collect()
 }
 
 const TASK_V2: &str = "containerd.task.v2.Task";

@@ -7,6 +7,7 @@
 mod container;
 mod id;
 mod process;
+mod sandbox;
 pub mod state;
 
 use std::{
@@ -20,6 +21,7 @@ use containerd_shim::event::Event;
 pub use id::Id;
 pub use process::Process;
 use protobuf::Message;
+pub use sandbox::{Phase, Sandboxes};
 use state::{Refused, State};
 use thiserror::Error;
 use tokio::sync::OnceCell;
@@ -95,6 +97,12 @@ pub enum EngineError {
         /// The process.
         exec: String,
     },
+    /// No such sandbox.
+    #[error("sandbox {0:?} is not served by this shim")]
+    NoSandbox(String),
+    /// A sandbox starts once.
+    #[error("sandbox {0:?} cannot be started: it is {1}")]
+    SandboxPhase(String, &'static str),
     /// No process can be started.
     #[error("the init process of container {0:?} is not running")]
     InitGone(String),
@@ -149,6 +157,7 @@ pub enum EngineError {
 pub struct Engine {
     host: Arc<Host>,
     containers: Mutex<HashMap<String, Slot>>,
+    sandboxes: Sandboxes,
     exit: Arc<ExitSignal>,
     /// Behind a lock only because a server cannot be shared between threads.
     hotplug: OnceCell<Option<Mutex<hotplug::Server>>>,
@@ -165,7 +174,7 @@ impl Engine {
     /// An engine without containers. `exit` is set when containerd asks for the end and there are none.
     pub fn new(host: Host, exit: Arc<ExitSignal>) -> Self {
         let (host, containers) = (Arc::new(host), Mutex::default());
-        Self { host, containers, exit, hotplug: OnceCell::new() }
+        Self { host, containers, sandboxes: Sandboxes::default(), exit, hotplug: OnceCell::new() }
     }
 
     /// Makes a container and its init, which waits to be started. Returns the init's pid.
@@ -217,11 +226,21 @@ impl Engine {
         Ok(state)
     }
 
-    /// Ends the shim, unless it has containers.
+    /// The sandbox that the shim was started for.
+    pub fn sandboxes(&self) -> &Sandboxes {
+        &self.sandboxes
+    }
+
+    /// Ends the shim, unless it has containers or a sandbox.
     pub fn shutdown(&self) {
-        if self.lock().is_empty() {
+        if self.lock().is_empty() && self.sandboxes.is_empty() {
             self.exit.signal();
         }
+    }
+
+    /// Ends the shim, whatever it has: containerd cleans up after it.
+    pub fn end(&self) {
+        self.exit.signal();
     }
 
     /// Logs what there is, for a person who asks.

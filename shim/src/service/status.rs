@@ -16,14 +16,16 @@ pub fn wire(error: EngineError) -> Error {
 fn code(error: &EngineError) -> Code {
     match error {
         EngineError::NoContainer(_)
+        | EngineError::NoSandbox(_)
         | EngineError::NoExec { .. }
         | EngineError::Finished
         | EngineError::NoCgroup(_)
         | EngineError::Stats(StatsError::Gone(_)) => Code::NOT_FOUND,
         EngineError::Exists(_) | EngineError::ExecExists { .. } => Code::ALREADY_EXISTS,
-        EngineError::InitGone(_) | EngineError::NotMade { .. } | EngineError::Node(_) => {
-            Code::FAILED_PRECONDITION
-        }
+        EngineError::InitGone(_)
+        | EngineError::SandboxPhase(..)
+        | EngineError::NotMade { .. }
+        | EngineError::Node(_) => Code::FAILED_PRECONDITION,
         EngineError::Id(_)
         | EngineError::Options(_)
         | EngineError::Bundle(BundleError::Annotation { .. }) => Code::INVALID_ARGUMENT,
