@@ -142,7 +142,13 @@ impl ProcessIo {
                 Opened::Sink(sink) => sink,
             };
             let (reader, writer) = pipe(setup.owner)?;
-            let source = Source::Pipe(asynchronous(reader)?);
+            let source = match &sink {
+                Sink::File(file) if setup.buffer.is_none() => {
+                    rustix::io::ioctl_fionbio(&reader, true).map_err(|e| IoError::Pipe(e.into()))?;
+                    Source::Logged { pipe: Arc::new(reader), file: file.clone() }
+                }
+                _ => Source::Pipe(asynchronous(reader)?),
+            };
             this.outputs.push(Output::start(source, sink, setup.buffer, setup.copies));
             *end = Some(writer);
         }
