@@ -36,7 +36,6 @@ const OUTPUT: u64 = 16 << 20;
 #[derive(Clone)]
 pub struct Runtime {
     binary: PathBuf,
-    root: PathBuf,
     global: Vec<OsString>,
     create: Vec<OsString>,
     reaper: Arc<Reaper>,
@@ -118,13 +117,13 @@ impl Runtime {
         let or =
             |value: &str, default: &str| if value.is_empty() { default.into() } else { value.to_owned() };
         let root = Path::new(&or(&options.root, ROOT)).join(namespace);
-        let mut global: Vec<OsString> = vec!["--root".into(), root.clone().into()];
+        let mut global: Vec<OsString> = vec!["--root".into(), root.into()];
         if options.systemd_cgroup {
             global.push("--systemd-cgroup".into());
         }
         let switches = [("--no-pivot", options.no_pivot_root), ("--no-new-keyring", options.no_new_keyring)];
         let create = switches.into_iter().filter(|(_, on)| *on).map(|(switch, _)| switch.into()).collect();
-        Self { binary: binary(options), root, global, create, reaper }
+        Self { binary: binary(options), global, create, reaper }
     }
 
     /// Makes a container, whose init waits to be started.
@@ -175,12 +174,6 @@ impl Runtime {
             Err(error) if error.is_missing() => Ok(()),
             result => result.map(drop),
         }
-    }
-
-    /// Whether the runtime may have a record of a container: each known one keeps it in a directory of the container's
-    /// name below its root, and removes that when it is deleted.
-    pub fn may_have(&self, id: &str) -> bool {
-        self.root.join(id).try_exists().unwrap_or(true)
     }
 
     /// Freezes the container.

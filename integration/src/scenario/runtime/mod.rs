@@ -8,10 +8,13 @@
 //! | --- | --- |
 //! | [`bed`] | nothing: what a case is given |
 //! | [`client`], [`task`] | nothing: containerd's services, and a task driven through them |
+//! | [`shim`] | nothing: a shim's own socket |
 //! | [`basics`] | what `ctr run`, `exec`, `kill` and `rm` need |
-//! | [`streams`] | standard input and output, log URIs |
+//! | [`streams`] | log URIs |
+//! | [`fifos`], [`terminals`], [`bulk`] | standard input and output: clients that stall or leave, sizes, every byte |
 //! | [`signals`] | signals and the exits that they make |
 //! | [`events`] | every event, its order and content |
+//! | [`life`] | states, pids and exits of tasks and execs, and who is told |
 //! | [`refusals`] | the status code of every call in every state |
 //! | [`capsules`] | the annotations, which only our runtime follows |
 //! | [`again`] | attachments that a container's next task has too |
@@ -21,13 +24,18 @@
 pub mod again;
 pub mod basics;
 pub mod bed;
+pub mod bulk;
 pub mod capsules;
 pub mod client;
 pub mod events;
+pub mod fifos;
+pub mod life;
 pub mod refusals;
+pub mod shim;
 pub mod signals;
 pub mod streams;
 pub mod task;
+pub mod terminals;
 
 use std::time::Instant;
 
@@ -45,6 +53,10 @@ const ROOMS: &[Room] = &[
     Room { name: "signals", cases: signals::CASES },
     Room { name: "events", cases: events::CASES },
     Room { name: "refusals", cases: refusals::CASES },
+    Room { name: "life", cases: life::CASES },
+    Room { name: "fifos", cases: fifos::CASES },
+    Room { name: "terminals", cases: terminals::CASES },
+    Room { name: "bulk", cases: bulk::CASES },
 ];
 
 /// The cases of what no other runtime has.
