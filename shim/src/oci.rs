@@ -36,6 +36,7 @@ const OUTPUT: u64 = 16 << 20;
 #[derive(Clone)]
 pub struct Runtime {
     binary: PathBuf,
+    root: PathBuf,
     global: Vec<OsString>,
     create: Vec<OsString>,
     reaper: Arc<Reaper>,
@@ -117,13 +118,13 @@ impl Runtime {
         let or =
             |value: &str, default: &str| if value.is_empty() { default.into() } else { value.to_owned() };
         let root = Path::new(&or(&options.root, ROOT)).join(namespace);
-        let mut global: Vec<OsString> = vec!["--root".into(), root.into()];
+        let mut global: Vec<OsString> = vec!["--root".into(), root.clone().into()];
         if options.systemd_cgroup {
             global.push("--systemd-cgroup".into());
         }
         let switches = [("--no-pivot", options.no_pivot_root), ("--no-new-keyring", options.no_new_keyring)];
         let create = switches.into_iter().filter(|(_, on)| *on).map(|(switch, _)| switch.into()).collect();
-        Self { binary: binary(options), global, create, reaper }
+        Self { binary: binary(options), root, global, create, reaper }
     }
 
     /// Makes a container, whose init waits to be started.
@@ -174,6 +175,12 @@ impl Runtime {
             Err(error) if error.is_missing() => Ok(()),
             result => result.map(drop),
         }
+    }
+
+    /// Whether the runtime may have a record of a container: each known one keeps it in a directory of the container's
+    /// name below its root, and removes that when it is deleted.
+    pub fn may_have(&self, id: &str) -> bool {
+        self.root.join(id).try_exists().unwrap_or(true)
     }
 
     /// Freezes the container.
@@ -334,8 +341,14 @@ fn last_error(log: &str) -> Option<String> {
     }
     let entries = serde_json::Deserializer::from_str(log).into_iter::<Entry>().map_while(Result::ok);
     let error = entries.filter(|entry| matches!(entry.level.as_str(), "error" | "fatal")).last();
-    let last_line = || log.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned);
+    let last_line = || log.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(message_of);
     Some(error.map(|entry| entry.msg).or_else(last_line)?.replace('\n', " "))
+}
+
+/// The message in a line that runc prints: `time="…" level=error msg="…"`, quoted as JSON is; any other line is one.
+fn message_of(line: &str) -> String {
+    let quoted = line.strip_prefix("time=").and_then(|line| line.split_once(" msg="));
+    quoted.and_then(|(_, quoted)| serde_json::from_str(quoted).ok()).unwrap_or_else(|| line.to_owned())
 }
 
 #[cfg(test)]
@@ -347,6 +360,8 @@ mod tests {
         for (log, message) in [
             ("", None),
             ("time=x level=error msg=\"no\"\nsecond\n", Some("second")),
+            ("time=x level=error msg=\"write \\\"4000\\\": no\"\n", Some("write \"4000\": no")),
+            ("time=x level=error msg=no\n", Some("time=x level=error msg=no")),
             ("{\"level\":\"error\",\"msg\":\"a\\nb\"}\n{\"level\":\"warning\",\"msg\":\"c\"}\n", Some("a b")),
             ("{\n  \"msg\": \"no\",\n  \"level\": \"error\"\n}\n", Some("no")),
         ] {

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -49,17 +49,23 @@ pub enum Source {
     Pipe(Fd),
     /// A terminal's master.
     Terminal(Fd),
+    /// The reading end of a pipe, not blocking, whose data is for a log file. The runtime watches it only while nobody
+    /// reads: each write would wake its thread for nothing.
+    Logged {
+        /// The pipe.
+        pipe: Arc<OwnedFd>,
+        /// Where to.
+        file: Arc<LogFile>,
+    },
 }
 
 impl Source {
-    fn fd(&self) -> &Fd {
-        match self {
-            Self::Pipe(fd) | Self::Terminal(fd) => fd,
-        }
-    }
-
     fn waiting(&self) -> bool {
-        ioctl_fionread(self.fd().get_ref()).is_ok_and(|bytes| bytes > 0)
+        let fd = match self {
+            Self::Pipe(fd) | Self::Terminal(fd) => fd.get_ref().as_fd(),
+            Self::Logged { pipe, .. } => pipe.as_fd(),
+        };
+        ioctl_fionread(fd).is_ok_and(|bytes| bytes > 0)
     }
 }
 
@@ -97,31 +103,20 @@ impl Output {
             }
             copying.busy.store(false, Relaxed);
             copying.done.send_replace(true);
-            copying.close().await;
         });
         this
     }
 
-    /// Ends the sink. Clients read up to the end of a FIFO before they delete a task, so it must come before; but what
-    /// nobody has read yet stays for a client that attaches once more, until the process is deleted.
-    async fn close(&self) {
-        let mut pause = PEEK;
-        while self.sink.unread() > 0 {
-            sleep(pause).await;
-            pause = (pause * 2).min(UNREAD);
-        }
-        self.sink.close();
-    }
-
     async fn copy(self: &Arc<Self>) -> io::Result<()> {
+        let source = match &self.source {
+            Source::Pipe(fd) | Source::Terminal(fd) => fd,
+            Source::Logged { pipe, file } => return self.append_all(pipe, file).await,
+        };
         let Some(buffer) = &self.buffer else {
-            return match &self.sink {
-                Sink::File(file) => self.append_all(file).await,
-                Sink::Fifo(_) | Sink::Pipe(_) => self.read_all().await,
-            };
+            return self.read_all(source).await;
         };
         let fill = async {
-            let filled = self.read_all().await;
+            let filled = self.read_all(source).await;
             buffer.end();
             filled
         };
@@ -133,8 +128,7 @@ impl Output {
     }
 
     /// Takes all that the process writes, to the buffer if there is one.
-    async fn read_all(&self) -> io::Result<()> {
-        let source = self.source.fd();
+    async fn read_all(&self, source: &Fd) -> io::Result<()> {
         // Most processes write nothing for a long time: no buffer until there is something.
         source.readable().await?.retain_ready();
         let mut bytes = vec![0; CHUNK];
@@ -162,12 +156,12 @@ impl Output {
 
     /// Takes all that the process writes to a log file. Disks block, so it is done off the runtime's thread; to go there
     /// for each line would take longer than to write it, so whoever is there stays while there is more.
-    async fn append_all(self: &Arc<Self>, file: &Arc<LogFile>) -> io::Result<()> {
+    async fn append_all(self: &Arc<Self>, pipe: &Arc<OwnedFd>, file: &Arc<LogFile>) -> io::Result<()> {
         loop {
-            self.source.fd().readable().await?.clear_ready();
+            watch_once(pipe).await?;
             self.busy.store(true, Relaxed);
-            let (this, file) = (self.clone(), file.clone());
-            let ended = spawn_blocking(move || this.append_what_is_there(&file)).await??;
+            let (this, pipe, file) = (self.clone(), pipe.clone(), file.clone());
+            let ended = spawn_blocking(move || this.append_what_is_there(&pipe, &file)).await??;
             self.busy.store(false, Relaxed);
             if ended {
                 return Ok(());
@@ -176,12 +170,11 @@ impl Output {
     }
 
     /// Returns whether the source has ended.
-    fn append_what_is_there(&self, file: &LogFile) -> io::Result<bool> {
+    fn append_what_is_there(&self, pipe: &OwnedFd, file: &LogFile) -> io::Result<bool> {
         let mut bytes = vec![0; CHUNK];
         loop {
-            match rustix::io::read(self.source.fd().get_ref(), &mut bytes) {
-                // See `read_all`.
-                Ok(0) | Err(Errno::IO) => return Ok(true),
+            match rustix::io::read(pipe, &mut bytes) {
+                Ok(0) => return Ok(true),
                 Ok(length) => {
                     file.append(&bytes[..length]);
                     self.copied.fetch_add(length as u64, Relaxed);
@@ -277,7 +270,7 @@ impl Output {
     }
 
     async fn settled(&self, done: &mut watch::Receiver<bool>) -> bool {
-        if matches!(self.source, Source::Pipe(_)) {
+        if !matches!(self.source, Source::Terminal(_)) {
             return true;
         }
         let _ = timeout(SETTLE, done.wait_for(|done| *done)).await;
@@ -376,6 +369,15 @@ async fn copy_in(reader: &Fd, sink: &Fd) -> io::Result<()> {
             length => write_all(sink, &buffer[..length]).await?,
         }
     }
+}
+
+/// Waits until there is something to read, or the end. `new` is deprecated for types that may name a descriptor that
+/// they do not own; an `Arc` of an `OwnedFd` keeps it.
+#[allow(deprecated)]
+async fn watch_once(pipe: &Arc<OwnedFd>) -> io::Result<()> {
+    let watched = AsyncFd::with_interest(pipe.clone(), Interest::READABLE)?;
+    watched.readable().await?.retain_ready();
+    Ok(())
 }
 
 async fn read(fd: &Fd, buffer: &mut [u8]) -> io::Result<usize> {

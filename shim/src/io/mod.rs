@@ -30,7 +30,7 @@ use rustix::{
     fs::{Gid, Uid},
     termios::Winsize,
 };
-use sink::{LogFile, Sink, Writer};
+use sink::{LogFile, Sink};
 pub use target::{Stdio, Target};
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
@@ -138,11 +138,17 @@ impl ProcessIo {
                     *end = Some(writer);
                     continue;
                 }
-                Opened::Pipe(writer) => Sink::Pipe(Writer::new(asynchronous(writer)?)),
+                Opened::Pipe(writer) => Sink::Pipe(asynchronous(writer)?),
                 Opened::Sink(sink) => sink,
             };
             let (reader, writer) = pipe(setup.owner)?;
-            let source = Source::Pipe(asynchronous(reader)?);
+            let source = match &sink {
+                Sink::File(file) if setup.buffer.is_none() => {
+                    rustix::io::ioctl_fionbio(&reader, true).map_err(|e| IoError::Pipe(e.into()))?;
+                    Source::Logged { pipe: Arc::new(reader), file: file.clone() }
+                }
+                _ => Source::Pipe(asynchronous(reader)?),
+            };
             this.outputs.push(Output::start(source, sink, setup.buffer, setup.copies));
             *end = Some(writer);
         }
@@ -166,7 +172,7 @@ impl ProcessIo {
         this.logger = Mutex::new(logger);
         let sink = match opened {
             Opened::Nothing => None,
-            Opened::Pipe(writer) => Some(Sink::Pipe(Writer::new(asynchronous(writer)?))),
+            Opened::Pipe(writer) => Some(Sink::Pipe(asynchronous(writer)?)),
             Opened::Sink(sink) => Some(sink),
         };
         if let Some(sink) = sink {

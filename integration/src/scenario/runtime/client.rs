@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use capsule_proto::containerd::services::containers::v1::containers_client::ContainersClient;
 use capsule_proto::containerd::services::events::v1::events_client::EventsClient;
 use capsule_proto::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
 use capsule_proto::containerd::services::tasks::v1::tasks_client::TasksClient;
@@ -67,6 +68,11 @@ impl Client {
     /// The Tasks service.
     pub fn tasks(&self) -> TasksClient<Channel> {
         TasksClient::new(self.channel.clone())
+    }
+
+    /// The Containers service.
+    pub fn containers(&self) -> ContainersClient<Channel> {
+        ContainersClient::new(self.channel.clone())
     }
 
     /// The Snapshots service.

@@ -1,4 +1,4 @@
-//! Log files and logging programs.
+//! Standard input and output: FIFOs, terminals, log files, logging programs.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

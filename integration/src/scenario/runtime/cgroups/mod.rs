@@ -1,0 +1,31 @@
+//! Control groups: what a task uses and may use, that it used too much, and that nothing of it is left.
+//!
+//! | room | what its cases assert |
+//! | --- | --- |
+//! | [`group`] | nothing: the control groups of a task, as a test finds them |
+//! | [`message`] | nothing: fields of a message whose type is not known |
+//! | [`stats`] | every field of the metrics, against the kernel's file |
+//! | [`oom`] | one event for each time that the kernel killed, before the exit |
+//! | [`update`] | limits are changed, or refused and not changed |
+//! | [`drivers`] | systemd's and the file system's driver, of runc and crun |
+//! | [`processes`] | no process is left of a container that shares the PID namespace |
+
+pub mod drivers;
+pub mod group;
+pub mod message;
+pub mod oom;
+pub mod processes;
+pub mod stats;
+pub mod update;
+
+use anyhow::Result;
+
+use super::task::Task;
+use crate::scenario::ctr::ctr;
+
+/// Removes the container of a task that has been deleted.
+fn forget(task: Task<'_>) -> Result<()> {
+    ctr(&["container", "rm", &task.id])?.success("ctr container rm")?;
+    std::mem::forget(task);
+    Ok(())
+}
