@@ -61,6 +61,11 @@ const LIMIT: u64 = 67_108_864;
 const UPDATED: u64 = 100_663_296;
 
 fn life(bed: &Bed, driver: Driver) -> Result<String> {
+    let mut driver = driver;
+    if bed.is_reference() && driver.systemd {
+        // `ctr container create` wants a control group with that option, and has no option for one.
+        driver.by = By::Task;
+    }
     let (task, name) = make(bed, driver)?;
     let pid = create(bed, &task, driver)?;
     let group = Group::of(pid)?;
@@ -123,7 +128,6 @@ fn make(bed: &Bed, driver: Driver) -> Result<(Task<'_>, String)> {
         // With the task.
     } else if bed.is_reference() {
         options.extend(["--runc-binary", driver.binary]);
-        options.extend(driver.systemd.then_some("--runc-systemd-cgroup"));
     } else {
         let text = format!("BinaryName = {:?}\nSystemdCgroup = {}\n", driver.binary, driver.systemd);
         fs::write(&toml, text).with_context(|| format!("write {toml}"))?;
