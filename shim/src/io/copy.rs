@@ -25,8 +25,8 @@ use super::{
     sink::{LogFile, Sink, write},
 };
 
-/// As much as a pipe holds by half: two chunks in flight fill it.
-const CHUNK: usize = 32 << 10;
+/// As much as a pipe holds: a process that has filled it is read on at one go. Larger pipes were no faster.
+const CHUNK: usize = 64 << 10;
 /// How often an output is looked at while it drains.
 const LOOK: Duration = Duration::from_millis(5);
 /// An output that moves nothing for so long has a stalled reader.
