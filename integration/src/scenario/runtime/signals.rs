@@ -1,23 +1,27 @@
 //! Signals, and the exits that they make.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 
 use super::Case;
-use super::bed::{Bed, SLEEP, eventually};
-use crate::scenario::ctr::ctr;
+use super::bed::{Bed, SLEEP};
+use super::task::{Stdio, Task};
 
 /// The cases.
 pub const CASES: &[Case] =
     &[Case::new("a real-time signal reaches an exec, and its exit tells", real_time_signal)];
 
 fn real_time_signal(bed: &Bed) -> Result<String> {
-    let container = bed.start_container("signal", &SLEEP)?;
-    let id = container.id.clone();
-    let exec = std::thread::spawn(move || ctr(&["task", "exec", "--exec-id", "x", &id, SLEEP[0], SLEEP[1]]));
-    eventually("the exec to be signalled", || {
-        ctr(&["task", "kill", "--exec-id", "x", "-s", "40", &container.id])?.success("ctr task kill")
-    })?;
-    let ended = exec.join().map_err(|_| anyhow::anyhow!("the exec panicked"))??;
-    ensure!(ended.code == 128 + 40, "exit status {} instead of 168: {}", ended.code, ended.err);
-    container.remove().map(|_| String::new())
+    let task = Task::started(bed, "signal", &Stdio::default(), &SLEEP)?;
+    task.run_exec("e1", &Stdio::default(), &SLEEP)?;
+    let ended = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| task.wait("e1"));
+        // More than once: until the runtime has become the program, it takes the signal and goes on.
+        while !waiting.is_finished() {
+            let _ = task.kill("e1", 40, false);
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        waiting.join().map_err(|_| anyhow!("the waiter panicked"))
+    })??;
+    ensure!(ended.exit_status == 128 + 40, "exit status {} instead of 168", ended.exit_status);
+    task.remove().map(|()| String::new())
 }
