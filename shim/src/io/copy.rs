@@ -103,8 +103,20 @@ impl Output {
             }
             copying.busy.store(false, Relaxed);
             copying.done.send_replace(true);
+            copying.close().await;
         });
         this
+    }
+
+    /// Ends the sink. Clients read up to the end of a FIFO before they delete a task, so it must come before; but what
+    /// nobody has read yet stays for a client that attaches once more, until the process is deleted.
+    async fn close(&self) {
+        let mut pause = PEEK;
+        while self.sink.unread() > 0 {
+            sleep(pause).await;
+            pause = (pause * 2).min(UNREAD);
+        }
+        self.sink.close();
     }
 
     async fn copy(self: &Arc<Self>) -> io::Result<()> {

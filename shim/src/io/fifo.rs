@@ -14,7 +14,7 @@ use rustix::{
 };
 use tokio::io::unix::AsyncFd;
 
-use super::{IoError, asynchronous};
+use super::{IoError, asynchronous, sink::Writer};
 
 /// How long the client may take to open its end. It does so before it asks for the task to be made.
 const READER: Duration = Duration::from_secs(30);
@@ -23,7 +23,7 @@ const POLL: Duration = Duration::from_millis(2);
 /// A FIFO to write to.
 pub struct OutputFifo {
     /// The writing end.
-    pub writer: Arc<AsyncFd<OwnedFd>>,
+    pub writer: Writer,
     /// A reading end of our own: while it is open, a client that leaves does not break the pipe, and another can
     /// attach.
     pub keeper: Mutex<Option<OwnedFd>>,
@@ -46,7 +46,7 @@ impl OutputFifo {
             }
         };
         let keeper = Mutex::new(Some(open(path, OFlags::RDONLY)?));
-        Ok(Self { writer: asynchronous(writer)?, keeper })
+        Ok(Self { writer: Writer::new(asynchronous(writer)?), keeper })
     }
 }
 

@@ -30,7 +30,7 @@ use rustix::{
     fs::{Gid, Uid},
     termios::Winsize,
 };
-use sink::{LogFile, Sink};
+use sink::{LogFile, Sink, Writer};
 pub use target::{Stdio, Target};
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
@@ -138,7 +138,7 @@ impl ProcessIo {
                     *end = Some(writer);
                     continue;
                 }
-                Opened::Pipe(writer) => Sink::Pipe(asynchronous(writer)?),
+                Opened::Pipe(writer) => Sink::Pipe(Writer::new(asynchronous(writer)?)),
                 Opened::Sink(sink) => sink,
             };
             let (reader, writer) = pipe(setup.owner)?;
@@ -172,7 +172,7 @@ impl ProcessIo {
         this.logger = Mutex::new(logger);
         let sink = match opened {
             Opened::Nothing => None,
-            Opened::Pipe(writer) => Some(Sink::Pipe(asynchronous(writer)?)),
+            Opened::Pipe(writer) => Some(Sink::Pipe(Writer::new(asynchronous(writer)?))),
             Opened::Sink(sink) => Some(sink),
         };
         if let Some(sink) = sink {

@@ -29,7 +29,27 @@ pub enum Sink {
     /// A log file.
     File(Arc<LogFile>),
     /// The pipe of a logging program.
-    Pipe(Arc<AsyncFd<OwnedFd>>),
+    Pipe(Writer),
+}
+
+/// The writing end of a FIFO or a pipe, until it is closed.
+pub struct Writer(Mutex<Option<Arc<AsyncFd<OwnedFd>>>>);
+
+impl Writer {
+    /// Open.
+    pub fn new(fd: Arc<AsyncFd<OwnedFd>>) -> Self {
+        Self(Mutex::new(Some(fd)))
+    }
+
+    async fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        let fd = lock(&self.0).clone();
+        let fd = fd.ok_or(io::ErrorKind::BrokenPipe)?;
+        write(&fd, bytes).await
+    }
+
+    fn close(&self) {
+        lock(&self.0).take();
+    }
 }
 
 /// A file that output is appended to.
@@ -45,8 +65,8 @@ impl Sink {
     /// Writes as much as it can of `bytes`, at least one byte.
     pub async fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Fifo(fifo) => write(&fifo.writer, bytes).await,
-            Self::Pipe(pipe) => write(pipe, bytes).await,
+            Self::Fifo(fifo) => fifo.writer.write(bytes).await,
+            Self::Pipe(pipe) => pipe.write(bytes).await,
             Self::File(file) => {
                 let (file, bytes) = (file.clone(), bytes.to_vec());
                 let appending = move || {
@@ -65,6 +85,19 @@ impl Sink {
                 lock(&fifo.keeper).as_ref().map_or(0, |fifo| ioctl_fionread(fifo).unwrap_or(0))
             }
             Self::File(_) | Self::Pipe(_) => 0,
+        }
+    }
+
+    /// Nothing will be written any more: the reader sees the end.
+    pub fn close(&self) {
+        match self {
+            Self::Fifo(fifo) => {
+                fifo.writer.close();
+                lock(&fifo.keeper).take();
+            }
+            Self::Pipe(pipe) => pipe.close(),
+            // A file has no end to be seen.
+            Self::File(_) => {}
         }
     }
 

@@ -221,14 +221,7 @@ fn whole_life(bed: &Bed) -> Result<String> {
         deleted.exited_at == waited.exited_at && waited.exited_at == told[2].at,
         "{told:?} {deleted:?} {waited:?}"
     );
-    ctr_rm(task).map(|()| lines(&told).join(", "))
-}
-
-/// For a container of which there is no task any more.
-fn ctr_rm(task: Task<'_>) -> Result<()> {
-    crate::scenario::ctr::ctr(&["container", "rm", &task.id])?.success("ctr container rm")?;
-    std::mem::forget(task);
-    Ok(())
+    task.forget().map(|()| lines(&told).join(", "))
 }
 
 fn exec_life(bed: &Bed) -> Result<String> {
@@ -256,7 +249,7 @@ fn exec_life(bed: &Bed) -> Result<String> {
         "{told:?} {waited:?} {deleted:?}"
     );
     ensure!(told[3].status == 137, "{told:?}");
-    ctr_rm(task).map(|()| lines(&told).join(", "))
+    task.forget().map(|()| lines(&told).join(", "))
 }
 
 fn exits_in_order(bed: &Bed) -> Result<String> {
@@ -271,7 +264,7 @@ fn exits_in_order(bed: &Bed) -> Result<String> {
     let exits: Vec<&Told> = told.iter().filter(|told| told.what == "exit").collect();
     ensure!(exits.len() == 6 && exits[5].id == task.id, "{told:?}");
     ensure!(exits.iter().all(|exit| exit.status == 137), "{exits:?}");
-    ctr_rm(task).map(|()| String::new())
+    task.forget().map(|()| String::new())
 }
 
 fn pause_and_resume(bed: &Bed) -> Result<String> {
@@ -300,7 +293,7 @@ fn never_started(bed: &Bed) -> Result<String> {
         "{told:?}"
     );
     let detail = format!("{} ({})", lines(&told).join(", "), deleted.exit_status);
-    ctr_rm(task).map(|()| detail)
+    task.forget().map(|()| detail)
 }
 
 fn exec_not_started(bed: &Bed) -> Result<String> {
@@ -314,7 +307,7 @@ fn exec_not_started(bed: &Bed) -> Result<String> {
     task.delete()?;
     let told = log.to_deletion(bed)?;
     let detail = format!("{} ({}, {})", lines(&told).join(", "), deleted.exit_status, deleted.pid);
-    ctr_rm(task).map(|()| detail)
+    task.forget().map(|()| detail)
 }
 
 fn failed_create(bed: &Bed) -> Result<String> {
@@ -322,5 +315,5 @@ fn failed_create(bed: &Bed) -> Result<String> {
     let log = Log::of(bed.client(), &task.id)?;
     let refused = task.create(&Stdio::default()).err().context("a program that is not there was taken")?;
     log.expect_silence(Duration::from_millis(500))?;
-    ctr_rm(task).map(|()| refused.message().to_owned())
+    task.forget().map(|()| refused.message().to_owned())
 }

@@ -8,10 +8,13 @@
 //! | --- | --- |
 //! | [`bed`] | nothing: what a case is given |
 //! | [`client`], [`task`] | nothing: containerd's services, and a task driven through them |
+//! | [`shim`] | nothing: a shim's own socket |
 //! | [`basics`] | what `ctr run`, `exec`, `kill` and `rm` need |
-//! | [`streams`] | standard input and output, log URIs |
+//! | [`streams`] | log URIs |
+//! | [`fifos`], [`terminals`], [`bulk`] | standard input and output: clients that stall or leave, sizes, every byte |
 //! | [`signals`] | signals and the exits that they make |
 //! | [`events`] | every event, its order and content |
+//! | [`life`] | states, pids and exits of tasks and execs, and who is told |
 //! | [`refusals`] | the status code of every call in every state |
 //! | [`cgroups`] | metrics, events of memory, limits, drivers, and processes that stay |
 //! | [`capsules`] | the annotations, which only our runtime follows |
@@ -22,14 +25,19 @@
 pub mod again;
 pub mod basics;
 pub mod bed;
+pub mod bulk;
 pub mod capsules;
 pub mod cgroups;
 pub mod client;
 pub mod events;
+pub mod fifos;
+pub mod life;
 pub mod refusals;
+pub mod shim;
 pub mod signals;
 pub mod streams;
 pub mod task;
+pub mod terminals;
 
 use std::time::Instant;
 
@@ -52,6 +60,10 @@ const ROOMS: &[Room] = &[
     Room { name: "cgroup update", cases: cgroups::update::CASES },
     Room { name: "cgroup drivers", cases: cgroups::drivers::CASES },
     Room { name: "cgroup processes", cases: cgroups::processes::CASES },
+    Room { name: "life", cases: life::CASES },
+    Room { name: "fifos", cases: fifos::CASES },
+    Room { name: "terminals", cases: terminals::CASES },
+    Room { name: "bulk", cases: bulk::CASES },
 ];
 
 /// The cases of what no other runtime has.

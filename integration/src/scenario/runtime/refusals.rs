@@ -10,16 +10,13 @@ use super::Case;
 use super::bed::{Bed, SLEEP};
 use super::client::code;
 use super::task::{Stdio, Task, process};
-use crate::scenario::ctr::ctr;
 
 /// The cases.
 pub const CASES: &[Case] = &[
     Case::new("calls about a container without a task", |bed| {
         let task = Task::container(bed, "absent", &[], &SLEEP)?;
         expect(&task, ABSENT)?;
-        ctr(&["container", "rm", &task.id])?.success("ctr container rm")?;
-        std::mem::forget(task);
-        Ok(String::new())
+        task.forget().map(|()| String::new())
     }),
     Case::new("calls about a task that waits to be started", |bed| {
         let task = Task::created(bed, "created", &Stdio::default(), &SLEEP)?;

@@ -1,4 +1,4 @@
-//! Standard input and output: FIFOs, terminals, log files, logging programs.
+//! Log files and logging programs.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -40,26 +40,40 @@ pub struct Stdio {
 }
 
 impl Stdio {
-    /// FIFOs of these names (`stdin`, `stdout`, `stderr`) in a directory of their own; the other streams have nothing.
+    /// FIFOs in a directory of their own, for those of `stdin`, `stdout` and `stderr` that the case deals with. An output
+    /// that it does not deal with is read all the same: containerd's own shim wants both or none.
     pub fn fifos(bed: &Bed, names: &[&str]) -> Result<Self> {
-        let directory = PathBuf::from(format!("{FILES}/{}", bed.id("io")));
-        fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
-        let make = |name: &str| -> Result<String> {
+        let directory = make_directory(bed)?;
+        let stdin = if names.contains(&"stdin") { make_fifo(&directory, "stdin")? } else { String::new() };
+        let output = |name| -> Result<String> {
+            let path = make_fifo(&directory, name)?;
             if !names.contains(&name) {
-                return Ok(String::new());
+                read_all(&path);
             }
-            let path = directory.join(name);
-            mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
-                .with_context(|| format!("make {}", path.display()))?;
-            Ok(path.display().to_string())
+            Ok(path)
         };
-        Ok(Self { stdin: make("stdin")?, stdout: make("stdout")?, stderr: make("stderr")?, terminal: false })
+        Ok(Self { stdin, stdout: output("stdout")?, stderr: output("stderr")?, terminal: false })
     }
 
-    /// The same with a terminal.
-    pub fn with_terminal(self) -> Self {
-        Self { terminal: true, ..self }
+    /// FIFOs of a terminal.
+    pub fn terminal(bed: &Bed) -> Result<Self> {
+        let directory = make_directory(bed)?;
+        let (stdin, stdout) = (make_fifo(&directory, "stdin")?, make_fifo(&directory, "stdout")?);
+        Ok(Self { stdin, stdout, stderr: String::new(), terminal: true })
     }
+}
+
+fn make_directory(bed: &Bed) -> Result<PathBuf> {
+    let directory = PathBuf::from(format!("{FILES}/{}", bed.id("io")));
+    fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+    Ok(directory)
+}
+
+fn make_fifo(directory: &Path, name: &str) -> Result<String> {
+    let path = directory.join(name);
+    mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
+        .with_context(|| format!("make {}", path.display()))?;
+    Ok(path.display().to_string())
 }
 
 /// Reads a FIFO from its first to its last byte, on a thread of its own, as a client does.
@@ -265,15 +279,20 @@ impl<'a> Task<'a> {
         Ok(self.wait("").context("wait for the init")?.exit_status)
     }
 
+    /// Removes the container, whose task is gone.
+    pub fn forget(self) -> Result<()> {
+        ctr(&["container", "rm", &self.id])?.success("ctr container rm")?;
+        std::mem::forget(self);
+        Ok(())
+    }
+
     /// Ends and removes the task and the container.
     pub fn remove(self) -> Result<()> {
         if self.get("").is_ok_and(|process| process.status() != TaskStatus::Stopped) {
             self.end()?;
         }
         self.delete().context("delete the task")?;
-        ctr(&["container", "rm", &self.id])?.success("ctr container rm")?;
-        std::mem::forget(self);
-        Ok(())
+        self.forget()
     }
 }
 

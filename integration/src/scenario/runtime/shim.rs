@@ -1,0 +1,70 @@
+//! A shim's own socket, for the calls that containerd makes by itself and tells nobody about.
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+use containerd_shim::protos::api::{
+    ConnectRequest, ConnectResponse, Empty, ShutdownRequest, StateRequest, StateResponse,
+};
+use protobuf::Message;
+use tokio::runtime::Runtime;
+use ttrpc::asynchronous::Client;
+
+use super::client::NAMESPACE;
+
+const BUNDLES: &str = "/run/containerd/io.containerd.runtime.v2.task";
+/// Generous: nothing that is asked here takes long.
+const LIMIT: i64 = 60_000_000_000;
+
+/// A connection to a shim.
+pub struct Shim {
+    runtime: Runtime,
+    client: Client,
+}
+
+impl Shim {
+    /// Connects to the shim of a container, by what containerd 2 has noted of it.
+    pub fn of(container: &str) -> Result<Self> {
+        let file = format!("{BUNDLES}/{NAMESPACE}/{container}/bootstrap.json");
+        let text = fs::read(&file).with_context(|| format!("read {file}"))?;
+        let noted: serde_json::Value =
+            serde_json::from_slice(&text).with_context(|| format!("parse {file}"))?;
+        let address = noted["address"].as_str().with_context(|| format!("{file} has no address"))?.to_owned();
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
+        let client = runtime.block_on(Client::connect(&address));
+        let client = client.with_context(|| format!("connect to {address}"))?;
+        Ok(Self { runtime, client })
+    }
+
+    /// Connect: the pids of the shim and of the task.
+    pub fn connect(&self, container: &str) -> Result<(u32, u32)> {
+        let request = ConnectRequest { id: container.to_owned(), ..Default::default() };
+        let answer: ConnectResponse = self.call("Connect", &request)?;
+        Ok((answer.shim_pid, answer.task_pid))
+    }
+
+    /// State.
+    pub fn state(&self, container: &str, exec: &str) -> Result<StateResponse> {
+        let (id, exec_id) = (container.to_owned(), exec.to_owned());
+        self.call("State", &StateRequest { id, exec_id, ..Default::default() })
+    }
+
+    /// Shutdown, which a shim follows once it has no container.
+    pub fn shutdown(&self, container: &str) -> Result<()> {
+        let request = ShutdownRequest { id: container.to_owned(), ..Default::default() };
+        self.call::<Empty>("Shutdown", &request).map(drop)
+    }
+
+    fn call<T: Message>(&self, method: &str, request: &dyn protobuf::MessageDyn) -> Result<T> {
+        let request = ttrpc::Request {
+            service: "containerd.task.v3.Task".to_owned(),
+            method: method.to_owned(),
+            timeout_nano: LIMIT,
+            payload: request.write_to_bytes_dyn().context("encode a request")?,
+            ..Default::default()
+        };
+        let answer = self.runtime.block_on(self.client.request(request)).context(method.to_owned())?;
+        T::parse_from_bytes(&answer.payload).with_context(|| format!("decode the answer to {method}"))
+    }
+}
