@@ -123,6 +123,19 @@ impl PinnedTask {
         &self.root
     }
 
+    /// The process's user namespace, unless it is the caller's own.
+    ///
+    /// # Errors
+    /// [`PinError`]; [`PinError::Ended`] when the process has ended since.
+    pub fn user_namespace(&self) -> Result<Option<OwnedFd>, PinError> {
+        let theirs = self.open_file("ns/user", "the user namespace")?;
+        let failed = |source| open_error("the user namespace", self.pid, source);
+        let inode = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
+        let ours = rustix::fs::stat("/proc/self/ns/user").map_err(failed)?;
+        let same = inode(theirs.as_fd()).map_err(failed)? == (ours.st_dev, ours.st_ino);
+        Ok((!same).then_some(theirs))
+    }
+
     /// The mounts that the process can see, by paths from its root.
     ///
     /// # Errors

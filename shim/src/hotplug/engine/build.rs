@@ -1,10 +1,12 @@
 //! Detached mounts for planned ones, and the places where they go.
 
-use std::path::Path;
+use std::{os::fd::AsFd, path::Path};
 
 use overlayfs_utils::{
-    ContainerPath, Created, DetachedMount, Lower, MountPoint, OverlayPlan, Resolved, SuperBlock,
+    ContainerPath, Created, DetachedMount, LayerDir, LayersBy, Lower, MountPoint, OverlayPlan, Resolved,
+    SuperBlock, Tree as LayerTree,
 };
+use rustix::io::Errno;
 
 use crate::hotplug::{
     capsule::Tree,
@@ -66,8 +68,12 @@ pub(super) fn build(
     planned: &Planned,
 ) -> Result<Built, EngineError> {
     let layers = tree.dirs(&planned.from)?;
-    let lowers = layers.iter().map(Lower::Dir).collect();
     let (by, source) = (scene.kernel.layers_by()?, content.source());
+    let mapped = if by == LayersBy::Descriptor { map_owners(scene, &layers)? } else { None };
+    let lowers = match &mapped {
+        Some(trees) => trees.iter().map(Lower::Tree).collect(),
+        None => layers.iter().map(Lower::Dir).collect(),
+    };
     let mount = if planned.alone {
         let empty = scene.empty_dir()?;
         DetachedMount::overlay(&OverlayPlan::ro(lowers, &empty)?, by, &source)?
@@ -77,6 +83,23 @@ pub(super) fn build(
     };
     let block = SuperBlock::of(mount.fd())?;
     Ok(Built { mount, mounted: Mounted { path: planned.at.clone(), block, alone: planned.alone } })
+}
+
+/// The layers with their owners mapped into the container's user namespace, where it has one of its own: what root made
+/// is root's there too. Nothing for a container that has none, or where it cannot be done: then their owners are nobody in
+/// there, and all that they may read they can. Only for kernels that take detached trees as layers.
+fn map_owners(scene: &Scene, layers: &[LayerDir]) -> Result<Option<Vec<LayerTree>>, EngineError> {
+    let Some(users) = scene.task.user_namespace()? else { return Ok(None) };
+    let map = |layer| LayerTree::clone_of(layer)?.id_mapped(users.as_fd());
+    match layers.iter().map(map).collect::<Result<Vec<_>, _>>() {
+        Ok(trees) => Ok(Some(trees)),
+        // The layers' file system cannot, or this shim may not: it is in a user namespace itself.
+        Err(error) if matches!(error.errno(), Errno::INVAL | Errno::PERM) => {
+            log::debug!("owners are not mapped: {error}");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Finds the directory for a planned mount in the container, and makes it where the plan says it is missing.
