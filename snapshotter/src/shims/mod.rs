@@ -248,7 +248,10 @@ impl Shims {
             let began = Instant::now();
             match call(client, request.clone()).await {
                 Ok(reply) => return Ok(reply),
-                Err(ttrpc::Error::RpcStatus(status)) if !is_transport(&status) => {
+                // An earlier shim of the container may still be about its last events, and knows of none any more.
+                Err(ttrpc::Error::RpcStatus(status))
+                    if !is_transport(&status) && status.code() != ttrpc::Code::NOT_FOUND =>
+                {
                     return Err(refused(status));
                 }
                 Err(e) => {
