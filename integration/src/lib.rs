@@ -6,6 +6,7 @@
 //! | [`rootfs`] | Debian root file systems | `mmdebstrap`, `target/rootfs` |
 //! | [`apt`] | Debian packages | apt's client, folders it is given |
 //! | [`capsules`] | real input: two releases of `tzdata`, a tree of debugging tools | apt's client, `target/capsules` |
+//! | [`criu`] | the program that checkpoints | mmdebstrap, `target/criu` |
 //! | [`images`] | OCI images, made here: of one layer and of very many | `rustc`, `gzip`, `target/images` |
 //! | [`peers`] | other snapshotters, to compare ours with | apt's client, `target/peers` |
 //! | [`payload`] | what a machine is given: programs, images, capsule trees | `target/payload` |
@@ -25,6 +26,7 @@
 pub mod apt;
 pub mod bench;
 pub mod capsules;
+pub mod criu;
 pub mod event;
 pub mod images;
 pub mod machine;

@@ -1,5 +1,5 @@
 //! What a machine is given as `/payload`: `bin/` (the build that is tested), `configs/` (as users get them),
-//! `images/`, `capsules/`.
+//! `images/`, `capsules/`, `criu/`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use crate::capsules;
+use crate::criu;
 use crate::images::Image;
 use crate::workspace::{Workspace, output_of, remove_tree};
 
@@ -28,7 +29,7 @@ impl Payload {
     /// Puts the payload together, with at least these images. Programs are copied once per process, the rest is made
     /// once.
     pub fn ready(workspace: &Workspace, images: &[Image]) -> Result<Self> {
-        let capsules = capsules::ready(workspace)?;
+        let (capsules, criu) = (capsules::ready(workspace)?, criu::ready(workspace)?);
         let images = images
             .iter()
             .map(|image| Ok((image.file(), image.ready(workspace)?)))
@@ -38,7 +39,7 @@ impl Payload {
         if !folder.exists() {
             sweep(folder.parent().context("the payload has no parent folder")?)?;
             let making = folder.with_extension("part");
-            fill(workspace, &capsules, &making)?;
+            fill(workspace, &capsules, &criu, &making)?;
             fs::rename(&making, &folder).with_context(|| format!("rename {}", making.display()))?;
         }
         for (name, archive) in images {
@@ -53,7 +54,7 @@ impl Payload {
 }
 
 /// Everything but the images.
-fn fill(workspace: &Workspace, capsules: &Path, folder: &Path) -> Result<()> {
+fn fill(workspace: &Workspace, capsules: &Path, criu: &Path, folder: &Path) -> Result<()> {
     remove_tree(folder)?;
     for part in ["bin", "images"] {
         let part = folder.join(part);
@@ -69,7 +70,9 @@ fn fill(workspace: &Workspace, capsules: &Path, folder: &Path) -> Result<()> {
         }
         fs::copy(&from, folder.join("bin").join(name)).with_context(|| format!("copy {}", from.display()))?;
     }
-    for (from, name) in [(capsules, "capsules"), (&workspace.source("configs"), "configs")] {
+    criu::write_program(&folder.join("bin"))?;
+    let configs = workspace.source("configs");
+    for (from, name) in [(capsules, "capsules"), (criu, "criu"), (configs.as_path(), "configs")] {
         output_of(Command::new("cp").args(["-a", "--reflink=auto"]).arg(from).arg(folder.join(name)))?;
     }
     Ok(())

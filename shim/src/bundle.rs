@@ -186,6 +186,11 @@ impl Bundle {
         self.0.join("rootfs")
     }
 
+    /// Where containerd lets a task keep large files: a link to a directory on disk, removed with the bundle.
+    pub fn work(&self) -> PathBuf {
+        self.0.join("work")
+    }
+
     /// Where the runtime writes the pid of the container's init.
     pub fn init_pid_file(&self) -> PathBuf {
         self.0.join("init.pid")

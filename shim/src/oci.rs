@@ -5,7 +5,10 @@
 //! does not know, it cannot checkpoint, it reports nothing of a failed `create` (whose stderr is the container's),
 //! and its commands would be reaped by tokio and by the subreaper loop at once.
 
+mod checkpoint;
+
 use std::{
+    env,
     ffi::OsString,
     fs, io,
     os::fd::OwnedFd,
@@ -15,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+pub use checkpoint::Images;
 use serde::Deserialize;
 use thiserror::Error;
 use tokio::{
@@ -39,6 +43,8 @@ pub struct Runtime {
     root: PathBuf,
     global: Vec<OsString>,
     create: Vec<OsString>,
+    /// The search path with criu's directory first, if the options name one.
+    path: Option<OsString>,
     reaper: Arc<Reaper>,
 }
 
@@ -124,7 +130,8 @@ impl Runtime {
         }
         let switches = [("--no-pivot", options.no_pivot_root), ("--no-new-keyring", options.no_new_keyring)];
         let create = switches.into_iter().filter(|(_, on)| *on).map(|(switch, _)| switch.into()).collect();
-        Self { binary: binary(options), root, global, create, reaper }
+        let path = criu_first(&options.criu_path);
+        Self { binary: binary(options), root, global, create, path, reaper }
     }
 
     /// Makes a container, whose init waits to be started.
@@ -266,6 +273,9 @@ impl Runtime {
         if let Some(log) = log {
             command.arg("--log").arg(log).args(["--log-format", "json"]);
         }
+        if let Some(path) = &self.path {
+            command.env("PATH", path);
+        }
         // systemd's readiness protocol is between systemd and containerd.
         command.env_remove("NOTIFY_SOCKET").current_dir("/");
         command
@@ -318,6 +328,13 @@ pub fn features(options: &Options) -> Result<Option<Vec<u8>>, RuntimeError> {
         Command::new(&binary).arg("features").output().map_err(|e| RuntimeError::Spawn(binary, e))?;
     let json = serde_json::from_slice::<serde_json::Value>(&output.stdout).is_ok();
     Ok((output.status.success() && json).then_some(output.stdout))
+}
+
+/// The runtimes look for `criu` on their search path, and have no switch for it any more (runc 1.2).
+fn criu_first(criu: &str) -> Option<OsString> {
+    let directory = Path::new(criu).parent().filter(|directory| directory.is_absolute())?;
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::join_paths([directory.to_owned()].into_iter().chain(env::split_paths(&path))).ok()
 }
 
 fn binary(options: &Options) -> PathBuf {

@@ -3,8 +3,11 @@
 //! runc's own). An option that the shim does not know is an error: dropping it would run a container otherwise than
 //! asked.
 
+mod checkpoint;
+
 use std::{io, path::PathBuf};
 
+pub use checkpoint::CheckpointOptions;
 use containerd_shim::{
     api::Options as RuncOptions,
     protos::protobuf::{
@@ -55,6 +58,9 @@ pub enum OptionsError {
     /// Neither of the two types.
     #[error("runtime options of type {0:?} are not known: use {RUNC} or {GENERIC}")]
     Type(String),
+    /// Not the one type of a checkpoint's.
+    #[error("checkpoint options of type {0:?} are not known: use containerd.runc.v1.CheckpointOptions")]
+    CheckpointType(String),
     /// The message cannot be decoded.
     #[error("runtime options of type {0} cannot be decoded")]
     Decode(&'static str, #[source] protobuf::Error),

@@ -3,7 +3,7 @@
 mod sandbox;
 mod status;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use containerd_shim::{
@@ -30,13 +30,13 @@ use status::wire;
 use crate::{
     bundle::Bundle,
     engine::{
-        Container, Create, CreateEvent, Engine, EngineError, Id,
+        Checkpoint, Container, Create, CreateEvent, Engine, EngineError, Id,
         state::{Exit, State},
     },
     events::timestamp,
     io::Stdio,
     message::{self, RUNC},
-    options::Options,
+    options::{CheckpointOptions, Options},
     rootfs::Mount,
 };
 
@@ -171,8 +171,12 @@ impl Task for Service {
         Ok(Empty::default())
     }
 
-    async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> TtrpcResult<Empty> {
-        Err(wire(EngineError::Unsupported("checkpoint")))
+    async fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> TtrpcResult<Empty> {
+        let container = self.container(&request.id)?;
+        let options = CheckpointOptions::from_any(request.options.as_ref());
+        let options = options.map_err(|e| wire(e.into()))?;
+        to_end(async move { container.checkpoint(Path::new(&request.path), &options).await }).await?;
+        Ok(Empty::default())
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> TtrpcResult<Empty> {
@@ -208,9 +212,9 @@ impl Task for Service {
 }
 
 fn parse_create(request: &CreateTaskRequest) -> Result<Create, EngineError> {
-    if !request.checkpoint.is_empty() {
-        return Err(EngineError::Unsupported("restoring a checkpoint"));
-    }
+    let path = |path: &str| (!path.is_empty()).then(|| path.into());
+    let checkpoint =
+        path(&request.checkpoint).map(|image| Checkpoint { image, parent: path(&request.parent_checkpoint) });
     let mount = |mount: &containerd_shim::protos::types::mount::Mount| Mount {
         kind: mount.type_.clone(),
         source: mount.source.clone(),
@@ -223,6 +227,7 @@ fn parse_create(request: &CreateTaskRequest) -> Result<Create, EngineError> {
         rootfs: request.rootfs.iter().map(mount).collect(),
         stdio: Stdio::parse(&request.stdin, &request.stdout, &request.stderr, request.terminal)?,
         options: Options::from_any(request.options.as_ref())?,
+        checkpoint,
     })
 }
 

@@ -2,6 +2,7 @@
 //!
 //! `launch` makes processes, `end` ends them; here is what can be asked of the container between.
 
+mod checkpoint;
 mod end;
 mod launch;
 mod resources;
@@ -13,6 +14,7 @@ use std::{
     time::SystemTime,
 };
 
+pub use checkpoint::Checkpoint;
 use containerd_shim::protos::events::task::{
     TaskExecAdded, TaskExecStarted, TaskPaused, TaskResumed, TaskStart,
 };
@@ -50,6 +52,8 @@ pub struct Create {
     pub stdio: Stdio,
     /// How to run it.
     pub options: Options,
+    /// What its processes are restored from, when it is started.
+    pub checkpoint: Option<Checkpoint>,
 }
 
 /// A container that has been made.
@@ -60,6 +64,9 @@ pub struct Container {
     spec: Spec,
     root: PathBuf,
     runtime: Runtime,
+    checkpoint: Option<Checkpoint>,
+    /// Where criu works, if somebody has said so.
+    criu_work: Option<PathBuf>,
     io_owner: (u32, u32),
     /// See [`Setup::buffer`](crate::io::Setup::buffer).
     log_buffer: Option<usize>,
@@ -87,12 +94,16 @@ struct Gate {
 }
 
 impl Container {
-    /// Mounts the root and has the runtime make the container. Returns it and its init's exit, to be supervised.
+    /// Mounts the root and has the runtime make the container. Returns it and its init's exit, to be supervised. One that
+    /// is restored from a checkpoint has no init before its start.
     ///
     /// # Errors
     /// [`EngineError`]; everything is undone.
-    pub async fn create(host: Arc<Host>, request: Create) -> Result<(Arc<Self>, Exited), EngineError> {
-        let Create { id, bundle, rootfs, stdio, options } = request;
+    pub async fn create(
+        host: Arc<Host>,
+        request: Create,
+    ) -> Result<(Arc<Self>, Option<Exited>), EngineError> {
+        let Create { id, bundle, rootfs, stdio, options, checkpoint } = request;
         let spec = bundle.read_spec()?;
         bundle.write_options(&options)?;
         let runtime = Runtime::new(&options, &host.namespace, host.reaper.clone());
@@ -104,6 +115,8 @@ impl Container {
             takes_capsules: spec.takes_capsules()?,
             spec,
             runtime,
+            checkpoint,
+            criu_work: (!options.criu_work_path.is_empty()).then(|| options.criu_work_path.into()),
             io_owner: (options.io_uid, options.io_gid),
             init: Arc::new(Process::new(String::new(), stdio)),
             execs: Mutex::default(),
@@ -114,13 +127,16 @@ impl Container {
             host,
         };
         rootfs::mount_all(&rootfs, &container.bundle.rootfs())?;
+        if container.checkpoint.is_some() {
+            return Ok((Arc::new(container), None));
+        }
         let (pid_file, log) = (container.bundle.init_pid_file(), container.bundle.init_log());
         match container.launch(&container.init, Launch::Init, &pid_file, &log).await {
             Ok(Launched { pid, io, claim }) => {
                 container.find_cgroup(pid);
                 container.init.attach(io, claim.pidfd);
                 container.init.advance(State::Created { pid });
-                Ok((Arc::new(container), claim.exited))
+                Ok((Arc::new(container), Some(claim.exited)))
             }
             Err(error) => {
                 container.undo().await;
@@ -184,15 +200,20 @@ impl Container {
         if exec_id.is_empty() { self.start_init().await } else { self.start_exec(exec_id).await }
     }
 
-    async fn start_init(&self) -> Result<i32, EngineError> {
+    async fn start_init(self: &Arc<Self>) -> Result<i32, EngineError> {
         let _step = self.init.step().await;
         let state = self.init.state();
         state.allow(Step::Start)?;
-        self.attach_first().await?;
-        self.init.open_stdin()?;
-        self.runtime.start(self.id.as_str()).await?;
-        let pid = state.pid();
-        self.init.advance(State::Running { pid });
+        let pid = if let Some(checkpoint) = &self.checkpoint {
+            self.restore(checkpoint).await?
+        } else {
+            self.attach_first().await?;
+            self.init.open_stdin()?;
+            self.runtime.start(self.id.as_str()).await?;
+            let pid = state.pid();
+            self.init.advance(State::Running { pid });
+            pid
+        };
         let container_id = self.id.to_string();
         self.host.events.publish(TaskStart { container_id, pid: pid.cast_unsigned(), ..Default::default() });
         Ok(pid)

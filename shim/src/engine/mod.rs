@@ -16,7 +16,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-pub use container::{Container, Create, clean_up};
+pub use container::{Checkpoint, Container, Create, clean_up};
 use containerd_shim::event::Event;
 pub use id::Id;
 pub use process::Process;
@@ -31,7 +31,7 @@ use crate::{
     cgroup::Hierarchies,
     events::Publisher,
     exit::ExitSignal,
-    hotplug::{self, LiveTask, TaskLookupError, Tasks},
+    hotplug::{self, JournalError, LiveTask, TaskLookupError, Tasks},
     io::{Copies, IoError},
     node::NodeError,
     oci::RuntimeError,
@@ -148,9 +148,28 @@ pub enum EngineError {
     /// The container was made and did not end.
     #[error("container {0:?} did not end")]
     Undead(String),
-    /// Not done by this shim.
-    #[error("{0} is not supported")]
-    Unsupported(&'static str),
+    /// What is mounted from outside cannot be written down.
+    #[error(
+        "container {container:?} cannot be checkpointed with capsules attached ({attached}): detach them first, and attach them again afterwards"
+    )]
+    HasCapsules {
+        /// The container.
+        container: String,
+        /// What is attached.
+        attached: String,
+    },
+    /// A checkpoint that was not made.
+    #[error("no checkpoint (criu's log, if it has one: {})", log.display())]
+    Checkpoint {
+        /// criu's log.
+        log: PathBuf,
+        /// Why.
+        #[source]
+        source: RuntimeError,
+    },
+    /// What is attached is not known.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
 }
 
 /// The registry of containers, and what begins and ends with the first and last of them.
@@ -201,7 +220,9 @@ impl Engine {
         self.register(&container);
         let pid = container.init().state().pid();
         self.host.events.publish(event.with_pid(pid));
-        container.supervise(container.init().clone(), exited);
+        if let Some(exited) = exited {
+            container.supervise(container.init().clone(), exited);
+        }
         Ok(pid)
     }
 
@@ -263,8 +284,8 @@ impl Engine {
         if lost > 0 {
             log::error!("{lost} events are lost: containerd does not answer");
         }
-        if let Some(Some(_)) = self.hotplug.get()
-            && let Err(error) = std::fs::remove_file(&self.host.hotplug)
+        if let Some(Some(server)) = self.hotplug.get()
+            && let Err(error) = server.lock().unwrap_or_else(PoisonError::into_inner).remove_socket()
         {
             log::warn!("remove {}: {error}", self.host.hotplug.display());
         }

@@ -18,7 +18,7 @@ pub struct Exit {
 /// Where a process is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// Known, not yet made: an exec between `Exec` and `Start`.
+    /// Known, not yet made: an exec between `Exec` and `Start`, or an init that `Start` restores from a checkpoint.
     Added,
     /// The runtime has made the container's init, which waits to be started.
     Created {
@@ -71,6 +71,8 @@ pub enum Step {
     Update,
     /// To add an exec beside it, for the init.
     Exec,
+    /// To write it down with all its container.
+    Checkpoint,
 }
 
 impl fmt::Display for Step {
@@ -84,6 +86,7 @@ impl fmt::Display for Step {
             Self::Resize => "resize",
             Self::Update => "update",
             Self::Exec => "add a process beside",
+            Self::Checkpoint => "checkpoint",
         })
     }
 }
@@ -143,6 +146,7 @@ impl State {
                 Self::Added | Self::Created { .. } | Self::Running { .. } | Self::Paused { .. },
             )
             | (Step::Exec, Self::Created { .. } | Self::Running { .. })
+            | (Step::Checkpoint, Self::Running { .. } | Self::Paused { .. })
             | (Step::Delete, Self::Added | Self::Created { .. } | Self::Stopped { .. }) => true,
             (
                 Step::Start
@@ -152,6 +156,7 @@ impl State {
                 | Step::Resize
                 | Step::Update
                 | Step::Exec
+                | Step::Checkpoint
                 | Step::Delete,
                 Self::Added
                 | Self::Created { .. }
@@ -196,6 +201,7 @@ mod tests {
             (Step::Update, [false, true, true, true, false]),
             (Step::Resize, [true, true, true, true, false]),
             (Step::Exec, [false, true, true, false, false]),
+            (Step::Checkpoint, [false, false, true, true, false]),
             (Step::Delete, [true, true, false, false, true]),
         ];
         for (step, row) in table {

@@ -120,14 +120,21 @@ impl Journal {
     /// # Errors
     /// [`JournalError`] when it cannot be read, is damaged, or a newer shim wrote it.
     pub fn read(bundle: &Path, init: Init) -> Result<Self, JournalError> {
+        let of_it = Self::read_any(bundle)?.filter(|journal| journal.init == init);
+        Ok(of_it.unwrap_or_else(|| Self::new(init)))
+    }
+
+    /// Reads the journal of `bundle`, whatever process it is about; nothing when there is none.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_any(bundle: &Path) -> Result<Option<Self>, JournalError> {
         let path = bundle.join(FILE);
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Self::new(init)),
-            Err(source) => return Err(JournalError::Read { path, source }),
-        };
-        let journal = parse_journal(&text, &path)?;
-        Ok(if journal.init == init { journal } else { Self::new(init) })
+        match fs::read(&path) {
+            Ok(text) => parse_journal(&text, &path).map(Some),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(JournalError::Read { path, source }),
+        }
     }
 
     /// Writes it: a reader sees the old or the new one, whole.

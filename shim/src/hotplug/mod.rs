@@ -19,11 +19,12 @@ mod scene;
 mod service;
 
 use std::{
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+pub use error::JournalError;
 use thiserror::Error;
 
 /// What hot-plug asks of the task side.
@@ -105,6 +106,26 @@ pub enum HotplugError {
 /// A running hot-plug server. Dropping it stops listening; calls at work are finished.
 pub struct Server {
     _listening: ttrpc::asynchronous::Server,
+    socket: PathBuf,
+    /// Device and inode of the socket: a later shim of the same container puts another in its place.
+    identity: (u64, u64),
+}
+
+impl Server {
+    /// Removes the socket, unless it is another shim's by now.
+    ///
+    /// # Errors
+    /// The kernel's, when it is there and stays.
+    pub fn remove_socket(&self) -> std::io::Result<()> {
+        if identity(&self.socket).is_some_and(|now| now == self.identity) {
+            std::fs::remove_file(&self.socket)?;
+        }
+        Ok(())
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
 /// Serves `capsule.hotplug.v1` for the containers of `tasks` on `socket`, a path that is replaced if it is there.
@@ -125,7 +146,18 @@ pub async fn serve(tasks: Arc<dyn Tasks>, socket: &Path) -> Result<Server, Hotpl
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))
         .map_err(|source| HotplugError::Restrict { path: socket.to_owned(), source })?;
     server.start().await.map_err(failed)?;
-    Ok(Server { _listening: server })
+    let identity = identity(socket).unwrap_or_default();
+    Ok(Server { _listening: server, socket: socket.to_owned(), identity })
+}
+
+/// What is attached in the container of `bundle`, as `CAPSULE@VERSION at TARGET`.
+///
+/// # Errors
+/// [`JournalError`] when the journal cannot be read.
+pub fn attached(bundle: &Path) -> Result<Vec<String>, JournalError> {
+    let journal = journal::Journal::read_any(bundle)?;
+    let records = journal.map(|journal| journal.attachments).unwrap_or_default();
+    Ok(records.iter().map(|record| format!("{} at {}", record.spec.content, record.spec.target)).collect())
 }
 
 fn prepare_socket(socket: &Path) -> Result<(), HotplugError> {

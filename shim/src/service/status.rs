@@ -25,11 +25,11 @@ fn code(error: &EngineError) -> Code {
         EngineError::InitGone(_)
         | EngineError::SandboxPhase(..)
         | EngineError::NotMade { .. }
-        | EngineError::Node(_) => Code::FAILED_PRECONDITION,
+        | EngineError::Node(_)
+        | EngineError::HasCapsules { .. } => Code::FAILED_PRECONDITION,
         EngineError::Id(_)
         | EngineError::Options(_)
         | EngineError::Bundle(BundleError::Annotation { .. }) => Code::INVALID_ARGUMENT,
-        EngineError::Unsupported(_) => Code::UNIMPLEMENTED,
         // What containerd's own shim answers so: clients take this, and only this, for "the request made no sense now".
         EngineError::Refused(_)
         | EngineError::ExecSpec(..)
@@ -40,6 +40,8 @@ fn code(error: &EngineError) -> Code {
         | EngineError::Rootfs(_)
         | EngineError::Io(_)
         | EngineError::Runtime(_)
+        | EngineError::Checkpoint { .. }
+        | EngineError::Journal(_)
         | EngineError::Stats(_)
         | EngineError::Undead(_) => Code::UNKNOWN,
     }

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::Case;
 use super::bed::{Bed, FILES, SLEEP, eventually};
 use super::streams::{LINES, log_with, logger};
+use super::{Case, Need};
 use crate::images::Image;
-use crate::scenario::capsulectl::{done, ps, refused};
+use crate::scenario::capsulectl::{done, ps, refused, tzdata};
 use crate::scenario::ctr::{OURS, ctr};
 
 pub(super) const ATTACH: &str = "resourcecapsules.io/attach";
@@ -24,6 +24,8 @@ pub const CASES: &[Case] = &[
     Case::new("mistakes in the annotation are refused, and nothing is left", mistakes),
     Case::new("a container that takes no capsules gets none", refusing),
     Case::new("a start waits for capsuled", away),
+    Case::new("in a user namespace, what is attached is root's there", owners).needs(&[Need::Containerd2]),
+    Case::new("a checkpoint with capsules attached is refused by name", checkpoint),
 ];
 
 fn slow_log(bed: &Bed) -> Result<String> {
@@ -110,6 +112,38 @@ fn mistakes(_: &Bed) -> Result<String> {
         })?;
     }
     Ok(String::new())
+}
+
+fn owners(bed: &Bed) -> Result<String> {
+    let map = "0:100000:65536";
+    let options = ["--uidmap", map, "--gidmap", map, "--remap-labels"];
+    let container = OURS.start(&bed.id("owners"), &options, &SLEEP)?;
+    let before = container.mounts()?;
+    let [(older, _), _] = tzdata()?;
+    done(&["attach", &container.id, &format!("tzdata@{older}")])?;
+    done(&["attach", &container.id, "debug-tools", "--target", "/", "--mode", "union"])?;
+    done(&["upgrade", &container.id, "tzdata"])?;
+    let look =
+        "stat -c '%n %u:%g' /usr/share/zoneinfo /usr/share/zoneinfo/Europe/Berlin /usr/bin/strace /usr/bin";
+    let out = container.sh("look", look)?;
+    ensure!(out.lines().count() == 4 && out.lines().all(|line| line.ends_with(" 0:0")), "{out}");
+    for capsule in ["debug-tools", "tzdata"] {
+        done(&["detach", &container.id, capsule])?;
+    }
+    ensure!(container.mounts()? == before, "left: {:?}", container.mounts()?);
+    container.remove().map(|_| out.trim().replace('\n', ", "))
+}
+
+fn checkpoint(bed: &Bed) -> Result<String> {
+    let container = OURS.start(&bed.id("checkpoint"), &[], &SLEEP)?;
+    done(&["attach", &container.id, "tzdata"])?;
+    let output = ctr(&["task", "checkpoint", "--image-path", &format!("{FILES}/cp"), &container.id])?;
+    ensure!(output.code != 0, "it was made");
+    for word in [&container.id, "tzdata@", "/usr/share/zoneinfo", "detach"] {
+        ensure!(output.err.contains(word), "does not name {word:?}: {}", output.err);
+    }
+    container.wait_for("RUNNING")?;
+    container.remove().map(|_| output.err.trim().to_owned())
 }
 
 fn refusing(_: &Bed) -> Result<String> {

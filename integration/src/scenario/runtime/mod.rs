@@ -18,6 +18,7 @@
 //! | [`refusals`] | the status code of every call in every state |
 //! | [`cgroups`] | metrics, events of memory, limits, drivers, and processes that stay |
 //! | [`capsules`] | the annotations, which only our runtime follows |
+//! | [`origins`] | checkpoints, roots that others mount, user namespaces |
 //! | [`again`] | attachments that a container's next task has too |
 //!
 //! A new room is one file with `pub const CASES: &[Case]`, and one line of [`ROOMS`].
@@ -32,6 +33,7 @@ pub mod client;
 pub mod events;
 pub mod fifos;
 pub mod life;
+pub mod origins;
 pub mod refusals;
 pub mod shim;
 pub mod signals;
@@ -64,6 +66,7 @@ const ROOMS: &[Room] = &[
     Room { name: "fifos", cases: fifos::CASES },
     Room { name: "terminals", cases: terminals::CASES },
     Room { name: "bulk", cases: bulk::CASES },
+    Room { name: "origins", cases: origins::CASES },
 ];
 
 /// The cases of what no other runtime has.

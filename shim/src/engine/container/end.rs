@@ -126,6 +126,10 @@ impl Container {
             }
             // A container that was never started is a live process: only force ends it with every runtime.
             self.runtime.delete(self.id.as_str(), state.exit().is_none()).await?;
+            if state == State::Added {
+                // Never restored: there is no process whose exit would come.
+                self.init.end(Exit { at: SystemTime::now(), ..NEVER_STARTED });
+            }
         }
         timeout(END, self.init.wait()).await.map_err(|_| EngineError::Undead(self.id.to_string()))?;
         let _step = self.init.step().await;

@@ -9,7 +9,7 @@ use crate::{
     bundle::{read_pid_file, write_private},
     engine::{EngineError, Process},
     io::{ConsoleSocket, IoError, ProcessIo, Setup},
-    oci::{NewProcess, RuntimeError, Streams},
+    oci::{Images, NewProcess, RuntimeError, Streams},
     reaper::Claim,
 };
 
@@ -19,6 +19,7 @@ const TERMINAL: Duration = Duration::from_secs(10);
 pub(super) enum Launch<'a> {
     Init,
     Exec(&'a Path),
+    Restore(&'a Images<'a>),
 }
 
 pub(super) struct Launched {
@@ -106,6 +107,7 @@ impl Container {
         match launch {
             Launch::Init => self.runtime.create(self.id.as_str(), new).await,
             Launch::Exec(spec) => self.runtime.exec(self.id.as_str(), spec, new).await,
+            Launch::Restore(images) => self.runtime.restore(self.id.as_str(), images, new).await,
         }
     }
 }
