@@ -90,6 +90,8 @@ struct Root {
 struct Linux {
     #[serde(default)]
     namespaces: Vec<Namespace>,
+    #[serde(default, rename = "cgroupsPath")]
+    cgroups_path: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -158,6 +160,11 @@ impl Spec {
         !self.linux.as_ref().is_some_and(|linux| linux.namespaces.iter().any(own))
     }
 
+    /// Its control group as the spec names it: a path, or for systemd `SLICE:PREFIX:NAME`; empty when the runtime chooses.
+    pub fn cgroups_path(&self) -> &str {
+        self.linux.as_ref().map_or("", |linux| linux.cgroups_path.as_str())
+    }
+
     /// The container's root as the spec names it, resolved against its bundle.
     pub fn rootfs(&self, bundle: &Bundle) -> PathBuf {
         let path = self.root.as_ref().map(|root| root.path.as_path()).filter(|path| *path != Path::new(""));
@@ -222,15 +229,21 @@ impl Bundle {
         write_private(&path, &json)
     }
 
-    /// The kept options; the defaults when Create never came so far.
+    /// The kept options; nothing when Create never came so far, or the container has been deleted: the runtime has nothing
+    /// of it.
     ///
     /// # Errors
     /// When the file is there and cannot be understood.
-    pub fn read_options(&self) -> Result<Options, BundleError> {
+    pub fn read_options(&self) -> Result<Option<Options>, BundleError> {
         match self.read_json(OPTIONS) {
-            Err(BundleError::Read(_, e)) if e.kind() == io::ErrorKind::NotFound => Ok(Options::default()),
-            result => result,
+            Err(BundleError::Read(_, e)) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            result => result.map(Some),
         }
+    }
+
+    /// Says that the runtime has nothing of the container any more. A file that stays makes `delete` look, no more.
+    pub fn forget_options(&self) {
+        let _ = fs::remove_file(self.0.join(OPTIONS));
     }
 
     /// Writes where the container's shim listens: containerd 1.7 reads it when it is started anew.
@@ -393,10 +406,13 @@ mod tests {
     fn options_are_kept_for_the_delete_action() {
         let dir = tempfile::tempdir().unwrap();
         let bundle = Bundle::new(dir.path().to_str().unwrap()).unwrap();
-        assert_eq!(bundle.read_options().unwrap(), Options::default());
+        assert_eq!(bundle.read_options().unwrap(), None);
         let options = Options { root: "/r".into(), ..Default::default() };
         bundle.write_options(&options).unwrap();
-        assert_eq!(bundle.read_options().unwrap(), options);
+        assert_eq!(bundle.read_options().unwrap(), Some(options));
+        bundle.forget_options();
+        bundle.forget_options();
+        assert_eq!(bundle.read_options().unwrap(), None);
     }
 
     #[test]

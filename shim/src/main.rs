@@ -8,6 +8,7 @@
 //! `exit` (the end), `options`, `message` (encoding).
 
 mod bundle;
+mod caller;
 mod cgroup;
 mod engine;
 mod events;

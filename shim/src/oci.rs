@@ -19,20 +19,30 @@ use std::{
 };
 
 pub use checkpoint::Images;
+use rustix::process::{Signal, pidfd_send_signal};
 use serde::Deserialize;
 use thiserror::Error;
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
     net::unix::pipe::Receiver,
-    time::timeout,
+    sync::oneshot::error::RecvError,
+    time::{sleep, timeout},
 };
 
-use crate::{options::Options, reaper::Reaper};
+use crate::{
+    caller,
+    engine::state::Exit,
+    options::Options,
+    reaper::{Claim, Reaper},
+};
 
 /// Where containerd has its containers' runtime state when nothing else is asked, per namespace.
 const ROOT: &str = "/run/containerd/runc";
 /// How long output is read after a command has ended: a hook that it left behind may hold its pipe open.
 const TAIL: Duration = Duration::from_millis(200);
+/// How long a command may go on when the client has left for which it works: half of its work is worse than none, but
+/// one that hangs would hold its container for ever.
+const OVERDUE: Duration = Duration::from_secs(1);
 /// How much of a command's output is kept.
 const OUTPUT: u64 = 16 << 20;
 
@@ -62,6 +72,16 @@ pub enum RuntimeError {
         /// What it said, in one line.
         message: String,
     },
+    /// It was killed, and may have done its work or a part of it.
+    #[error("OCI runtime {subcommand} was killed by signal {signal} before it was done{said}")]
+    Killed {
+        /// What it was to do.
+        subcommand: String,
+        /// By which signal.
+        signal: u32,
+        /// What it had said, in one line, with a separator.
+        said: String,
+    },
     /// Its output is not what it should be.
     #[error("cannot understand what the OCI runtime's {0} printed")]
     Output(&'static str, #[source] serde_json::Error),
@@ -73,7 +93,9 @@ pub enum RuntimeError {
 impl RuntimeError {
     /// Whether the runtime says that there is no such container.
     pub fn is_missing(&self) -> bool {
+        // The last is what crun says of a container that another command has deleted.
         self.says(&["does not exist", "no such file or directory: container"])
+            || self.says(&["cannot open directory"]) && self.says(&["no such file or directory"])
     }
 
     /// Whether the runtime says that the process to signal has ended.
@@ -206,6 +228,20 @@ impl Runtime {
         self.call(&["resume", id]).await.map(drop)
     }
 
+    /// Its status in the words of the OCI runtime specification: `created`, `running`, `paused`, `stopped`.
+    ///
+    /// # Errors
+    /// [`RuntimeError`].
+    pub async fn status(&self, id: &str) -> Result<String, RuntimeError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            status: String,
+        }
+        let output = self.call(&["state", id]).await?;
+        let answer: Answer = serde_json::from_slice(&output).map_err(|e| RuntimeError::Output("state", e))?;
+        Ok(answer.status)
+    }
+
     /// Changes its resources to those in the file `resources`, which goes to the runtime as it came.
     ///
     /// # Errors
@@ -289,29 +325,54 @@ impl Runtime {
         stdout: Option<Receiver>,
         stderr: Option<Receiver>,
     ) -> Result<Done, RuntimeError> {
-        let exited = self.reaper.spawn(&mut command);
+        let claim = self.reaper.spawn(&mut command);
         drop(command);
-        let mut exited = exited.map_err(|e| RuntimeError::Spawn(self.binary.clone(), e))?;
+        let claim = claim.map_err(|e| RuntimeError::Spawn(self.binary.clone(), e))?;
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let exit = {
             let reading = async { tokio::join!(read(stdout, &mut out), read(stderr, &mut err)) };
-            tokio::pin!(reading);
+            let ending = self.end_of(claim);
+            tokio::pin!(reading, ending);
             tokio::select! {
                 biased;
-                exit = &mut exited => {
+                exit = &mut ending => {
                     let _ = timeout(TAIL, reading).await;
                     exit
                 }
-                _ = &mut reading => (&mut exited).await,
+                _ = &mut reading => ending.await,
             }
         };
         let status = exit.map_err(|_| RuntimeError::Reaper)?.status;
         Ok(Done { status, stdout: out, stderr: err })
     }
 
+    /// Waits for the end of a command, and brings it about when nobody waits any more for what it was to do.
+    async fn end_of(&self, claim: Claim) -> Result<Exit, RecvError> {
+        let Claim { mut exited, pidfd } = claim;
+        let overdue = async {
+            caller::left().await;
+            sleep(OVERDUE).await;
+        };
+        tokio::select! {
+            biased;
+            exit = &mut exited => return exit,
+            () = overdue => {}
+        }
+        log::warn!("{} is killed: its client left {OVERDUE:?} ago", self.binary.display());
+        if let Some(command) = pidfd {
+            let _ = pidfd_send_signal(command, Signal::KILL); // it may end by itself at this moment
+        }
+        exited.await
+    }
+
     fn failed(subcommand: &OsString, status: u32, message: Option<String>) -> RuntimeError {
+        let subcommand = subcommand.to_string_lossy().into_owned();
+        if let Some(signal @ 1..=64) = status.checked_sub(128) {
+            let said = message.map(|message| format!(": {message}")).unwrap_or_default();
+            return RuntimeError::Killed { subcommand, signal, said };
+        }
         RuntimeError::Failed {
-            subcommand: subcommand.to_string_lossy().into_owned(),
+            subcommand,
             message: message.unwrap_or_else(|| format!("exit status {status}, and no message")),
         }
     }
@@ -393,9 +454,23 @@ mod tests {
     #[test]
     fn what_runtimes_say_is_understood() {
         assert!(failed("container does not exist").is_missing());
+        assert!(failed("cannot open directory `/run/c/x`: No such file or directory").is_missing());
+        assert!(!failed("cannot open directory `/run/c/x`: Permission denied").is_missing());
         assert!(failed("container not running").is_finished());
         assert!(failed("kill container: No such process").is_finished());
         assert!(!failed("permission denied").is_finished());
+    }
+
+    #[test]
+    fn a_killed_command_says_so() {
+        for (status, text) in [
+            (137, "OCI runtime start was killed by signal 9 before it was done: half"),
+            (1, "OCI runtime start failed: half"),
+            (255, "OCI runtime start failed: half"),
+        ] {
+            let error = Runtime::failed(&"start".into(), status, Some("half".into()));
+            assert_eq!(error.to_string(), text);
+        }
     }
 
     #[test]

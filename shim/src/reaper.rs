@@ -62,30 +62,14 @@ impl Reaper {
     ///
     /// # Errors
     /// When the program cannot be executed.
-    pub fn spawn(&self, command: &mut Command) -> io::Result<Exited> {
-        Ok(self.spawn_with(command, |_| None)?.exited)
-    }
-
-    /// As [`Reaper::spawn`], for a command that may have to be signalled.
-    ///
-    /// # Errors
-    /// When the program cannot be executed.
-    pub fn spawn_claimed(&self, command: &mut Command) -> io::Result<Claim> {
-        self.spawn_with(command, open_pidfd)
-    }
-
-    fn spawn_with(
-        &self,
-        command: &mut Command,
-        open: impl FnOnce(i32) -> Option<OwnedFd>,
-    ) -> io::Result<Claim> {
+    pub fn spawn(&self, command: &mut Command) -> io::Result<Claim> {
         // Held over the fork: the child cannot be reaped before its pid is known.
         let mut inner = self.lock();
         // Dropping a `Child` neither waits nor kills.
         let pid = command.spawn()?.id().cast_signed();
         let (sender, exited) = oneshot::channel();
         inner.waiting.insert(pid, sender);
-        Ok(Claim { exited, pidfd: open(pid) })
+        Ok(Claim { exited, pidfd: open_pidfd(pid) })
     }
 
     /// Begins to remember exits of unknown processes, for a caller that is about to have one made by the runtime and
@@ -213,14 +197,14 @@ mod tests {
     #[ignore = "run by exits_reach_who_asked_also_when_they_came_first, in a process of its own"]
     async fn alone() {
         let reaper = Reaper::start().unwrap();
-        assert_eq!(reaper.spawn(&mut sh("exit 7")).unwrap().await.unwrap().status, 7);
+        assert_eq!(reaper.spawn(&mut sh("exit 7")).unwrap().exited.await.unwrap().status, 7);
         // Number 40 is a real-time signal.
-        assert_eq!(reaper.spawn(&mut sh("kill -40 $$")).unwrap().await.unwrap().status, 168);
+        assert_eq!(reaper.spawn(&mut sh("kill -40 $$")).unwrap().exited.await.unwrap().status, 168);
 
         let watch = reaper.watch();
         let pid = sh("exit 5").spawn().unwrap().id().cast_signed();
         // The end of a later child shows that the first one has been reaped too.
-        reaper.spawn(&mut sh("sleep 0.1")).unwrap().await.unwrap();
+        reaper.spawn(&mut sh("sleep 0.1")).unwrap().exited.await.unwrap();
         let claim = watch.claim(pid);
         assert!(claim.pidfd.is_none());
         assert_eq!(claim.exited.await.unwrap().status, 5);

@@ -98,13 +98,6 @@ pub fn has_kept(run: &Path, namespace: &str, id: &str) -> bool {
     run.join("kept").join(namespace).join(id).exists()
 }
 
-/// The registered address of a container's hot-plug service, if any.
-pub fn address(run: &Path, namespace: &str, id: &str) -> Option<PathBuf> {
-    let bytes = fs::read(path(run, namespace, id)).ok()?;
-    let record: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
-    record.get("address")?.as_str().map(PathBuf::from)
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
@@ -122,7 +115,6 @@ mod tests {
             "version": 1, "address": socket, "bundle": "/b", "shim_pid": std::process::id(),
         });
         assert_eq!(record, expected);
-        assert_eq!(address(run.path(), "default", "c1").as_deref(), Some(&*socket));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&file), mode(file.parent().unwrap())), (0o600, 0o700));
         assert_eq!(fs::read_dir(file.parent().unwrap()).unwrap().count(), 1);

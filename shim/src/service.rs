@@ -29,6 +29,7 @@ use status::wire;
 
 use crate::{
     bundle::Bundle,
+    caller,
     engine::{
         Checkpoint, Container, Create, CreateEvent, Engine, EngineError, Id,
         state::{Exit, State},
@@ -60,11 +61,12 @@ impl Service {
     }
 }
 
-/// Runs a step to its end even when the client gives up: half a step is worse than one that nobody waits for.
+/// Runs a step to its end even when the client gives up: half a step is worse than one that nobody waits for. See
+/// [`caller`] for one that has no end.
 async fn to_end<T: Send + 'static>(
     step: impl Future<Output = Result<T, EngineError>> + Send + 'static,
 ) -> TtrpcResult<T> {
-    match tokio::spawn(step).await {
+    match caller::to_end(step).await {
         Ok(result) => result.map_err(wire),
         Err(error) => Err(ttrpc::Error::Others(format!("the step ended early: {error}"))),
     }
@@ -157,7 +159,8 @@ impl Task for Service {
     }
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> TtrpcResult<PidsResponse> {
-        let pids = self.container(&request.id)?.pids().await.map_err(wire)?;
+        let container = self.container(&request.id)?;
+        let pids = to_end(async move { container.pids().await }).await?;
         let processes =
             pids.into_iter().map(|(pid, exec)| process_info(pid, exec)).collect::<Result<_, _>>()?;
         Ok(PidsResponse { processes, ..Default::default() })

@@ -1,10 +1,12 @@
 //! Which control groups a container is in: found by its init when the container is made, as containerd's own shim does
 //! it, and kept. An init that moves on later, or has ended, changes nothing.
 //!
-//! Here are paths, and `controllers`, which hands controllers down to a container of version 2. What is read in the
+//! Here are paths, `controllers`, which hands controllers down to a container of version 2, and `leftover`, which removes
+//! what no runtime knows of. What is read in the
 //! paths is for `stats` and `oom`.
 
 pub mod controllers;
+pub mod leftover;
 
 use std::{
     fs, io,

@@ -5,6 +5,7 @@
 mod checkpoint;
 mod end;
 mod launch;
+mod orphans;
 mod resources;
 
 use std::{
@@ -30,10 +31,11 @@ use super::{
 };
 use crate::{
     bundle::{ATTACH, Bundle, Spec},
-    cgroup::Cgroup,
+    caller,
+    cgroup::{Cgroup, leftover},
     io::Stdio,
     node,
-    oci::Runtime,
+    oci::{Runtime, RuntimeError},
     oom,
     options::Options,
     reaper::Exited,
@@ -139,7 +141,7 @@ impl Container {
                 Ok((Arc::new(container), Some(claim.exited)))
             }
             Err(error) => {
-                container.undo().await;
+                caller::nobodys(container.undo()).await;
                 Err(error)
             }
         }
@@ -149,6 +151,7 @@ impl Container {
         if let Err(error) = self.runtime.delete(self.id.as_str(), true).await {
             log::warn!("undo container {}: {}", self.id, chain(&error));
         }
+        leftover::remove(self.spec.cgroups_path());
         if let Err(error) = rootfs::unmount_all(&self.bundle.rootfs()).await {
             log::warn!("undo container {}: {}", self.id, chain(&error));
         }
@@ -209,7 +212,8 @@ impl Container {
         } else {
             self.attach_first().await?;
             self.init.open_stdin()?;
-            self.runtime.start(self.id.as_str()).await?;
+            let started = self.runtime.start(self.id.as_str()).await;
+            self.settled(started, "running").await?;
             let pid = state.pid();
             self.init.advance(State::Running { pid });
             pid
@@ -321,6 +325,19 @@ impl Container {
         }
     }
 
+    /// A command that was killed may have done its work: then the container is in the state that it was to bring about,
+    /// and has to be taken for what it is.
+    async fn settled(&self, outcome: Result<(), RuntimeError>, wanted: &str) -> Result<(), RuntimeError> {
+        let Err(error @ RuntimeError::Killed { .. }) = outcome else { return outcome };
+        match self.runtime.status(self.id.as_str()).await {
+            Ok(status) if status == wanted => {
+                log::warn!("container {}: {}, and is {wanted} all the same", self.id, chain(&error));
+                Ok(())
+            }
+            _ => Err(error),
+        }
+    }
+
     /// Freezes all its processes.
     ///
     /// # Errors
@@ -329,7 +346,8 @@ impl Container {
         let _step = self.init.step().await;
         let state = self.init.state();
         state.allow(Step::Pause)?;
-        self.runtime.pause(self.id.as_str()).await?;
+        let paused = self.runtime.pause(self.id.as_str()).await;
+        self.settled(paused, "paused").await?;
         self.init.advance(State::Paused { pid: state.pid() });
         self.host.events.publish(TaskPaused { container_id: self.id.to_string(), ..Default::default() });
         Ok(())
@@ -343,7 +361,8 @@ impl Container {
         let _step = self.init.step().await;
         let state = self.init.state();
         state.allow(Step::Resume)?;
-        self.runtime.resume(self.id.as_str()).await?;
+        let resumed = self.runtime.resume(self.id.as_str()).await;
+        self.settled(resumed, "running").await?;
         self.init.advance(State::Running { pid: state.pid() });
         self.host.events.publish(TaskResumed { container_id: self.id.to_string(), ..Default::default() });
         Ok(())

@@ -13,7 +13,10 @@ pub mod state;
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 pub use container::{Checkpoint, Container, Create, clean_up};
@@ -28,6 +31,7 @@ use tokio::sync::OnceCell;
 
 use crate::{
     bundle::BundleError,
+    caller,
     cgroup::Hierarchies,
     events::Publisher,
     exit::ExitSignal,
@@ -170,6 +174,9 @@ pub enum EngineError {
     /// What is attached is not known.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// Its client asked for its deletion, or its shim's end, before it was made.
+    #[error("container {0:?} was deleted while it was made")]
+    Abandoned(String),
 }
 
 /// The registry of containers, and what begins and ends with the first and last of them.
@@ -178,13 +185,15 @@ pub struct Engine {
     containers: Mutex<HashMap<String, Slot>>,
     sandboxes: Sandboxes,
     exit: Arc<ExitSignal>,
+    /// The end was asked for while containers were made that nobody wants any more.
+    ending: AtomicBool,
     /// Behind a lock only because a server cannot be shared between threads.
     hotplug: OnceCell<Option<Mutex<hotplug::Server>>>,
 }
 
 enum Slot {
-    /// Its id is taken.
-    Making,
+    /// Its id is taken. `abandoned`: whoever asked for it has given up, as a containerd does that is started anew.
+    Making { abandoned: bool },
     /// It can be asked about.
     Ready(Arc<Container>),
 }
@@ -193,7 +202,8 @@ impl Engine {
     /// An engine without containers. `exit` is set when containerd asks for the end and there are none.
     pub fn new(host: Host, exit: Arc<ExitSignal>) -> Self {
         let (host, containers) = (Arc::new(host), Mutex::default());
-        Self { host, containers, sandboxes: Sandboxes::default(), exit, hotplug: OnceCell::new() }
+        let (sandboxes, ending) = (Sandboxes::default(), AtomicBool::new(false));
+        Self { host, containers, sandboxes, exit, ending, hotplug: OnceCell::new() }
     }
 
     /// Makes a container and its init, which waits to be started. Returns the init's pid.
@@ -213,15 +223,22 @@ impl Engine {
             Ok(created) => created,
             Err(error) => {
                 self.lock().remove(id.as_str());
+                self.end_if_asked();
                 return Err(error);
             }
         };
-        self.lock().insert(id.to_string(), Slot::Ready(container.clone()));
+        let made = self.lock().insert(id.to_string(), Slot::Ready(container.clone()));
         self.register(&container);
         let pid = container.init().state().pid();
         self.host.events.publish(event.with_pid(pid));
         if let Some(exited) = exited {
             container.supervise(container.init().clone(), exited);
+        }
+        if matches!(made, Some(Slot::Making { abandoned: true })) {
+            log::warn!("container {id} was made for nobody: it is deleted");
+            caller::nobodys(self.delete(id.as_str())).await?;
+            self.end_if_asked();
+            return Err(EngineError::Abandoned(id.to_string()));
         }
         Ok(pid)
     }
@@ -231,15 +248,19 @@ impl Engine {
     pub fn container(&self, id: &str) -> Result<Arc<Container>, EngineError> {
         match self.lock().get(id) {
             Some(Slot::Ready(container)) => Ok(container.clone()),
-            Some(Slot::Making) | None => Err(EngineError::NoContainer(id.to_owned())),
+            Some(Slot::Making { .. }) | None => Err(EngineError::NoContainer(id.to_owned())),
         }
     }
 
-    /// Forgets a container that has ended.
+    /// Forgets a container that has ended. One that is still being made is not there, and will be deleted when it is: a
+    /// client that lost its call to create it knows no better.
     ///
     /// # Errors
     /// [`EngineError`]; the container stays and the call can be repeated.
     pub async fn delete(&self, id: &str) -> Result<State, EngineError> {
+        if let Some(Slot::Making { abandoned }) = self.lock().get_mut(id) {
+            *abandoned = true;
+        }
         let container = self.container(id)?;
         let state = container.delete().await?;
         self.lock().remove(id);
@@ -252,9 +273,17 @@ impl Engine {
         &self.sandboxes
     }
 
-    /// Ends the shim, unless it has containers or a sandbox.
+    /// Ends the shim, unless it has containers or a sandbox. It waits for those containers that are being made for nobody.
     pub fn shutdown(&self) {
-        if self.lock().is_empty() && self.sandboxes.is_empty() {
+        let unwanted = |slot: &Slot| matches!(slot, Slot::Making { abandoned: true });
+        if self.lock().values().all(unwanted) && self.sandboxes.is_empty() {
+            self.ending.store(true, Relaxed);
+            self.end_if_asked();
+        }
+    }
+
+    fn end_if_asked(&self) {
+        if self.ending.load(Relaxed) && self.lock().is_empty() && self.sandboxes.is_empty() {
             self.exit.signal();
         }
     }
@@ -268,7 +297,7 @@ impl Engine {
     pub fn log_state(&self) {
         for (id, slot) in self.lock().iter() {
             match slot {
-                Slot::Making => log::info!("container {id}: being made"),
+                Slot::Making { .. } => log::info!("container {id}: being made"),
                 Slot::Ready(container) => {
                     let state = container.init().state();
                     log::info!("container {id}: {}, process {}", state.name(), state.pid());
@@ -296,7 +325,9 @@ impl Engine {
         if containers.contains_key(id.as_str()) {
             return Err(EngineError::Exists(id.to_string()));
         }
-        containers.insert(id.to_string(), Slot::Making);
+        containers.insert(id.to_string(), Slot::Making { abandoned: false });
+        // Whoever wants a container wants a shim.
+        self.ending.store(false, Relaxed);
         Ok(())
     }
 

@@ -60,7 +60,7 @@ impl Logger {
                 FdMapping { parent_fd: ready_writer.into(), child_fd: 5 },
             ])
             .map_err(|e| failed(io::Error::other(e)))?;
-        let process = setup.reaper.spawn_claimed(&mut command).map_err(failed)?;
+        let process = setup.reaper.spawn(&mut command).map_err(failed)?;
         drop(command); // with it our copies of the program's ends
         let this = Self { program: path(), process: Some(process), copies: setup.copies.clone() };
         // It writes a byte or closes the pipe. One that ends does so too: then its pipes break.

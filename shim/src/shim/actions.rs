@@ -18,7 +18,12 @@ use protobuf::{Message, MessageField, well_known_types::any::Any};
 use tokio::runtime;
 use ttrpc::context;
 
-use super::{NAME, ShimError, flags::Flags, socket, start::read_input};
+use super::{
+    NAME, ShimError,
+    flags::Flags,
+    socket,
+    start::{self, read_input},
+};
 use crate::{
     bundle::Bundle,
     engine::{Id, chain, clean_up},
@@ -108,9 +113,10 @@ async fn remove_dead_sockets(bundle: &Bundle, flags: &Flags, id: &Id) {
     if is_served(&address).await {
         return;
     }
-    let run = Path::new(registration::RUN);
-    let hotplug = registration::address(run, &flags.namespace, id.as_str());
-    for path in [Some(socket::parse_address(&address).to_owned()), hotplug].into_iter().flatten() {
+    // By its group, not by the container's registration: a container that is being made has none yet.
+    let group = start::group(bundle, id.as_str()).unwrap_or_else(|_| id.to_string());
+    let hotplug = registration::hotplug_socket(&flags.address, &flags.namespace, &group);
+    for path in [socket::parse_address(&address).to_owned(), hotplug] {
         let _ = std::fs::remove_file(path);
     }
 }

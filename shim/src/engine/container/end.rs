@@ -10,9 +10,10 @@ use containerd_shim::protos::events::task::{TaskDelete, TaskExit};
 use protobuf::MessageField;
 use tokio::time::timeout;
 
-use super::Container;
+use super::{Container, orphans};
 use crate::{
     bundle::{Bundle, BundleError, read_pid_file},
+    cgroup::leftover,
     engine::{
         EngineError, Id, Process, chain,
         process::NEVER_STARTED,
@@ -142,6 +143,7 @@ impl Container {
         if std::mem::replace(&mut *self.deleted(), true) {
             return Err(EngineError::NoContainer(self.id.to_string()));
         }
+        self.bundle.forget_options();
         self.init.release_io();
         for (_, exec) in self.execs().drain() {
             exec.process.end(Exit { at: SystemTime::now(), ..NEVER_STARTED });
@@ -174,13 +176,20 @@ pub async fn clean_up(
     namespace: &str,
     reaper: Arc<Reaper>,
 ) -> Result<i32, BundleError> {
-    let options = bundle.read_options()?;
-    let runtime = Runtime::new(&options, namespace, reaper);
+    let kept = bundle.read_options()?;
+    if kept.is_some() {
+        orphans::kill(bundle.path()).await;
+    }
+    let half_made = kept.is_some();
+    let runtime = Runtime::new(&kept.unwrap_or_default(), namespace, reaper);
     // containerd asks for this at the end of every shim, nearly all of which have left nothing.
     if runtime.may_have(id.as_str())
         && let Err(error) = runtime.delete(id.as_str(), true).await
     {
         log::warn!("remove container {id}: {}", chain(&error));
+    }
+    if half_made && let Ok(spec) = bundle.read_spec() {
+        leftover::remove(spec.cgroups_path());
     }
     if let Err(error) = rootfs::unmount_all(&bundle.rootfs()).await {
         log::warn!("remove container {id}: {}", chain(&error));

@@ -1,0 +1,71 @@
+//! Whether whoever asked for a step still waits for its answer: a client may hang up, or its deadline pass.
+//!
+//! A step goes on all the same. But a command of the OCI runtime that hangs must not hold a container for ever: it is
+//! given a moment more and killed (see `oci`), as containerd's own shim kills it at once.
+
+use std::future::pending;
+
+use tokio::{
+    sync::watch,
+    task::{JoinError, JoinHandle},
+};
+
+tokio::task_local! {
+    /// Its sender is dropped when the caller has left.
+    static CALLER: watch::Receiver<()>;
+}
+
+/// Runs `step` to its end on a task of its own. When the future that this returns is dropped, the step's caller has left.
+///
+/// # Errors
+/// When the step panics.
+pub async fn to_end<T: Send + 'static>(
+    step: impl Future<Output = T> + Send + 'static,
+) -> Result<T, JoinError> {
+    let (_waits, caller) = watch::channel(());
+    let task: JoinHandle<T> = tokio::spawn(CALLER.scope(caller, step));
+    task.await
+}
+
+/// A part of a step that nobody asked for, so that nobody can leave it: clearing up.
+pub async fn nobodys<F: Future>(part: F) -> F::Output {
+    let (_stays, caller) = watch::channel(());
+    CALLER.scope(caller, part).await
+}
+
+/// Returns when the caller of the present step has left; never in a step of the shim's own.
+pub async fn left() {
+    let Ok(mut caller) = CALLER.try_with(Clone::clone) else { return pending().await };
+    // Nothing is ever sent: it ends with its sender.
+    while caller.changed().await.is_ok() {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::{sync::oneshot, time::timeout};
+
+    use super::*;
+
+    const MOMENT: Duration = Duration::from_millis(50);
+
+    #[tokio::test]
+    async fn a_step_learns_that_its_caller_left_and_goes_on() {
+        let (say, said) = oneshot::channel();
+        let step = to_end(async {
+            left().await;
+            // What clears up is not left again.
+            say.send(timeout(MOMENT, nobodys(left())).await.is_err()).unwrap();
+        });
+        assert!(timeout(MOMENT, step).await.is_err());
+        assert!(said.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn nobody_leaves_while_the_step_is_waited_for() {
+        let stays = to_end(async { timeout(MOMENT, left()).await.is_err() });
+        assert!(stays.await.unwrap());
+        assert!(timeout(MOMENT, left()).await.is_err());
+    }
+}
