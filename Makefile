@@ -9,7 +9,7 @@ TESTBED := $(PROGRAMS)/capsule-testbed
 # Tests of machines take programs of another profile than their own.
 MACHINES := CAPSULE_PROGRAMS=$(PROGRAMS)
 
-.PHONY: demo test release release-shim bench bench-runtime bench-snapshotter build lint unit fuzz fuzz-build native vm suite test-runtime rootfs setup clean
+.PHONY: demo test release release-shim bench bench-runtime bench-snapshotter soak build lint unit fuzz fuzz-build native vm suite test-runtime rootfs setup clean
 
 # Attach, upgrade, roll back and detach capsules in a live container, and tell what happens.
 demo: build
@@ -43,6 +43,11 @@ release: release-shim
 SHIM := containerd-shim-capsule-v1
 release-shim:
 	cargo rustc --locked --release -p $(SHIM) --bin $(SHIM) -- -C target-feature=+crt-static
+
+# 5,000 execs in one container, and shims killed at any moment; both runtimes.
+soak: build
+	@$(TESTBED) prepare --suite forky
+	@$(TESTBED) run soak
 
 build: setup
 	cargo build --locked --profile fast --workspace --bins

@@ -68,6 +68,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "upgrade" => upgrade::take_over(reporter, 50),
         "upgrade-systemd" => upgrade::systemd(reporter, 10),
         _ => match runtime::Choice::parse(name) {
+            Some(choice) if name.starts_with("soak") => runtime::soak::run(reporter, &choice?),
             Some(choice) => runtime::run(reporter, &choice?),
             None => bail!("there is no scenario {name:?}"),
         },

@@ -131,8 +131,18 @@ impl World {
 
     /// Kills containerd as `kill -9` does, starts it again and waits until it answers.
     pub fn restart_containerd(&mut self) -> Result<()> {
+        self.kill_containerd()?;
+        self.start_containerd()
+    }
+
+    /// Kills containerd as `kill -9` does, and waits until it is gone. Nothing can be done until it is started again.
+    pub fn kill_containerd(&mut self) -> Result<()> {
         self.containerd.child.kill().context("kill containerd")?;
-        self.containerd.child.wait().context("wait for containerd")?;
+        self.containerd.child.wait().context("wait for containerd").map(drop)
+    }
+
+    /// Starts a containerd that was killed, and waits until it answers.
+    pub fn start_containerd(&mut self) -> Result<()> {
         self.containerd = Daemon::start("containerd", &mut containerd_command(Path::new(PRIVATE)))?;
         self.containerd.wait_until(answers)
     }

@@ -17,6 +17,12 @@
 //! | [`life`] | states, pids and exits of tasks and execs, and who is told |
 //! | [`refusals`] | the status code of every call in every state |
 //! | [`cgroups`] | metrics, events of memory, limits, drivers, and processes that stay |
+//! | [`traces`] | nothing: what containers leave on a node |
+//! | [`faulty`] | nothing: an OCI runtime that fails as it is told |
+//! | [`kills`] | shims and the OCI runtime's commands killed in each state |
+//! | [`many`] | many containers at once |
+//! | [`soak`] | thousands of execs in one container |
+//! | [`restarts`] | containerd killed in each state, and started anew |
 //! | [`capsules`] | the annotations, which only our runtime follows |
 //! | [`origins`] | checkpoints, roots that others mount, user namespaces |
 //! | [`again`] | attachments that a container's next task has too |
@@ -31,15 +37,21 @@ pub mod capsules;
 pub mod cgroups;
 pub mod client;
 pub mod events;
+pub mod faulty;
 pub mod fifos;
+pub mod kills;
 pub mod life;
+pub mod many;
 pub mod origins;
 pub mod refusals;
+pub mod restarts;
 pub mod shim;
 pub mod signals;
+pub mod soak;
 pub mod streams;
 pub mod task;
 pub mod terminals;
+pub mod traces;
 
 use std::time::Instant;
 
@@ -67,11 +79,18 @@ const ROOMS: &[Room] = &[
     Room { name: "terminals", cases: terminals::CASES },
     Room { name: "bulk", cases: bulk::CASES },
     Room { name: "origins", cases: origins::CASES },
+    Room { name: "kills", cases: kills::CASES },
+    Room { name: "restarts", cases: restarts::CASES },
+    Room { name: "many", cases: many::CASES },
+    Room { name: "soak", cases: soak::CASES },
 ];
 
 /// The cases of what no other runtime has.
-const OWN_ROOMS: &[Room] =
-    &[Room { name: "capsules", cases: capsules::CASES }, Room { name: "again", cases: again::CASES }];
+const OWN_ROOMS: &[Room] = &[
+    Room { name: "capsules", cases: capsules::CASES },
+    Room { name: "kills", cases: kills::OWN },
+    Room { name: "again", cases: again::CASES },
+];
 
 struct Room {
     name: &'static str,
@@ -148,12 +167,13 @@ pub struct Choice {
 
 impl Choice {
     /// From a scenario's name: `runtime`, `runtime:RUNTIME`, `runtime:RUNTIME:PART`; an empty runtime is both.
+    /// `soak` in the place of `runtime` is for [`soak::run`].
     ///
     /// Not one of these: nothing. A runtime that is not known: an error.
     pub fn parse(scenario: &str) -> Option<Result<Self>> {
         let (name, rest) = scenario.split_once(':').unwrap_or((scenario, ""));
         let (runtime, part) = rest.split_once(':').unwrap_or((rest, ""));
-        (name == "runtime").then(|| {
+        matches!(name, "runtime" | "soak").then(|| {
             let stacks = match runtime {
                 "" => vec![REFERENCE, OURS],
                 runtime => {

@@ -1,0 +1,116 @@
+//! An OCI runtime that fails as it is told: a script in front of the real one.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::scenario::ctr::{REFERENCE, Stack};
+
+/// The first word that is a subcommand is the step; a plan for it is used up by the first that follows it.
+const SCRIPT: &str = r#"#!/bin/sh
+here=${0%/*}
+step=
+for word; do
+	case $word in
+	create | start | exec | kill | pause | resume | update | delete | ps) step=$word; break ;;
+	esac
+done
+echo "$step" >> "$here/log"
+mv "$here/$step.plan" "$here/$step.$$" 2> /dev/null || exec @RUNTIME@ "$@"
+read -r how pause < "$here/$step.$$"
+rm "$here/$step.$$"
+case $how in
+die) kill -9 $$ ;;
+do-and-die) @RUNTIME@ "$@"; kill -9 $$ ;;
+hang) echo $$ > "$here/hung.new"; mv "$here/hung.new" "$here/hung"; exec sleep 100000 ;;
+do-and-hang) @RUNTIME@ "$@"; echo $$ > "$here/hung.new"; mv "$here/hung.new" "$here/hung"; exec sleep 100000 ;;
+# The real runtime's command alone is killed, somewhere on its way.
+cut) @RUNTIME@ "$@" & sleep "$pause"; kill -9 $!; wait $!; exit 137 ;;
+esac
+"#;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a step does in place of its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// It is killed before it does anything.
+    Die,
+    /// It is killed when all is done.
+    DoAndDie,
+    /// It does nothing and never ends.
+    Hang,
+    /// It does its work and never ends.
+    DoAndHang,
+    /// It is killed so many microseconds after it has begun.
+    Cut(u32),
+}
+
+/// A runtime of its own folder.
+#[derive(Debug)]
+pub struct Faulty {
+    folder: PathBuf,
+}
+
+impl Faulty {
+    /// Puts it in front of `runtime` (`runc`, `crun`).
+    pub fn new(name: &str, runtime: &str) -> Result<Self> {
+        let folder = Path::new("/var/lib/faulty").join(name);
+        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        let this = Self { folder };
+        let program = this.folder.join("runtime");
+        let real = ["/usr/sbin", "/usr/bin"].map(|bin| Path::new(bin).join(runtime));
+        let real = real.iter().find(|path| path.exists()).with_context(|| format!("no {runtime}"))?;
+        fs::write(&program, SCRIPT.replace("@RUNTIME@", &real.display().to_string()))
+            .and_then(|()| fs::set_permissions(&program, fs::Permissions::from_mode(0o755)))
+            .with_context(|| format!("make {}", program.display()))?;
+        Ok(this)
+    }
+
+    /// For `ctr run`, which gives options of containerd's own runtime to no other.
+    pub fn options(&self, stack: Stack) -> Result<[String; 2]> {
+        let program = self.folder.join("runtime").display().to_string();
+        if stack.runtime == REFERENCE.runtime {
+            return Ok(["--runc-binary".to_owned(), program]);
+        }
+        let file = self.folder.join("options.toml");
+        fs::write(&file, format!("BinaryName = {program:?}\n")).context("write the options")?;
+        Ok(["--runtime-config-path".to_owned(), file.display().to_string()])
+    }
+
+    /// The next `step` does this.
+    pub fn plan(&self, step: &str, how: How) -> Result<()> {
+        let how = match how {
+            How::Die => "die".to_owned(),
+            How::DoAndDie => "do-and-die".to_owned(),
+            How::Hang => "hang".to_owned(),
+            How::DoAndHang => "do-and-hang".to_owned(),
+            How::Cut(after) => format!("cut {}.{:06}", after / 1_000_000, after % 1_000_000),
+        };
+        fs::write(self.folder.join(format!("{step}.plan")), how).with_context(|| format!("plan {step}"))
+    }
+
+    /// Waits until a step hangs; its process.
+    pub fn hung(&self) -> Result<u32> {
+        let file = self.folder.join("hung");
+        let deadline = Instant::now() + PATIENCE;
+        while !file.exists() {
+            ensure!(
+                Instant::now() < deadline,
+                "the runtime does not hang after {PATIENCE:?}: {}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let pid = fs::read_to_string(&file).context("read the hung process")?;
+        fs::remove_file(&file).context("forget the hung process")?;
+        pid.trim().parse().with_context(|| format!("a process: {pid:?}"))
+    }
+
+    /// The steps so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap_or_default().replace('\n', " ")
+    }
+}

@@ -1,0 +1,339 @@
+//! Kill -9 of shims and of the runtime's commands, in each state of a container.
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::bed::{SLEEP, eventually};
+use super::faulty::{Faulty, How};
+use super::traces::Traces;
+use super::{Bed, Case};
+use crate::images::Image;
+use crate::scenario::capsulectl::done;
+use crate::scenario::ctr::{Container, OURS, Output, Stack, ctr, run as run_program};
+use crate::scenario::world::{World, path};
+
+/// By kills and restarts.
+pub const CASES: &[Case] = &[
+    Case::new("a shim that is killed while it makes a container", |bed| shim(bed, At::Creating)),
+    Case::new("a shim that is killed while a container waits to be started", |bed| shim(bed, At::Created)),
+    Case::new("a shim that is killed while a container runs", |bed| shim(bed, At::Running)),
+    Case::new("a shim that is killed while a container is paused", |bed| shim(bed, At::Paused)),
+    Case::new("a shim that is killed while an exec runs", |bed| shim(bed, At::Exec)),
+    Case::new("a shim that is killed while it starts an exec", |bed| shim(bed, At::StartingExec)),
+    Case::new("a shim that is killed when a container has ended", |bed| shim(bed, At::Stopped)),
+    Case::new("a shim that is killed while it deletes a container", |bed| shim(bed, At::Deleting)),
+    Case::new("runc create that is killed", |bed| runtime(bed, "runc", "create"))
+        .forgiven("the control groups of a half made container stay"),
+    Case::new("runc start that is killed", |bed| runtime(bed, "runc", "start")),
+    Case::new("runc exec that is killed", |bed| runtime(bed, "runc", "exec")),
+    Case::new("runc kill that is killed", |bed| runtime(bed, "runc", "kill")),
+    Case::new("runc pause that is killed", |bed| runtime(bed, "runc", "pause")),
+    Case::new("runc resume that is killed", |bed| runtime(bed, "runc", "resume")),
+    Case::new("runc delete that is killed", |bed| runtime(bed, "runc", "delete")),
+    Case::new("runc ps that is killed", |bed| runtime(bed, "runc", "ps")),
+    Case::new("crun create that is killed", |bed| runtime(bed, "crun", "create"))
+        .forgiven("the control groups of a half made container stay"),
+    Case::new("crun start that is killed", |bed| runtime(bed, "crun", "start")),
+    Case::new("crun exec that is killed", |bed| runtime(bed, "crun", "exec")),
+];
+
+/// On containerd's own runtime a task that crun has deleted cannot be deleted any more: for it, what crun says of a container
+/// that is gone is an error.
+pub const OWN: &[Case] = &[Case::new("crun delete that is killed", |bed| runtime(bed, "crun", "delete"))];
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A program that runs beside the test.
+#[derive(Debug)]
+pub struct Beside(Child);
+
+impl Beside {
+    /// Starts `ctr` with these arguments.
+    pub fn ctr(args: &[&str]) -> Result<Self> {
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=5", "120", "ctr"]).args(args).env("PATH", path());
+        let streams = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        streams.spawn().map(Self).context("start ctr")
+    }
+
+    /// Waits for its end.
+    pub fn end(self) -> Result<Output> {
+        let output = self.0.wait_with_output().context("wait for ctr")?;
+        Ok(Output {
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+            code: output.status.code().unwrap_or(-1),
+        })
+    }
+}
+
+/// `kill -9`.
+pub fn kill(pid: u32) -> Result<()> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("a process id")?;
+    kill_process(pid, Signal::KILL).context("kill -9")
+}
+
+/// The shim that was started for this container.
+pub fn shim_of(id: &str) -> Result<u32> {
+    let all = fs::read_dir("/proc").context("read /proc")?.filter_map(Result::ok);
+    let found = all.filter_map(|entry| {
+        let command = fs::read(entry.path().join("cmdline")).ok()?;
+        let words: Vec<_> = command.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+        let is = words.first()?.contains("containerd-shim")
+            && words.windows(2).any(|pair| pair[0].ends_with("-id") && pair[1] == id)
+            && !words.iter().any(|word| word == "start" || word == "delete");
+        is.then(|| entry.file_name().to_string_lossy().parse().ok()).flatten()
+    });
+    found.last().with_context(|| format!("no shim of {id}"))
+}
+
+/// The arguments of `ctr run` for a container of a stack.
+pub fn args_of<'a>(stack: Stack, options: &'a [String], id: &'a str, command: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["--runtime", stack.runtime, "--snapshotter", stack.snapshotter];
+    args.extend(options.iter().map(String::as_str));
+    args.extend([Image::Busybox.name(), id]);
+    args.extend(command);
+    args
+}
+
+/// Waits until containerd has no task of this container.
+pub fn wait_until_gone(id: &str) -> Result<()> {
+    let container = std::mem::ManuallyDrop::new(Container { id: id.to_owned() });
+    let deadline = Instant::now() + PATIENCE;
+    while let Some(task) = container.task()? {
+        ensure!(Instant::now() < deadline, "{id} still has a task: {task:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// The states in which a shim is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum At {
+    /// The runtime makes the container.
+    Creating,
+    /// The container waits to be started.
+    Created,
+    /// It runs.
+    Running,
+    /// It is frozen.
+    Paused,
+    /// An exec runs.
+    Exec,
+    /// The runtime starts an exec.
+    StartingExec,
+    /// Its init has ended.
+    Stopped,
+    /// The runtime removes it.
+    Deleting,
+}
+
+/// Brings a container into a state, kills its shim, and asserts that nothing is left and the id can be used again.
+fn shim(bed: &Bed, at: At) -> Result<String> {
+    let (stack, world) = (bed.stack, &*bed.world());
+    let before = Traces::of_idle(world, stack)?;
+    let id = bed.id("shim");
+    let faulty = Faulty::new(&id, "runc")?;
+    let options = faulty.options(stack)?;
+    let mut run = vec!["run", "-d", "--null-io"];
+    run.extend(args_of(stack, &options, &id, &SLEEP));
+    if !matches!(at, At::Creating | At::Created) {
+        ctr(&run)?.success("ctr run -d")?;
+    }
+    let (client, hung) = reach(stack, at, &faulty, &run, &id)?;
+    let began = Instant::now();
+    kill(shim_of(&id)?)?;
+    let mut seen = String::new();
+    if let Some(client) = client {
+        let output = client.end()?;
+        seen += &format!("client: {} {}; ", output.code, output.err.trim());
+    }
+    wait_until_gone(&id)?;
+    seen += &format!("gone after {:?}", began.elapsed());
+    // No shim kills what its runtime command does: it has no parent any more.
+    if let Some(pid) = hung {
+        let _ = kill(pid);
+    }
+    ctr(&["container", "rm", &id])?;
+    before.settle(world, forgiven(stack))?;
+    again(stack, world, &before, &id)?;
+    Ok(seen)
+}
+
+/// Brings a container into a state: the client that waits for the step under way, and the runtime's command that hangs.
+fn reach(
+    stack: Stack,
+    at: At,
+    faulty: &Faulty,
+    run: &[&str],
+    id: &str,
+) -> Result<(Option<Beside>, Option<u32>)> {
+    let container = std::mem::ManuallyDrop::new(Container { id: id.to_owned() });
+    let exec = ["task", "exec", "--exec-id", "e", id, "/bin/sleep", "1000"];
+    let hang = |step, call: &[&str]| -> Result<(Option<Beside>, Option<u32>)> {
+        faulty.plan(step, How::Hang)?;
+        let client = Beside::ctr(call)?;
+        Ok((Some(client), Some(faulty.hung()?)))
+    };
+    let stop = || container.kill("SIGKILL").and_then(|()| container.wait_for("STOPPED"));
+    match at {
+        At::Creating => return hang("create", run),
+        At::Created => return hang("start", run),
+        At::StartingExec => return hang("exec", &exec),
+        At::Deleting => return stop().and_then(|()| hang("delete", &["task", "rm", id])),
+        At::Running if stack == OURS => done(&["attach", id, "tzdata"]).map(drop)?,
+        At::Running => {}
+        At::Paused => ctr(&["task", "pause", id])?.success("pause").map(drop)?,
+        At::Stopped => stop()?,
+        At::Exec => {
+            let client = Beside::ctr(&exec)?;
+            eventually("the exec", || {
+                let list = ctr(&["task", "ps", id])?.success("ctr task ps")?;
+                ensure!(list.lines().count() == 3, "{list}");
+                Ok(())
+            })?;
+            return Ok((Some(client), None));
+        }
+    }
+    Ok((None, None))
+}
+
+/// What is not the runtime's own fault, or only of containerd's own.
+pub fn forgiven(stack: Stack) -> &'static [&'static str] {
+    // Of a client that fails its FIFOs stay, whatever the runtime.
+    const CTR: &str = "/run/containerd/fifo/";
+    if stack == OURS {
+        return &[CTR];
+    }
+    // containerd's own shim leaves its socket and the file of an exec when it is killed.
+    &[CTR, "socket /run/containerd/s/", "file /tmp/runc-process"]
+}
+
+/// The id can be used again.
+fn again(stack: Stack, world: &World, before: &Traces, id: &str) -> Result<()> {
+    let out = stack.run_once(id, &["/bin/echo", "again"], b"")?.success("run again")?;
+    ensure!(out == "again\n", "{out:?}");
+    before.settle(world, forgiven(stack))
+}
+
+/// A shim is killed at any moment of `ctr run`: nothing is left whatever comes of it.
+pub(super) fn shim_any_time(bed: &Bed) -> Result<String> {
+    let (stack, world, rounds) = (bed.stack, &*bed.world(), 40_u32);
+    let before = Traces::of_idle(world, stack)?;
+    let (mut killed, mut ended) = (0, 0);
+    for round in 0..rounds {
+        let id = format!("any-{round}");
+        let mut run = vec!["run", "--rm"];
+        run.extend(args_of(stack, &[], &id, &["/bin/sleep", "0.05"]));
+        let client = Beside::ctr(&run)?;
+        let began = Instant::now();
+        let shim = loop {
+            match shim_of(&id) {
+                Ok(pid) => break Some(pid),
+                Err(_) if began.elapsed() > PATIENCE => break None,
+                Err(_) => {}
+            }
+        };
+        std::thread::sleep(Duration::from_millis(u64::from(round * 150 / rounds)));
+        match shim {
+            Some(pid) if kill(pid).is_ok() => killed += 1,
+            _ => ended += 1,
+        }
+        let output = client.end()?;
+        ensure!(output.code != 124 && output.code != -1, "round {round}: ctr run hangs: {output:?}");
+        wait_until_gone(&id)?;
+        let _ = ctr(&["container", "rm", &id])?;
+    }
+    before.settle(world, forgiven(stack))?;
+    Ok(format!("{killed} killed, {ended} had ended"))
+}
+
+/// The runtime's command for `step` fails: the error says so, and the next try works.
+fn runtime(bed: &Bed, runtime: &str, step: &str) -> Result<String> {
+    let before = Traces::of_idle(&bed.world(), bed.stack)?;
+    let mut seen = Vec::new();
+    let mut all = vec![How::Die, How::DoAndDie, How::Cut(5_000)];
+    if step == "create" {
+        // It takes the most steps on its way.
+        all.extend([How::Cut(2_000), How::Cut(10_000), How::Cut(20_000)]);
+    }
+    for how in all {
+        let outcome = runtime_once(bed, &before, runtime, step, how).with_context(|| format!("{how:?}"))?;
+        seen.push(format!("{how:?}: {outcome}"));
+    }
+    Ok(seen.join(" | "))
+}
+
+fn runtime_once(bed: &Bed, before: &Traces, runtime: &str, step: &str, how: How) -> Result<String> {
+    let (stack, world) = (bed.stack, &*bed.world());
+    let id = bed.id(&format!("{runtime}-{step}"));
+    let id = id.as_str();
+    let faulty = Faulty::new(id, runtime)?;
+    let options = faulty.options(stack)?;
+    let container = std::mem::ManuallyDrop::new(Container { id: id.to_owned() });
+    let mut run = vec!["run", "-d", "--null-io"];
+    run.extend(args_of(stack, &options, id, &SLEEP));
+    let exec = ["task", "exec", "--exec-id", "e", id, "/bin/echo", "hello"];
+    let attempt: Vec<&str> = match step {
+        "create" | "start" => run.clone(),
+        "exec" => exec.to_vec(),
+        "kill" => vec!["task", "kill", "-s", "SIGKILL", id],
+        "pause" => vec!["task", "pause", id],
+        "resume" => vec!["task", "resume", id],
+        "delete" => vec!["task", "rm", id],
+        "ps" => vec!["task", "ps", id],
+        _ => bail!("no step {step}"),
+    };
+    if !matches!(step, "create" | "start") {
+        ctr(&run)?.success("ctr run")?;
+    }
+    match step {
+        "resume" => ctr(&["task", "pause", id])?.success("pause").map(drop)?,
+        "delete" => {
+            container.kill("SIGKILL")?;
+            container.wait_for("STOPPED")?;
+        }
+        _ => {}
+    }
+    faulty.plan(step, how)?;
+    let first = ctr(&attempt)?;
+    let seen = format!("{} {:?}; ", first.code, first.err.trim());
+    // The next try works; a step that was done though it said otherwise cannot be done twice.
+    let after = match step {
+        "create" | "start" => {
+            let _ = ctr(&["task", "rm", "-f", id]);
+            let _ = ctr(&["container", "rm", id]);
+            before.settle(world, forgiven(stack)).context("after the failed try")?;
+            ctr(&run)?.success("the next ctr run")?
+        }
+        "exec" => {
+            let out = run_program("ctr", &exec.map(|word| if word == "e" { "e2" } else { word }), b"")?;
+            out.success("the next exec")?
+        }
+        _ => {
+            let next = ctr(&attempt)?;
+            format!("next: {} {:?}", next.code, next.err.trim())
+        }
+    };
+    if step == "pause" || step == "resume" {
+        let _ = ctr(&["task", "resume", id])?;
+    }
+    remove(id)?;
+    before.settle(world, forgiven(stack))?;
+    Ok(format!("{seen}{}", after.trim()))
+}
+
+/// Kills and removes a container in whatever state it is.
+fn remove(id: &str) -> Result<()> {
+    let container = std::mem::ManuallyDrop::new(Container { id: id.to_owned() });
+    let _ = ctr(&["task", "kill", "-s", "SIGKILL", id])?;
+    if container.task()?.is_some() {
+        container.wait_for("STOPPED")?;
+        ctr(&["task", "rm", id])?.success("ctr task rm")?;
+    }
+    ctr(&["container", "rm", id])?.success("ctr container rm").map(drop)
+}

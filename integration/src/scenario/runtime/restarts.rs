@@ -1,0 +1,170 @@
+//! Kill -9 of containerd, in each state of a container, and its start anew: tasks are there, their ends are known, and no
+//! shim is left that nobody wants.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::bed::{SLEEP, eventually};
+use super::faulty::{Faulty, How};
+use super::kills::{Beside, args_of, forgiven, kill, wait_until_gone};
+use super::traces::Traces;
+use super::{Bed, Case};
+use crate::scenario::ctr::{Container, ctr};
+
+/// What is tried.
+pub const CASES: &[Case] = &[
+    Case::new("containerd killed while a container runs", running),
+    Case::new("containerd killed while a container is paused", paused),
+    Case::new("a container that ends while containerd is away", ended),
+    Case::new("containerd killed while the runtime makes a container", |bed| hung(bed, "create")),
+    Case::new("containerd killed while the runtime starts a container", |bed| hung(bed, "start")),
+    Case::new("containerd killed while the runtime starts an exec", |bed| hung(bed, "exec")),
+    Case::new("containerd killed while the runtime deletes a container", |bed| hung(bed, "delete")),
+    Case::new("containerd killed at any moment", any_time)
+        .forgiven("a shim and its container stay now and then when their containerd was killed"),
+];
+
+/// Kills containerd, does something while it is away, starts it again.
+fn restart(bed: &Bed, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
+    bed.world().kill_containerd()?;
+    let done = meanwhile();
+    bed.world().start_containerd()?;
+    done
+}
+
+/// Like a [`Container`] that is not removed when it is dropped.
+fn container(id: &str) -> std::mem::ManuallyDrop<Container> {
+    std::mem::ManuallyDrop::new(Container { id: id.to_owned() })
+}
+
+fn running(bed: &Bed) -> Result<String> {
+    let before = Traces::of_idle(&bed.world(), bed.stack)?;
+    let script = "trap 'exit 7' TERM; while :; do sleep 0.05; done";
+    let container = bed.start_container("restart", &["/bin/sh", "-c", script])?;
+    container.spawn("long", &["/bin/sleep", "1000"])?;
+    let pid = container.pid()?;
+    restart(bed, || Ok(()))?;
+    ensure!(container.task()? == Some((pid, "RUNNING".to_owned())), "{:?}", container.task()?);
+    let out = container.sh("new", "echo hello; exit 0")?;
+    ensure!(out == "hello\n", "{out:?}");
+    let failed = container.exec("failed", &["/bin/sh", "-c", "exit 3"], b"")?;
+    failed.ended_with(3)?;
+    let killed = ctr(&["task", "kill", "--exec-id", "long", "-s", "SIGKILL", &container.id])?;
+    killed.success("kill an exec of before")?;
+    container.kill("SIGTERM")?;
+    container.wait_for("STOPPED")?;
+    let code = container.remove()?;
+    ensure!(code == 7, "exit status {code}");
+    before.settle(&bed.world(), forgiven(bed.stack))?;
+    Ok(String::new())
+}
+
+fn paused(bed: &Bed) -> Result<String> {
+    let before = Traces::of_idle(&bed.world(), bed.stack)?;
+    let container = bed.start_container("restart", &SLEEP)?;
+    ctr(&["task", "pause", &container.id])?.success("pause")?;
+    restart(bed, || Ok(()))?;
+    container.wait_for("PAUSED")?;
+    ctr(&["task", "resume", &container.id])?.success("resume")?;
+    container.wait_for("RUNNING")?;
+    container.remove()?;
+    before.settle(&bed.world(), forgiven(bed.stack))?;
+    Ok(String::new())
+}
+
+fn ended(bed: &Bed) -> Result<String> {
+    let before = Traces::of_idle(&bed.world(), bed.stack)?;
+    let wait = "while [ ! -e /go ]; do sleep 0.05; done; exit 7";
+    let container = bed.start_container("restart", &["/bin/sh", "-c", wait])?;
+    let pid = container.pid()?;
+    restart(bed, || {
+        std::fs::write(format!("/proc/{pid}/root/go"), "")?;
+        eventually("the container to end", || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            ensure!(stat.is_empty(), "{stat}");
+            Ok(())
+        })
+    })?;
+    // containerd takes the shim of a container that has ended for one that a start has left, and ends it.
+    wait_until_gone(&container.id)?;
+    container.remove()?;
+    before.settle(&bed.world(), forgiven(bed.stack))?;
+    Ok(String::new())
+}
+
+/// Kills containerd while a command of the runtime hangs. What containerd finds is a container as it was before the step,
+/// or none.
+fn hung(bed: &Bed, step: &str) -> Result<String> {
+    let stack = bed.stack;
+    let before = Traces::of_idle(&bed.world(), stack)?;
+    let id = bed.id(&format!("restart-{step}"));
+    let faulty = Faulty::new(&id, "runc")?;
+    let options = faulty.options(stack)?;
+    let mut run = vec!["run", "-d", "--null-io"];
+    run.extend(args_of(stack, &options, &id, &SLEEP));
+    if !matches!(step, "create" | "start") {
+        ctr(&run)?.success("ctr run -d")?;
+    }
+    let container = container(&id);
+    let exec = ["task", "exec", "--exec-id", "e", &id, "/bin/sleep", "1000"];
+    let delete = ["task", "rm", &id];
+    let call = match step {
+        "exec" => &exec[..],
+        "delete" => {
+            container.kill("SIGKILL")?;
+            container.wait_for("STOPPED")?;
+            &delete
+        }
+        _ => &run,
+    };
+    faulty.plan(step, How::Hang)?;
+    let client = Beside::ctr(call)?;
+    let hung = faulty.hung()?;
+    restart(bed, || Ok(()))?;
+    let failed = client.end()?;
+    ensure!(failed.code != 0, "{failed:?}");
+    let found = container.task()?.map_or("no task".to_owned(), |(_, status)| status);
+    if step == "exec" {
+        let out = container.sh("next", "echo hello")?;
+        ensure!(out == "hello\n", "{out:?}");
+    }
+    // The command is killed by the time; a hung one that is not holds up its own container alone.
+    let _ = kill(hung);
+    if container.task()?.is_some() {
+        ctr(&["task", "rm", "-f", &id])?.success("ctr task rm -f")?;
+    }
+    wait_until_gone(&id)?;
+    ctr(&["container", "rm", &id])?.success("ctr container rm")?;
+    before.settle(&bed.world(), forgiven(stack))?;
+    let out = stack.run_once(&id, &["/bin/echo", "again"], b"")?.success("run again")?;
+    ensure!(out == "again\n", "{out:?}");
+    Ok(found)
+}
+
+/// Whenever containerd is killed while a client starts, uses and removes a container, nothing is left that cannot be
+/// removed afterwards.
+fn any_time(bed: &Bed) -> Result<String> {
+    const ROUNDS: u32 = 12;
+    let stack = bed.stack;
+    let before = Traces::of_idle(&bed.world(), stack)?;
+    let mut tasks = 0;
+    for round in 0..ROUNDS {
+        let id = format!("when-{round}");
+        let mut run = vec!["run", "--rm", "--null-io"];
+        run.extend(args_of(stack, &[], &id, &["/bin/sleep", "0.05"]));
+        let client = Beside::ctr(&run)?;
+        let began = Instant::now();
+        while super::kills::shim_of(&id).is_err() && began.elapsed() < Duration::from_secs(30) {}
+        std::thread::sleep(Duration::from_millis(u64::from(round * 240 / ROUNDS)));
+        restart(bed, || Ok(()))?;
+        client.end()?;
+        tasks += u32::from(container(&id).task()?.is_some());
+        let _ = ctr(&["task", "rm", "-f", &id])?;
+        wait_until_gone(&id)?;
+        let _ = ctr(&["container", "rm", &id])?;
+        let _ = ctr(&["snapshots", "--snapshotter", stack.snapshotter, "rm", &id])?;
+    }
+    before.settle(&bed.world(), forgiven(stack))?;
+    Ok(format!("{tasks} of {ROUNDS} tasks were found again"))
+}
