@@ -34,7 +34,10 @@ fn on_bare_root(bed: &Bed, name: &str) -> Result<Container> {
     let (root, id) = (bare_root(name)?, bed.id(name));
     let run = ["run", "-d", "--null-io", "--runtime", OURS.runtime, "--rootfs", &root, &id];
     ctr(&[&run[..], &["/bin/sh", "-c", LOOKS]].concat())?.success("ctr run --rootfs")?;
-    Ok(Container { id })
+    let container = Container { id };
+    // The root outlives the task: what the first one says must be said before the next.
+    found(&container)?;
+    Ok(container)
 }
 
 /// How many entries the first process of the task that runs now found.
