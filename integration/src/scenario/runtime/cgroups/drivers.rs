@@ -62,9 +62,14 @@ const UPDATED: u64 = 100_663_296;
 
 fn life(bed: &Bed, driver: Driver) -> Result<String> {
     let mut driver = driver;
-    if bed.is_reference() && driver.systemd {
-        // `ctr container create` wants a control group with that option, and has no option for one.
+    if bed.is_reference() {
+        // `ctr container create` of 1.7 has no option for the program, and that of 2.1 wants for the driver a control group,
+        // for which it has no option.
         driver.by = By::Task;
+    }
+    if driver.systemd {
+        // crun speaks to systemd over the system's bus, which nothing else in the machine needs.
+        systemctl(&["start", "dbus.socket"])?;
     }
     let (task, name) = make(bed, driver)?;
     let pid = create(bed, &task, driver)?;
@@ -124,11 +129,7 @@ fn make(bed: &Bed, driver: Driver) -> Result<(Task<'_>, String)> {
     let limit = LIMIT.to_string();
     let mut options = vec!["--memory-limit", &limit];
     let toml = format!("{FILES}/{name}.toml");
-    if driver.by == By::Task {
-        // With the task.
-    } else if bed.is_reference() {
-        options.extend(["--runc-binary", driver.binary]);
-    } else {
+    if driver.by == By::Container {
         let text = format!("BinaryName = {:?}\nSystemdCgroup = {}\n", driver.binary, driver.systemd);
         fs::write(&toml, text).with_context(|| format!("write {toml}"))?;
         options.extend(["--runtime-config-path", &toml]);
