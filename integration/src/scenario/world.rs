@@ -135,6 +135,14 @@ impl World {
         self.start_containerd()
     }
 
+    /// The same, with something that is done while it is down. It is started again however that ends.
+    pub fn restart_containerd_after(&mut self, while_down: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.kill_containerd()?;
+        let done = while_down();
+        self.start_containerd()?;
+        done
+    }
+
     /// Kills containerd as `kill -9` does, and waits until it is gone. Nothing can be done until it is started again.
     pub fn kill_containerd(&mut self) -> Result<()> {
         self.containerd.child.kill().context("kill containerd")?;

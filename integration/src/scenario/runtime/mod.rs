@@ -23,6 +23,7 @@
 //! | [`many`] | many containers at once |
 //! | [`soak`] | thousands of execs in one container |
 //! | [`restarts`] | containerd killed in each state, and started anew |
+//! | [`process`] | the shim's process: how it is started, grouped, found again and ended |
 //! | [`capsules`] | the annotations, which only our runtime follows |
 //! | [`origins`] | checkpoints, roots that others mount, user namespaces |
 //! | [`again`] | attachments that a container's next task has too |
@@ -43,6 +44,7 @@ pub mod kills;
 pub mod life;
 pub mod many;
 pub mod origins;
+pub mod process;
 pub mod refusals;
 pub mod restarts;
 pub mod shim;
@@ -83,12 +85,14 @@ const ROOMS: &[Room] = &[
     Room { name: "restarts", cases: restarts::CASES },
     Room { name: "many", cases: many::CASES },
     Room { name: "soak", cases: soak::CASES },
+    Room { name: "process", cases: process::CASES },
 ];
 
 /// The cases of what no other runtime has.
 const OWN_ROOMS: &[Room] = &[
-    Room { name: "capsules", cases: capsules::CASES },
     Room { name: "kills", cases: kills::OWN },
+    Room { name: "process", cases: process::OWN_CASES },
+    Room { name: "capsules", cases: capsules::CASES },
     Room { name: "again", cases: again::CASES },
 ];
 
