@@ -16,13 +16,18 @@ pub const CASES: &[Case] = &[
     Case::new("200 containers of 16 clients", |bed| containers(bed, 200, 16))
         .forgiven("its output is lost now and then when the machine is busy"),
     Case::new("50 containers in one shim, of 8 clients", |bed| group(bed, 50, 8)),
-    Case::new("a runtime that hangs while it makes a container holds up no other", |bed| hung(bed, "create")),
     Case::new("a runtime that hangs while it starts a container holds up no other", |bed| hung(bed, "start")),
     Case::new("a runtime that hangs while it kills a container holds up no other", |bed| hung(bed, "kill")),
     Case::new("a runtime that hangs while it deletes a container holds up no other", |bed| {
         hung(bed, "delete")
     }),
 ];
+
+/// containerd's own shim waits: it makes one container at a time.
+pub const OWN: &[Case] =
+    &[Case::new("a runtime that hangs while it makes a container holds up no other", |bed| {
+        hung(bed, "create")
+    })];
 
 /// Has `clients` threads do `step` for each number below `count`.
 fn at_once(count: u32, clients: u32, step: impl Fn(u32) -> Result<()> + Sync) -> Result<()> {

@@ -93,6 +93,8 @@ const OWN_ROOMS: &[Room] = &[
     Room { name: "kills", cases: kills::OWN },
     Room { name: "process", cases: process::OWN_CASES },
     Room { name: "capsules", cases: capsules::CASES },
+    Room { name: "restarts", cases: restarts::OWN },
+    Room { name: "many", cases: many::OWN },
     Room { name: "again", cases: again::CASES },
 ];
 

@@ -73,7 +73,7 @@ fn zombies_of(parent: u32) -> Result<usize> {
 fn execs(bed: &Bed, count: u32) -> Result<String> {
     let task = Task::started(bed, "soak", &Stdio::default(), &super::bed::SLEEP)?;
     let shim = shim_of(&task.id)?;
-    let stdio = Stdio::fifos(bed, &["stdout"])?;
+    let stdio = Stdio::fifos(bed, &["stdout", "stderr"])?;
     let mut before = None;
     for number in 0..count {
         if number == WARM {
@@ -95,14 +95,15 @@ fn execs(bed: &Bed, count: u32) -> Result<String> {
 
 fn exec(task: &Task<'_>, stdio: &Stdio, number: u32) -> Result<()> {
     let (id, code) = (format!("e{number}"), number % 7);
-    let reader = read_all(&stdio.stdout);
-    let script = format!("echo {id}; exit {code}");
+    let readers = [read_all(&stdio.stdout), read_all(&stdio.stderr)];
+    let script = format!("echo {id}; echo error >&2; exit {code}");
     task.run_exec(&id, stdio, &["/bin/sh", "-c", &script])?;
     let exit = task.wait(&id).with_context(|| format!("wait for {id}"))?;
     ensure!(exit.exit_status == code, "{id} ended with {} instead of {code}", exit.exit_status);
     let deleted = task.delete_exec(&id).with_context(|| format!("delete {id}"))?;
     ensure!(deleted.exit_status == code, "{id} was deleted with {}", deleted.exit_status);
-    let text = text_of(reader)?;
-    ensure!(text == format!("{id}\n"), "{id} wrote {text:?}");
+    let [out, err] = readers.map(text_of);
+    let (out, err) = (out?, err?);
+    ensure!(out == format!("{id}\n") && err == "error\n", "{id} wrote {out:?} and {err:?}");
     Ok(())
 }

@@ -17,7 +17,7 @@ use crate::scenario::world::World;
 /// Where runtimes, shims, containerd and its clients have files of containers.
 const PLACES: [&str; 4] = ["/run", "/tmp", "/dev/shm", "/var/lib/containerd/io.containerd.runtime.v2.task"];
 /// How long the last of it may take to go: clients' connections are closed by a daemon in its own time.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Everything of a node, counted by kind and name.
 #[derive(Debug, Clone, PartialEq, Eq)]
