@@ -2,20 +2,40 @@
 
 use std::{
     fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
+use tokio::time::sleep;
+
 use super::below;
+
+/// How long a process takes to end whose parent, the runtime's command, was killed.
+const ENDING: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Removes the control group `named` (the specification's `cgroupsPath`) from every hierarchy where nothing is in it.
 /// The kernel refuses to remove one that is used, so a control group of anyone else stays. One that systemd is to make
 /// is systemd's to remove.
-pub fn remove(named: &str) {
+///
+/// What the killed command had started ends by itself, a moment later: so long this waits.
+pub async fn remove(named: &str) {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    for path in plan(named, &mounts) {
-        if fs::remove_dir(&path).is_ok() {
-            log::info!("removed the control group {}, in which nothing was", path.display());
+    let mut left = plan(named, &mounts);
+    let began = Instant::now();
+    loop {
+        left.retain(|path| match fs::remove_dir(path) {
+            Ok(()) => {
+                log::info!("removed the control group {}, in which nothing was", path.display());
+                false
+            }
+            Err(error) => error.kind() == ErrorKind::ResourceBusy,
+        });
+        if left.is_empty() || began.elapsed() > ENDING {
+            return;
         }
+        sleep(LOOK).await;
     }
 }
 

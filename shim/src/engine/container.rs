@@ -151,7 +151,7 @@ impl Container {
         if let Err(error) = self.runtime.delete(self.id.as_str(), true).await {
             log::warn!("undo container {}: {}", self.id, chain(&error));
         }
-        leftover::remove(self.spec.cgroups_path());
+        leftover::remove(self.spec.cgroups_path()).await;
         if let Err(error) = rootfs::unmount_all(&self.bundle.rootfs()).await {
             log::warn!("undo container {}: {}", self.id, chain(&error));
         }

@@ -9,7 +9,7 @@ use std::{
 use containerd_shim::{
     DeleteResponse,
     protos::{
-        api::ConnectRequest,
+        api::ShutdownRequest,
         shim_async::{Client, TaskClient},
         types::introspection::{RuntimeInfo, RuntimeVersion},
     },
@@ -110,7 +110,7 @@ fn beside(id: &Id) -> Result<Bundle, ShimError> {
 async fn remove_dead_sockets(bundle: &Bundle, flags: &Flags, id: &Id) {
     // Members of a pod that containerd 2.x added by itself have none: the first one's is enough.
     let Ok(address) = bundle.read_address() else { return };
-    if is_served(&address).await {
+    if is_asked_to_end(&address).await {
         return;
     }
     // By its group, not by the container's registration: a container that is being made has none yet.
@@ -121,12 +121,14 @@ async fn remove_dead_sockets(bundle: &Bundle, flags: &Flags, id: &Id) {
     }
 }
 
-/// Whether a server answers. One on its way out may still accept a connection, and resets it.
-async fn is_served(address: &str) -> bool {
+/// Asks the server to end, which it does if it has no container: one that was started for a containerd that was killed before
+/// it could ask for a container would stay for ever. Whether it answers: one on its way out may still accept a connection,
+/// and resets it.
+async fn is_asked_to_end(address: &str) -> bool {
     let Ok(client) = Client::connect(address).await else { return false };
     let nanoseconds = i64::try_from(ANSWER.as_nanos()).unwrap_or(i64::MAX);
     let context = context::Context { timeout_nano: nanoseconds, ..Default::default() };
-    let answer = TaskClient::new(client).connect(context, &ConnectRequest::default()).await;
+    let answer = TaskClient::new(client).shutdown(context, &ShutdownRequest::default()).await;
     // An error with a status is an answer.
     !matches!(
         answer,

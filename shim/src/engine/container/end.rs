@@ -189,7 +189,7 @@ pub async fn clean_up(
         log::warn!("remove container {id}: {}", chain(&error));
     }
     if half_made && let Ok(spec) = bundle.read_spec() {
-        leftover::remove(spec.cgroups_path());
+        leftover::remove(spec.cgroups_path()).await;
     }
     if let Err(error) = rootfs::unmount_all(&bundle.rootfs()).await {
         log::warn!("remove container {id}: {}", chain(&error));
