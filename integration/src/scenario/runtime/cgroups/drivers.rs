@@ -23,22 +23,16 @@ use crate::workspace::output_of;
 pub const CASES: &[Case] = &[
     Case::new("runc with files", |bed| {
         life(bed, Driver { binary: "runc", systemd: false, by: By::Container })
-    }),
-    Case::new("crun with files", |bed| {
-        life(bed, Driver { binary: "crun", systemd: false, by: By::Container })
-    }),
+    })
+    .needs(&[Need::Native]),
+    Case::new("crun with files", |bed| life(bed, Driver { binary: "crun", systemd: false, by: By::Task }))
+        .needs(&[Need::Native]),
     Case::new("runc with systemd", |bed| {
         life(bed, Driver { binary: "runc", systemd: true, by: By::Container })
     })
     .needs(&[Need::Systemd]),
-    Case::new("crun with systemd", |bed| {
-        life(bed, Driver { binary: "crun", systemd: true, by: By::Container })
-    })
-    .needs(&[Need::Systemd]),
-    Case::new("runc with systemd, by runc's own message", |bed| {
-        life(bed, Driver { binary: "runc", systemd: true, by: By::Task })
-    })
-    .needs(&[Need::Systemd]),
+    Case::new("crun with systemd", |bed| life(bed, Driver { binary: "crun", systemd: true, by: By::Task }))
+        .needs(&[Need::Systemd]),
 ];
 
 /// How the options come.

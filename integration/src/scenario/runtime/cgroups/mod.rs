@@ -1,5 +1,8 @@
 //! Control groups: what a task uses and may use, that it used too much, and that nothing of it is left.
 //!
+//! In a VM, where a case takes ten times as long, are those that differ between the versions and what needs systemd. All hold there
+//! too: take their `needs` away to see.
+//!
 //! | room | what its cases assert |
 //! | --- | --- |
 //! | [`group`] | nothing: the control groups of a task, as a test finds them |

@@ -16,7 +16,7 @@ pub const CASES: &[Case] = &[
         .forgiven("it may see the exit first"),
     Case::new("an exec that is: one event, before its exit, and the container goes on", exec)
         .forgiven("it may see the exit first"),
-    Case::new("a process that is neither: an event each time", child),
+    Case::new("a process that is neither: an event each time", child).needs(&[Need::Native]),
     // The kernel wakes a listener of version 1 then too.
     Case::new("a container that is deleted within its limits: no event", none).needs(&[Need::LegacyCgroups]),
     // Without systemd's driver nobody removes the control group but the runtime.

@@ -22,7 +22,8 @@ pub const CASES: &[Case] = &[
     .needs(&[Need::Native]),
     Case::new("the node's PID namespace: a forced removal leaves none", |bed| {
         end(bed, |task, _| ctr(&["task", "rm", "-f", &task.id])?.success("ctr task rm -f").map(drop))
-    }),
+    })
+    .needs(&[Need::Native]),
     Case::new("the node's PID namespace: an exec that stays ends with the init", |bed| {
         end(bed, |task, marker| {
             task.run_exec("e1", &Stdio::default(), &["/bin/sleep", marker])?;

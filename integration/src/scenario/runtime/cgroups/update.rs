@@ -12,8 +12,8 @@ pub const CASES: &[Case] = &[
     Case::new("memory, processor and processes", all_at_once),
     Case::new("a task that waits to be started, and one that is paused", states).needs(&[Need::Native]),
     Case::new("files of version 2 by their names", unified).needs(&[Need::UnifiedCgroups]),
-    Case::new("what cannot be is refused, and nothing changes", refused),
-    Case::new("a task that has ended is refused", ended),
+    Case::new("what cannot be is refused, and nothing changes", refused).needs(&[Need::Native]),
+    Case::new("a task that has ended is refused", ended).needs(&[Need::Native]),
 ];
 
 const RESOURCES: &str = r#"{
