@@ -34,15 +34,12 @@ impl OutputFifo {
     pub async fn open(path: &Path) -> Result<Self, IoError> {
         let deadline = Instant::now() + READER;
         let writer = loop {
+            // Never opened but to be kept: a reader that came to a writing end which is closed again would see the end.
             match open(path, OFlags::WRONLY) {
                 Ok(writer) => break writer,
-                Err(IoError::Fifo(..)) if nobody_reads(path) && Instant::now() < deadline => {
-                    tokio::time::sleep(POLL).await;
-                }
-                Err(IoError::Fifo(path, e)) if e.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => {
-                    return Err(IoError::NoReader(path));
-                }
-                Err(error) => return Err(error),
+                Err(error) if !nobody_reads(&error) => return Err(error),
+                Err(_) if Instant::now() < deadline => tokio::time::sleep(POLL).await,
+                Err(_) => return Err(IoError::NoReader(path.to_owned())),
             }
         };
         let keeper = Mutex::new(Some(open(path, OFlags::RDONLY)?));
@@ -50,10 +47,9 @@ impl OutputFifo {
     }
 }
 
-/// Whether a FIFO is there that cannot be opened for want of a reader.
-fn nobody_reads(path: &Path) -> bool {
-    matches!(open(path, OFlags::WRONLY), Err(IoError::Fifo(_, e))
-        if e.raw_os_error() == Some(Errno::NXIO.raw_os_error()))
+/// Whether a FIFO is there and could not be opened for want of a reader.
+fn nobody_reads(error: &IoError) -> bool {
+    matches!(error, IoError::Fifo(_, e) if e.raw_os_error() == Some(Errno::NXIO.raw_os_error()))
 }
 
 /// A FIFO to read from: its reading end, and a writing end that keeps it from ending when a client leaves.

@@ -9,6 +9,7 @@ use super::kills::{shim_any_time, shim_of};
 use super::task::{Stdio, Task, read_all, text_of};
 use super::{Bed, Case, Choice};
 use crate::event::Reporter;
+use crate::scenario::ctr::OURS;
 
 /// A part of the soak that is short enough for each run of the tests; `make soak` has all of it.
 pub const CASES: &[Case] = &[Case::new("400 execs in one container", |bed| execs(bed, 400))
@@ -24,7 +25,7 @@ const SLACK: u64 = 512;
 
 /// The whole soak, on the runtimes of `choice`.
 pub fn run(reporter: &mut Reporter, choice: &Choice) -> Result<()> {
-    let mut bed = Bed::start(reporter, false)?;
+    let mut bed = Bed::start(reporter, choice.stacks.contains(&OURS))?;
     for stack in &choice.stacks {
         bed.use_stack(reporter, *stack)?;
         reporter.check(&format!("{}: {ALL} execs in one container", stack.name), || execs(&bed, ALL));
