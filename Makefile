@@ -90,7 +90,7 @@ fuzz-%: fuzz-build
 # or nothing for both; TEST_CASES is a part of the cases' names ("streams", "log file").
 test-runtime: rootfs
 	$(MACHINES) TEST_RUNTIME=$(TEST_RUNTIME) TEST_CASES="$(TEST_CASES)" \
-		cargo test --locked -p capsule-integration --test machines -- --test-threads=1 _runtime
+		cargo test --locked -p capsule-integration --test machines -- --test-threads=1 --skip bench _runtime
 
 rootfs: build
 	@$(TESTBED) prepare

@@ -24,7 +24,7 @@ pub fn run(workspace: &Workspace, mut watch: impl FnMut(&Event)) -> Result<Strin
     let mut results = Vec::new();
     for (kind, scenario, limit) in RUNS {
         let machine = Machine { kind, suite: Suite::Forky };
-        let job = Job { scenario: scenario.to_owned(), limit };
+        let job = Job { scenario: scenario.to_owned(), silence: limit };
         let report = machine.run(workspace, &job, &mut watch)?;
         report.expect_ok()?;
         let data =

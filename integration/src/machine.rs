@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{BufRead as _, BufReader};
 use std::process::Child;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
@@ -48,8 +48,8 @@ impl fmt::Display for Machine {
 pub struct Job {
     /// The scenario's name.
     pub scenario: String,
-    /// The whole run is given up after this long.
-    pub limit: Duration,
+    /// It is given up when it says nothing for this long.
+    pub silence: Duration,
 }
 
 impl Machine {
@@ -72,9 +72,13 @@ impl Machine {
     }
 }
 
-/// Reads a machine's events until it ends or `limit` is over; then it is killed.
-pub(crate) fn listen(machine: &mut Child, limit: Duration, mut watch: impl FnMut(&Event)) -> Result<Report> {
-    let deadline = Instant::now() + limit;
+/// Reads a machine's events until it ends. When it says nothing for `silence` it is killed: how long it takes in all
+/// depends on how fast it is.
+pub(crate) fn listen(
+    machine: &mut Child,
+    silence: Duration,
+    mut watch: impl FnMut(&Event),
+) -> Result<Report> {
     let out = machine.stdout.take().context("the machine has no output")?;
     let (sender, lines) = mpsc::channel();
     std::thread::spawn(move || {
@@ -86,7 +90,7 @@ pub(crate) fn listen(machine: &mut Child, limit: Duration, mut watch: impl FnMut
     });
     let mut report = Report::default();
     loop {
-        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        match lines.recv_timeout(silence) {
             Ok(line) => {
                 let event = parse_event(&line);
                 watch(&event);
@@ -95,7 +99,7 @@ pub(crate) fn listen(machine: &mut Child, limit: Duration, mut watch: impl FnMut
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
                 machine.kill().context("kill the machine")?;
-                let tail = format!("the machine was killed: not done after {limit:?}");
+                let tail = format!("the machine was killed: it said nothing for {silence:?}");
                 report.events.push(Event::Log { program: "test bed".to_owned(), tail });
                 break;
             }

@@ -16,7 +16,7 @@ fn run(kind: Kind, suite: Suite, scenario: &str) -> Result<()> {
     require_root("a test on a machine")?;
     let workspace = Workspace::of(Path::new(env!("CARGO_BIN_EXE_capsule-testbed")))?;
     let _lock = workspace.lock("machine")?;
-    let job = Job { scenario: scenario.to_owned(), limit: Duration::from_secs(720) };
+    let job = Job { scenario: scenario.to_owned(), silence: Duration::from_secs(480) };
     Machine { kind, suite }.run(&workspace, &job, |_| {})?.expect_ok()
 }
 

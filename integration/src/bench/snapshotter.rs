@@ -23,7 +23,7 @@ const REFERENCE: &str = "overlayfs, behind containerd";
 pub fn run(workspace: &Workspace, quick: bool, watch: impl FnMut(&Event)) -> Result<String> {
     let scenario = if quick { snapshotters::QUICK } else { snapshotters::FULL };
     let machine = Machine { kind: Kind::Native, suite: Suite::Forky };
-    let job = Job { scenario: scenario.to_owned(), limit: LIMIT };
+    let job = Job { scenario: scenario.to_owned(), silence: LIMIT };
     let report = machine.run(workspace, &job, watch)?;
     report.expect_ok()?;
     let data =

@@ -190,7 +190,7 @@ fn run(scenario: &str, machine: Machine, events: Option<&Path>) -> Result<()> {
     } else {
         scenario.to_owned()
     };
-    let job = Job { scenario: scenario.clone(), limit: Duration::from_secs(600) };
+    let job = Job { scenario: scenario.clone(), silence: Duration::from_secs(480) };
     let mut copy = match events {
         Some(path) => {
             Some(std::fs::File::create(path).with_context(|| format!("create {}", path.display()))?)

@@ -113,7 +113,7 @@ pub fn run(site: &Site, job: &Job, watch: impl FnMut(&Event)) -> Result<Report> 
         .stderr(log)
         .spawn()
         .context("start the machine")?;
-    let report = listen(&mut machine, job.limit, watch);
+    let report = listen(&mut machine, job.silence, watch);
     let log = fs::read_to_string(folder.join("machine.log")).unwrap_or_default();
     drop(janitor.stdin.take());
     let swept = janitor.wait().context("wait for the janitor")?;

@@ -97,7 +97,7 @@ fn nested(reporter: &mut Reporter) -> Result<()> {
         payload: PathBuf::from("/payload"),
         peers: None,
     };
-    let job = Job { scenario: "conformance".to_owned(), limit: Duration::from_secs(600) };
+    let job = Job { scenario: "conformance".to_owned(), silence: Duration::from_secs(480) };
     let report = native::run(&site, &job, |event| {
         if !matches!(event, Event::Done { .. }) {
             reporter.send(event);

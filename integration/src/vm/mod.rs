@@ -72,7 +72,7 @@ pub fn run(
         .stdout(Stdio::piped())
         .spawn()
         .context("start qemu")?;
-    let mut report = listen(&mut qemu, job.limit, watch)?;
+    let mut report = listen(&mut qemu, job.silence, watch)?;
     if !matches!(report.events.last(), Some(Event::Done { ok: true })) {
         let tail = tail_of(&fs::read(&console).unwrap_or_default());
         let at = report.events.len().saturating_sub(1);

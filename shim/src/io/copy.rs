@@ -60,12 +60,13 @@ pub enum Source {
 }
 
 impl Source {
-    fn waiting(&self) -> bool {
+    /// Bytes that wait to be read.
+    fn waiting(&self) -> u64 {
         let fd = match self {
             Self::Pipe(fd) | Self::Terminal(fd) => fd.get_ref().as_fd(),
             Self::Logged { pipe, .. } => pipe.as_fd(),
         };
-        ioctl_fionread(fd).is_ok_and(|bytes| bytes > 0)
+        ioctl_fionread(fd).unwrap_or(0)
     }
 }
 
@@ -238,8 +239,17 @@ impl Output {
 
     /// Something is known to be undelivered.
     fn pending(&self) -> bool {
-        let held = || self.buffer.as_ref().is_some_and(Buffer::holds);
-        !*self.done.borrow() && (self.busy.load(Relaxed) || self.source.waiting() || held())
+        !*self.done.borrow() && (self.busy.load(Relaxed) || self.source.waiting() > 0 || self.held() > 0)
+    }
+
+    /// Bytes in the buffer, if there is one.
+    fn held(&self) -> u64 {
+        self.buffer.as_ref().map_or(0, Buffer::held)
+    }
+
+    /// Bytes that have gone where they go, or are lost.
+    fn gone(&self) -> u64 {
+        self.copied.load(Relaxed) + self.lost.load(Relaxed)
     }
 
     /// See [`ProcessIo::drained`](super::ProcessIo::drained).
@@ -264,14 +274,16 @@ impl Output {
 
     async fn delivered(&self) {
         let mut done = self.done.subscribe();
-        let (mut copied, mut moved) = (self.copied.load(Relaxed), Instant::now());
-        loop {
+        let (mut gone, mut moved) = (self.gone(), Instant::now());
+        // All that the process can have written: what comes after it is of a child that goes on, maybe for ever.
+        let all = gone + self.source.waiting() + CHUNK as u64 + self.held();
+        while gone < all {
             if !self.pending() && self.settled(&mut done).await {
                 return;
             }
-            let now = self.copied.load(Relaxed);
-            if now != copied {
-                (copied, moved) = (now, Instant::now());
+            let now = self.gone();
+            if now != gone {
+                (gone, moved) = (now, Instant::now());
             } else if moved.elapsed() > STALL {
                 return log::warn!(
                     "the reader of a standard stream has stalled: its output follows the exit"

@@ -216,8 +216,14 @@ impl ProcessIo {
     /// Waits until what the ended process wrote has reached the FIFOs, within bounds: a reader that stalls does not
     /// keep anyone from learning of the exit, nor does a child that inherited the streams.
     pub async fn drained(&self) {
-        for output in &self.outputs {
-            output.drained().await;
+        // At the same time: two readers that stall keep nobody longer than one.
+        match &self.outputs[..] {
+            [stdout, stderr] => _ = tokio::join!(stdout.drained(), stderr.drained()),
+            outputs => {
+                for output in outputs {
+                    output.drained().await;
+                }
+            }
         }
     }
 

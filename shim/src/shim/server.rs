@@ -106,8 +106,8 @@ fn host(flags: &Flags) -> Result<Host, ShimError> {
     })
 }
 
-/// `SIGTERM` and `SIGINT` end the server, its containers go on, and containerd cleans up after it: as with containerd's
-/// own shim. Where that one writes its stacks on `SIGUSR1`, this one says what it has.
+/// `SIGTERM` and `SIGINT` end the server, and containerd kills its containers and cleans up: as with containerd's own
+/// shim. Where that one writes its stacks on `SIGUSR1`, this one says what it has.
 fn watch_signals(exit: &Arc<ExitSignal>, engine: &Arc<Engine>) -> Result<(), ShimError> {
     let on = |kind| signal(kind).map_err(ShimError::Signals);
     for (name, kind) in [("SIGTERM", SignalKind::terminate()), ("SIGINT", SignalKind::interrupt())] {

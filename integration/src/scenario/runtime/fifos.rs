@@ -20,6 +20,7 @@ pub const CASES: &[Case] = &[
     Case::new("input that no client ever opens", unopened_input),
     Case::new("an exec without output: its streams end", no_output),
     Case::new("what a child writes after the exit of its exec", late_output),
+    Case::new("an exec's exit is told while its child writes without end", flood),
     Case::new("a reader that stalls delays neither kill, nor wait, nor delete", stalled_init).in_vm(),
     Case::new("the same for an exec", stalled_exec),
     Case::new("a reader that leaves breaks nothing, and the next one reads on", next_reader),
@@ -127,6 +128,19 @@ fn late_output(bed: &Bed) -> Result<String> {
     );
     task.delete_exec("e1")?;
     task.remove().map(|()| String::new())
+}
+
+fn flood(bed: &Bed) -> Result<String> {
+    let task = Task::started(bed, "flood", &Stdio::default(), &SLEEP)?;
+    let stdio = Stdio::fifos(bed, &["stdout"])?;
+    let fifo = stdio.stdout.clone();
+    let reading = std::thread::spawn(move || std::io::copy(&mut File::open(fifo)?, &mut std::io::sink()));
+    task.run_exec("e1", &stdio, &["/bin/sh", "-c", "yes & exit 3"])?;
+    ensure!(task.wait("e1")?.exit_status == 3, "another exit status");
+    task.delete_exec("e1")?;
+    task.remove()?;
+    let read = reading.join().map_err(|_| anyhow!("the reader panicked"))?.context("read")?;
+    Ok(format!("{} MiB", read >> 20))
 }
 
 /// A client that has opened a FIFO and does not read it.

@@ -57,7 +57,7 @@ pub mod traces;
 
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 pub use bed::{Bed, Facts};
 
 use super::ctr::{OURS, REFERENCE, Stack};
@@ -207,9 +207,9 @@ pub fn run(reporter: &mut Reporter, choice: &Choice) -> Result<()> {
     for stack in &choice.stacks {
         bed.use_stack(reporter, *stack)?;
         let own = if *stack == OURS { OWN_ROOMS } else { &[] };
-        for room in ROOMS.iter().chain(own) {
-            run_room(reporter, &bed, room, &choice.part);
-        }
+        let rooms = ROOMS.iter().chain(own);
+        let ran: usize = rooms.map(|room| run_room(reporter, &bed, room, &choice.part)).sum();
+        ensure!(ran > 0, "no case of this machine has {:?} in `ROOM: CASE`", choice.part.replace('-', " "));
         reporter.check(&format!("{}: nothing is left: no task, no shim, no mount", stack.name), || {
             bed.nothing_left()
         });
@@ -237,7 +237,9 @@ fn end(reporter: &mut Reporter, bed: Bed) -> Result<()> {
     bed.stop()
 }
 
-fn run_room(reporter: &mut Reporter, bed: &Bed, room: &Room, part: &str) {
+/// Runs the cases of a room that are meant; how many there were.
+fn run_room(reporter: &mut Reporter, bed: &Bed, room: &Room, part: &str) -> usize {
+    let mut ran = 0;
     for case in room.cases {
         let name = format!("{}: {}", room.name, case.name);
         let named = name.replace(' ', "-").contains(part);
@@ -246,11 +248,13 @@ fn run_room(reporter: &mut Reporter, bed: &Bed, room: &Room, part: &str) {
         if !named || !worth || !case.needs.iter().all(|need| facts.has(*need)) {
             continue;
         }
+        ran += 1;
         let held = reporter.check(&format!("{}: {name}", bed.stack.name), || run_case(bed, case));
         if !held {
             bed.clean();
         }
     }
+    ran
 }
 
 fn run_case(bed: &Bed, case: &Case) -> Result<String> {

@@ -62,7 +62,7 @@ impl Plan {
     /// For the table in the documentation.
     pub const FULL: Self = Self {
         runs: 200,
-        ctr_runs: 60,
+        ctr_runs: 200,
         execs: 1000,
         groups: 3,
         crowds: (3, 8, 100),

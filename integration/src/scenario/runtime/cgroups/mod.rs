@@ -1,7 +1,7 @@
 //! Control groups: what a task uses and may use, that it used too much, and that nothing of it is left.
 //!
-//! In a VM, where a case takes ten times as long, are those that differ between the versions and what needs systemd. All hold there
-//! too: take their `needs` away to see.
+//! In a VM, where a case takes ten times as long, are those of what differs between the versions and what needs systemd. The
+//! others hold there too: `TEST_CASES` runs them where their `needs` allow it.
 //!
 //! | room | what its cases assert |
 //! | --- | --- |

@@ -13,8 +13,10 @@ use crate::scenario::runtime::{Case, Need};
 /// The cases.
 pub const CASES: &[Case] = &[
     Case::new("an init that is killed for want of memory: one event, before its exit", init)
+        .in_vm()
         .forgiven("it may see the exit first"),
     Case::new("an exec that is: one event, before its exit, and the container goes on", exec)
+        .in_vm()
         .forgiven("it may see the exit first"),
     Case::new("a process that is neither: an event each time", child).needs(&[Need::Native]),
     // The kernel wakes a listener of version 1 then too.

@@ -15,7 +15,8 @@ use crate::scenario::runtime::{Case, Need};
 pub const CASES: &[Case] = &[
     Case::new("the node's PID namespace: with the init, all end", |bed| {
         end(bed, |task, _| Ok(task.kill("", 9, false)?))
-    }),
+    })
+    .in_vm(),
     Case::new("the node's PID namespace: a signal to all reaches all", |bed| {
         end(bed, |task, _| Ok(task.kill("", 15, true)?))
     })

@@ -9,7 +9,7 @@ use crate::scenario::runtime::{Case, Need};
 
 /// The cases.
 pub const CASES: &[Case] = &[
-    Case::new("memory, processor and processes", all_at_once),
+    Case::new("memory, processor and processes", all_at_once).in_vm(),
     Case::new("a task that waits to be started, and one that is paused", states).needs(&[Need::Native]),
     Case::new("files of version 2 by their names", unified).needs(&[Need::UnifiedCgroups]),
     Case::new("what cannot be is refused, and nothing changes", refused).needs(&[Need::Native]),
