@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use capsule_integration::machine::{Job, Kind, Machine};
 use capsule_integration::rootfs::Suite;
-use capsule_integration::scenario::runtime::scenario_of_environment;
+use capsule_integration::scenario::runtime::{campaigns_of_environment, scenario_of_environment};
 use capsule_integration::workspace::{Workspace, require_root};
 
 /// One machine at a time: what they measure and how long they wait should not depend on each other.
@@ -66,6 +66,18 @@ fn privileged_native_forky_runtime() -> Result<()> {
 #[test]
 fn privileged_native_trixie_runtime() -> Result<()> {
     run(Kind::Native, Suite::Trixie, &scenario_of_environment())
+}
+
+/// Shims, containerd and runtimes killed in each state, and many containers and execs.
+#[test]
+fn privileged_native_forky_campaigns() -> Result<()> {
+    campaigns_of_environment().map_or(Ok(()), |scenario| run(Kind::Native, Suite::Forky, &scenario))
+}
+
+/// The same, on containerd 1.7.
+#[test]
+fn privileged_native_trixie_campaigns() -> Result<()> {
+    campaigns_of_environment().map_or(Ok(()), |scenario| run(Kind::Native, Suite::Trixie, &scenario))
 }
 
 /// With systemd and unified cgroups.

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::bed::{SLEEP, eventually};
 use super::faulty::{Faulty, How};
 use super::traces::Traces;
-use super::{Bed, Case};
+use super::{Bed, Case, Need};
 use crate::images::Image;
 use crate::scenario::capsulectl::done;
 use crate::scenario::ctr::{Container, OURS, Output, Stack, ctr, run as run_program};
@@ -27,23 +27,29 @@ pub const CASES: &[Case] = &[
     Case::new("a shim that is killed when a container has ended", |bed| shim(bed, At::Stopped)),
     Case::new("a shim that is killed while it deletes a container", |bed| shim(bed, At::Deleting)),
     Case::new("runc create that is killed", |bed| runtime(bed, "runc", "create"))
+        .needs(RUNTIMES)
         .forgiven("the control groups of a half made container stay"),
-    Case::new("runc start that is killed", |bed| runtime(bed, "runc", "start")),
-    Case::new("runc exec that is killed", |bed| runtime(bed, "runc", "exec")),
-    Case::new("runc kill that is killed", |bed| runtime(bed, "runc", "kill")),
-    Case::new("runc pause that is killed", |bed| runtime(bed, "runc", "pause")),
-    Case::new("runc resume that is killed", |bed| runtime(bed, "runc", "resume")),
-    Case::new("runc delete that is killed", |bed| runtime(bed, "runc", "delete")),
-    Case::new("runc ps that is killed", |bed| runtime(bed, "runc", "ps")),
+    Case::new("runc start that is killed", |bed| runtime(bed, "runc", "start")).needs(RUNTIMES),
+    Case::new("runc exec that is killed", |bed| runtime(bed, "runc", "exec")).needs(RUNTIMES),
+    Case::new("runc kill that is killed", |bed| runtime(bed, "runc", "kill")).needs(RUNTIMES),
+    Case::new("runc pause that is killed", |bed| runtime(bed, "runc", "pause")).needs(RUNTIMES),
+    Case::new("runc resume that is killed", |bed| runtime(bed, "runc", "resume")).needs(RUNTIMES),
+    Case::new("runc delete that is killed", |bed| runtime(bed, "runc", "delete")).needs(RUNTIMES),
+    Case::new("runc ps that is killed", |bed| runtime(bed, "runc", "ps")).needs(RUNTIMES),
     Case::new("crun create that is killed", |bed| runtime(bed, "crun", "create"))
+        .needs(RUNTIMES)
         .forgiven("the control groups of a half made container stay"),
-    Case::new("crun start that is killed", |bed| runtime(bed, "crun", "start")),
-    Case::new("crun exec that is killed", |bed| runtime(bed, "crun", "exec")),
+    Case::new("crun start that is killed", |bed| runtime(bed, "crun", "start")).needs(RUNTIMES),
+    Case::new("crun exec that is killed", |bed| runtime(bed, "crun", "exec")).needs(RUNTIMES),
 ];
+
+/// The same OCI runtimes are in all machines: what they do has little to do with containerd.
+const RUNTIMES: &[Need] = &[Need::Containerd2];
 
 /// On containerd's own runtime a task that crun has deleted cannot be deleted any more: for it, what crun says of a container
 /// that is gone is an error.
-pub const OWN: &[Case] = &[Case::new("crun delete that is killed", |bed| runtime(bed, "crun", "delete"))];
+pub const OWN: &[Case] =
+    &[Case::new("crun delete that is killed", |bed| runtime(bed, "crun", "delete")).needs(RUNTIMES)];
 
 const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -81,21 +81,29 @@ const ROOMS: &[Room] = &[
     Room { name: "terminals", cases: terminals::CASES },
     Room { name: "bulk", cases: bulk::CASES },
     Room { name: "origins", cases: origins::CASES },
-    Room { name: "kills", cases: kills::CASES },
-    Room { name: "restarts", cases: restarts::CASES },
-    Room { name: "many", cases: many::CASES },
-    Room { name: "soak", cases: soak::CASES },
     Room { name: "process", cases: process::CASES },
 ];
 
 /// The cases of what no other runtime has.
 const OWN_ROOMS: &[Room] = &[
-    Room { name: "kills", cases: kills::OWN },
     Room { name: "process", cases: process::OWN_CASES },
     Room { name: "capsules", cases: capsules::CASES },
+    Room { name: "again", cases: again::CASES },
+];
+
+/// The cases of every runtime that take minutes: a scenario of their own.
+const CAMPAIGNS: &[Room] = &[
+    Room { name: "kills", cases: kills::CASES },
+    Room { name: "restarts", cases: restarts::CASES },
+    Room { name: "many", cases: many::CASES },
+    Room { name: "soak", cases: soak::CASES },
+];
+
+/// Of these, what no other runtime has.
+const OWN_CAMPAIGNS: &[Room] = &[
+    Room { name: "kills", cases: kills::OWN },
     Room { name: "restarts", cases: restarts::OWN },
     Room { name: "many", cases: many::OWN },
-    Room { name: "again", cases: again::CASES },
 ];
 
 struct Room {
@@ -169,17 +177,19 @@ pub struct Choice {
     stacks: Vec<Stack>,
     /// A part of `ROOM: CASE` with `-` for blanks; nothing for all.
     part: String,
+    /// Whether the campaigns are meant, and not the rest. A part may be of either.
+    campaigns: bool,
 }
 
 impl Choice {
     /// From a scenario's name: `runtime`, `runtime:RUNTIME`, `runtime:RUNTIME:PART`; an empty runtime is both.
-    /// `soak` in the place of `runtime` is for [`soak::run`].
+    /// `campaigns` in the place of `runtime` means them, `soak` is for [`soak::run`].
     ///
     /// Not one of these: nothing. A runtime that is not known: an error.
     pub fn parse(scenario: &str) -> Option<Result<Self>> {
         let (name, rest) = scenario.split_once(':').unwrap_or((scenario, ""));
         let (runtime, part) = rest.split_once(':').unwrap_or((rest, ""));
-        matches!(name, "runtime" | "soak").then(|| {
+        matches!(name, "runtime" | "campaigns" | "soak").then(|| {
             let stacks = match runtime {
                 "" => vec![REFERENCE, OURS],
                 runtime => {
@@ -189,7 +199,7 @@ impl Choice {
                     })?]
                 }
             };
-            Ok(Self { stacks, part: part.to_owned() })
+            Ok(Self { stacks, part: part.to_owned(), campaigns: name == "campaigns" })
         })
     }
 }
@@ -200,14 +210,22 @@ pub fn scenario_of_environment() -> String {
     format!("runtime:{}:{}", variable("TEST_RUNTIME"), variable("TEST_CASES").replace(' ', "-"))
 }
 
+/// The scenario of campaigns that `TEST_RUNTIME` asks for; none where `TEST_CASES` names cases, which are run with the suite
+/// whatever they are.
+pub fn campaigns_of_environment() -> Option<String> {
+    let variable = |name| std::env::var(name).unwrap_or_default();
+    variable("TEST_CASES").is_empty().then(|| format!("campaigns:{}", variable("TEST_RUNTIME")))
+}
+
 /// Runs the suite.
 pub fn run(reporter: &mut Reporter, choice: &Choice) -> Result<()> {
     let ours = choice.stacks.contains(&OURS);
     let mut bed = Bed::start(reporter, ours)?;
     for stack in &choice.stacks {
         bed.use_stack(reporter, *stack)?;
-        let own = if *stack == OURS { OWN_ROOMS } else { &[] };
-        let rooms = ROOMS.iter().chain(own);
+        let suites = [(ROOMS, OWN_ROOMS, !choice.campaigns), (CAMPAIGNS, OWN_CAMPAIGNS, choice.campaigns)];
+        let meant = suites.iter().filter(|(.., meant)| *meant || !choice.part.is_empty());
+        let rooms = meant.flat_map(|(all, own, _)| all.iter().chain(own.iter().filter(|_| *stack == OURS)));
         let ran: usize = rooms.map(|room| run_room(reporter, &bed, room, &choice.part)).sum();
         ensure!(ran > 0, "no case of this machine has {:?} in `ROOM: CASE`", choice.part.replace('-', " "));
         reporter.check(&format!("{}: nothing is left: no task, no shim, no mount", stack.name), || {
@@ -287,6 +305,7 @@ mod tests {
         assert_eq!(parse("runtime::"), Some(vec!["reference", "ours"]));
         assert_eq!(parse("runtime:io.containerd.runc.v2"), Some(vec!["reference"]));
         assert_eq!(parse("runtime:io.containerd.capsule.v1:log-file"), Some(vec!["ours"]));
+        assert_eq!(parse("campaigns:"), Some(vec!["reference", "ours"]));
         assert_eq!(parse("runtime:crun"), Some(vec![]));
         assert_eq!(parse("demo"), None);
         let part = Choice::parse("runtime::log-file").map(|choice| choice.map(|choice| choice.part).ok());
@@ -296,7 +315,7 @@ mod tests {
     #[test]
     fn names_of_cases_are_unique() {
         let mut seen = HashSet::new();
-        for room in ROOMS.iter().chain(OWN_ROOMS) {
+        for room in [ROOMS, OWN_ROOMS, CAMPAIGNS, OWN_CAMPAIGNS].into_iter().flatten() {
             for case in room.cases {
                 assert!(seen.insert((room.name, case.name)), "{}: {}", room.name, case.name);
             }
