@@ -10,7 +10,7 @@ use super::faulty::{Faulty, How};
 use super::kills::{Beside, args_of, forgiven, kill, wait_until_gone};
 use super::traces::Traces;
 use super::{Bed, Case};
-use crate::scenario::ctr::{Container, Stack, ctr};
+use crate::scenario::ctr::{Container, ctr};
 
 /// What is tried.
 pub const CASES: &[Case] = &[
@@ -25,11 +25,6 @@ pub const CASES: &[Case] = &[
 
 /// With containerd's own runtime a shim and its container stay now and then, for good.
 pub const OWN: &[Case] = &[Case::new("containerd killed at any moment", any_time)];
-
-/// Besides, both daemons make their connections anew in their own time.
-fn forgiven_here(stack: Stack) -> Vec<&'static str> {
-    [forgiven(stack), &["descriptor of"]].concat()
-}
 
 /// Kills containerd, does something while it is away, starts it again.
 fn restart(bed: &Bed, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -62,7 +57,7 @@ fn running(bed: &Bed) -> Result<String> {
     container.wait_for("STOPPED")?;
     let code = container.remove()?;
     ensure!(code == 7, "exit status {code}");
-    before.settle(&bed.world(), &forgiven_here(bed.stack))?;
+    before.settle(&bed.world(), forgiven(bed.stack))?;
     Ok(String::new())
 }
 
@@ -75,7 +70,7 @@ fn paused(bed: &Bed) -> Result<String> {
     ctr(&["task", "resume", &container.id])?.success("resume")?;
     container.wait_for("RUNNING")?;
     container.remove()?;
-    before.settle(&bed.world(), &forgiven_here(bed.stack))?;
+    before.settle(&bed.world(), forgiven(bed.stack))?;
     Ok(String::new())
 }
 
@@ -95,7 +90,7 @@ fn ended(bed: &Bed) -> Result<String> {
     // containerd takes the shim of a container that has ended for one that a start has left, and ends it.
     wait_until_gone(&container.id)?;
     container.remove()?;
-    before.settle(&bed.world(), &forgiven_here(bed.stack))?;
+    before.settle(&bed.world(), forgiven(bed.stack))?;
     Ok(String::new())
 }
 
@@ -142,7 +137,7 @@ fn hung(bed: &Bed, step: &str) -> Result<String> {
     }
     wait_until_gone(&id)?;
     ctr(&["container", "rm", &id])?.success("ctr container rm")?;
-    before.settle(&bed.world(), &forgiven_here(stack))?;
+    before.settle(&bed.world(), forgiven(stack))?;
     let out = stack.run_once(&id, &["/bin/echo", "again"], b"")?.success("run again")?;
     ensure!(out == "again\n", "{out:?}");
     Ok(found)
@@ -171,6 +166,6 @@ fn any_time(bed: &Bed) -> Result<String> {
         let _ = ctr(&["container", "rm", &id])?;
         let _ = ctr(&["snapshots", "--snapshotter", stack.snapshotter, "rm", &id])?;
     }
-    before.settle(&bed.world(), &forgiven_here(stack))?;
+    before.settle(&bed.world(), forgiven(stack))?;
     Ok(format!("{tasks} of {ROUNDS} tasks were found again"))
 }

@@ -72,10 +72,12 @@ impl Traces {
         Ok(Self(counted))
     }
 
-    /// What is there now and was not here, or not so often.
+    /// What is there now and was not here, or not so often. The daemons connect to each other in their own time: what leaks a
+    /// descriptor of theirs has to do so for more than two containers.
     pub fn more(&self, now: &Self) -> Vec<String> {
         let before = |line: &String| self.0.get(line).copied().unwrap_or_default();
-        let more = now.0.iter().filter(|(line, count)| **count > before(line));
+        let slack = |line: &String| if line.starts_with("descriptor of") { 2 } else { 0 };
+        let more = now.0.iter().filter(|(line, count)| **count > before(line) + slack(line));
         more.map(|(line, count)| format!("{line} ({} before, {count} now)", before(line))).collect()
     }
 
