@@ -55,6 +55,8 @@ pub struct Runtime {
     create: Vec<OsString>,
     /// The search path with criu's directory first, if the options name one.
     path: Option<OsString>,
+    /// The working directory of all commands: the bundle, by which those are found that a killed shim has left.
+    directory: PathBuf,
     reaper: Arc<Reaper>,
 }
 
@@ -141,8 +143,8 @@ struct Done {
 }
 
 impl Runtime {
-    /// The runtime that `options` name, for a container of `namespace`.
-    pub fn new(options: &Options, namespace: &str, reaper: Arc<Reaper>) -> Self {
+    /// The runtime that `options` name, for the container of `namespace` that has this bundle.
+    pub fn new(options: &Options, namespace: &str, bundle: &Path, reaper: Arc<Reaper>) -> Self {
         let or =
             |value: &str, default: &str| if value.is_empty() { default.into() } else { value.to_owned() };
         let root = Path::new(&or(&options.root, ROOT)).join(namespace);
@@ -153,7 +155,8 @@ impl Runtime {
         let switches = [("--no-pivot", options.no_pivot_root), ("--no-new-keyring", options.no_new_keyring)];
         let create = switches.into_iter().filter(|(_, on)| *on).map(|(switch, _)| switch.into()).collect();
         let path = criu_first(&options.criu_path);
-        Self { binary: binary(options), root, global, create, path, reaper }
+        let directory = bundle.to_owned();
+        Self { binary: binary(options), root, global, create, path, directory, reaper }
     }
 
     /// Makes a container, whose init waits to be started.
@@ -271,7 +274,7 @@ impl Runtime {
         if let Some(console) = new.console {
             command.arg("--console-socket").arg(console);
         }
-        command.arg(id).current_dir(new.bundle);
+        command.arg(id);
         let stdio = |stream: Option<OwnedFd>| stream.map_or_else(Stdio::null, Stdio::from);
         command.stdin(stdio(new.streams.stdin));
         command.stdout(stdio(new.streams.stdout));
@@ -313,7 +316,7 @@ impl Runtime {
             command.env("PATH", path);
         }
         // systemd's readiness protocol is between systemd and containerd.
-        command.env_remove("NOTIFY_SOCKET").current_dir("/");
+        command.env_remove("NOTIFY_SOCKET").current_dir(&self.directory);
         command
     }
 
@@ -478,7 +481,7 @@ mod tests {
         let options =
             Options { no_pivot_root: true, systemd_cgroup: true, root: "/r".into(), ..Default::default() };
         let reaper = Arc::new(Reaper::idle());
-        let runtime = Runtime::new(&options, "ns", reaper);
+        let runtime = Runtime::new(&options, "ns", Path::new("/"), reaper);
         assert_eq!(runtime.binary, Path::new("runc"));
         assert_eq!(runtime.global, ["--root", "/r/ns", "--systemd-cgroup"]);
         assert_eq!(runtime.create, ["--no-pivot"]);

@@ -108,7 +108,7 @@ impl Container {
         let Create { id, bundle, rootfs, stdio, options, checkpoint } = request;
         let spec = bundle.read_spec()?;
         bundle.write_options(&options)?;
-        let runtime = Runtime::new(&options, &host.namespace, host.reaper.clone());
+        let runtime = Runtime::new(&options, &host.namespace, bundle.path(), host.reaper.clone());
         let container = Self {
             id,
             root: spec.rootfs(&bundle),
@@ -128,7 +128,7 @@ impl Container {
             oom: Mutex::default(),
             host,
         };
-        rootfs::mount_all(&rootfs, &container.bundle.rootfs())?;
+        rootfs::mount_all(&rootfs, &container.bundle.rootfs()).await?;
         if container.checkpoint.is_some() {
             return Ok((Arc::new(container), None));
         }

@@ -125,7 +125,7 @@ mod tests {
             (of("bind", &bound, &["rbind", "rw"]), false),
             (of("bind", &bound, &["rbind", "ro"]), false),
         ] {
-            mount_all(std::slice::from_ref(&mount), &target).expect("this test mounts: run it as root");
+            mount_all(std::slice::from_ref(&mount), &target).await.expect("this test mounts: run it as root");
             let owner = |name: &str| {
                 let seen = fs::metadata(target.join(name)).unwrap();
                 (seen.uid(), seen.gid())

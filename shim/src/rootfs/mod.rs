@@ -70,6 +70,15 @@ pub enum RootfsError {
     /// The unmount.
     #[error("cannot unmount {}", .0.display())]
     Unmount(PathBuf, #[source] Errno),
+    /// The shim ends.
+    #[error("a mount or unmount was given up")]
+    GivenUp(#[source] tokio::task::JoinError),
+}
+
+/// Off the runtime's one thread: the kernel may read a file system's journal before it has mounted it, and writes all of a
+/// layer's file system to the disk before it has unmounted an overlay. Other containers do not wait for that.
+async fn aside(step: impl FnOnce() -> Result<(), RootfsError> + Send + 'static) -> Result<(), RootfsError> {
+    tokio::task::spawn_blocking(step).await.map_err(RootfsError::GivenUp)?
 }
 
 /// Mounts all of `mounts` on `target`, in order; on an error nothing stays mounted. An empty list leaves the target
@@ -77,7 +86,7 @@ pub enum RootfsError {
 ///
 /// # Errors
 /// [`RootfsError`], naming the step and the mount.
-pub fn mount_all(mounts: &[Mount], target: &Path) -> Result<(), RootfsError> {
+pub async fn mount_all(mounts: &[Mount], target: &Path) -> Result<(), RootfsError> {
     let plans = mounts
         .iter()
         .enumerate()
@@ -86,13 +95,18 @@ pub fn mount_all(mounts: &[Mount], target: &Path) -> Result<(), RootfsError> {
     if plans.is_empty() {
         return Ok(());
     }
+    let target = target.to_owned();
+    aside(move || apply_all(&plans, &target)).await
+}
+
+fn apply_all(plans: &[Plan], target: &Path) -> Result<(), RootfsError> {
     match fs::create_dir(target) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
             return Err(RootfsError::Target(target.to_owned(), e));
         }
         _ => {}
     }
-    for plan in &plans {
+    for plan in plans {
         if let Err(error) = apply(plan, target) {
             // Each mount hides the one before, so all of them come off from here.
             if let Err(undo) = detach_all(target) {
@@ -135,7 +149,7 @@ fn propagate(propagation: Option<MountPropagationFlags>, target: &Path) -> Resul
 }
 
 /// An overlay of more layers than fit in the one page of mount(2)'s options: layer by layer, by the mount API of
-/// Linux 5.2, with `lowerdir+` of 6.5.
+/// Linux 5.2, with `lowerdir+` of 6.7.
 fn overlay(
     layers: &[PathBuf],
     parameters: &[(String, Option<String>)],
@@ -190,6 +204,11 @@ const BUSY: (u32, Duration) = (10, Duration::from_millis(20));
 /// # Errors
 /// The kernel's refusal of the lazy unmount.
 pub async fn unmount_all(target: &Path) -> Result<(), RootfsError> {
+    let target = target.to_owned();
+    aside(move || unmount_patiently(&target)).await
+}
+
+fn unmount_patiently(target: &Path) -> Result<(), RootfsError> {
     let mut tries = 0;
     loop {
         match unmount(target, UnmountFlags::NOFOLLOW) {
@@ -197,7 +216,7 @@ pub async fn unmount_all(target: &Path) -> Result<(), RootfsError> {
             Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
             Err(Errno::BUSY) if tries < BUSY.0 => {
                 tries += 1;
-                tokio::time::sleep(BUSY.1).await;
+                std::thread::sleep(BUSY.1);
             }
             Err(Errno::BUSY) => return detach_all(target),
             Err(source) => return Err(RootfsError::Unmount(target.to_owned(), source)),
@@ -234,9 +253,9 @@ mod tests {
         let overlay =
             Mount { kind: "overlay".into(), source: "overlay".into(), options, ..Default::default() };
 
-        mount_all(&[], &target).unwrap();
+        mount_all(&[], &target).await.unwrap();
         assert!(!target.exists());
-        mount_all(std::slice::from_ref(&overlay), &target).expect("this test mounts: run it as root");
+        mount_all(std::slice::from_ref(&overlay), &target).await.expect("this test mounts: run it as root");
         assert_eq!(fs::read_dir(&target).unwrap().count(), 60);
         assert!(fs::write(target.join("x"), "").is_err());
         unmount_all(&target).await.unwrap();
@@ -251,10 +270,10 @@ mod tests {
             ..Default::default()
         };
         let missing = dir.path().join("missing");
-        let error = mount_all(&[bind(&layer(0)), bind(&missing)], &target).unwrap_err();
+        let error = mount_all(&[bind(&layer(0)), bind(&missing)], &target).await.unwrap_err();
         assert!(error.to_string().starts_with("bind of "), "{error}");
         assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
-        mount_all(&[bind(&layer(7))], &target).unwrap();
+        mount_all(&[bind(&layer(7))], &target).await.unwrap();
         assert!(target.join("file7").exists() && fs::write(target.join("x"), "").is_err());
         unmount_all(&target).await.unwrap();
     }

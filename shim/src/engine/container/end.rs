@@ -178,10 +178,10 @@ pub async fn clean_up(
 ) -> Result<i32, BundleError> {
     let kept = bundle.read_options()?;
     if kept.is_some() {
-        orphans::kill(bundle.path()).await;
+        orphans::kill(bundle.path(), id.as_str()).await;
     }
     let half_made = kept.is_some();
-    let runtime = Runtime::new(&kept.unwrap_or_default(), namespace, reaper);
+    let runtime = Runtime::new(&kept.unwrap_or_default(), namespace, bundle.path(), reaper);
     // containerd asks for this at the end of every shim, nearly all of which have left nothing.
     if runtime.may_have(id.as_str())
         && let Err(error) = runtime.delete(id.as_str(), true).await

@@ -59,12 +59,21 @@ impl Container {
         let bundle = self.bundle.path();
         if !stdio.terminal {
             let (streams, io) = ProcessIo::pipes(stdio, &setup).await?;
-            if let Launch::Exec(_) = launch {
-                io.open_stdin()?;
-            }
-            self.make(launch, NewProcess { bundle, pid_file, log, console: None, streams }).await?;
-            let pid = read_pid_file(pid_file)?;
-            return Ok(Launched { pid, io, claim: watch.claim(pid) });
+            let made = async {
+                if let Launch::Exec(_) = launch {
+                    io.open_stdin()?;
+                }
+                self.make(launch, NewProcess { bundle, pid_file, log, console: None, streams }).await?;
+                Ok(read_pid_file(pid_file)?)
+            };
+            return match made.await {
+                Ok(pid) => Ok(Launched { pid, io, claim: watch.claim(pid) }),
+                Err(error) => {
+                    // The runtime may have written to its streams, and nobody need ever read that.
+                    io.release();
+                    Err(error)
+                }
+            };
         }
         let is_exec = matches!(launch, Launch::Exec(_));
         let console = ConsoleSocket::bind()?;

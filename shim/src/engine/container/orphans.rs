@@ -14,9 +14,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 const GONE: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(2);
 
-/// Kills every command that works on `bundle`, and waits until they are gone.
-pub async fn kill(bundle: &Path) {
-    let commands: Vec<(Pid, OwnedFd)> = find(bundle);
+/// Kills every command that works on container `id` in `bundle`, and waits until they are gone.
+pub async fn kill(bundle: &Path, id: &str) {
+    let commands: Vec<(Pid, OwnedFd)> = find(bundle, id);
     for (pid, command) in &commands {
         log::info!("kill the runtime's command {pid:?}, which the killed shim has left");
         let _ = pidfd_send_signal(command, Signal::KILL); // it may have ended by itself
@@ -27,9 +27,10 @@ pub async fn kill(bundle: &Path) {
     }
 }
 
-/// A command has the bundle as its working directory and names it among its arguments. No process of a container can be
+/// A command has the bundle as its working directory and names the runtime's root, and the container or something in
+/// the bundle, among its arguments. No process of a container can be
 /// taken for one: none has a directory of the host.
-fn find(bundle: &Path) -> Vec<(Pid, OwnedFd)> {
+fn find(bundle: &Path, id: &str) -> Vec<(Pid, OwnedFd)> {
     let Ok(wanted) = fs::metadata(bundle).map(|m| (m.dev(), m.ino())) else { return Vec::new() };
     let own = rustix::process::getpid();
     let processes = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
@@ -39,8 +40,11 @@ fn find(bundle: &Path) -> Vec<(Pid, OwnedFd)> {
         let pinned = pidfd_open(pid, PidfdFlags::empty()).ok()?;
         let directory = fs::metadata(entry.path().join("cwd")).ok()?;
         let arguments = fs::read(entry.path().join("cmdline")).ok()?;
-        let names = arguments.split(|byte| *byte == 0).any(|word| names_in(bundle, word));
-        ((directory.dev(), directory.ino()) == wanted && names).then_some((pid, pinned))
+        let words = || arguments.split(|byte| *byte == 0);
+        // A shim has the same directory and the same id among its arguments: it is asked to end, not killed.
+        let is_command = words().any(|word| word == b"--root");
+        let names = words().any(|word| word == id.as_bytes() || names_in(bundle, word));
+        ((directory.dev(), directory.ino()) == wanted && is_command && names).then_some((pid, pinned))
     };
     processes.filter_map(command).collect()
 }
@@ -64,21 +68,25 @@ mod tests {
     #[tokio::test]
     async fn only_commands_on_the_bundle_are_killed() {
         let bundle = tempfile::tempdir().unwrap();
-        let start = |directory: &Path, argument: &Path| {
+        let start_with = |root: &str, directory: &Path, argument: &Path| {
             let mut command = Command::new("sh");
-            command.args(["-c", "echo; sleep 60; :"]).arg(argument).current_dir(directory);
+            command.args(["-c", "echo; sleep 60; :", root]).arg(argument).current_dir(directory);
             let mut child = command.stdout(Stdio::piped()).process_group(0).spawn().unwrap();
             // Its command line is its own once it writes.
             std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0]).unwrap();
             child
         };
         use std::os::unix::process::{CommandExt, ExitStatusExt};
+        let start = |directory: &Path, argument: &Path| start_with("--root", directory, argument);
+        let mut shim = start_with("-id", bundle.path(), Path::new("c1"));
         let mut command = start(bundle.path(), &bundle.path().join("init.pid"));
+        let mut by_id = start(bundle.path(), Path::new("c1"));
         let mut elsewhere = start(Path::new("/"), bundle.path());
         let mut other = start(bundle.path(), Path::new("/other"));
-        kill(bundle.path()).await;
+        kill(bundle.path(), "c1").await;
         assert_eq!(command.wait().unwrap().signal(), Some(9));
-        for child in [&mut elsewhere, &mut other] {
+        assert_eq!(by_id.wait().unwrap().signal(), Some(9));
+        for child in [&mut elsewhere, &mut other, &mut shim] {
             assert!(child.try_wait().unwrap().is_none());
             child.kill().unwrap();
             child.wait().unwrap();
