@@ -18,6 +18,9 @@ use crate::scenario::world::World;
 const PLACES: [&str; 4] = ["/run", "/tmp", "/dev/shm", "/var/lib/containerd/io.containerd.runtime.v2.task"];
 /// How long the last of it may take to go: clients' connections are closed by a daemon in its own time.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// capsuled's folders for the marks of containers, which the first one in a namespace makes and which stay. The marks in
+/// them count.
+const FOLDERS: [&str; 2] = ["/run/capsule/kept", "/run/capsule/kept/default"];
 
 /// Everything of a node, counted by kind and name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,7 +166,9 @@ fn files(at: &Path, lines: &mut Vec<String>) -> Result<()> {
         } else {
             "file"
         };
-        lines.push(format!("{name} {}", path.display()));
+        if !FOLDERS.iter().any(|folder| path == Path::new(folder)) {
+            lines.push(format!("{name} {}", path.display()));
+        }
         if kind.is_dir() && path.metadata().is_ok_and(|metadata| metadata.dev() == device) {
             files(&path, lines)?;
         }
