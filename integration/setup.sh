@@ -26,6 +26,7 @@ need gpgv gpgv
 need_file /etc/ssl/certs/ca-certificates.crt ca-certificates
 need_file /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
 need_file /usr/lib/x86_64-linux-gnu/libc.a libc6-dev
+need_file /usr/bin/busybox busybox-static
 
 # cargo's version, or nothing. A toolchain that rustup would first have to fetch counts as none.
 cargo_version() {

@@ -12,6 +12,11 @@ impl ExitSignal {
         self.0.send_replace(true);
     }
 
+    /// Whether the shim is on its way out.
+    pub fn is_set(&self) -> bool {
+        *self.0.borrow()
+    }
+
     /// Waits for the end.
     pub async fn wait(&self) {
         // The sender is `self`: it cannot be gone.

@@ -55,8 +55,8 @@ pub struct Runtime {
     create: Vec<OsString>,
     /// The search path with criu's directory first, if the options name one.
     path: Option<OsString>,
-    /// The working directory of all commands: the bundle, by which those are found that a killed shim has left.
-    directory: PathBuf,
+    /// The working directory of all commands, by which those are found that a killed shim has left.
+    bundle: PathBuf,
     reaper: Arc<Reaper>,
 }
 
@@ -123,8 +123,6 @@ pub struct Streams {
 
 /// Where a new process' pid and terminal go.
 pub struct NewProcess<'a> {
-    /// The bundle, which is also the command's working directory.
-    pub bundle: &'a Path,
     /// Written by the runtime.
     pub pid_file: &'a Path,
     /// Written by the runtime, read when it fails.
@@ -155,8 +153,8 @@ impl Runtime {
         let switches = [("--no-pivot", options.no_pivot_root), ("--no-new-keyring", options.no_new_keyring)];
         let create = switches.into_iter().filter(|(_, on)| *on).map(|(switch, _)| switch.into()).collect();
         let path = criu_first(&options.criu_path);
-        let directory = bundle.to_owned();
-        Self { binary: binary(options), root, global, create, path, directory, reaper }
+        let bundle = bundle.to_owned();
+        Self { binary: binary(options), root, global, create, path, bundle, reaper }
     }
 
     /// Makes a container, whose init waits to be started.
@@ -164,7 +162,7 @@ impl Runtime {
     /// # Errors
     /// [`RuntimeError`] with the last error in the runtime's log.
     pub async fn create(&self, id: &str, new: NewProcess<'_>) -> Result<(), RuntimeError> {
-        let mut args: Vec<OsString> = vec!["create".into(), "--bundle".into(), new.bundle.into()];
+        let mut args: Vec<OsString> = vec!["create".into(), "--bundle".into(), (&self.bundle).into()];
         args.extend(self.create.iter().cloned());
         self.make(args, id, new).await
     }
@@ -316,7 +314,7 @@ impl Runtime {
             command.env("PATH", path);
         }
         // systemd's readiness protocol is between systemd and containerd.
-        command.env_remove("NOTIFY_SOCKET").current_dir(&self.directory);
+        command.env_remove("NOTIFY_SOCKET").current_dir(&self.bundle);
         command
     }
 

@@ -42,6 +42,8 @@ use crate::{
     registration, rootfs,
 };
 
+const KILL: u32 = 9;
+
 /// What makes a container.
 pub struct Create {
     /// Its id.
@@ -152,9 +154,7 @@ impl Container {
             log::warn!("undo container {}: {}", self.id, chain(&error));
         }
         leftover::remove(self.spec.cgroups_path()).await;
-        if let Err(error) = rootfs::unmount_all(&self.bundle.rootfs()).await {
-            log::warn!("undo container {}: {}", self.id, chain(&error));
-        }
+        end::unmount(&self.bundle, &self.id).await;
     }
 
     /// Its id.

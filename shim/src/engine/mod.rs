@@ -177,6 +177,9 @@ pub enum EngineError {
     /// Its client asked for its deletion, or its shim's end, before it was made.
     #[error("container {0:?} was deleted while it was made")]
     Abandoned(String),
+    /// A container would die with the shim.
+    #[error("container {0:?} cannot be made: the shim is ending; try again, and another is started")]
+    Ending(String),
 }
 
 /// The registry of containers, and what begins and ends with the first and last of them.
@@ -322,6 +325,10 @@ impl Engine {
 
     fn reserve(&self, id: &Id) -> Result<(), EngineError> {
         let mut containers = self.lock();
+        // Its last steps may take a minute, in which the connection of whoever had it is open.
+        if self.exit.is_set() {
+            return Err(EngineError::Ending(id.to_string()));
+        }
         if containers.contains_key(id.as_str()) {
             return Err(EngineError::Exists(id.to_string()));
         }

@@ -43,7 +43,7 @@ impl Runtime {
         images: &Images<'_>,
         new: NewProcess<'_>,
     ) -> Result<(), RuntimeError> {
-        let mut args: Vec<OsString> = vec!["restore".into(), "--bundle".into(), new.bundle.into()];
+        let mut args: Vec<OsString> = vec!["restore".into(), "--bundle".into(), (&self.bundle).into()];
         args.extend(["--image-path".into(), images.path.into(), "--work-path".into(), images.work.into()]);
         if let Some(parent) = images.parent {
             args.extend(["--parent-path".into(), parent.into()]);

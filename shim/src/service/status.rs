@@ -31,6 +31,7 @@ fn code(error: &EngineError) -> Code {
         | EngineError::Options(_)
         | EngineError::Bundle(BundleError::Annotation { .. }) => Code::INVALID_ARGUMENT,
         EngineError::Abandoned(_) => Code::ABORTED,
+        EngineError::Ending(_) => Code::UNAVAILABLE,
         // What containerd's own shim answers so: clients take this, and only this, for "the request made no sense now".
         EngineError::Refused(_)
         | EngineError::ExecSpec(..)

@@ -6,12 +6,16 @@ use std::{
     io::{self, ErrorKind},
     os::unix::{
         fs::{DirBuilderExt, MetadataExt, PermissionsExt},
-        net::{UnixListener, UnixStream},
+        net::UnixListener,
     },
     path::{Path, PathBuf},
 };
 
-use rustix::fs::FlockOperation;
+use rustix::{
+    fs::FlockOperation,
+    io::Errno,
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with},
+};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
@@ -73,7 +77,7 @@ pub fn acquire(path: &Path) -> Result<Option<UnixListener>, SocketError> {
     let lock_error = |e| SocketError::Lock(directory.to_owned(), e);
     let lock = File::open(directory).map_err(lock_error)?;
     rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(|e| lock_error(e.into()))?;
-    if UnixStream::connect(path).is_ok() {
+    if is_served(path) {
         return Ok(None);
     }
     match fs::remove_file(path) {
@@ -86,6 +90,17 @@ pub fn acquire(path: &Path) -> Result<Option<UnixListener>, SocketError> {
         SocketError::Protect(path.to_owned(), e)
     })?;
     Ok(Some(listener))
+}
+
+/// Whether somebody listens on `path`. Does not wait, and so holds up nobody who waits for the lock: a server that is
+/// stopped, and whose queue is full (connect(2), EAGAIN), is one.
+fn is_served(path: &Path) -> bool {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let connect = || {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)
+    };
+    matches!(connect(), Ok(()) | Err(Errno::AGAIN))
 }
 
 /// The file of a socket that this process serves.
@@ -136,6 +151,10 @@ mod tests {
         let path = dir.path().join("s/socket");
         let listener = acquire(&path).unwrap().unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(acquire(&path).unwrap().is_none());
+        // A full queue, of a server that accepts nobody, is a server too, and nobody waits for it. The connection above is
+        // still in it: that is one more than none.
+        rustix::net::listen(&listener, 0).unwrap();
         assert!(acquire(&path).unwrap().is_none());
         drop(listener);
         assert!(acquire(&path).unwrap().is_some());

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Container,
+    Container, KILL,
     launch::{Launch, Launched},
 };
 use crate::{
@@ -19,8 +19,6 @@ use crate::{
     oci::Images,
     options::CheckpointOptions,
 };
-
-const KILL: u32 = 9;
 
 /// What a container is restored from, when it is started.
 #[derive(Debug, Clone, PartialEq, Eq)]

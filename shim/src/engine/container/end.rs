@@ -10,7 +10,7 @@ use containerd_shim::protos::events::task::{TaskDelete, TaskExit};
 use protobuf::MessageField;
 use tokio::time::timeout;
 
-use super::{Container, orphans};
+use super::{Container, KILL, orphans};
 use crate::{
     bundle::{Bundle, BundleError, read_pid_file},
     cgroup::leftover,
@@ -29,7 +29,6 @@ use crate::{
 const LAST_EXECS: Duration = Duration::from_secs(10);
 /// How long a container that was never started takes to end once it is deleted.
 const END: Duration = Duration::from_secs(10);
-const KILL: u32 = 9;
 
 impl Container {
     /// Waits for a process' exit and reports it.
@@ -166,6 +165,13 @@ impl Container {
     }
 }
 
+/// Takes away the root of a container that nobody will ask about again.
+pub(super) async fn unmount(bundle: &Bundle, id: &Id) {
+    if let Err(error) = rootfs::unmount_all(&bundle.rootfs()).await {
+        log::warn!("remove container {id}: {}", chain(&error));
+    }
+}
+
 /// Cleans up after a shim that was killed: the `delete` action's part.
 ///
 /// # Errors
@@ -191,8 +197,6 @@ pub async fn clean_up(
     if half_made && let Ok(spec) = bundle.read_spec() {
         leftover::remove(spec.cgroups_path()).await;
     }
-    if let Err(error) = rootfs::unmount_all(&bundle.rootfs()).await {
-        log::warn!("remove container {id}: {}", chain(&error));
-    }
+    unmount(bundle, id).await;
     read_pid_file(&bundle.init_pid_file())
 }

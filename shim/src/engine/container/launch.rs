@@ -56,14 +56,13 @@ impl Container {
     ) -> Result<Launched, EngineError> {
         let (stdio, setup) = (process.stdio(), self.io_setup(process));
         let watch = self.host.reaper.watch();
-        let bundle = self.bundle.path();
         if !stdio.terminal {
             let (streams, io) = ProcessIo::pipes(stdio, &setup).await?;
             let made = async {
                 if let Launch::Exec(_) = launch {
                     io.open_stdin()?;
                 }
-                self.make(launch, NewProcess { bundle, pid_file, log, console: None, streams }).await?;
+                self.make(launch, NewProcess { pid_file, log, console: None, streams }).await?;
                 Ok(read_pid_file(pid_file)?)
             };
             return match made.await {
@@ -78,8 +77,7 @@ impl Container {
         let is_exec = matches!(launch, Launch::Exec(_));
         let console = ConsoleSocket::bind()?;
         let streams = Streams::default();
-        self.make(launch, NewProcess { bundle, pid_file, log, console: Some(console.path()), streams })
-            .await?;
+        self.make(launch, NewProcess { pid_file, log, console: Some(console.path()), streams }).await?;
         let pid = read_pid_file(pid_file)?;
         let claim = watch.claim(pid);
         let late = || IoError::Terminal(std::io::ErrorKind::TimedOut.into());
