@@ -33,6 +33,7 @@ const WITHOUT_CRI: &str = "disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"
 pub struct World {
     containerd: Daemon,
     capsuled: Option<Daemon>,
+    with_capsuled: bool,
 }
 
 /// A daemon whose output goes to a log.
@@ -73,6 +74,11 @@ impl Daemon {
         Ok(())
     }
 
+    fn has_ended(&mut self) -> Result<bool> {
+        let status = self.child.try_wait().with_context(|| format!("look at {}", self.name))?;
+        Ok(status.is_some())
+    }
+
     pub(super) fn name(&self) -> &str {
         &self.name
     }
@@ -102,7 +108,7 @@ impl World {
         // capsuled asks containerd and serves it: it is started beside it, in no order.
         let capsuled = with_capsuled.then(|| start_capsuled(&[])).transpose()?;
         containerd.wait_until(|| Path::new(CONTAINERD_SOCKET).exists() && answers())?;
-        let mut world = Self { containerd, capsuled };
+        let mut world = Self { containerd, capsuled, with_capsuled };
         world.wait_for_capsuled()?;
         Ok(world)
     }
@@ -159,6 +165,15 @@ impl World {
     pub fn restart_capsuled(&mut self) -> Result<()> {
         self.capsuled = Some(start_capsuled(&[])?);
         self.wait_for_capsuled()
+    }
+
+    /// Starts what was killed and not started again: a failed scenario may have left it so.
+    pub fn mend(&mut self) -> Result<()> {
+        if self.containerd.has_ended()? {
+            self.start_containerd()?;
+        }
+        let gone = self.capsuled.as_mut().map_or(Ok(true), Daemon::has_ended)?;
+        if self.with_capsuled && gone { self.restart_capsuled() } else { Ok(()) }
     }
 
     /// Replaces capsuled by another that takes over, and waits until the first has ended, which means that the

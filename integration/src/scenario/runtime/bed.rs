@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell, RefMut};
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -144,8 +145,13 @@ impl Bed {
         self.stack.start_with_output(id, options, &["/bin/sh", "-c", script])
     }
 
-    /// Removes what a failed case left, as well as it can: the next case should not suffer for it.
+    /// Removes what a failed case left, and starts what it killed, as well as it can: the next case should not suffer for
+    /// it.
     pub fn clean(&self) {
+        if let Err(error) = self.world().mend().and_then(|()| self.wait_for_snapshotter().map(drop)) {
+            // The next case says so, too.
+            let _ = writeln!(std::io::stderr(), "clean up after a failed case: {error:#}");
+        }
         for (list, remove) in [
             (["task", "ls", "-q"], &["task", "rm", "-f"][..]),
             (["container", "ls", "-q"], &["container", "rm"]),
@@ -169,13 +175,17 @@ impl Bed {
             ensure!(shims.is_empty() && mounts.is_empty(), "left: {shims:?} {mounts:?}");
             Ok(())
         })?;
-        // containerd waits a moment before it connects again to a capsuled that was replaced.
-        let list = eventually("containerd to list snapshots", || {
-            ctr(&["snapshots", "--snapshotter", self.stack.snapshotter, "ls"])?.success("ctr snapshots ls")
-        })?;
+        let list = self.wait_for_snapshotter()?;
         let active = list.lines().filter(|line| line.trim_end().ends_with("Active")).count();
         ensure!(active == 0, "snapshots: {list}");
         Ok(String::new())
+    }
+
+    /// containerd waits a moment before it connects again to a capsuled that was replaced. What `ctr` lists then.
+    fn wait_for_snapshotter(&self) -> Result<String> {
+        eventually("containerd to list snapshots", || {
+            ctr(&["snapshots", "--snapshotter", self.stack.snapshotter, "ls"])?.success("ctr snapshots ls")
+        })
     }
 
     /// Ends the daemons.
