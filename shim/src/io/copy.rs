@@ -1,11 +1,11 @@
-//! Moving bytes between FIFOs and processes: one task per stream, each waiting for nobody else.
+//! Moving what processes write to their sinks: one task per stream, each waiting for nobody else.
 
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     sync::{
-        Arc, Mutex, Weak,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -14,21 +14,20 @@ use rustix::io::{Errno, ioctl_fionread};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::watch,
-    task::{AbortHandle, spawn_blocking},
+    task::spawn_blocking,
     time::{sleep, timeout},
 };
 
 use super::{
     buffer::Buffer,
-    fifo::InputFifo,
-    lock,
-    sink::{LogFile, Sink, write},
+    copies::Copies,
+    sink::{LogFile, Sink},
 };
 
 /// As much as a pipe holds: a process that has filled it is read on at one go. Larger pipes were no faster.
-const CHUNK: usize = 64 << 10;
+pub(super) const CHUNK: usize = 64 << 10;
 /// How often an output is looked at while it drains.
-const LOOK: Duration = Duration::from_millis(5);
+pub(super) const LOOK: Duration = Duration::from_millis(5);
 /// An output that moves nothing for so long has a stalled reader.
 const STALL: Duration = Duration::from_secs(1);
 /// A FIFO from which nothing is read for so long has no reader who waits for it.
@@ -41,7 +40,7 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// million short lines costs more than to write them, and a pipe holds what comes meanwhile.
 const NAP: Duration = Duration::from_micros(100);
 
-type Fd = Arc<AsyncFd<OwnedFd>>;
+pub(super) type Fd = Arc<AsyncFd<OwnedFd>>;
 
 /// Where output comes from.
 pub enum Source {
@@ -238,7 +237,7 @@ impl Output {
     }
 
     /// Something is known to be undelivered.
-    fn pending(&self) -> bool {
+    pub(super) fn pending(&self) -> bool {
         !*self.done.borrow() && (self.busy.load(Relaxed) || self.source.waiting() > 0 || self.held() > 0)
     }
 
@@ -307,94 +306,6 @@ impl Output {
     }
 }
 
-/// All outputs and logging programs of this shim, for its last moments.
-#[derive(Clone, Default)]
-pub struct Copies {
-    outputs: Arc<Mutex<Vec<Weak<Output>>>>,
-    ending: Arc<AtomicUsize>,
-}
-
-/// A logging program that takes in what is left, while this lives.
-pub struct Ending(Arc<AtomicUsize>);
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
-}
-
-impl Copies {
-    /// Counts a logging program that is about to end.
-    pub fn begin_end(&self) -> Ending {
-        self.ending.fetch_add(1, Relaxed);
-        Ending(self.ending.clone())
-    }
-
-    fn add(&self, output: &Arc<Output>) {
-        let mut outputs = lock(&self.outputs);
-        outputs.retain(|output| output.strong_count() > 0);
-        outputs.push(Arc::downgrade(output));
-    }
-
-    /// Waits until all that was written has been delivered, at most `limit`, and for logging programs, whose end has
-    /// limits of its own.
-    pub async fn finish(&self, limit: Duration) {
-        let outputs = || lock(&self.outputs).iter().filter_map(Weak::upgrade).any(|output| output.pending());
-        let wait = async {
-            while outputs() {
-                sleep(LOOK).await;
-            }
-        };
-        if timeout(limit, wait).await.is_err() {
-            log::warn!("output is dropped: its reader has stalled for {limit:?}");
-        }
-        while self.ending.load(Relaxed) > 0 {
-            sleep(LOOK).await;
-        }
-    }
-}
-
-/// The stream from a FIFO to a process.
-pub struct Input {
-    keeper: Mutex<Option<OwnedFd>>,
-    task: AbortHandle,
-}
-
-impl Input {
-    /// Starts copying to a pipe or a terminal.
-    pub fn start(fifo: InputFifo, sink: Fd) -> Self {
-        let InputFifo { reader, keeper } = fifo;
-        let task = tokio::spawn(async move {
-            if let Err(error) = copy_in(&reader, &sink).await {
-                log::debug!("input: {error}");
-            }
-        });
-        Self { keeper: Mutex::new(Some(keeper)), task: task.abort_handle() }
-    }
-
-    /// The input ends when the last client has closed its end.
-    pub fn close(&self) {
-        lock(&self.keeper).take();
-    }
-}
-
-impl Drop for Input {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn copy_in(reader: &Fd, sink: &Fd) -> io::Result<()> {
-    reader.readable().await?.retain_ready();
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        match read(reader, &mut buffer).await? {
-            0 => return Ok(()),
-            length => write_all(sink, &buffer[..length]).await?,
-        }
-    }
-}
-
 /// Waits until there is something to read, or the end. `new` is deprecated for types that may name a descriptor that
 /// they do not own; an `Arc` of an `OwnedFd` keeps it.
 #[allow(deprecated)]
@@ -404,13 +315,7 @@ async fn watch_once(pipe: &Arc<OwnedFd>) -> io::Result<()> {
     Ok(())
 }
 
-async fn read(fd: &Fd, buffer: &mut [u8]) -> io::Result<usize> {
+/// Reads without blocking the thread.
+pub(super) async fn read(fd: &Fd, buffer: &mut [u8]) -> io::Result<usize> {
     fd.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut *buffer)?)).await
-}
-
-async fn write_all(fd: &Fd, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        bytes = &bytes[write(fd, bytes).await?..];
-    }
-    Ok(())
 }

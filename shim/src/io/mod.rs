@@ -2,14 +2,16 @@
 //! terminal that the process has.
 //!
 //! Rooms: `target` says where streams go, `fifo` opens FIFOs, `logger` runs logging programs, `sink` writes to any of them,
-//! `buffer` holds what a slow log has not taken, `copy` moves bytes, `console` receives a terminal from the runtime; here
+//! `buffer` holds what a slow log has not taken, `copy` moves output and `input` input, `copies` knows all outputs, `console` receives a terminal from the runtime; here
 //! is what a process' streams are as a whole. Data is copied, not spliced: spliced pages stay the container's, which could then
 //! change them, or make a host's reader wait for them.
 
 mod buffer;
 mod console;
+mod copies;
 mod copy;
 mod fifo;
+mod input;
 mod logger;
 mod sink;
 mod target;
@@ -22,9 +24,10 @@ use std::{
 };
 
 pub use console::ConsoleSocket;
-pub use copy::Copies;
-use copy::{Input, Output, Source};
+pub use copies::Copies;
+use copy::{Output, Source};
 use fifo::OutputFifo;
+use input::Input;
 use logger::Logger;
 use rustix::{
     fs::{Gid, Uid},

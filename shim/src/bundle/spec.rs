@@ -1,0 +1,234 @@
+//! What the shim needs of a container's OCI spec. Pure.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+use super::{Bundle, BundleError};
+
+/// Annotations that put containers in one shim, in order of preference; the same as the Go shim's.
+const GROUPS: [&str; 2] = ["io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"];
+
+/// The attachments that a container has before its first process runs: NAME[@VERSION][:TARGET[:MODE]], by commas.
+pub const ATTACH: &str = "resourcecapsules.io/attach";
+/// `false` for a container that is to have no capsules at all.
+const ENABLED: &str = "resourcecapsules.io/enabled";
+/// Whether a container waits for a slow log (`blocking`, what it does without this) or its output is dropped
+/// (`non-blocking`), as Docker's log option `mode`.
+const LOG_MODE: &str = "resourcecapsules.io/log-mode";
+/// How much output waits for a slow log before it is dropped, as Docker's log option `max-buffer-size`.
+const LOG_BUFFER: &str = "resourcecapsules.io/log-max-buffer-size";
+/// The same as Docker's.
+const DEFAULT_LOG_BUFFER: usize = 1 << 20;
+/// The shim's memory is the host's, and whoever writes a pod chooses the size.
+const MAX_LOG_BUFFER: usize = 64 << 20;
+
+/// What the shim needs of `config.json`. Everything else in it is the runtime's business and is never rewritten.
+#[derive(Debug, Default, Deserialize)]
+pub struct Spec {
+    #[serde(default)]
+    annotations: HashMap<String, String>,
+    #[serde(default)]
+    root: Option<Root>,
+    #[serde(default)]
+    linux: Option<Linux>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Root {
+    #[serde(default)]
+    path: PathBuf,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Linux {
+    #[serde(default)]
+    namespaces: Vec<Namespace>,
+    #[serde(default, rename = "cgroupsPath")]
+    cgroups_path: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Namespace {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    path: String,
+}
+
+impl Spec {
+    /// Which shim the container belongs to: its pod's or group's, or one of its own.
+    pub fn group<'a>(&'a self, id: &'a str) -> &'a str {
+        GROUPS.iter().find_map(|label| self.annotations.get(*label)).map_or(id, String::as_str)
+    }
+
+    /// Whether capsules may be attached at all.
+    ///
+    /// # Errors
+    /// [`BundleError::Annotation`].
+    pub fn takes_capsules(&self) -> Result<bool, BundleError> {
+        match self.annotations.get(ENABLED).map(String::as_str) {
+            None | Some("true") => Ok(true),
+            Some("false") => Ok(false),
+            Some(other) => Err(BundleError::Annotation {
+                key: ENABLED,
+                value: other.to_owned(),
+                expected: "give true or false",
+            }),
+        }
+    }
+
+    /// What [`ATTACH`] names, if anything.
+    pub fn named_attachments(&self) -> Option<&str> {
+        self.annotations.get(ATTACH).map(|named| named.trim()).filter(|named| !named.is_empty())
+    }
+
+    /// How many bytes of the init's output wait for a slow log before more is dropped; `None` when the container is to
+    /// wait instead.
+    ///
+    /// # Errors
+    /// [`BundleError::Annotation`].
+    pub fn log_buffer(&self) -> Result<Option<usize>, BundleError> {
+        let invalid = |key, expected| {
+            let value = self.annotations.get(key).cloned().unwrap_or_default();
+            BundleError::Annotation { key, value, expected }
+        };
+        let size = self.annotations.get(LOG_BUFFER).map(String::as_str);
+        match (self.annotations.get(LOG_MODE).map(String::as_str), size) {
+            (None | Some("blocking"), None) => Ok(None),
+            (None | Some("blocking"), Some(_)) => {
+                Err(invalid(LOG_BUFFER, "it is only for resourcecapsules.io/log-mode: non-blocking"))
+            }
+            (Some("non-blocking"), None) => Ok(Some(DEFAULT_LOG_BUFFER)),
+            (Some("non-blocking"), Some(size)) => match parse_size(size) {
+                Some(size) if size <= MAX_LOG_BUFFER => Ok(Some(size)),
+                _ => Err(invalid(LOG_BUFFER, "give bytes, or a number with k or m, such as 4m: at most 64m")),
+            },
+            (Some(_), _) => Err(invalid(LOG_MODE, "give blocking or non-blocking")),
+        }
+    }
+
+    /// Whether processes outlive the container's init because it is not the init of a PID namespace of its own.
+    pub fn shares_pid_namespace(&self) -> bool {
+        let own = |namespace: &Namespace| namespace.kind == "pid" && namespace.path.is_empty();
+        !self.linux.as_ref().is_some_and(|linux| linux.namespaces.iter().any(own))
+    }
+
+    /// Its control group as the spec names it: a path, or for systemd `SLICE:PREFIX:NAME`; empty when the runtime chooses.
+    pub fn cgroups_path(&self) -> &str {
+        self.linux.as_ref().map_or("", |linux| linux.cgroups_path.as_str())
+    }
+
+    /// The container's root as the spec names it, resolved against its bundle.
+    pub fn rootfs(&self, bundle: &Bundle) -> PathBuf {
+        let path = self.root.as_ref().map(|root| root.path.as_path()).filter(|path| *path != Path::new(""));
+        bundle.0.join(path.unwrap_or(Path::new("rootfs")))
+    }
+}
+
+/// A size as Docker writes them (`units.RAMInBytes`): powers of 1024, `b` and `ib` after the unit allowed. Not zero.
+fn parse_size(text: &str) -> Option<usize> {
+    let text = text.trim().to_ascii_lowercase();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim_start() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        _ => return None,
+    };
+    number.parse::<usize>().ok()?.checked_mul(1 << shift).filter(|size| *size > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(json: &str) -> Spec {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn groups_come_from_annotations_in_order() {
+        for (json, group) in [
+            (r#"{}"#, "c1"),
+            (r#"{"annotations":{"io.kubernetes.cri.sandbox-id":"pod"}}"#, "pod"),
+            (
+                r#"{"annotations":{"io.kubernetes.cri.sandbox-id":"pod","io.containerd.runc.v2.group":"g"}}"#,
+                "g",
+            ),
+        ] {
+            assert_eq!(spec(json).group("c1"), group);
+        }
+    }
+
+    #[test]
+    fn capsules_are_taken_unless_refused() {
+        for (value, takes) in [
+            (None, Some(true)),
+            (Some("true"), Some(true)),
+            (Some("false"), Some(false)),
+            (Some("no"), None),
+            (Some(""), None),
+        ] {
+            let annotations = value.map(|value| (ENABLED.to_owned(), value.to_owned()));
+            let spec = Spec { annotations: annotations.into_iter().collect(), ..Spec::default() };
+            assert_eq!(spec.takes_capsules().ok(), takes, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn logs_are_decoupled_when_asked() {
+        for (mode, size, buffer) in [
+            (None, None, Some(None)),
+            (Some("blocking"), None, Some(None)),
+            (Some("non-blocking"), None, Some(Some(1 << 20))),
+            (Some("non-blocking"), Some("4096"), Some(Some(4096))),
+            (Some("non-blocking"), Some("4m"), Some(Some(4 << 20))),
+            (Some("non-blocking"), Some("64 KiB"), Some(Some(64 << 10))),
+            (Some("non-blocking"), Some("64m"), Some(Some(64 << 20))),
+            (Some("non-blocking"), Some("65537k"), None),
+            (Some("non-blocking"), Some("1g"), None),
+            (Some("non-blocking"), Some("0"), None),
+            (Some("non-blocking"), Some("4x"), None),
+            (Some("non-blocking"), Some("99999999999g"), None),
+            (None, Some("4m"), None),
+            (Some("Non-Blocking"), None, None),
+        ] {
+            let annotations = [(LOG_MODE, mode), (LOG_BUFFER, size)];
+            let annotations =
+                annotations.into_iter().filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned())));
+            let spec = Spec { annotations: annotations.collect(), ..Spec::default() };
+            assert_eq!(spec.log_buffer().ok(), buffer, "{mode:?} {size:?}");
+        }
+    }
+
+    #[test]
+    fn only_an_own_pid_namespace_ends_with_its_init() {
+        for (json, shared) in [
+            (r#"{}"#, true),
+            (r#"{"linux":{"namespaces":[{"type":"mount"}]}}"#, true),
+            (r#"{"linux":{"namespaces":[{"type":"pid","path":"/proc/1/ns/pid"}]}}"#, true),
+            (r#"{"linux":{"namespaces":[{"type":"mount"},{"type":"pid"}]}}"#, false),
+        ] {
+            assert_eq!(spec(json).shares_pid_namespace(), shared, "{json}");
+        }
+    }
+
+    #[test]
+    fn the_root_is_in_the_bundle_unless_absolute() {
+        let bundle = Bundle::new("/b").unwrap();
+        for (json, root) in [
+            (r#"{}"#, "/b/rootfs"),
+            (r#"{"root":{"path":"rootfs"}}"#, "/b/rootfs"),
+            (r#"{"root":{"path":"/var/lib/docker/rootfs/x"}}"#, "/var/lib/docker/rootfs/x"),
+        ] {
+            assert_eq!(spec(json).rootfs(&bundle), Path::new(root));
+        }
+        assert!(Bundle::new("b").is_err());
+    }
+}
