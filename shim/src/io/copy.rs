@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -14,17 +14,12 @@ use rustix::io::{Errno, ioctl_fionread};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::watch,
-    task::spawn_blocking,
     time::{sleep, timeout},
 };
 
-use super::{
-    buffer::Buffer,
-    copies::Copies,
-    sink::{LogFile, Sink},
-};
+use super::{buffer::Buffer, bulk, copies::Copies, sink::Sink};
 
-/// As much as a pipe holds: a process that has filled it is read on at one go. Larger pipes were no faster.
+/// As much as a pipe holds: a process that has filled it is read on at one go.
 pub(super) const CHUNK: usize = 64 << 10;
 /// How often an output is looked at while it drains.
 pub(super) const LOOK: Duration = Duration::from_millis(5);
@@ -36,34 +31,23 @@ const UNREAD: Duration = Duration::from_millis(100);
 const PEEK: Duration = Duration::from_millis(1);
 /// A terminal passes bytes on from a kernel worker: it is empty when it is so twice, this far apart.
 const SETTLE: Duration = Duration::from_millis(20);
-/// How long a process that writes to a log file may write on before it is looked at again: to be woken for each of a
-/// million short lines costs more than to write them, and a pipe holds what comes meanwhile.
-const NAP: Duration = Duration::from_micros(100);
-
 pub(super) type Fd = Arc<AsyncFd<OwnedFd>>;
 
 /// Where output comes from.
 pub enum Source {
-    /// The reading end of a pipe.
-    Pipe(Fd),
+    /// The reading end of a pipe, not blocking. The runtime watches it only while nobody reads: each write would wake its
+    /// thread for nothing.
+    Pipe(Arc<OwnedFd>),
     /// A terminal's master.
     Terminal(Fd),
-    /// The reading end of a pipe, not blocking, whose data is for a log file. The runtime watches it only while nobody
-    /// reads: each write would wake its thread for nothing.
-    Logged {
-        /// The pipe.
-        pipe: Arc<OwnedFd>,
-        /// Where to.
-        file: Arc<LogFile>,
-    },
 }
 
 impl Source {
     /// Bytes that wait to be read.
     fn waiting(&self) -> u64 {
         let fd = match self {
-            Self::Pipe(fd) | Self::Terminal(fd) => fd.get_ref().as_fd(),
-            Self::Logged { pipe, .. } => pipe.as_fd(),
+            Self::Pipe(fd) => fd.as_fd(),
+            Self::Terminal(fd) => fd.get_ref().as_fd(),
         };
         ioctl_fionread(fd).unwrap_or(0)
     }
@@ -72,15 +56,15 @@ impl Source {
 /// One stream from a process to its sink.
 pub struct Output {
     source: Source,
-    sink: Sink,
+    pub(super) sink: Sink,
     /// What the process need not wait for the sink with.
     buffer: Option<Buffer>,
     /// Bytes that reached the sink.
-    copied: AtomicU64,
+    pub(super) copied: AtomicU64,
     /// Bytes that the sink has refused. Its process goes on: it is not its fault.
     lost: AtomicU64,
     /// Bytes may have been read that have reached neither the sink nor the buffer.
-    busy: AtomicBool,
+    pub(super) busy: AtomicBool,
     done: watch::Sender<bool>,
 }
 
@@ -120,15 +104,18 @@ impl Output {
     }
 
     async fn copy(self: &Arc<Self>) -> io::Result<()> {
-        let source = match &self.source {
-            Source::Pipe(fd) | Source::Terminal(fd) => fd,
-            Source::Logged { pipe, file } => return self.append_all(pipe, file).await,
-        };
         let Some(buffer) = &self.buffer else {
-            return self.read_all(source).await;
+            return match (&self.source, &self.sink) {
+                (Source::Pipe(pipe), Sink::File(file)) => self.append_all(pipe, file).await,
+                (Source::Pipe(pipe), _) => self.pass_all(pipe).await,
+                (Source::Terminal(terminal), _) => self.read_all(&**terminal).await,
+            };
         };
         let fill = async {
-            let filled = self.read_all(source).await;
+            let filled = match &self.source {
+                Source::Pipe(pipe) => self.read_all(&watched(pipe)?).await,
+                Source::Terminal(terminal) => self.read_all(&**terminal).await,
+            };
             buffer.end();
             filled
         };
@@ -139,17 +126,27 @@ impl Output {
         filled.and(emptied)
     }
 
-    /// Takes all that the process writes, to the buffer if there is one.
-    async fn read_all(&self, source: &Fd) -> io::Result<()> {
+    /// Takes all that the process writes.
+    async fn read_all<T: AsFd + AsRawFd>(&self, source: &AsyncFd<T>) -> io::Result<()> {
+        self.read_while(source, |_| true).await.map(drop)
+    }
+
+    /// Takes what the process writes, to the buffer if there is one, up to the end or until it is enough: `more` is asked
+    /// after each piece, of so many bytes. Returns whether it was the end.
+    pub(super) async fn read_while<T: AsFd + AsRawFd>(
+        &self,
+        source: &AsyncFd<T>,
+        mut more: impl FnMut(usize) -> bool,
+    ) -> io::Result<bool> {
         // Most processes write nothing for a long time: no buffer until there is something.
         source.readable().await?.retain_ready();
         let mut bytes = vec![0; CHUNK];
         loop {
             let length = match read(source, &mut bytes).await {
-                Ok(0) => return Ok(()),
+                Ok(0) => return Ok(true),
                 Ok(length) => length,
                 // All of the terminal's other side is closed.
-                Err(e) if e.raw_os_error() == Some(Errno::IO.raw_os_error()) => return Ok(()),
+                Err(e) if e.raw_os_error() == Some(Errno::IO.raw_os_error()) => return Ok(true),
                 Err(e) => return Err(e),
             };
             self.busy.store(true, Relaxed);
@@ -163,40 +160,8 @@ impl Output {
                 None => self.deliver(&bytes[..length]).await?,
             }
             self.busy.store(false, Relaxed);
-        }
-    }
-
-    /// Takes all that the process writes to a log file. Disks block, so it is done off the runtime's thread; to go there
-    /// for each line would take longer than to write it, so whoever is there stays while there is more.
-    async fn append_all(self: &Arc<Self>, pipe: &Arc<OwnedFd>, file: &Arc<LogFile>) -> io::Result<()> {
-        loop {
-            watch_once(pipe).await?;
-            self.busy.store(true, Relaxed);
-            let (this, pipe, file) = (self.clone(), pipe.clone(), file.clone());
-            let ended = spawn_blocking(move || this.append_what_is_there(&pipe, &file)).await??;
-            self.busy.store(false, Relaxed);
-            if ended {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Returns whether the source has ended.
-    fn append_what_is_there(&self, pipe: &OwnedFd, file: &LogFile) -> io::Result<bool> {
-        let mut bytes = vec![0; CHUNK];
-        loop {
-            match rustix::io::read(pipe, &mut bytes) {
-                Ok(0) => return Ok(true),
-                Ok(length) => {
-                    file.append(&bytes[..length]);
-                    self.copied.fetch_add(length as u64, Relaxed);
-                    if length < bytes.len() {
-                        std::thread::sleep(NAP);
-                    }
-                }
-                Err(Errno::AGAIN) => return Ok(false),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
+            if !more(length) {
+                return Ok(false);
             }
         }
     }
@@ -217,7 +182,7 @@ impl Output {
     /// # Errors
     /// A FIFO breaks only once its process has been deleted and its client is gone (see [`Output::release`]): whoever
     /// still writes is to learn it.
-    async fn deliver(&self, mut bytes: &[u8]) -> io::Result<()> {
+    pub(super) async fn deliver(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             match self.sink.write(bytes).await {
                 Ok(written) => {
@@ -275,7 +240,7 @@ impl Output {
         let mut done = self.done.subscribe();
         let (mut gone, mut moved) = (self.gone(), Instant::now());
         // All that the process can have written: what comes after it is of a child that goes on, maybe for ever.
-        let all = gone + self.source.waiting() + CHUNK as u64 + self.held();
+        let all = gone + self.source.waiting() + bulk::CHUNK as u64 + self.held();
         while gone < all {
             if !self.pending() && self.settled(&mut done).await {
                 return;
@@ -306,16 +271,14 @@ impl Output {
     }
 }
 
-/// Waits until there is something to read, or the end. `new` is deprecated for types that may name a descriptor that
-/// they do not own; an `Arc` of an `OwnedFd` keeps it.
+/// `with_interest` is deprecated for types that may name a descriptor that they do not own; an `Arc` of an `OwnedFd` keeps
+/// it.
 #[allow(deprecated)]
-async fn watch_once(pipe: &Arc<OwnedFd>) -> io::Result<()> {
-    let watched = AsyncFd::with_interest(pipe.clone(), Interest::READABLE)?;
-    watched.readable().await?.retain_ready();
-    Ok(())
+pub(super) fn watched(pipe: &Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+    AsyncFd::with_interest(pipe.clone(), Interest::READABLE)
 }
 
 /// Reads without blocking the thread.
-pub(super) async fn read(fd: &Fd, buffer: &mut [u8]) -> io::Result<usize> {
+pub(super) async fn read<T: AsFd + AsRawFd>(fd: &AsyncFd<T>, buffer: &mut [u8]) -> io::Result<usize> {
     fd.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut *buffer)?)).await
 }

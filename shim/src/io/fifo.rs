@@ -43,7 +43,7 @@ impl OutputFifo {
             }
         };
         let keeper = Mutex::new(Some(open(path, OFlags::RDONLY)?));
-        Ok(Self { writer: Writer::new(asynchronous(writer)?), keeper })
+        Ok(Self { writer: Writer::new(writer), keeper })
     }
 }
 

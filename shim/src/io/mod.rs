@@ -2,11 +2,12 @@
 //! terminal that the process has.
 //!
 //! Rooms: `target` says where streams go, `fifo` opens FIFOs, `logger` runs logging programs, `sink` writes to any of them,
-//! `buffer` holds what a slow log has not taken, `copy` moves output and `input` input, `copies` knows all outputs, `console` receives a terminal from the runtime; here
+//! `buffer` holds what a slow log has not taken, `copy` moves output, `bulk` much of it, `input` input, `copies` knows all outputs, `console` receives a terminal from the runtime; here
 //! is what a process' streams are as a whole. Data is copied, not spliced: spliced pages stay the container's, which could then
 //! change them, or make a host's reader wait for them.
 
 mod buffer;
+mod bulk;
 mod console;
 mod copies;
 mod copy;
@@ -141,17 +142,11 @@ impl ProcessIo {
                     *end = Some(writer);
                     continue;
                 }
-                Opened::Pipe(writer) => Sink::Pipe(Writer::new(asynchronous(writer)?)),
+                Opened::Pipe(writer) => Sink::Pipe(Writer::new(nonblocking(writer)?)),
                 Opened::Sink(sink) => sink,
             };
             let (reader, writer) = pipe(setup.owner)?;
-            let source = match &sink {
-                Sink::File(file) if setup.buffer.is_none() => {
-                    rustix::io::ioctl_fionbio(&reader, true).map_err(|e| IoError::Pipe(e.into()))?;
-                    Source::Logged { pipe: Arc::new(reader), file: file.clone() }
-                }
-                _ => Source::Pipe(asynchronous(reader)?),
-            };
+            let source = Source::Pipe(Arc::new(nonblocking(reader)?));
             this.outputs.push(Output::start(source, sink, setup.buffer, setup.copies));
             *end = Some(writer);
         }
@@ -175,7 +170,7 @@ impl ProcessIo {
         this.logger = Mutex::new(logger);
         let sink = match opened {
             Opened::Nothing => None,
-            Opened::Pipe(writer) => Some(Sink::Pipe(Writer::new(asynchronous(writer)?))),
+            Opened::Pipe(writer) => Some(Sink::Pipe(Writer::new(nonblocking(writer)?))),
             Opened::Sink(sink) => Some(sink),
         };
         if let Some(sink) = sink {
@@ -285,6 +280,11 @@ fn pipe((uid, gid): (u32, u32)) -> Result<(OwnedFd, OwnedFd), IoError> {
         Ok((reader.into(), writer.into()))
     };
     make().map_err(IoError::Pipe)
+}
+
+fn nonblocking(fd: OwnedFd) -> Result<OwnedFd, IoError> {
+    rustix::io::ioctl_fionbio(&fd, true).map_err(|e| IoError::Pipe(e.into()))?;
+    Ok(fd)
 }
 
 // `new` is deprecated because a type of the caller's may name a descriptor that it does not own. `OwnedFd` owns its.

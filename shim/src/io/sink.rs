@@ -14,7 +14,7 @@ use std::{
     },
 };
 
-use rustix::io::ioctl_fionread;
+use rustix::io::{Errno, ioctl_fionread};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     task::spawn_blocking,
@@ -32,19 +32,31 @@ pub enum Sink {
     Pipe(Writer),
 }
 
-/// The writing end of a FIFO or a pipe, until it is closed.
-pub struct Writer(Mutex<Option<Arc<AsyncFd<OwnedFd>>>>);
+/// The writing end of a FIFO or a pipe, not blocking, until it is closed. The runtime watches it only while it is full.
+pub struct Writer(Mutex<Option<Arc<OwnedFd>>>);
 
 impl Writer {
     /// Open.
-    pub fn new(fd: Arc<AsyncFd<OwnedFd>>) -> Self {
-        Self(Mutex::new(Some(fd)))
+    pub fn new(fd: OwnedFd) -> Self {
+        Self(Mutex::new(Some(fd.into())))
+    }
+
+    /// # Errors
+    /// When it has been closed.
+    pub fn fd(&self) -> io::Result<Arc<OwnedFd>> {
+        Ok(lock(&self.0).clone().ok_or(io::ErrorKind::BrokenPipe)?)
     }
 
     async fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        let fd = lock(&self.0).clone();
-        let fd = fd.ok_or(io::ErrorKind::BrokenPipe)?;
-        write(&fd, bytes).await
+        let fd = self.fd()?;
+        loop {
+            match rustix::io::write(&*fd, bytes) {
+                Ok(length) => return Ok(length),
+                Err(Errno::AGAIN) => watch_once(&fd, Interest::WRITABLE).await?,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     fn close(&self) {
@@ -136,6 +148,15 @@ impl LogFile {
             Err(_) => {}
         }
     }
+}
+
+/// Waits until a descriptor is ready, or has ended. `with_interest` is deprecated for types that may name a descriptor that
+/// they do not own; an `Arc` of an `OwnedFd` keeps it.
+#[allow(deprecated)]
+pub async fn watch_once(fd: &Arc<OwnedFd>, interest: Interest) -> io::Result<()> {
+    let watched = AsyncFd::with_interest(fd.clone(), interest)?;
+    watched.ready(interest).await?.retain_ready();
+    Ok(())
 }
 
 /// Writes to a pipe or a terminal without blocking the thread.
