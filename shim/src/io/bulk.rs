@@ -68,11 +68,15 @@ impl Output {
 
     /// Returns whether the source has ended.
     fn append_what_is_there(&self, pipe: &OwnedFd, file: &LogFile) -> io::Result<bool> {
-        let mut bytes = vec![0; CHUNK];
+        let (mut bytes, mut grown) = (vec![0; CHUNK], false);
         loop {
             match rustix::io::read(pipe, &mut bytes) {
                 Ok(0) => return Ok(true),
                 Ok(length) => {
+                    if length >= copy::CHUNK && !grown {
+                        grow(pipe);
+                        grown = true;
+                    }
                     file.append(&bytes[..length]);
                     self.copied.fetch_add(length as u64, Relaxed);
                     nap_after(length);
@@ -93,10 +97,8 @@ impl Output {
             }
             let Sink::Fifo(fifo) = &self.sink else { continue };
             let fifo = fifo.writer.fd()?;
-            for grown in [pipe, &fifo] {
-                // Refused when a user has many large ones (pipe(7)): then it goes on with what there is.
-                let _ = rustix::pipe::fcntl_setpipe_size(grown, PIPE);
-            }
+            grow(pipe);
+            grow(&fifo);
             if self.pass_much(pipe, &fifo).await? {
                 return Ok(());
             }
@@ -160,6 +162,11 @@ impl Output {
         }
         Ok(written)
     }
+}
+
+/// Refused when a user has many large pipes (pipe(7)): then it goes on with what there is.
+fn grow(pipe: &OwnedFd) {
+    let _ = rustix::pipe::fcntl_setpipe_size(pipe, PIPE);
 }
 
 /// Of what fills a good part of the pipe there is more at once.
