@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use containerd_shim::api::Options as RuncOptions;
 
+use super::task::{Asked, runc_options};
 use crate::scenario::ctr::{REFERENCE, Stack};
 
 /// The first word that is a subcommand is the step; a plan for it is used up by the first that follows it.
@@ -18,7 +20,7 @@ for word; do
 	create | start | exec | kill | pause | resume | update | delete | ps) step=$word; break ;;
 	esac
 done
-echo "$step" >> "$here/log"
+echo "$PATH $*" >> "$here/log"
 mv "$here/$step.plan" "$here/$step.$$" 2> /dev/null || exec @RUNTIME@ "$@"
 read -r how pause < "$here/$step.$$"
 rm "$here/$step.$$"
@@ -54,6 +56,15 @@ pub struct Faulty {
     folder: PathBuf,
 }
 
+/// How it was called.
+#[derive(Debug)]
+pub struct Call {
+    /// The directories in which it looks for programs.
+    pub path: Vec<String>,
+    /// Its arguments.
+    pub args: Vec<String>,
+}
+
 impl Faulty {
     /// Puts it in front of `runtime` (`runc`, `crun`).
     pub fn new(name: &str, runtime: &str) -> Result<Self> {
@@ -69,15 +80,26 @@ impl Faulty {
         Ok(this)
     }
 
+    /// Its program.
+    pub fn program(&self) -> String {
+        self.folder.join("runtime").display().to_string()
+    }
+
     /// For `ctr run`, which gives options of containerd's own runtime to no other.
     pub fn options(&self, stack: Stack) -> Result<[String; 2]> {
-        let program = self.folder.join("runtime").display().to_string();
+        let program = self.program();
         if stack.runtime == REFERENCE.runtime {
             return Ok(["--runc-binary".to_owned(), program]);
         }
         let file = self.folder.join("options.toml");
         fs::write(&file, format!("BinaryName = {program:?}\n")).context("write the options")?;
         Ok(["--runtime-config-path".to_owned(), file.display().to_string()])
+    }
+
+    /// For a task that is made with runc's options.
+    pub fn asked(&self) -> Result<Asked> {
+        let options = RuncOptions { binary_name: self.program(), ..Default::default() };
+        Ok(Asked { options: Some(runc_options(&options)?), ..Asked::default() })
     }
 
     /// The next `step` does this.
@@ -99,8 +121,8 @@ impl Faulty {
         while !file.exists() {
             ensure!(
                 Instant::now() < deadline,
-                "the runtime does not hang after {PATIENCE:?}: {}",
-                self.log()
+                "the runtime does not hang after {PATIENCE:?}: {:?}",
+                self.calls()
             );
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -109,8 +131,20 @@ impl Faulty {
         pid.trim().parse().with_context(|| format!("a process: {pid:?}"))
     }
 
-    /// The steps so far.
-    pub fn log(&self) -> String {
-        fs::read_to_string(self.folder.join("log")).unwrap_or_default().replace('\n', " ")
+    /// The calls so far. No argument that a shim makes has blanks in it.
+    pub fn calls(&self) -> Vec<Call> {
+        let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+        let call = |line: &str| {
+            let mut words = line.split(' ').map(str::to_owned);
+            let path = words.next().unwrap_or_default().split(':').map(str::to_owned).collect();
+            Call { path, args: words.collect() }
+        };
+        log.lines().map(call).collect()
+    }
+
+    /// The first call of `step`.
+    pub fn call(&self, step: &str) -> Result<Call> {
+        let found = self.calls().into_iter().find(|call| call.args.iter().any(|arg| arg == step));
+        found.with_context(|| format!("no {step} among {:?}", self.calls()))
     }
 }

@@ -1,19 +1,19 @@
-//! Kill -9 of shims and of the runtime's commands, in each state of a container.
+//! Kill -9 of shims, in each state of a container.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::bed::{SLEEP, eventually};
 use super::faulty::{Faulty, How};
 use super::traces::Traces;
-use super::{Bed, Case, Need};
+use super::{Bed, Case};
 use crate::images::Image;
 use crate::scenario::capsulectl::done;
-use crate::scenario::ctr::{Container, OURS, Output, Stack, ctr, run as run_program};
+use crate::scenario::ctr::{Container, OURS, Output, Stack, ctr};
 use crate::scenario::world::{World, path};
 
 /// By kills and restarts.
@@ -26,30 +26,7 @@ pub const CASES: &[Case] = &[
     Case::new("a shim that is killed while it starts an exec", |bed| shim(bed, At::StartingExec)),
     Case::new("a shim that is killed when a container has ended", |bed| shim(bed, At::Stopped)),
     Case::new("a shim that is killed while it deletes a container", |bed| shim(bed, At::Deleting)),
-    Case::new("runc create that is killed", |bed| runtime(bed, "runc", "create"))
-        .needs(RUNTIMES)
-        .forgiven("the control groups of a half made container stay", &["s: cgroup /sys/fs/cgroup/"]),
-    Case::new("runc start that is killed", |bed| runtime(bed, "runc", "start")).needs(RUNTIMES),
-    Case::new("runc exec that is killed", |bed| runtime(bed, "runc", "exec")).needs(RUNTIMES),
-    Case::new("runc kill that is killed", |bed| runtime(bed, "runc", "kill")).needs(RUNTIMES),
-    Case::new("runc pause that is killed", |bed| runtime(bed, "runc", "pause")).needs(RUNTIMES),
-    Case::new("runc resume that is killed", |bed| runtime(bed, "runc", "resume")).needs(RUNTIMES),
-    Case::new("runc delete that is killed", |bed| runtime(bed, "runc", "delete")).needs(RUNTIMES),
-    Case::new("runc ps that is killed", |bed| runtime(bed, "runc", "ps")).needs(RUNTIMES),
-    Case::new("crun create that is killed", |bed| runtime(bed, "crun", "create"))
-        .needs(RUNTIMES)
-        .forgiven("the control groups of a half made container stay", &["s: cgroup /sys/fs/cgroup/"]),
-    Case::new("crun start that is killed", |bed| runtime(bed, "crun", "start")).needs(RUNTIMES),
-    Case::new("crun exec that is killed", |bed| runtime(bed, "crun", "exec")).needs(RUNTIMES),
 ];
-
-/// The same OCI runtimes are in all machines: what they do has little to do with containerd.
-const RUNTIMES: &[Need] = &[Need::Containerd2];
-
-/// On containerd's own runtime a task that crun has deleted cannot be deleted any more: for it, what crun says of a container
-/// that is gone is an error.
-pub const OWN: &[Case] =
-    &[Case::new("crun delete that is killed", |bed| runtime(bed, "crun", "delete")).needs(RUNTIMES)];
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -256,90 +233,4 @@ pub(super) fn shim_any_time(bed: &Bed) -> Result<String> {
     }
     before.settle(world, forgiven(stack))?;
     Ok(format!("{killed} killed, {ended} had ended"))
-}
-
-/// The runtime's command for `step` fails: the error says so, and the next try works.
-fn runtime(bed: &Bed, runtime: &str, step: &str) -> Result<String> {
-    let before = Traces::of_idle(&bed.world(), bed.stack)?;
-    let mut seen = Vec::new();
-    let mut all = vec![How::Die, How::DoAndDie, How::Cut(5_000)];
-    if step == "create" {
-        // It takes the most steps on its way.
-        all.extend([How::Cut(2_000), How::Cut(10_000), How::Cut(20_000)]);
-    }
-    for how in all {
-        let outcome = runtime_once(bed, &before, runtime, step, how).with_context(|| format!("{how:?}"))?;
-        seen.push(format!("{how:?}: {outcome}"));
-    }
-    Ok(seen.join(" | "))
-}
-
-fn runtime_once(bed: &Bed, before: &Traces, runtime: &str, step: &str, how: How) -> Result<String> {
-    let (stack, world) = (bed.stack, &*bed.world());
-    let id = bed.id(&format!("{runtime}-{step}"));
-    let id = id.as_str();
-    let faulty = Faulty::new(id, runtime)?;
-    let options = faulty.options(stack)?;
-    let container = std::mem::ManuallyDrop::new(Container { id: id.to_owned() });
-    let mut run = vec!["run", "-d", "--null-io"];
-    run.extend(args_of(stack, &options, id, &SLEEP));
-    let exec = ["task", "exec", "--exec-id", "e", id, "/bin/echo", "hello"];
-    let attempt: Vec<&str> = match step {
-        "create" | "start" => run.clone(),
-        "exec" => exec.to_vec(),
-        "kill" => vec!["task", "kill", "-s", "SIGKILL", id],
-        "pause" => vec!["task", "pause", id],
-        "resume" => vec!["task", "resume", id],
-        "delete" => vec!["task", "rm", id],
-        "ps" => vec!["task", "ps", id],
-        _ => bail!("no step {step}"),
-    };
-    if !matches!(step, "create" | "start") {
-        ctr(&run)?.success("ctr run")?;
-    }
-    match step {
-        "resume" => ctr(&["task", "pause", id])?.success("pause").map(drop)?,
-        "delete" => {
-            container.kill("SIGKILL")?;
-            container.wait_for("STOPPED")?;
-        }
-        _ => {}
-    }
-    faulty.plan(step, how)?;
-    let first = ctr(&attempt)?;
-    let seen = format!("{} {:?}; ", first.code, first.err.trim());
-    // The next try works; a step that was done though it said otherwise cannot be done twice.
-    let after = match step {
-        "create" | "start" => {
-            let _ = ctr(&["task", "rm", "-f", id]);
-            let _ = ctr(&["container", "rm", id]);
-            before.settle(world, forgiven(stack)).context("after the failed try")?;
-            ctr(&run)?.success("the next ctr run")?
-        }
-        "exec" => {
-            let out = run_program("ctr", &exec.map(|word| if word == "e" { "e2" } else { word }), b"")?;
-            out.success("the next exec")?
-        }
-        _ => {
-            let next = ctr(&attempt)?;
-            format!("next: {} {:?}", next.code, next.err.trim())
-        }
-    };
-    if step == "pause" || step == "resume" {
-        let _ = ctr(&["task", "resume", id])?;
-    }
-    remove(id)?;
-    before.settle(world, forgiven(stack))?;
-    Ok(format!("{seen}{}", after.trim()))
-}
-
-/// Kills and removes a container in whatever state it is.
-fn remove(id: &str) -> Result<()> {
-    let container = std::mem::ManuallyDrop::new(Container { id: id.to_owned() });
-    let _ = ctr(&["task", "kill", "-s", "SIGKILL", id])?;
-    if container.task()?.is_some() {
-        container.wait_for("STOPPED")?;
-        ctr(&["task", "rm", id])?.success("ctr task rm")?;
-    }
-    ctr(&["container", "rm", id])?.success("ctr container rm").map(drop)
 }

@@ -19,7 +19,9 @@
 //! | [`cgroups`] | metrics, events of memory, limits, drivers, and processes that stay |
 //! | [`traces`] | nothing: what containers leave on a node |
 //! | [`faulty`] | nothing: an OCI runtime that fails as it is told |
-//! | [`kills`] | shims and the OCI runtime's commands killed in each state |
+//! | [`kills`] | shims killed in each state |
+//! | [`steps`] | nothing: the calls for which a shim runs such a command |
+//! | [`commands`] | the OCI runtime's commands killed in each state, or hanging |
 //! | [`many`] | many containers at once |
 //! | [`soak`] | thousands of execs in one container |
 //! | [`restarts`] | containerd killed in each state, and started anew |
@@ -37,6 +39,7 @@ pub mod bulk;
 pub mod capsules;
 pub mod cgroups;
 pub mod client;
+pub mod commands;
 pub mod events;
 pub mod faulty;
 pub mod fifos;
@@ -50,6 +53,7 @@ pub mod restarts;
 pub mod shim;
 pub mod signals;
 pub mod soak;
+pub mod steps;
 pub mod streams;
 pub mod task;
 pub mod terminals;
@@ -94,6 +98,7 @@ const OWN_ROOMS: &[Room] = &[
 /// The cases of every runtime that take minutes: a scenario of their own.
 const CAMPAIGNS: &[Room] = &[
     Room { name: "kills", cases: kills::CASES },
+    Room { name: "commands", cases: commands::CASES },
     Room { name: "restarts", cases: restarts::CASES },
     Room { name: "many", cases: many::CASES },
     Room { name: "soak", cases: soak::CASES },
@@ -101,7 +106,7 @@ const CAMPAIGNS: &[Room] = &[
 
 /// Of these, what no other runtime has.
 const OWN_CAMPAIGNS: &[Room] = &[
-    Room { name: "kills", cases: kills::OWN },
+    Room { name: "commands", cases: commands::OWN },
     Room { name: "restarts", cases: restarts::OWN },
     Room { name: "many", cases: many::OWN },
 ];

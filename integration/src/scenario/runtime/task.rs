@@ -6,10 +6,16 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use capsule_proto::containerd::services::containers::v1::container::Runtime;
+use capsule_proto::containerd::services::containers::v1::{
+    Container, CreateContainerRequest, DeleteContainerRequest, GetContainerRequest,
+};
 use capsule_proto::containerd::services::snapshots::v1::MountsRequest;
 use capsule_proto::containerd::services::tasks::v1 as api;
 use capsule_proto::containerd::v1::types::{Process, ProcessInfo, Status as TaskStatus};
+use containerd_shim::api::Options as RuncOptions;
 use prost_types::Any;
+use protobuf::Message as _;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use super::bed::{Bed, FILES};
@@ -24,6 +30,17 @@ pub struct Task<'a> {
     pub id: String,
     client: &'a Client,
     snapshotter: &'static str,
+    /// The key of its root file system.
+    key: String,
+}
+
+/// How a task is made, beyond what its container says.
+#[derive(Debug, Clone, Default)]
+pub struct Asked {
+    /// Runtime options, which containerd takes of runc's type alone here.
+    pub options: Option<Any>,
+    /// The shim's program in the place of the one that the runtime's name stands for, as CRI's `runtime_path`.
+    pub program: String,
 }
 
 /// Where a process' streams go, in containerd's words.
@@ -93,6 +110,12 @@ pub fn text_of(reader: JoinHandle<Result<Vec<u8>>>) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// Runtime options of runc's type, as containerd's clients send them.
+pub fn runc_options(options: &RuncOptions) -> Result<Any> {
+    let value = options.write_to_bytes().context("encode runtime options")?;
+    Ok(Any { type_url: "containerd.runc.v1.Options".to_owned(), value })
+}
+
 /// The OCI process of an exec.
 pub fn process(command: &[&str], terminal: bool) -> Any {
     let process = serde_json::json!({
@@ -118,7 +141,30 @@ impl<'a> Task<'a> {
         args.extend([Image::Busybox.name(), &id]);
         args.extend(command);
         ctr(&args)?.success("ctr container create")?;
-        Ok(Self { id, client: bed.client(), snapshotter: stack.snapshotter })
+        Ok(Self { key: id.clone(), id, client: bed.client(), snapshotter: stack.snapshotter })
+    }
+
+    /// The same with a runtime of this name and these options on its record, as CRI writes them there and `ctr` cannot.
+    pub fn container_of(
+        bed: &'a Bed,
+        hint: &str,
+        (runtime, runtime_options): (&str, Option<Any>),
+        options: &[&str],
+        command: &[&str],
+    ) -> Result<Self> {
+        // Its record is replaced by one under another id: there is no moment at which none holds its root file system.
+        let mut task = Self::container(bed, hint, options, command)?;
+        let (client, mut containers) = (bed.client(), bed.client().containers());
+        let get = GetContainerRequest { id: task.id.clone() };
+        let container = client.call(containers.get(request(get)))?.container.context("no container")?;
+        let runtime = Runtime { name: runtime.to_owned(), options: runtime_options };
+        let container = Container { id: bed.id(hint), runtime: Some(runtime), ..container };
+        let id = container.id.clone();
+        let create = CreateContainerRequest { container: Some(container) };
+        client.call(containers.create(request(create))).context("write a container's record")?;
+        let forget = DeleteContainerRequest { id: std::mem::replace(&mut task.id, id) };
+        client.call(containers.delete(request(forget))).context("remove a container's record")?;
+        Ok(task)
     }
 
     /// A container with a task that waits to be started.
@@ -138,7 +184,12 @@ impl<'a> Task<'a> {
 
     /// Create; the pid.
     pub fn create(&self, stdio: &Stdio) -> Answer<u32> {
-        let key = MountsRequest { snapshotter: self.snapshotter.to_owned(), key: self.id.clone() };
+        self.create_as(stdio, Asked::default())
+    }
+
+    /// The same, with what is asked beyond that.
+    pub fn create_as(&self, stdio: &Stdio, asked: Asked) -> Answer<u32> {
+        let key = MountsRequest { snapshotter: self.snapshotter.to_owned(), key: self.key.clone() };
         let mounts = self.client.call(self.client.snapshots().mounts(request(key)))?;
         let create = api::CreateTaskRequest {
             container_id: self.id.clone(),
@@ -147,6 +198,8 @@ impl<'a> Task<'a> {
             stdout: stdio.stdout.clone(),
             stderr: stdio.stderr.clone(),
             terminal: stdio.terminal,
+            options: asked.options,
+            runtime_path: asked.program,
             ..Default::default()
         };
         self.client.call(self.client.tasks().create(request(create))).map(|answer| answer.pid)
