@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use capsule_proto::containerd::services::containers::v1::containers_client::ContainersClient;
 use capsule_proto::containerd::services::events::v1::events_client::EventsClient;
+use capsule_proto::containerd::services::introspection::v1::introspection_client::IntrospectionClient;
 use capsule_proto::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
 use capsule_proto::containerd::services::tasks::v1::tasks_client::TasksClient;
 use hyper_util::rt::TokioIo;
@@ -78,6 +79,11 @@ impl Client {
     /// The Snapshots service.
     pub fn snapshots(&self) -> SnapshotsClient<Channel> {
         SnapshotsClient::new(self.channel.clone())
+    }
+
+    /// The Introspection service.
+    pub fn introspection(&self) -> IntrospectionClient<Channel> {
+        IntrospectionClient::new(self.channel.clone())
     }
 
     /// The Events service.

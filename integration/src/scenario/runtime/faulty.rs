@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use containerd_shim::api::Options as RuncOptions;
+use containerd_shim::api::Options;
 
-use super::task::{Asked, runc_options};
+use super::asked::Asked;
 use crate::scenario::ctr::{REFERENCE, Stack};
 
 /// The first word that is a subcommand is the step; a plan for it is used up by the first that follows it.
@@ -20,7 +20,7 @@ for word; do
 	create | start | exec | kill | pause | resume | update | delete | ps) step=$word; break ;;
 	esac
 done
-echo "$PATH $*" >> "$here/log"
+echo "$PATH $(stat -L -c %u:%g /proc/$$/fd/1) $*" >> "$here/log"
 mv "$here/$step.plan" "$here/$step.$$" 2> /dev/null || exec @RUNTIME@ "$@"
 read -r how pause < "$here/$step.$$"
 rm "$here/$step.$$"
@@ -61,6 +61,8 @@ pub struct Faulty {
 pub struct Call {
     /// The directories in which it looks for programs.
     pub path: Vec<String>,
+    /// `UID:GID` of its standard output.
+    pub owner: String,
     /// Its arguments.
     pub args: Vec<String>,
 }
@@ -98,8 +100,7 @@ impl Faulty {
 
     /// For a task that is made with runc's options.
     pub fn asked(&self) -> Result<Asked> {
-        let options = RuncOptions { binary_name: self.program(), ..Default::default() };
-        Ok(Asked { options: Some(runc_options(&options)?), ..Asked::default() })
+        Asked::with(&Options { binary_name: self.program(), ..Default::default() })
     }
 
     /// The next `step` does this.
@@ -137,7 +138,7 @@ impl Faulty {
         let call = |line: &str| {
             let mut words = line.split(' ').map(str::to_owned);
             let path = words.next().unwrap_or_default().split(':').map(str::to_owned).collect();
-            Call { path, args: words.collect() }
+            Call { path, owner: words.next().unwrap_or_default(), args: words.collect() }
         };
         log.lines().map(call).collect()
     }

@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | [`bed`] | nothing: what a case is given |
 //! | [`client`], [`task`] | nothing: containerd's services, and a task driven through them |
+//! | [`asked`] | nothing: the messages in which runtime options come |
 //! | [`shim`] | nothing: a shim's own socket |
 //! | [`basics`] | what `ctr run`, `exec`, `kill` and `rm` need |
 //! | [`streams`] | log URIs |
@@ -26,6 +27,7 @@
 //! | [`soak`] | thousands of execs in one container |
 //! | [`restarts`] | containerd killed in each state, and started anew |
 //! | [`process`] | the shim's process: how it is started, grouped, found again and ended |
+//! | [`options`] | runtime options, each by its effect |
 //! | [`capsules`] | the annotations, which only our runtime follows |
 //! | [`origins`] | checkpoints, roots that others mount, user namespaces |
 //! | [`again`] | attachments that a container's next task has too |
@@ -33,6 +35,7 @@
 //! A new room is one file with `pub const CASES: &[Case]`, and one line of [`ROOMS`].
 
 pub mod again;
+pub mod asked;
 pub mod basics;
 pub mod bed;
 pub mod bulk;
@@ -46,6 +49,7 @@ pub mod fifos;
 pub mod kills;
 pub mod life;
 pub mod many;
+pub mod options;
 pub mod origins;
 pub mod process;
 pub mod refusals;
@@ -86,11 +90,13 @@ const ROOMS: &[Room] = &[
     Room { name: "bulk", cases: bulk::CASES },
     Room { name: "origins", cases: origins::CASES },
     Room { name: "process", cases: process::CASES },
+    Room { name: "options", cases: options::CASES },
 ];
 
 /// The cases of what no other runtime has.
 const OWN_ROOMS: &[Room] = &[
     Room { name: "process", cases: process::OWN_CASES },
+    Room { name: "options", cases: options::OWN_CASES },
     Room { name: "capsules", cases: capsules::CASES },
     Room { name: "again", cases: again::CASES },
 ];

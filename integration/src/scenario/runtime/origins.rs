@@ -29,7 +29,7 @@ const COUNTS: &str = "i=0; while :; do i=$((i+1)); echo $i > /count; sleep 0.05;
 const MAP: &str = "0:100000:65536";
 
 /// Machines have no iptables, which criu would keep a container's network still with.
-fn without_network_lock() -> Result<()> {
+pub(super) fn without_network_lock() -> Result<()> {
     fs::create_dir_all("/etc/criu").context("create criu's folder")?;
     fs::write("/etc/criu/default.conf", "network-lock skip\n").context("configure criu")
 }

@@ -8,9 +8,12 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use containerd_shim::api::Options;
+use prost::Message as _;
 
 use super::Case;
 use super::Need::Containerd2;
+use super::asked::{runc_options, toml_options};
 use super::bed::{Bed, FILES, SLEEP, eventually};
 use super::events::{Log, lines};
 use super::task::{Stdio, Task};
@@ -20,7 +23,10 @@ use crate::scenario::world::{CONTAINERD_SOCKET, path};
 /// The cases.
 pub const CASES: &[Case] = &[
     Case::new("start answers what containerd takes, and twice the same", started_twice),
-    Case::new("start puts the shim where the options say, and raises its OOM score", confined).in_vm(),
+    Case::new("start puts the shim where the options say, and raises its OOM score", |bed| {
+        confined(bed, with_cgroup)
+    })
+    .in_vm(),
     Case::new("start refuses a cgroup that is not there", no_cgroup),
     Case::new("-info tells name and features", info).needs(&[Containerd2]),
     Case::new("-v tells the version", version),
@@ -35,6 +41,9 @@ pub const CASES: &[Case] = &[
 
 /// The cases of what only ours does.
 pub const OWN_CASES: &[Case] = &[
+    Case::new("start puts the shim where options in TOML say", |bed| {
+        confined(bed, |cgroup| Ok(toml_options("", &format!("ShimCgroup = {cgroup:?}\n")).encode_to_vec()))
+    }),
     Case::new("an option that is not known is named", unknown_option),
     Case::new("a shim serves both versions of the Task API", both_versions).needs(&[Containerd2]),
 ];
@@ -152,13 +161,10 @@ fn servers_of(id: &str) -> Result<Vec<u32>> {
     Ok(found)
 }
 
-/// Runc's options with a cgroup for the shim, as containerd writes them: an `Any` with a type and `shim_cgroup` = 3.
-fn with_cgroup(cgroup: &str) -> Vec<u8> {
-    let field = |number: u8, value: &[u8]| {
-        let length = u8::try_from(value.len()).unwrap_or_default();
-        [&[number << 3 | 2, length], value].concat()
-    };
-    [field(1, b"containerd.runc.v1.Options"), field(2, &field(3, cgroup.as_bytes()))].concat()
+/// Runc's options with a cgroup for the shim.
+fn with_cgroup(cgroup: &str) -> Result<Vec<u8>> {
+    let options = Options { shim_cgroup: cgroup.to_owned(), ..Default::default() };
+    Ok(runc_options(&options)?.encode_to_vec())
 }
 
 fn socket_in(answer: &str) -> Result<PathBuf> {
@@ -180,7 +186,7 @@ fn started_twice(bed: &Bed) -> Result<String> {
     Ok(first)
 }
 
-fn confined(bed: &Bed) -> Result<String> {
+fn confined(bed: &Bed, options: fn(&str) -> Result<Vec<u8>>) -> Result<String> {
     let name = format!("capsule-{}", bed.id("cgroup"));
     let cgroups = Path::new("/sys/fs/cgroup");
     let hierarchies = if bed.facts().unified {
@@ -194,7 +200,7 @@ fn confined(bed: &Bed) -> Result<String> {
     }
     let outcome = (|| {
         let shim = ByHand::new(bed, "confined")?;
-        let socket = socket_in(&shim.start(&with_cgroup(&format!("/{name}")))?)?;
+        let socket = socket_in(&shim.start(&options(&format!("/{name}"))?)?)?;
         let pid = *shim.servers()?.first().context("no server")?;
         for cgroup in &made {
             let members = fs::read_to_string(cgroup.join("cgroup.procs")).context("read a cgroup")?;
@@ -218,7 +224,7 @@ fn confined(bed: &Bed) -> Result<String> {
 
 fn no_cgroup(bed: &Bed) -> Result<String> {
     let shim = ByHand::new(bed, "nowhere")?;
-    let output = shim.run(&["start"], &with_cgroup("/no-such-cgroup"))?;
+    let output = shim.run(&["start"], &with_cgroup("/no-such-cgroup")?)?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(!output.status.success() && said.contains("/no-such-cgroup"), "{}: {said}", output.status);
     eventually("no server to be there", || {

@@ -8,16 +8,15 @@ use std::thread::JoinHandle;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use capsule_proto::containerd::services::containers::v1::container::Runtime;
 use capsule_proto::containerd::services::containers::v1::{
-    Container, CreateContainerRequest, DeleteContainerRequest, GetContainerRequest,
+    Container, CreateContainerRequest, DeleteContainerRequest, GetContainerRequest, UpdateContainerRequest,
 };
 use capsule_proto::containerd::services::snapshots::v1::MountsRequest;
 use capsule_proto::containerd::services::tasks::v1 as api;
 use capsule_proto::containerd::v1::types::{Process, ProcessInfo, Status as TaskStatus};
-use containerd_shim::api::Options as RuncOptions;
-use prost_types::Any;
-use protobuf::Message as _;
+use prost_types::{Any, FieldMask};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
+use super::asked::Asked;
 use super::bed::{Bed, FILES};
 use super::client::{Answer, Client, request};
 use crate::images::Image;
@@ -32,15 +31,6 @@ pub struct Task<'a> {
     snapshotter: &'static str,
     /// The key of its root file system.
     key: String,
-}
-
-/// How a task is made, beyond what its container says.
-#[derive(Debug, Clone, Default)]
-pub struct Asked {
-    /// Runtime options, which containerd takes of runc's type alone here.
-    pub options: Option<Any>,
-    /// The shim's program in the place of the one that the runtime's name stands for, as CRI's `runtime_path`.
-    pub program: String,
 }
 
 /// Where a process' streams go, in containerd's words.
@@ -110,12 +100,6 @@ pub fn text_of(reader: JoinHandle<Result<Vec<u8>>>) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Runtime options of runc's type, as containerd's clients send them.
-pub fn runc_options(options: &RuncOptions) -> Result<Any> {
-    let value = options.write_to_bytes().context("encode runtime options")?;
-    Ok(Any { type_url: "containerd.runc.v1.Options".to_owned(), value })
-}
-
 /// The OCI process of an exec.
 pub fn process(command: &[&str], terminal: bool) -> Any {
     let process = serde_json::json!({
@@ -165,6 +149,21 @@ impl<'a> Task<'a> {
         let forget = DeleteContainerRequest { id: std::mem::replace(&mut task.id, id) };
         client.call(containers.delete(request(forget))).context("remove a container's record")?;
         Ok(task)
+    }
+
+    /// Changes the spec of the container, of whose task there is none yet, beyond what `ctr` has options for.
+    pub fn change_spec(&self, change: impl FnOnce(&mut serde_json::Value)) -> Result<()> {
+        let mut containers = self.client.containers();
+        let get = GetContainerRequest { id: self.id.clone() };
+        let container = self.client.call(containers.get(request(get)))?.container;
+        let mut container = container.context("no container")?;
+        let spec = container.spec.as_mut().context("no spec")?;
+        let mut json = serde_json::from_slice(&spec.value).context("parse the spec")?;
+        change(&mut json);
+        spec.value = json.to_string().into_bytes();
+        let update_mask = Some(FieldMask { paths: vec!["spec".to_owned()] });
+        let update = UpdateContainerRequest { container: Some(container), update_mask };
+        self.client.call(containers.update(request(update))).map(drop).context("change the spec")
     }
 
     /// A container with a task that waits to be started.

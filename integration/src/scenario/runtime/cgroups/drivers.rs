@@ -5,16 +5,13 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use capsule_proto::containerd::services::containers::v1::{GetContainerRequest, UpdateContainerRequest};
-use capsule_proto::containerd::services::snapshots::v1::MountsRequest;
-use capsule_proto::containerd::services::tasks::v1 as api;
-use prost_types::{Any, FieldMask};
+use containerd_shim::api::Options;
 
 use super::forget;
 use super::group::Group;
 use super::stats::metrics;
+use crate::scenario::runtime::asked::Asked;
 use crate::scenario::runtime::bed::{Bed, FILES, SLEEP, eventually};
-use crate::scenario::runtime::client::request;
 use crate::scenario::runtime::task::{Stdio, Task};
 use crate::scenario::runtime::{Case, Need};
 use crate::workspace::output_of;
@@ -66,7 +63,7 @@ fn life(bed: &Bed, driver: Driver) -> Result<String> {
         systemctl(&["start", "dbus.socket"])?;
     }
     let (task, name) = make(bed, driver)?;
-    let pid = create(bed, &task, driver)?;
+    let pid = create(&task, driver)?;
     let group = Group::of(pid)?;
     let directory = limited(&group)?;
     let unit = format!("capsule-{name}.scope");
@@ -129,41 +126,17 @@ fn make(bed: &Bed, driver: Driver) -> Result<(Task<'_>, String)> {
         options.extend(["--runtime-config-path", &toml]);
     }
     let task = Task::container(bed, "driver", &options, &SLEEP)?;
-    set_cgroup(bed, &task, &cgroup)?;
+    task.change_spec(|spec| spec["linux"]["cgroupsPath"] = cgroup.into())?;
     Ok((task, name))
 }
 
-/// `ctr container create` has no option for it.
-fn set_cgroup(bed: &Bed, task: &Task<'_>, path: &str) -> Result<()> {
-    let mut containers = bed.client().containers();
-    let get = GetContainerRequest { id: task.id.clone() };
-    let mut container = bed.client().call(containers.get(request(get)))?.container.context("no container")?;
-    let spec = container.spec.as_mut().context("no spec")?;
-    let mut json: serde_json::Value = serde_json::from_slice(&spec.value).context("parse the spec")?;
-    json["linux"]["cgroupsPath"] = path.into();
-    spec.value = json.to_string().into_bytes();
-    let update_mask = Some(FieldMask { paths: vec!["spec".to_owned()] });
-    let update = UpdateContainerRequest { container: Some(container), update_mask };
-    bed.client().call(containers.update(request(update))).map(drop).context("change the spec")
-}
-
-fn create(bed: &Bed, task: &Task<'_>, driver: Driver) -> Result<u32> {
-    if driver.by == By::Container {
-        return Ok(task.create(&Stdio::default())?);
-    }
-    // `containerd.runc.v1.Options`: 6 is the binary's name, 9 whether systemd makes the control groups.
-    let length = u8::try_from(driver.binary.len()).context("a long name")?;
-    let value =
-        [&[6 << 3 | 2, length], driver.binary.as_bytes(), &[9 << 3, u8::from(driver.systemd)]].concat();
-    let key = MountsRequest { snapshotter: bed.stack.snapshotter.to_owned(), key: task.id.clone() };
-    let mounts = bed.client().call(bed.client().snapshots().mounts(request(key)))?;
-    let create = api::CreateTaskRequest {
-        container_id: task.id.clone(),
-        rootfs: mounts.mounts,
-        options: Some(Any { type_url: "containerd.runc.v1.Options".to_owned(), value }),
-        ..Default::default()
+fn create(task: &Task<'_>, driver: Driver) -> Result<u32> {
+    let (binary_name, systemd_cgroup) = (driver.binary.to_owned(), driver.systemd);
+    let asked = match driver.by {
+        By::Container => Asked::default(),
+        By::Task => Asked::with(&Options { binary_name, systemd_cgroup, ..Default::default() })?,
     };
-    Ok(bed.client().call(bed.client().tasks().create(request(create)))?.pid)
+    Ok(task.create_as(&Stdio::default(), asked)?)
 }
 
 /// The control group that has the limit: the init's, or that above. crun has a group of its own in systemd's scope.
