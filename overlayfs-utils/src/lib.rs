@@ -18,11 +18,13 @@
 //! | `mountinfo` | a namespace's mount table | pure parser, and `/proc/PID/mountinfo` |
 //! | `trial` | whether a place can hold writable overlays | that place |
 //! | `users` | who uses a mount | `/proc`, read-only |
+//! | `child` | limits of child processes, not of this one | nothing of this process |
 //! | `probe` | what this kernel can do | a namespace of its own |
 //! | `sys` | the crate's only `unsafe` | raw system calls |
 //!
 //! Supported kernels and what was measured on them: `docs/kernel-policy.md`.
 
+mod child;
 mod context;
 mod detached;
 mod error;
@@ -39,6 +41,7 @@ mod task;
 mod trial;
 mod users;
 
+pub use child::limit_open_files;
 pub use detached::{DetachedMount, LayerDir, LayersBy, Tree, TreeError};
 pub use error::{MountError, Step};
 pub use ids::{IdMapping, InvalidMapping, UserNamespaceError, new_user_namespace};

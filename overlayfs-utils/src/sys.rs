@@ -1,13 +1,23 @@
 //! The crate's only `unsafe`: system calls that rustix does not wrap, or wraps as unsafe.
 #![allow(unsafe_code)] // one small module to audit; everything else in the workspace denies or forbids it
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::{
+    os::{
+        fd::{AsRawFd, BorrowedFd},
+        unix::process::CommandExt,
+    },
+    process::Command,
+};
 
 use linux_raw_sys::general::{
     __NR_clone3, __NR_listmount, __NR_mount_setattr, __NR_statmount, CLONE_NEWUSER, clone_args, mnt_id_req,
     mount_attr,
 };
-use rustix::{io::Errno, thread::UnshareFlags};
+use rustix::{
+    io::Errno,
+    process::{Resource, Rlimit},
+    thread::UnshareFlags,
+};
 
 /// Gives the calling thread a root and working directory of its own: `setns(CLONE_NEWNS)` demands it.
 pub(crate) fn unshare_fs() -> Result<(), Errno> {
@@ -150,6 +160,16 @@ impl Drop for IdleChild {
             libc::kill(self.pid, libc::SIGKILL);
             libc::waitpid(self.pid, std::ptr::null_mut(), libc::__WALL);
         }
+    }
+}
+
+/// Has the children that `command` starts set a limit of their own before they execute its program.
+pub(crate) fn set_limit_of_children(command: &mut Command, resource: Resource, limit: Rlimit) {
+    // SAFETY: between fork and exec a child may only do what is async-signal-safe (signal-safety(7)), since other threads'
+    // locks may be held in it for ever. The closure makes one system call with values of its own, and neither it nor its
+    // error allocates.
+    unsafe {
+        command.pre_exec(move || rustix::process::setrlimit(resource, limit).map_err(Into::into));
     }
 }
 

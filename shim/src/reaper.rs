@@ -13,9 +13,10 @@ use std::{
     time::SystemTime,
 };
 
+use overlayfs_utils::limit_open_files;
 use rustix::{
     io::Errno,
-    process::{Pid, PidfdFlags, WaitOptions, WaitStatus},
+    process::{Pid, PidfdFlags, Rlimit, WaitOptions, WaitStatus},
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -26,7 +27,11 @@ use crate::engine::state::Exit;
 
 /// Hands out exits by pid. No exit is lost between a fork and the interest in it: see [`Reaper::spawn`] and
 /// [`Reaper::watch`].
-pub struct Reaper(Mutex<Inner>);
+pub struct Reaper {
+    inner: Mutex<Inner>,
+    /// Of the processes that it starts, where it differs from the shim's own.
+    open_files: Option<Rlimit>,
+}
 
 #[derive(Default)]
 struct Inner {
@@ -41,13 +46,14 @@ struct Inner {
 pub type Exited = oneshot::Receiver<Exit>;
 
 impl Reaper {
-    /// Starts reaping on the current tokio runtime.
+    /// Starts reaping on the current tokio runtime. The commands that it starts have this limit of `open_files`, if it is
+    /// not the shim's own.
     ///
     /// # Errors
     /// When the handler of `SIGCHLD` cannot be installed.
-    pub fn start() -> io::Result<Arc<Self>> {
+    pub fn start(open_files: Option<Rlimit>) -> io::Result<Arc<Self>> {
         let mut children = signal(SignalKind::child())?;
-        let reaper = Arc::new(Self(Mutex::default()));
+        let reaper = Arc::new(Self { inner: Mutex::default(), open_files });
         let looping = reaper.clone();
         tokio::spawn(async move {
             // Signals coalesce: each round takes all there is.
@@ -63,6 +69,9 @@ impl Reaper {
     /// # Errors
     /// When the program cannot be executed.
     pub fn spawn(&self, command: &mut Command) -> io::Result<Claim> {
+        if let Some(limit) = self.open_files {
+            limit_open_files(command, limit);
+        }
         // Held over the fork: the child cannot be reaped before its pid is known.
         let mut inner = self.lock();
         // Dropping a `Child` neither waits nor kills.
@@ -85,7 +94,7 @@ impl Reaper {
     /// A reaper that reaps nothing.
     #[cfg(test)]
     pub fn idle() -> Self {
-        Self(Mutex::default())
+        Self { inner: Mutex::default(), open_files: None }
     }
 
     fn reap(&self) {
@@ -109,7 +118,7 @@ impl Reaper {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -196,7 +205,7 @@ mod tests {
     #[tokio::test]
     #[ignore = "run by exits_reach_who_asked_also_when_they_came_first, in a process of its own"]
     async fn alone() {
-        let reaper = Reaper::start().unwrap();
+        let reaper = Reaper::start(None).unwrap();
         assert_eq!(reaper.spawn(&mut sh("exit 7")).unwrap().exited.await.unwrap().status, 7);
         // Number 40 is a real-time signal.
         assert_eq!(reaper.spawn(&mut sh("kill -40 $$")).unwrap().exited.await.unwrap().status, 168);

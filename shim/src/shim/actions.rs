@@ -86,7 +86,7 @@ pub fn delete(flags: &Flags) -> Result<Vec<u8>, ShimError> {
     let pid = runtime.block_on(async {
         remove_dead_sockets(&bundle, flags, &id).await;
         registration::unregister(Path::new(registration::RUN), &flags.namespace, id.as_str())?;
-        let reaper = Reaper::start().map_err(ShimError::Signals)?;
+        let reaper = Reaper::start(None).map_err(ShimError::Signals)?;
         let pid = clean_up(&bundle, &id, &flags.namespace, reaper).await;
         Ok::<_, ShimError>(pid.inspect_err(|error| log::warn!("{}", chain(error))).unwrap_or_default())
     })?;

@@ -2,13 +2,14 @@
 //!
 //! Rooms: `flags` (the command line) and `bootstrap` (what `start` is told and answers), both pure ← `peer` (which
 //! containerd asks), `socket`, `confine` (cgroup and the like) ← `start`, `actions` (`delete`, `-info`, `-v`) and `server`.
-//! `logging` is for the last two. The process is our own and not containerd-shim's: see ADR 0010.
+//! `logging` is for the last two, `open_files` (a limit) for the server. The process is our own and not containerd-shim's: see ADR 0010.
 
 mod actions;
 mod bootstrap;
 mod confine;
 mod flags;
 mod logging;
+mod open_files;
 mod peer;
 mod server;
 mod socket;

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::Rlimit;
 use tokio::{
     runtime,
     signal::unix::{Signal, SignalKind, signal},
@@ -21,7 +22,7 @@ use ttrpc::asynchronous::{Server, transport::Listener};
 use super::{
     ShimError,
     flags::Flags,
-    logging,
+    logging, open_files,
     socket::Bound,
     start::{TTRPC_ADDRESS, group},
 };
@@ -48,8 +49,9 @@ pub fn run(flags: &Flags) -> Result<(), ShimError> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|e| ShimError::Subreaper(e.into()))?;
     logging::start(Path::new("log"), flags.debug, &flags.namespace, &flags.id).map_err(ShimError::Log)?;
+    let given = open_files::raise();
     let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(ShimError::Runtime)?;
-    let served = runtime.block_on(serve(flags, listener));
+    let served = runtime.block_on(serve(flags, listener, given));
     // Nothing that still blocks in the background keeps the process.
     runtime.shutdown_background();
     served.inspect_err(|error| log::error!("{}", crate::engine::chain(error)))
@@ -72,9 +74,9 @@ fn inherited() -> Result<UnixListener, ShimError> {
     Ok(listener)
 }
 
-async fn serve(flags: &Flags, listener: UnixListener) -> Result<(), ShimError> {
+async fn serve(flags: &Flags, listener: UnixListener, given: Option<Rlimit>) -> Result<(), ShimError> {
     let exit = Arc::new(ExitSignal::default());
-    let engine = Arc::new(Engine::new(host(flags)?, exit.clone()));
+    let engine = Arc::new(Engine::new(host(flags, given)?, exit.clone()));
     let socket = Bound::new(PathBuf::from(&flags.socket));
     watch_signals(&exit, &engine)?;
     let listener = Listener::try_from(listener).map_err(ShimError::Listener)?;
@@ -93,12 +95,12 @@ async fn serve(flags: &Flags, listener: UnixListener) -> Result<(), ShimError> {
     Ok(())
 }
 
-fn host(flags: &Flags) -> Result<Host, ShimError> {
+fn host(flags: &Flags, given: Option<Rlimit>) -> Result<Host, ShimError> {
     let group = group(&super::here()?, &flags.id)?;
     let address = env::var(TTRPC_ADDRESS).map_err(|_| ShimError::NoEvents)?;
     Ok(Host {
         namespace: flags.namespace.clone(),
-        reaper: Reaper::start().map_err(ShimError::Signals)?,
+        reaper: Reaper::start(given).map_err(ShimError::Signals)?,
         events: Publisher::start(address, &flags.namespace),
         copies: Copies::default(),
         cgroups: Hierarchies::default(),

@@ -16,6 +16,7 @@
 //! | [`signals`] | signals and the exits that they make |
 //! | [`events`] | every event, its order and content |
 //! | [`life`] | states, pids and exits of tasks and execs, and who is told |
+//! | [`limits`] | limits of the shim's process, and those that its containers have |
 //! | [`refusals`] | the status code of every call in every state |
 //! | [`cgroups`] | metrics, events of memory, limits, drivers, and processes that stay |
 //! | [`traces`] | nothing: what containers leave on a node |
@@ -48,6 +49,7 @@ pub mod faulty;
 pub mod fifos;
 pub mod kills;
 pub mod life;
+pub mod limits;
 pub mod many;
 pub mod options;
 pub mod origins;
@@ -85,6 +87,7 @@ const ROOMS: &[Room] = &[
     Room { name: "cgroup drivers", cases: cgroups::drivers::CASES },
     Room { name: "cgroup processes", cases: cgroups::processes::CASES },
     Room { name: "life", cases: life::CASES },
+    Room { name: "limits", cases: limits::CASES },
     Room { name: "fifos", cases: fifos::CASES },
     Room { name: "terminals", cases: terminals::CASES },
     Room { name: "bulk", cases: bulk::CASES },
