@@ -4,11 +4,12 @@ use std::{
     fs::File,
     io::Read,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
 };
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
-    fs::{Mode, OFlags},
+    fs::{AtFlags, Mode, OFlags},
     io::Errno,
     process::{Pid, PidfdFlags},
 };
@@ -64,38 +65,44 @@ pub enum PinError {
 #[derive(Debug)]
 pub struct PinnedTask {
     pid: i32,
-    pidfd: OwnedFd,
+    pidfd: Arc<OwnedFd>,
     proc_dir: OwnedFd,
     root: ContainerRoot,
     start_time: u64,
 }
 
 impl PinnedTask {
-    /// Pins the process `pid`.
+    /// Pins the process that has the number `pid` now. A caller who knows a process by more than its number uses
+    /// [`PinnedTask::of`].
     ///
-    /// The files of `/proc/PID` are opened between `pidfd_open` and a check that the pidfd's process has not
-    /// ended: if both hold, no other process can have had the number meanwhile.
+    /// # Errors
+    /// As [`PinnedTask::of`].
+    pub fn open(pid: i32) -> Result<Self, PinError> {
+        let raw = Pid::from_raw(pid).ok_or(PinError::Ended(pid))?;
+        let pidfd = rustix::process::pidfd_open(raw, PidfdFlags::empty());
+        Self::of(Arc::new(pidfd.map_err(|source| open_error("a pidfd", pid, source))?), pid)
+    }
+
+    /// Pins the process of `pidfd`, whose number in this PID namespace is, or was, `pid`.
+    ///
+    /// A number is given to another process once its own has been reaped. The files of `/proc/PID` are opened before a
+    /// check that the pidfd's process has not ended: if it has not, no other process can have had the number.
     ///
     /// # Errors
     /// [`PinError`]; [`PinError::Ended`] also for a zombie.
-    pub fn open(pid: i32) -> Result<Self, PinError> {
-        let failed = |what| move |source| open_error(what, pid, source);
-        let raw = Pid::from_raw(pid).ok_or(PinError::Ended(pid))?;
-        let pidfd = rustix::process::pidfd_open(raw, PidfdFlags::empty()).map_err(failed("a pidfd"))?;
-        let dir = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let proc_dir =
-            rustix::fs::open(format!("/proc/{pid}"), dir, Mode::empty()).map_err(failed("/proc/PID"))?;
-        let root = rustix::fs::openat(&proc_dir, "root", dir, Mode::empty()).map_err(failed("the root"))?;
-        let start_time = read_start_time(&proc_dir, pid)?;
-        let task = Self { pid, pidfd, proc_dir, root: ContainerRoot::from_fd(root), start_time };
-        if task.is_alive() { Ok(task) } else { Err(PinError::Ended(pid)) }
+    pub fn of(pidfd: Arc<OwnedFd>, pid: i32) -> Result<Self, PinError> {
+        let files = open_files(pid);
+        if !is_alive(&pidfd) {
+            return Err(PinError::Ended(pid));
+        }
+        let (proc_dir, root, start_time) = files?;
+        Ok(Self { pid, pidfd, proc_dir, root: ContainerRoot::from_fd(root), start_time })
     }
 
     /// Whether the process has not ended.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        matches!(rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
+        is_alive(&self.pidfd)
     }
 
     /// The process, in this PID namespace.
@@ -136,6 +143,15 @@ impl PinnedTask {
         Ok((!same).then_some(theirs))
     }
 
+    /// The inode number of the process's mount namespace, which names it among those that there are (namespaces(7)).
+    ///
+    /// # Errors
+    /// [`PinError`]; [`PinError::Ended`] when the process has ended since.
+    pub fn mount_namespace(&self) -> Result<u64, PinError> {
+        let stat = rustix::fs::statat(&self.proc_dir, "ns/mnt", AtFlags::empty());
+        stat.map(|stat| stat.st_ino).map_err(|source| open_error("the mount namespace", self.pid, source))
+    }
+
     /// The mounts that the process can see, by paths from its root.
     ///
     /// # Errors
@@ -152,6 +168,23 @@ impl PinnedTask {
         rustix::fs::openat(&self.proc_dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|source| open_error(what, self.pid, source))
     }
+}
+
+/// A pidfd is readable once its process has ended (pidfd_open(2)).
+fn is_alive(pidfd: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+    matches!(rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
+}
+
+/// `/proc/PID`, the root, and the start time of whatever process has this number now.
+fn open_files(pid: i32) -> Result<(OwnedFd, OwnedFd, u64), PinError> {
+    let failed = |what| move |source| open_error(what, pid, source);
+    let dir = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let proc_dir =
+        rustix::fs::open(format!("/proc/{pid}"), dir, Mode::empty()).map_err(failed("/proc/PID"))?;
+    let root = rustix::fs::openat(&proc_dir, "root", dir, Mode::empty()).map_err(failed("the root"))?;
+    let start_time = read_start_time(&proc_dir, pid)?;
+    Ok((proc_dir, root, start_time))
 }
 
 fn open_error(what: &'static str, pid: i32, source: Errno) -> PinError {
@@ -205,9 +238,35 @@ mod tests {
         let task = PinnedTask::open(me).unwrap();
         assert!(task.is_alive());
         assert!(!task.read_mounts().unwrap().entries().is_empty());
+        assert!(task.mount_namespace().unwrap() > 0);
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         child.wait().unwrap();
         assert!(matches!(PinnedTask::open(pid), Err(PinError::Ended(p)) if p == pid));
+    }
+
+    /// The number of this process stands for one that was given to another meanwhile.
+    #[test]
+    fn a_number_that_is_another_process_is_not_pinned() {
+        let me = i32::try_from(std::process::id()).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pidfd = rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+        let pidfd = Arc::new(pidfd);
+        let pid = i32::try_from(child.id()).unwrap();
+        let task = PinnedTask::of(pidfd.clone(), pid).unwrap();
+        child.kill().unwrap();
+        // Ended, then reaped.
+        while task.is_alive() {
+            std::thread::yield_now();
+        }
+        for _ in 0..2 {
+            for number in [pid, me] {
+                assert!(
+                    matches!(PinnedTask::of(pidfd.clone(), number), Err(PinError::Ended(n)) if n == number)
+                );
+            }
+            child.wait().unwrap();
+        }
+        assert!(matches!(task.mount_namespace(), Err(PinError::Ended(n)) if n == pid));
     }
 }

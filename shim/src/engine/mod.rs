@@ -382,12 +382,14 @@ impl Tasks for Engine {
     fn live(&self, container_id: &str) -> Result<LiveTask, TaskLookupError> {
         let container =
             self.container(container_id).map_err(|_| TaskLookupError::NotFound(container_id.to_owned()))?;
-        let state = container.init().state();
-        let init_pid = state.live_pid().ok_or_else(|| TaskLookupError::NotRunning {
-            id: container_id.to_owned(),
-            state: state.name().to_owned(),
+        let (init, init_pid) = container.init().live_process().ok_or_else(|| {
+            // One that has ended is running until that is reported.
+            let state = container.init().state();
+            let state = state.live_pid().map_or_else(|| state.name(), |_| "stopped");
+            TaskLookupError::NotRunning { id: container_id.to_owned(), state: state.to_owned() }
         })?;
         Ok(LiveTask {
+            init,
             init_pid,
             bundle: container.bundle().path().to_owned(),
             rootfs: container.rootfs().to_owned(),

@@ -26,7 +26,7 @@ pub struct Process {
 #[derive(Default)]
 struct Live {
     io: Option<Arc<ProcessIo>>,
-    pidfd: Option<OwnedFd>,
+    pidfd: Option<Arc<OwnedFd>>,
     /// A client was done with its input before the process was there to be told.
     stdin_closed: bool,
 }
@@ -76,7 +76,7 @@ impl Process {
         if live.stdin_closed {
             io.close_stdin();
         }
-        (live.io, live.pidfd) = (Some(Arc::new(io)), pidfd);
+        (live.io, live.pidfd) = (Some(Arc::new(io)), pidfd.map(Arc::new));
     }
 
     /// Opens its input, if it has one.
@@ -122,6 +122,12 @@ impl Process {
             self.release_io();
         }
         self.state.send_modify(|state| *state = state.ended(exit));
+    }
+
+    /// The process itself, while it is there, and its number. It may have ended without that having been reported.
+    pub fn live_process(&self) -> Option<(Arc<OwnedFd>, i32)> {
+        let pidfd = self.live().pidfd.clone()?;
+        Some((pidfd, self.state().live_pid()?))
     }
 
     /// Its streams, once it has them.
@@ -223,7 +229,7 @@ mod tests {
         let pid = rustix::process::Pid::from_child(&child);
         let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
         let process = Process::new("exec".to_owned(), Stdio::default());
-        process.live().pidfd = Some(pidfd);
+        process.live().pidfd = Some(Arc::new(pidfd));
         assert!(matches!(process.signal(65), Err(EngineError::UnknownSignal(65))));
         process.signal(40).unwrap();
         assert_eq!(child.wait().unwrap().signal(), Some(40));

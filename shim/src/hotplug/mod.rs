@@ -19,6 +19,7 @@ mod scene;
 mod service;
 
 use std::{
+    os::fd::OwnedFd,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
@@ -42,10 +43,11 @@ pub trait Tasks: Send + Sync + 'static {
 }
 
 /// Where a container's live task is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct LiveTask {
-    /// The container's init process, in the host's PID namespace. It is only a hint: hot-plug pins the process and
-    /// checks that it is alive before it enters anything.
+    /// The container's init process, which may have ended: hot-plug enters nothing without having seen that it has not.
+    pub init: Arc<OwnedFd>,
+    /// Its number in the host's PID namespace, which may be another process' once it has ended.
     pub init_pid: i32,
     /// The bundle directory: owned by the host, out of the container's reach. Hot-plug keeps its journal here.
     pub bundle: PathBuf,

@@ -4,6 +4,7 @@ use std::{
     fs, io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use overlayfs_utils::{
@@ -53,7 +54,7 @@ impl Scene {
     /// # Errors
     /// [`EngineError`] when the task has ended, or the journal is unreadable.
     pub fn open(live: &LiveTask, kernel: Kernel, pins: Pins) -> Result<Self, EngineError> {
-        let task = PinnedTask::open(live.init_pid)?;
+        let task = PinnedTask::of(Arc::clone(&live.init), live.init_pid)?;
         let host = ContainerRoot::open(&live.rootfs)
             .map_err(|e| EngineError::Rootfs { path: live.rootfs.clone(), source: e.into() })?;
         let init = Init { pid: task.pid(), start_time: task.start_time() };

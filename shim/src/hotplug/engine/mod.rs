@@ -14,7 +14,6 @@ mod tests;
 
 use std::{
     collections::HashMap,
-    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -121,9 +120,7 @@ fn as_not_running(container: &str, error: EngineError) -> EngineError {
 
 /// The users of each of `blocks`, other than this process.
 fn users_of(scene: &Scene, blocks: &[SuperBlock]) -> Result<Vec<Vec<User>>, EngineError> {
-    let path = format!("/proc/{}/ns/mnt", scene.task.pid());
-    let namespace = rustix::fs::stat(path).map_err(|e| EngineError::Users(io::Error::from(e)))?;
-    let mut users = find_users(blocks, Some(namespace.st_ino)).map_err(EngineError::Users)?;
+    let mut users = find_users(blocks, Some(scene.task.mount_namespace()?)).map_err(EngineError::Users)?;
     let own = std::process::id();
     users.iter_mut().for_each(|list| list.retain(|user| u32::try_from(user.pid) != Ok(own)));
     Ok(users)

@@ -7,7 +7,7 @@ use std::{fs, path::Path};
 use overlayfs_utils::{ContainerPath, LayersBy};
 use rustix::io::Errno;
 
-use self::container::{Container, One, on_host};
+use self::container::{Container, One, on_host, pidfd};
 use super::*;
 use crate::hotplug::{
     LiveTask,
@@ -187,6 +187,24 @@ fn privileged_a_container_may_take_no_capsules() {
         let refused = engine.attach("c", spec("a", content(dir, "1", &["f"]), "/usr/lib", Mode::Ro));
         assert!(matches!(refused, Err(EngineError::Disabled(id)) if id == "c"));
         assert_eq!(container.tree(), tree);
+    });
+}
+
+/// The container stands for one that was given the number of an init that has been reaped, and not yet reported.
+#[test]
+fn privileged_a_container_with_the_number_of_an_ended_init_is_not_entered() {
+    on_host(|dir| {
+        let container = Container::start(dir, "");
+        let (mounts, tree) = (container.mounts(), container.tree());
+        let mut init = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let ended = LiveTask { init: pidfd(&init), ..container.live() };
+        init.kill().unwrap();
+        init.wait().unwrap();
+        let engine = Engine::new(Arc::new(One(ended)), Kernel::known(LayersBy::Descriptor));
+        let refused = engine.attach("c", spec("a", content(dir, "1", &["f"]), "/usr/lib", Mode::Ro));
+        let stopped = TaskLookupError::NotRunning { id: "c".to_owned(), state: "stopped".to_owned() };
+        assert!(matches!(refused, Err(EngineError::Task(error)) if error == stopped));
+        assert_eq!((container.mounts(), container.tree()), (mounts, tree));
     });
 }
 

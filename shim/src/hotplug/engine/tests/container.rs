@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
-    os::unix::fs::symlink,
+    os::{fd::OwnedFd, unix::fs::symlink},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -90,6 +90,7 @@ impl Container {
 
     pub fn live(&self) -> LiveTask {
         LiveTask {
+            init: pidfd(&self.init),
             init_pid: self.pid(),
             bundle: self.bundle.clone(),
             rootfs: self.rootfs.clone(),
@@ -169,6 +170,11 @@ impl Drop for Running {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+pub fn pidfd(child: &Child) -> Arc<OwnedFd> {
+    let pid = rustix::process::Pid::from_child(child);
+    Arc::new(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap())
 }
 
 fn wait_ready(child: &mut Child) {
