@@ -1,11 +1,13 @@
 //! Events to containerd: an ordered queue of our own.
 //!
 //! containerd-shim's publisher gives an event up after five tries, lets later events overtake one that is retried, and
-//! does not flush at exit. Here an event stays at the head until containerd has it; the queue is as long as the
-//! outage, which is short because without containerd nothing new is started and what is left are exits.
+//! does not flush at exit. Here an event stays at the head until containerd has it. The queue is short however long
+//! containerd is away: without it nothing new is started, and what is left are exits, one of each process. A container
+//! may run out of memory again and again meanwhile; of that, one event waits in a row ([`Publisher::publish_oom`]).
 
 use std::{
-    sync::Arc,
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -14,6 +16,7 @@ use containerd_shim::{
     event::Event,
     protos::{
         api::ForwardRequest,
+        events::task::TaskOOM,
         protobuf::{Message, MessageField, well_known_types::timestamp::Timestamp},
         shim::event::Envelope,
         shim_async::{Client, EventsClient},
@@ -36,22 +39,54 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 #[derive(Clone)]
 pub struct Publisher {
     namespace: Arc<str>,
-    queue: mpsc::UnboundedSender<Envelope>,
+    queue: mpsc::UnboundedSender<Queued>,
     /// How many events are queued or in flight.
     pending: watch::Sender<usize>,
+    ooms: Ooms,
+}
+
+struct Queued {
+    envelope: Envelope,
+    /// The container that it says to be out of memory, if it says that.
+    oom: Option<String>,
+}
+
+/// The containers of which it is queued, and not in flight, that they ran out of memory, with no other event behind it.
+#[derive(Clone, Default)]
+struct Ooms(Arc<Mutex<HashSet<String>>>);
+
+impl Ooms {
+    fn lock(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Publisher {
     /// Starts publishing to containerd's ttrpc socket at `address`.
     pub fn start(address: String, namespace: &str) -> Self {
         let (queue, events) = mpsc::unbounded_channel();
-        let pending = watch::Sender::new(0);
-        tokio::spawn(forward_all(address, events, pending.clone()));
-        Self { namespace: namespace.into(), queue, pending }
+        let (pending, ooms) = (watch::Sender::new(0), Ooms::default());
+        tokio::spawn(forward_all(address, events, pending.clone(), ooms.clone()));
+        Self { namespace: namespace.into(), queue, pending, ooms }
     }
 
     /// Queues an event. Neither waits nor fails.
     pub fn publish(&self, event: impl Event + Message) {
+        // What comes from now on explains what comes later.
+        self.ooms.lock().clear();
+        self.enqueue(event, None);
+    }
+
+    /// Queues that a container ran out of memory, unless just that is queued already, with no other event than of that kind
+    /// behind it. Once it is being sent containerd may know it: then it is queued once more.
+    pub fn publish_oom(&self, container_id: &str) {
+        if self.ooms.lock().insert(container_id.to_owned()) {
+            let id = container_id.to_owned();
+            self.enqueue(TaskOOM { container_id: id.clone(), ..Default::default() }, Some(id));
+        }
+    }
+
+    fn enqueue(&self, event: impl Event + Message, oom: Option<String>) {
         let topic = event.topic();
         let event = match message::wrap(EVENTS, &event) {
             Ok(event) => event,
@@ -65,7 +100,7 @@ impl Publisher {
             ..Default::default()
         };
         self.pending.send_modify(|pending| *pending += 1);
-        if self.queue.send(envelope).is_err() {
+        if self.queue.send(Queued { envelope, oom }).is_err() {
             log::error!("the publisher has ended");
         }
     }
@@ -81,11 +116,15 @@ impl Publisher {
 
 async fn forward_all(
     address: String,
-    mut events: mpsc::UnboundedReceiver<Envelope>,
+    mut events: mpsc::UnboundedReceiver<Queued>,
     pending: watch::Sender<usize>,
+    ooms: Ooms,
 ) {
     let mut client = None;
-    while let Some(envelope) = events.recv().await {
+    while let Some(Queued { envelope, oom }) = events.recv().await {
+        if let Some(container) = oom {
+            ooms.lock().remove(&container);
+        }
         deliver(&address, &mut client, envelope).await;
         pending.send_modify(|pending| *pending -= 1);
     }
@@ -148,13 +187,12 @@ pub fn timestamp(at: SystemTime) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::path::Path;
 
     use async_trait::async_trait;
     use containerd_shim::protos::{
         api::Empty,
-        events::task::TaskOOM,
-        protobuf::Message,
+        events::task::TaskPaused,
         shim_async::{Events, create_events},
         ttrpc::r#async::{Server, TtrpcContext},
     };
@@ -187,6 +225,13 @@ mod tests {
         TaskOOM { container_id: id.into(), ..Default::default() }
     }
 
+    fn serve(socket: &Path, containerd: &Arc<Containerd>) -> Server {
+        Server::new()
+            .bind(&format!("unix://{}", socket.display()))
+            .unwrap()
+            .register_service(create_events(containerd.clone()))
+    }
+
     /// More failures than containerd-shim's publisher would stand, and a containerd that starts late.
     #[tokio::test]
     async fn events_arrive_in_order_through_failures() {
@@ -198,13 +243,37 @@ mod tests {
         assert_eq!(publisher.flush(Duration::from_millis(80)).await, 2);
 
         let containerd = Arc::new(Containerd { failures: Mutex::new(7), ..Default::default() });
-        let mut server = Server::new()
-            .bind(&format!("unix://{}", socket.display()))
-            .unwrap()
-            .register_service(create_events(containerd.clone()));
+        let mut server = serve(&socket, &containerd);
         server.start().await.unwrap();
         publisher.publish(oom("3"));
         assert_eq!(publisher.flush(Duration::from_secs(30)).await, 0);
         assert_eq!(*containerd.seen.lock().unwrap(), ["1", "2", "3"]);
+    }
+
+    #[tokio::test]
+    async fn of_one_containers_want_of_memory_one_event_waits_in_a_row() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("ttrpc");
+        let publisher = Publisher::start(socket.display().to_string(), "ns");
+        let many = |id| (0..1000).for_each(|_| publisher.publish_oom(id));
+        many("a");
+        assert_eq!(publisher.flush(Duration::from_millis(80)).await, 1);
+        // The first is being sent. Whether containerd has it nobody knows.
+        many("a");
+        many("b");
+        many("a");
+        assert_eq!(publisher.flush(Duration::ZERO).await, 3);
+        // What is killed next may be what ends next.
+        publisher.publish(TaskPaused { container_id: "c".into(), ..Default::default() });
+        many("a");
+        assert_eq!(publisher.flush(Duration::ZERO).await, 5);
+
+        let containerd = Arc::new(Containerd::default());
+        let mut server = serve(&socket, &containerd);
+        server.start().await.unwrap();
+        assert_eq!(publisher.flush(Duration::from_secs(30)).await, 0);
+        publisher.publish_oom("a");
+        assert_eq!(publisher.flush(Duration::from_secs(30)).await, 0);
+        assert_eq!(*containerd.seen.lock().unwrap(), ["a", "a", "b", "c", "a", "a"]);
     }
 }

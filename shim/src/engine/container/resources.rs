@@ -2,7 +2,7 @@
 
 use std::{fs, sync::PoisonError};
 
-use containerd_shim::protos::{events::task::TaskOOM, protobuf::well_known_types::any::Any};
+use containerd_shim::protos::protobuf::well_known_types::any::Any;
 
 use super::Container;
 use crate::{
@@ -36,7 +36,7 @@ impl Container {
 
     fn watch_memory(&self, cgroup: &Cgroup) {
         let (events, id) = (self.host.events.clone(), self.id.to_string());
-        let report = move || events.publish(TaskOOM { container_id: id.clone(), ..Default::default() });
+        let report = move || events.publish_oom(&id);
         match oom::Watch::start(cgroup, report) {
             Ok(watch) => *self.oom.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch),
             // As on a node whose kernel has no memory controller.
@@ -52,7 +52,7 @@ impl Container {
     pub(super) fn report_oom(&self, last: bool) {
         let mut watch = self.oom.lock().unwrap_or_else(PoisonError::into_inner);
         if watch.as_ref().is_some_and(oom::Watch::look) {
-            self.host.events.publish(TaskOOM { container_id: self.id.to_string(), ..Default::default() });
+            self.host.events.publish_oom(self.id.as_str());
         }
         if last {
             *watch = None;
