@@ -19,7 +19,7 @@ use containerd_shim::{
         events::task::{TaskCreate, TaskIO},
         shim::oci::ProcessDetails,
         shim_async::create_task,
-        types::task::{ProcessInfo, Status},
+        types::task::{ProcessInfo, Status as WireStatus},
     },
 };
 use containerd_shim_protos::sandbox_async::create_sandbox;
@@ -32,7 +32,7 @@ use crate::{
     caller,
     engine::{
         Checkpoint, Container, Create, CreateEvent, Engine, EngineError, Id,
-        state::{Exit, State},
+        state::{Exit, Status},
     },
     events::timestamp,
     io::Stdio,
@@ -128,7 +128,7 @@ impl Task for Service {
             id: request.id,
             bundle: container.bundle().path().display().to_string(),
             pid: state.pid().cast_unsigned(),
-            status: EnumOrUnknown::new(task_status(state)),
+            status: EnumOrUnknown::new(task_status(container.status(&process))),
             stdin,
             stdout,
             stderr,
@@ -261,12 +261,13 @@ fn process_info(pid: u32, exec: Option<String>) -> TtrpcResult<ProcessInfo> {
     Ok(ProcessInfo { pid, info: info.into(), ..Default::default() })
 }
 
-fn task_status(state: State) -> Status {
-    match state {
-        State::Added | State::Created { .. } => Status::CREATED,
-        State::Running { .. } => Status::RUNNING,
-        State::Paused { .. } => Status::PAUSED,
-        State::Stopped { .. } => Status::STOPPED,
+fn task_status(status: Status) -> WireStatus {
+    match status {
+        Status::Created => WireStatus::CREATED,
+        Status::Running => WireStatus::RUNNING,
+        Status::Pausing => WireStatus::PAUSING,
+        Status::Paused => WireStatus::PAUSED,
+        Status::Stopped => WireStatus::STOPPED,
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod checkpoint;
 mod end;
+mod freeze;
 mod launch;
 mod orphans;
 mod resources;
@@ -11,14 +12,12 @@ mod resources;
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicBool},
     time::SystemTime,
 };
 
 pub use checkpoint::Checkpoint;
-use containerd_shim::protos::events::task::{
-    TaskExecAdded, TaskExecStarted, TaskPaused, TaskResumed, TaskStart,
-};
+use containerd_shim::protos::events::task::{TaskExecAdded, TaskExecStarted, TaskStart};
 pub use end::clean_up;
 use launch::{Launch, Launched};
 use serde_json::Value;
@@ -76,6 +75,8 @@ pub struct Container {
     log_buffer: Option<usize>,
     takes_capsules: bool,
     init: Arc<Process>,
+    /// The runtime is at work on freezing it.
+    pausing: AtomicBool,
     execs: Mutex<HashMap<String, Exec>>,
     gate: watch::Sender<Gate>,
     deleted: Mutex<bool>,
@@ -123,6 +124,7 @@ impl Container {
             criu_work: (!options.criu_work_path.is_empty()).then(|| options.criu_work_path.into()),
             io_owner: (options.io_uid, options.io_gid),
             init: Arc::new(Process::new(String::new(), stdio)),
+            pausing: AtomicBool::new(false),
             execs: Mutex::default(),
             gate: watch::Sender::new(Gate { open: true, running: 0 }),
             deleted: Mutex::new(false),
@@ -336,36 +338,6 @@ impl Container {
             }
             _ => Err(error),
         }
-    }
-
-    /// Freezes all its processes.
-    ///
-    /// # Errors
-    /// [`EngineError`].
-    pub async fn pause(&self) -> Result<(), EngineError> {
-        let _step = self.init.step().await;
-        let state = self.init.state();
-        state.allow(Step::Pause)?;
-        let paused = self.runtime.pause(self.id.as_str()).await;
-        self.settled(paused, "paused").await?;
-        self.init.advance(State::Paused { pid: state.pid() });
-        self.host.events.publish(TaskPaused { container_id: self.id.to_string(), ..Default::default() });
-        Ok(())
-    }
-
-    /// Thaws them.
-    ///
-    /// # Errors
-    /// [`EngineError`].
-    pub async fn resume(&self) -> Result<(), EngineError> {
-        let _step = self.init.step().await;
-        let state = self.init.state();
-        state.allow(Step::Resume)?;
-        let resumed = self.runtime.resume(self.id.as_str()).await;
-        self.settled(resumed, "running").await?;
-        self.init.advance(State::Running { pid: state.pid() });
-        self.host.events.publish(TaskResumed { container_id: self.id.to_string(), ..Default::default() });
-        Ok(())
     }
 
     /// The pids of its processes, with the exec ids of those that are execs.

@@ -44,6 +44,32 @@ pub enum State {
     },
 }
 
+/// What clients are told of a process' state, in containerd's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Not started.
+    Created,
+    /// Started.
+    Running,
+    /// About to be frozen.
+    Pausing,
+    /// Frozen.
+    Paused,
+    /// Ended.
+    Stopped,
+}
+
+impl Status {
+    /// That of an exec whose own this is, in a container with an init in the status `init`. What freezes a container freezes
+    /// all that is in it, and containerd's own shim says so even of execs that have ended or have not begun.
+    pub fn beside(self, init: Self) -> Self {
+        match init {
+            Self::Pausing | Self::Paused => init,
+            Self::Created | Self::Running | Self::Stopped => self,
+        }
+    }
+}
+
 /// A step that the present state does not allow.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("cannot {step} a process that is {state}")]
@@ -99,6 +125,16 @@ impl State {
             Self::Running { .. } => "running",
             Self::Paused { .. } => "paused",
             Self::Stopped { .. } => "stopped",
+        }
+    }
+
+    /// What clients are told.
+    pub fn status(self) -> Status {
+        match self {
+            Self::Added | Self::Created { .. } => Status::Created,
+            Self::Running { .. } => Status::Running,
+            Self::Paused { .. } => Status::Paused,
+            Self::Stopped { .. } => Status::Stopped,
         }
     }
 
@@ -222,6 +258,17 @@ mod tests {
         ];
         for (state, expected) in states {
             assert_eq!(state.live_pid(), expected, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn an_exec_is_frozen_with_its_init() {
+        let all = [Status::Created, Status::Running, Status::Pausing, Status::Paused, Status::Stopped];
+        for init in all {
+            for own in [Status::Created, Status::Running, Status::Stopped] {
+                let frozen = matches!(init, Status::Pausing | Status::Paused);
+                assert_eq!(own.beside(init), if frozen { init } else { own }, "{own:?} beside {init:?}");
+            }
         }
     }
 

@@ -7,10 +7,12 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use capsule_proto::containerd::v1::types::Status as TaskStatus;
 use prost_types::Any;
 
-use super::Case;
 use super::bed::{Bed, SLEEP, eventually};
+use super::faulty::{Faulty, How};
+use super::kills::kill;
 use super::shim::Shim;
 use super::task::{Stdio, Task, read_all, text_of};
+use super::{Case, Need};
 
 /// The cases.
 pub const CASES: &[Case] = &[
@@ -21,12 +23,15 @@ pub const CASES: &[Case] = &[
     Case::new("kill of an exec ends the exec, kill of all ends all", kill_all),
     Case::new("what outlives an init in the node's PID namespace is killed", host_pids),
     Case::new("a paused task stands still and can be killed", paused),
+    Case::new("execs of a paused task are paused, whatever they were", paused_execs),
+    Case::new("a task that is being paused says so, and so do its execs", pausing)
+        .needs(&[Need::Containerd2]),
     Case::new("a task can be made again", again).in_vm(),
     Case::new("an exec's id can be used again", exec_again),
     Case::new("an exec's user, directory and environment", exec_process),
     Case::new("an exec that cannot be started names its program", exec_fails),
     Case::new("the shim itself: Connect, State, and a Shutdown that waits for its task", shim_itself)
-        .needs(&[super::Need::Containerd2]),
+        .needs(&[Need::Containerd2]),
 ];
 
 fn init_states(bed: &Bed) -> Result<String> {
@@ -174,6 +179,58 @@ fn paused(bed: &Bed) -> Result<String> {
 fn ensure_longer(text: &str, length: usize) -> Result<()> {
     ensure!(text.len() > length, "{text:?}");
     Ok(())
+}
+
+fn paused_execs(bed: &Bed) -> Result<String> {
+    let task = Task::started(bed, "paused", &Stdio::default(), &SLEEP)?;
+    task.exec("added", &Stdio::default(), &SLEEP)?;
+    let pid = task.run_exec("running", &Stdio::default(), &SLEEP)?;
+    task.run_exec("ended", &Stdio::default(), &["/bin/sh", "-c", "exit 5"])?;
+    task.wait("ended")?;
+    task.pause()?;
+    for exec in ["added", "ended"] {
+        task.expect(exec, TaskStatus::Paused)?;
+    }
+    ensure!(task.expect("running", TaskStatus::Paused)?.pid == pid, "another process");
+    ensure!(task.get("ended")?.exit_status == 5, "another exit");
+    task.resume()?;
+    task.expect("added", TaskStatus::Created)?;
+    task.expect("running", TaskStatus::Running)?;
+    task.expect("ended", TaskStatus::Stopped)?;
+    task.remove().map(|()| String::new())
+}
+
+fn pausing(bed: &Bed) -> Result<String> {
+    let faulty = Faulty::new(&bed.id("pausing"), "runc")?;
+    let options = faulty.options(bed.stack)?;
+    let options = options.each_ref().map(String::as_str);
+    let task = Task::container(bed, "pausing", &options, &SLEEP)?;
+    task.create(&Stdio::default())?;
+    task.start("")?;
+    task.run_exec("e1", &Stdio::default(), &SLEEP)?;
+    faulty.plan("pause", How::Hang)?;
+    let (seen, paused) = std::thread::scope(|scope| -> Result<_> {
+        let pause = scope.spawn(|| task.pause());
+        let hung = faulty.hung()?;
+        let task = &task;
+        let ask = |process| scope.spawn(move || task.get(process).map(|process| process.status()));
+        let asked = ["", "e1"].map(ask);
+        // containerd's own shim answers for the init when the step is done, but with what it saw before.
+        std::thread::sleep(Duration::from_millis(300));
+        kill(hung)?;
+        let panicked = |_| anyhow!("a call panicked");
+        let seen = asked.map(|answer| answer.join().map_err(panicked));
+        Ok((seen, pause.join().map_err(panicked)?))
+    })?;
+    ensure!(paused.is_err(), "it is paused although the runtime's command was killed");
+    for status in seen {
+        let status = status??;
+        ensure!(status == TaskStatus::Pausing, "{status:?}");
+    }
+    for process in ["", "e1"] {
+        task.expect(process, TaskStatus::Running)?;
+    }
+    task.remove().map(|()| String::new())
 }
 
 fn again(bed: &Bed) -> Result<String> {
