@@ -11,7 +11,7 @@
 //! | `detached` | detached mounts and trees, id-mapping | the caller's mount namespace, read-only |
 //! | `ids` | mappings of ids, as user namespaces | a child process, for a moment |
 //! | `point` | attach, swap, unmount | the mount namespace the calling thread is in |
-//! | `namespace` | a thread of its own in another mount namespace | namespaces of its own threads |
+//! | `namespace` | a thread of its own in another mount namespace or directory | those of its own threads |
 //! | `task` | pinning a container's process | `/proc/PID`, read-only |
 //! | `path` | absolute paths in a container | nothing: pure |
 //! | `target` | directories in a container | the container's directories: resolves and makes them |
@@ -46,7 +46,7 @@ pub use detached::{DetachedMount, LayerDir, LayersBy, Tree, TreeError};
 pub use error::{MountError, Step};
 pub use ids::{IdMapping, InvalidMapping, UserNamespaceError, new_user_namespace};
 pub use mountinfo::{MountEntry, MountTable, ParseMountInfoError, parse_mountinfo};
-pub use namespace::{NamespaceError, in_mount_namespace, in_new_mount_namespace};
+pub use namespace::{NamespaceError, in_directory, in_mount_namespace, in_new_mount_namespace};
 pub use path::{ContainerPath, InvalidPath};
 pub use plan::{Lower, OverlayPlan, PlanError};
 pub use point::{

@@ -1,32 +1,33 @@
 //! The container's root file system: the mounts that containerd's snapshotter describes, made on the bundle's
 //! `rootfs` in the shim's own mount namespace.
 //!
-//! `plan` reads a mount's options (pure); this file makes and unmakes mounts, `mapped` those whose owners are mapped. The
-//! process never changes its working directory or namespace: another container's create may run at the same time.
+//! `plan` reads a mount's description, `options` and `layers` parts of it (pure); this file makes mounts, `overlay` those of
+//! very many layers, `mapped` those whose owners are mapped; `unmount` unmakes them. The process never changes its working
+//! directory or namespace: another container's create may run at the same time.
 
 mod layers;
 mod mapped;
+mod options;
+mod overlay;
 mod plan;
+mod unmount;
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 pub use mapped::MappedError;
+use overlayfs_utils::{NamespaceError, in_directory};
 pub use plan::{Mount, PlanError};
 use plan::{Plan, plan};
 use rustix::{
-    fs::CWD,
     io::Errno,
-    mount::{
-        FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
-        UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount,
-        mount_change, mount_remount, move_mount, unmount,
-    },
+    mount::{MountFlags, MountPropagationFlags, mount, mount_change, mount_remount},
 };
 use thiserror::Error;
+use unmount::detach_all;
+pub use unmount::unmount_all;
 
 /// A root file system that could not be made or unmade.
 #[derive(Debug, Error)]
@@ -58,6 +59,9 @@ pub enum RootfsError {
         #[source]
         source: Errno,
     },
+    /// A thread in the directory that an overlay's layers are in.
+    #[error("cannot mount the layers in {}", .0.display())]
+    Layers(PathBuf, #[source] NamespaceError),
     /// One whose owners are to be mapped.
     #[error("cannot map the owners of the root file system on {}", target.display())]
     Mapped {
@@ -133,148 +137,135 @@ fn apply(plan: &Plan, target: &Path) -> Result<(), RootfsError> {
             }
             propagate(*propagation, target).map_err(failed("propagation"))
         }
-        Plan::Options { kind, source, flags, data, propagation } => {
-            mount(source, target, kind, *flags, Some(data.as_c_str())).map_err(failed("mount"))?;
+        Plan::Options { kind, source, flags, data, propagation, directory } => {
+            let data = Some(data.as_c_str());
+            let call = || mount(source, target, kind, *flags, data).map_err(failed("mount"));
+            within(directory.as_deref(), call)?;
             propagate(*propagation, target).map_err(failed("propagation"))
         }
-        Plan::Overlay { layers, parameters, flags } => overlay(layers, parameters, *flags, target),
+        Plan::Overlay { directory, parameters, flags, propagation } => {
+            within(directory.as_deref(), || overlay::mount(parameters, *flags, target))?;
+            propagate(*propagation, target).map_err(failed("propagation"))
+        }
         Plan::Mapped { uids, gids, layers, inner } => {
             mapped::mount(uids, gids, layers.as_deref(), inner, target)
         }
     }
 }
 
+/// Makes a mount whose layers are relative to `directory`, or to nothing.
+fn within(
+    directory: Option<&Path>,
+    make: impl FnOnce() -> Result<(), RootfsError> + Send,
+) -> Result<(), RootfsError> {
+    let Some(directory) = directory else { return make() };
+    in_directory(directory, make).map_err(|e| RootfsError::Layers(directory.to_owned(), e))?
+}
+
 fn propagate(propagation: Option<MountPropagationFlags>, target: &Path) -> Result<(), Errno> {
     propagation.map_or(Ok(()), |flags| mount_change(target, flags))
-}
-
-/// An overlay of more layers than fit in the one page of mount(2)'s options: layer by layer, by the mount API of
-/// Linux 5.2, with `lowerdir+` of 6.7.
-fn overlay(
-    layers: &[PathBuf],
-    parameters: &[(String, Option<String>)],
-    flags: MountAttrFlags,
-    target: &Path,
-) -> Result<(), RootfsError> {
-    let context =
-        fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| step("fsopen", target, "", e))?;
-    let failed = |name: &'static str| {
-        let context = &context;
-        move |e| step(name, target, &kernel_log(context), e)
-    };
-    for layer in layers {
-        fsconfig_set_string(&context, "lowerdir+", layer).map_err(failed("fsconfig(lowerdir+)"))?;
-    }
-    for (key, value) in parameters {
-        match value {
-            Some(value) => fsconfig_set_string(&context, key, value),
-            None => fsconfig_set_flag(&context, key),
-        }
-        .map_err(failed("fsconfig"))?;
-    }
-    fsconfig_create(&context).map_err(failed("fsconfig(create)"))?;
-    let detached = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags).map_err(failed("fsmount"))?;
-    move_mount(&detached, c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .map_err(|e| step("move_mount", target, "", e))
-}
-
-fn step(step: &'static str, target: &Path, log: &str, source: Errno) -> RootfsError {
-    let log = if log.is_empty() { String::new() } else { format!(" ({log})") };
-    RootfsError::Mount { step, what: "overlay".into(), target: target.to_owned(), log, source }
-}
-
-/// The mount context's messages: one per read, none left is an error.
-fn kernel_log(context: &impl std::os::fd::AsFd) -> String {
-    let mut lines = Vec::new();
-    let mut buffer = [0; 512];
-    while let Ok(length @ 1..) = rustix::io::read(context, &mut buffer) {
-        lines.push(String::from_utf8_lossy(&buffer[..length]).trim().to_owned());
-    }
-    lines.join("; ")
-}
-
-/// How often an unmount is tried before it is made lazy, and the pause between.
-const BUSY: (u32, Duration) = (10, Duration::from_millis(20));
-
-/// Unmounts everything on `target`. Not an error when nothing is mounted there.
-///
-/// A mount that stays busy is detached lazily: a process of the host that looks into it must not make a container
-/// undeletable.
-///
-/// # Errors
-/// The kernel's refusal of the lazy unmount.
-pub async fn unmount_all(target: &Path) -> Result<(), RootfsError> {
-    let target = target.to_owned();
-    aside(move || unmount_patiently(&target)).await
-}
-
-fn unmount_patiently(target: &Path) -> Result<(), RootfsError> {
-    let mut tries = 0;
-    loop {
-        match unmount(target, UnmountFlags::NOFOLLOW) {
-            Ok(()) => {}
-            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
-            Err(Errno::BUSY) if tries < BUSY.0 => {
-                tries += 1;
-                std::thread::sleep(BUSY.1);
-            }
-            Err(Errno::BUSY) => return detach_all(target),
-            Err(source) => return Err(RootfsError::Unmount(target.to_owned(), source)),
-        }
-    }
-}
-
-fn detach_all(target: &Path) -> Result<(), RootfsError> {
-    loop {
-        match unmount(target, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH) {
-            Ok(()) => {}
-            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
-            Err(source) => return Err(RootfsError::Unmount(target.to_owned(), source)),
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// More layers than fit in a page of options, and the empty list that leaves the target alone.
+    fn overlay(layers: &[String], more: &[&str]) -> Mount {
+        let lower = format!("lowerdir={}", layers.join(":"));
+        let options = [lower].into_iter().chain(more.iter().map(|option| (*option).to_owned())).collect();
+        Mount { kind: "overlay".into(), source: "overlay".into(), options, ..Default::default() }
+    }
+
+    fn bind(source: &Path) -> Mount {
+        let options = vec!["rbind".into(), "ro".into()];
+        Mount { kind: "bind".into(), source: source.display().to_string(), options, ..Default::default() }
+    }
+
+    /// `count` directories with a file each, named so that every path ends with `name`.
+    fn layers_in(dir: &Path, count: usize, name: impl Fn(usize) -> String) -> Vec<String> {
+        let make = |i| {
+            let layer = dir.join(name(i));
+            fs::create_dir_all(&layer).unwrap();
+            fs::write(layer.join(format!("file{i}")), "").unwrap();
+            layer.display().to_string()
+        };
+        (0..count).map(make).collect()
+    }
+
+    /// What the mount table says of the superblock on `target`.
+    fn super_options(target: &Path) -> String {
+        let table = overlayfs_utils::MountTable::parse(&fs::read("/proc/self/mountinfo").unwrap()).unwrap();
+        table.top_at(target).unwrap().super_options.clone()
+    }
+
+    /// Every path is longer than `fsconfig(2)` takes, and all of them need nine pages: mount(2) takes them from the directory
+    /// that they are in, as on kernels without `lowerdir+`.
     #[tokio::test]
-    async fn privileged_a_root_of_many_layers_is_mounted_and_unmounted() {
+    async fn privileged_128_layers_of_long_paths_are_one_mount_call() {
+        let dir = tempfile::tempdir().unwrap();
+        let snapshots = dir.path().join("d".repeat(200)).join("e".repeat(90));
+        let layers = layers_in(&snapshots, 128, |i| format!("{i}/fs"));
+        let at = |name: &str| snapshots.join(name).display().to_string();
+        fs::create_dir_all(at("u/fs")).unwrap();
+        fs::create_dir_all(at("u/work")).unwrap();
+        let writable = [format!("upperdir={}", at("u/fs")), format!("workdir={}", at("u/work"))];
+        let writable: Vec<&str> = writable.iter().map(String::as_str).collect();
+        let target = dir.path().join("rootfs");
+        for more in [&writable[..], &["ro"]] {
+            let overlay = overlay(&layers, more);
+            assert!(overlay.options[0].len() > 9 * 4096);
+            mount_all(&[overlay], &target).await.expect("this test mounts: run it as root");
+            assert_eq!(fs::read_dir(&target).unwrap().count(), 128);
+            let seen = super_options(&target);
+            assert!(seen.contains("lowerdir=0/fs:1/fs:2/fs:"), "{seen}");
+            assert_eq!(fs::write(target.join("new"), "").is_ok(), more.len() == 2);
+            unmount_all(&target).await.unwrap();
+        }
+        assert!(snapshots.join("u/fs/new").exists());
+    }
+
+    /// More than a page holds even so: layer by layer, with what the page would hold of each.
+    #[tokio::test]
+    async fn privileged_450_layers_go_one_by_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let layers = layers_in(&dir.path().join("s"), 450, |i| format!("{i:0>10}/fs"));
+        let target = dir.path().join("rootfs");
+        mount_all(&[overlay(&layers, &["ro", "rprivate"])], &target)
+            .await
+            .expect("this test mounts: run it as root");
+        assert_eq!(fs::read_dir(&target).unwrap().count(), 450);
+        let seen = super_options(&target);
+        assert!(seen.contains("lowerdir+=0000000000/fs"), "{seen}");
+        unmount_all(&target).await.unwrap();
+
+        let too_many = layers_in(&dir.path().join("t"), 501, |i| format!("{i:0>10}/fs"));
+        let error = mount_all(&[overlay(&too_many, &["ro"])], &target).await.unwrap_err();
+        assert!(error.to_string().contains("limit is 500"), "{error}");
+        assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
+    }
+
+    /// The empty list leaves the target alone; a list of which one fails leaves nothing.
+    #[tokio::test]
+    async fn privileged_a_root_is_mounted_whole_or_not_at_all() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("rootfs");
-        let layer = |i: usize| dir.path().join(format!("{i:0>100}"));
-        for i in 0..60 {
-            fs::create_dir(layer(i)).unwrap();
-            fs::write(layer(i).join(format!("file{i}")), "").unwrap();
-        }
-        let layers: Vec<_> = (0..60).map(|i| layer(i).display().to_string()).collect();
-        let options = vec![format!("lowerdir={}", layers.join(":")), "ro".into()];
-        let overlay =
-            Mount { kind: "overlay".into(), source: "overlay".into(), options, ..Default::default() };
-
+        let layers = layers_in(dir.path(), 2, |i| i.to_string());
         mount_all(&[], &target).await.unwrap();
         assert!(!target.exists());
-        mount_all(std::slice::from_ref(&overlay), &target).await.expect("this test mounts: run it as root");
-        assert_eq!(fs::read_dir(&target).unwrap().count(), 60);
-        assert!(fs::write(target.join("x"), "").is_err());
+        let [first, missing] = [Path::new(&layers[0]).to_owned(), dir.path().join("missing")];
+        let both = [bind(&first), bind(&missing)];
+        let error = mount_all(&both, &target).await.expect_err("this test mounts: run it as root");
+        assert!(error.to_string().starts_with("bind of "), "{error}");
+        assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
+        mount_all(&[bind(&first)], &target).await.unwrap();
+        assert!(target.join("file0").exists() && fs::write(target.join("x"), "").is_err());
         unmount_all(&target).await.unwrap();
         assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
         unmount_all(&target).await.unwrap();
 
-        // The second fails: nothing of the first stays.
-        let bind = |source: &Path| Mount {
-            kind: "bind".into(),
-            source: source.display().to_string(),
-            options: vec!["rbind".into(), "ro".into()],
-            ..Default::default()
-        };
-        let missing = dir.path().join("missing");
-        let error = mount_all(&[bind(&layer(0)), bind(&missing)], &target).await.unwrap_err();
-        assert!(error.to_string().starts_with("bind of "), "{error}");
-        assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
-        mount_all(&[bind(&layer(7))], &target).await.unwrap();
-        assert!(target.join("file7").exists() && fs::write(target.join("x"), "").is_err());
-        unmount_all(&target).await.unwrap();
+        let many = layers_in(&dir.path().join("l".repeat(100)), 60, |i| i.to_string());
+        fs::remove_dir_all(dir.path().join("l".repeat(100))).unwrap();
+        let error = mount_all(&[overlay(&many, &["ro"])], &target).await.unwrap_err();
+        assert!(error.to_string().starts_with("cannot mount the layers in "), "{error}");
     }
 }

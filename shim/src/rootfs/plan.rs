@@ -8,12 +8,13 @@ use overlayfs_utils::{IdMapping, InvalidMapping};
 use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags};
 use thiserror::Error;
 
-use super::layers::{relative_layers, split_layers};
+use super::{
+    layers::{by_layer, relative_layers},
+    options::Parsed,
+};
 
 /// mount(2) reads its options from one page; a byte ends them.
 const PAGE: usize = 4096;
-/// `fsconfig(2)` takes no longer value.
-const VALUE: usize = 255;
 
 /// A mount as containerd's snapshotter describes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -61,6 +62,17 @@ pub enum PlanError {
     /// Options longer than a page where the file system has no other way.
     #[error("options of {0} bytes are longer than the kernel takes")]
     Long(usize),
+    /// Neither do the layers fit in a page, nor each of them in an option of its own.
+    #[error(
+        "its layers need options of {length} bytes, the kernel takes a page, or by layer 255, and {value:?} is longer: \
+         put the snapshotter's directory on a shorter path"
+    )]
+    Layer {
+        /// Of all options.
+        length: usize,
+        /// The one that is too long.
+        value: String,
+    },
 }
 
 /// The calls that make a mount.
@@ -89,15 +101,19 @@ pub enum Plan {
         data: CString,
         /// Set last.
         propagation: Option<MountPropagationFlags>,
+        /// What the layers in `data` are relative to, if they are.
+        directory: Option<PathBuf>,
     },
     /// An overlay, layer by layer.
     Overlay {
-        /// Topmost first.
-        layers: Vec<PathBuf>,
-        /// `upperdir`, `workdir` and the rest.
+        /// What the layers are relative to, if they are.
+        directory: Option<PathBuf>,
+        /// `lowerdir+` for each layer, topmost first, `upperdir`, `workdir` and the rest.
         parameters: Vec<(String, Option<String>)>,
         /// Read-only and the like.
         flags: MountAttrFlags,
+        /// Set last.
+        propagation: Option<MountPropagationFlags>,
     },
     /// A mount whose files' owners are mapped.
     Mapped {
@@ -119,7 +135,7 @@ impl Plan {
         match self {
             Self::Bind { source, .. } => source.display().to_string(),
             Self::Options { kind, .. } => kind.to_string_lossy().into_owned(),
-            Self::Overlay { layers, .. } => format!("overlay of {} layers", layers.len()),
+            Self::Overlay { .. } => "overlay".to_owned(),
             Self::Mapped { inner, .. } => format!("id-mapped {}", inner.describe()),
         }
     }
@@ -134,7 +150,7 @@ pub fn plan(mount: &Mount) -> Result<Plan, PlanError> {
     if !mount.target.is_empty() && mount.target != "/" {
         return Err(PlanError::Target(mount.target.clone()));
     }
-    let mut options = Parsed::from(&mount.options)?;
+    let mut options = Parsed::parse(&mount.options)?;
     match (options.uids.take(), options.gids.take()) {
         (None, None) => plan_plain(mount, options),
         (Some(uids), Some(gids)) => {
@@ -152,139 +168,33 @@ fn plan_plain(mount: &Mount, options: Parsed) -> Result<Plan, PlanError> {
         let (source, Parsed { recursive, flags, propagation, .. }) = (PathBuf::from(&mount.source), options);
         return Ok(Plan::Bind { source, recursive, flags, propagation });
     }
-    let data = options.data.join(",");
-    if data.len() < PAGE {
-        let Parsed { flags, propagation, .. } = options;
-        let (kind, source, data) = (c_string(&mount.kind)?, c_string(&mount.source)?, c_string(&data)?);
-        return Ok(Plan::Options { kind, source, flags, data, propagation });
-    }
-    if mount.kind == "overlay" { overlay(options) } else { Err(PlanError::Long(data.len())) }
-}
-
-struct Parsed {
-    bind: bool,
-    recursive: bool,
-    flags: MountFlags,
-    propagation: Option<MountPropagationFlags>,
-    uids: Option<IdMapping>,
-    gids: Option<IdMapping>,
-    data: Vec<String>,
-}
-
-impl Parsed {
-    fn from(options: &[String]) -> Result<Self, PlanError> {
-        let (bind, recursive, flags, propagation) = (false, false, MountFlags::empty(), None);
-        let (uids, gids, data) = (None, None, Vec::new());
-        let mut parsed = Self { bind, recursive, flags, propagation, uids, gids, data };
-        for option in options {
-            parsed.add(option)?;
-        }
-        Ok(parsed)
-    }
-
-    fn add(&mut self, option: &str) -> Result<(), PlanError> {
-        match option {
-            "bind" => self.bind = true,
-            "rbind" => (self.bind, self.recursive) = (true, true),
-            "loop" => return Err(PlanError::Option(option.into())),
-            _ if option.starts_with("X-containerd.") => return Err(PlanError::Option(option.into())),
-            _ => {
-                if let Some(mapping) = option.strip_prefix("uidmap=") {
-                    self.uids = Some(parse_mapping("uidmap", mapping)?);
-                } else if let Some(mapping) = option.strip_prefix("gidmap=") {
-                    self.gids = Some(parse_mapping("gidmap", mapping)?);
-                } else if let Some((clear, flag)) = flag(option) {
-                    self.flags.set(flag, !clear);
-                } else if let Some(propagation) = propagation(option) {
-                    self.propagation = Some(propagation);
-                } else if !option.is_empty() {
-                    self.data.push(option.to_owned());
-                }
-            }
-        }
-        Ok(())
+    match options.data.join(",") {
+        data if data.len() < PAGE => plan_page(mount, &options, &data, None),
+        _ if mount.kind == "overlay" => plan_many_layers(mount, options),
+        data => Err(PlanError::Long(data.len())),
     }
 }
 
-fn parse_mapping(option: &'static str, text: &str) -> Result<IdMapping, PlanError> {
-    IdMapping::parse(text).map_err(|source| PlanError::Mapping { option, source })
-}
-
-/// The flag of an `fstab` word, and whether the word clears it.
-fn flag(option: &str) -> Option<(bool, MountFlags)> {
-    Some(match option {
-        "async" => (true, MountFlags::SYNCHRONOUS),
-        "atime" => (true, MountFlags::NOATIME),
-        "defaults" => (false, MountFlags::empty()),
-        "dev" => (true, MountFlags::NODEV),
-        "diratime" => (true, MountFlags::NODIRATIME),
-        "dirsync" => (false, MountFlags::DIRSYNC),
-        "exec" => (true, MountFlags::NOEXEC),
-        "noatime" => (false, MountFlags::NOATIME),
-        "nodev" => (false, MountFlags::NODEV),
-        "nodiratime" => (false, MountFlags::NODIRATIME),
-        "noexec" => (false, MountFlags::NOEXEC),
-        "norelatime" => (true, MountFlags::RELATIME),
-        "nostrictatime" => (true, MountFlags::STRICTATIME),
-        "nosuid" => (false, MountFlags::NOSUID),
-        "relatime" => (false, MountFlags::RELATIME),
-        "ro" => (false, MountFlags::RDONLY),
-        "rw" => (true, MountFlags::RDONLY),
-        "strictatime" => (false, MountFlags::STRICTATIME),
-        "suid" => (true, MountFlags::NOSUID),
-        "sync" => (false, MountFlags::SYNCHRONOUS),
-        _ => return None,
-    })
-}
-
-fn propagation(option: &str) -> Option<MountPropagationFlags> {
-    let (recursive, kind) = match option.strip_prefix('r') {
-        Some(kind) => (MountPropagationFlags::REC, kind),
-        None => (MountPropagationFlags::empty(), option),
-    };
-    let kind = match kind {
-        "private" => MountPropagationFlags::PRIVATE,
-        "shared" => MountPropagationFlags::SHARED,
-        "slave" => MountPropagationFlags::DOWNSTREAM,
-        "unbindable" => MountPropagationFlags::UNBINDABLE,
-        _ => return None,
-    };
-    Some(kind | recursive)
-}
-
-fn overlay(options: Parsed) -> Result<Plan, PlanError> {
-    let mut layers = Vec::new();
-    let mut parameters = Vec::new();
-    for option in options.data {
-        let (key, value) = match option.split_once('=') {
-            Some((key, value)) => (key, Some(value)),
-            None => (option.as_str(), None),
-        };
-        match (key, value) {
-            ("lowerdir", Some(value)) => layers = split_layers(value),
-            (key, value) => parameters.push((key.to_owned(), value.map(str::to_owned))),
-        }
+/// An overlay of more layers than a page holds with their whole paths: from the directory that all are in, which is one way
+/// for all kernels. Only of some hundred layers the page holds not even those.
+fn plan_many_layers(mount: &Mount, mut options: Parsed) -> Result<Plan, PlanError> {
+    // Those that are in no directory together, or relative already, stay as they are.
+    let directory = relative_layers(&mut options.data).ok();
+    match options.data.join(",") {
+        data if data.len() < PAGE => plan_page(mount, &options, &data, directory),
+        data => by_layer(options, data.len(), directory),
     }
-    let too_long = |value: &str| value.len() > VALUE;
-    let long = layers.iter().chain(parameters.iter().filter_map(|(_, value)| value.as_ref()));
-    if let Some(value) = long.clone().find(|value| too_long(value)) {
-        return Err(PlanError::Long(value.len()));
-    }
-    let layers = layers.into_iter().map(PathBuf::from).collect();
-    Ok(Plan::Overlay { layers, parameters, flags: attributes(options.flags) })
 }
 
-fn attributes(flags: MountFlags) -> MountAttrFlags {
-    let table = [
-        (MountFlags::RDONLY, MountAttrFlags::MOUNT_ATTR_RDONLY),
-        (MountFlags::NOSUID, MountAttrFlags::MOUNT_ATTR_NOSUID),
-        (MountFlags::NODEV, MountAttrFlags::MOUNT_ATTR_NODEV),
-        (MountFlags::NOEXEC, MountAttrFlags::MOUNT_ATTR_NOEXEC),
-        (MountFlags::NOATIME, MountAttrFlags::MOUNT_ATTR_NOATIME),
-        (MountFlags::NODIRATIME, MountAttrFlags::MOUNT_ATTR_NODIRATIME),
-        (MountFlags::STRICTATIME, MountAttrFlags::MOUNT_ATTR_STRICTATIME),
-    ];
-    table.into_iter().filter(|(flag, _)| flags.contains(*flag)).map(|(_, attribute)| attribute).collect()
+fn plan_page(
+    mount: &Mount,
+    options: &Parsed,
+    data: &str,
+    directory: Option<PathBuf>,
+) -> Result<Plan, PlanError> {
+    let (kind, source, data) = (c_string(&mount.kind)?, c_string(&mount.source)?, c_string(data)?);
+    let Parsed { flags, propagation, .. } = *options;
+    Ok(Plan::Options { kind, source, flags, data, propagation, directory })
 }
 
 fn c_string(text: &str) -> Result<CString, PlanError> {
@@ -325,20 +235,54 @@ mod tests {
             flags: MountFlags::RDONLY,
             data: c"index=off,lowerdir=/a:/b".into(),
             propagation: None,
+            directory: None,
         };
         assert_eq!(plan, expected);
     }
 
+    fn lower(layers: impl Iterator<Item = String>) -> String {
+        format!("lowerdir={}", layers.collect::<Vec<_>>().join(":"))
+    }
+
     #[test]
-    fn a_long_overlay_goes_layer_by_layer() {
-        let layers: Vec<_> = (0..200).map(|i| format!("/var/lib/containerd/snapshots/{i}/fs")).collect();
-        let lower = format!("lowerdir={}", layers.join(":"));
-        let plan =
-            plan(&mount("overlay", "overlay", &["volatile", "upperdir=/u", &lower, "nosuid"])).unwrap();
-        let parameters = vec![("volatile".into(), None), ("upperdir".into(), Some("/u".into()))];
-        let flags = MountAttrFlags::MOUNT_ATTR_NOSUID;
-        let layers = layers.into_iter().map(PathBuf::from).collect();
-        assert_eq!(plan, Plan::Overlay { layers, parameters, flags });
+    fn many_layers_are_relative_to_the_directory_that_they_are_in() {
+        let lower = lower((0..140).map(|i| format!("/var/lib/containerd/snapshots/{i}/fs")));
+        let planned = plan(&mount("overlay", "overlay", &["index=off", "upperdir=/u", &lower, "nosuid"]));
+        let relative = lower.replace("/var/lib/containerd/snapshots/", "");
+        let expected = Plan::Options {
+            kind: c"overlay".into(),
+            source: c"overlay".into(),
+            flags: MountFlags::NOSUID,
+            data: CString::new(format!("index=off,upperdir=/u,{relative}")).unwrap(),
+            propagation: None,
+            directory: Some("/var/lib/containerd/snapshots".into()),
+        };
+        assert_eq!(planned, Ok(expected));
+    }
+
+    #[test]
+    fn what_no_page_holds_goes_layer_by_layer() {
+        for (prefix, directory) in [("/s", Some("/s")), ("", None)] {
+            let lower = lower((0..450).map(|i| format!("{prefix}/{i:0>20}")));
+            let options = ["volatile", "upperdir=/u", &format!("{lower}::{prefix}/data"), "nosuid"];
+            let planned = plan(&mount("overlay", "overlay", &options));
+            let relative = if directory.is_some() { "" } else { "/" };
+            let mut parameters = vec![("volatile".into(), None), ("upperdir".into(), Some("/u".into()))];
+            let layer = |i| ("lowerdir+".into(), Some(format!("{relative}{i:0>20}")));
+            parameters.extend((0..450).map(layer));
+            parameters.push(("datadir+".into(), Some(format!("{relative}data"))));
+            let (flags, propagation) = (MountAttrFlags::MOUNT_ATTR_NOSUID, None);
+            let directory = directory.map(PathBuf::from);
+            assert_eq!(planned, Ok(Plan::Overlay { directory, parameters, flags, propagation }));
+        }
+    }
+
+    #[test]
+    fn a_layer_that_fits_nowhere_is_named() {
+        let long = "l".repeat(250);
+        let lower = lower((0..20).map(|i| format!("/{i}/{long}/fs")));
+        let error = plan(&mount("overlay", "overlay", &[&lower])).unwrap_err();
+        assert_eq!(error, PlanError::Layer { length: lower.len(), value: format!("/0/{long}/fs") });
     }
 
     #[test]
@@ -379,6 +323,7 @@ mod tests {
                 flags: MountFlags::empty(),
                 data,
                 propagation: None,
+                directory: None,
             };
             let (uids, gids, layers) = (mapping(), mapping(), Some(PathBuf::from(common)));
             assert_eq!(planned, Ok(Plan::Mapped { uids, gids, layers, inner: Box::new(inner) }));

@@ -1,0 +1,121 @@
+//! The options of a mount, in the words of `fstab`. Pure.
+
+use overlayfs_utils::IdMapping;
+use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags};
+
+use super::PlanError;
+
+/// The options of one mount.
+pub struct Parsed {
+    /// The source is a directory, not a file system.
+    pub bind: bool,
+    /// With what is mounted below it.
+    pub recursive: bool,
+    /// Read-only and the like.
+    pub flags: MountFlags,
+    /// Shared, private and the like.
+    pub propagation: Option<MountPropagationFlags>,
+    /// `uidmap`.
+    pub uids: Option<IdMapping>,
+    /// `gidmap`.
+    pub gids: Option<IdMapping>,
+    /// What is for the file system itself.
+    pub data: Vec<String>,
+}
+
+impl Parsed {
+    /// # Errors
+    /// [`PlanError`] for one that this shim does not follow.
+    pub fn parse(options: &[String]) -> Result<Self, PlanError> {
+        let (bind, recursive, flags, propagation) = (false, false, MountFlags::empty(), None);
+        let (uids, gids, data) = (None, None, Vec::new());
+        let mut parsed = Self { bind, recursive, flags, propagation, uids, gids, data };
+        for option in options {
+            parsed.add(option)?;
+        }
+        Ok(parsed)
+    }
+
+    fn add(&mut self, option: &str) -> Result<(), PlanError> {
+        match option {
+            "bind" => self.bind = true,
+            "rbind" => (self.bind, self.recursive) = (true, true),
+            "loop" => return Err(PlanError::Option(option.into())),
+            _ if option.starts_with("X-containerd.") => return Err(PlanError::Option(option.into())),
+            _ => {
+                if let Some(mapping) = option.strip_prefix("uidmap=") {
+                    self.uids = Some(parse_mapping("uidmap", mapping)?);
+                } else if let Some(mapping) = option.strip_prefix("gidmap=") {
+                    self.gids = Some(parse_mapping("gidmap", mapping)?);
+                } else if let Some((clear, flag)) = flag(option) {
+                    self.flags.set(flag, !clear);
+                } else if let Some(propagation) = propagation(option) {
+                    self.propagation = Some(propagation);
+                } else if !option.is_empty() {
+                    self.data.push(option.to_owned());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn parse_mapping(option: &'static str, text: &str) -> Result<IdMapping, PlanError> {
+    IdMapping::parse(text).map_err(|source| PlanError::Mapping { option, source })
+}
+
+/// The flag of an `fstab` word, and whether the word clears it.
+fn flag(option: &str) -> Option<(bool, MountFlags)> {
+    Some(match option {
+        "async" => (true, MountFlags::SYNCHRONOUS),
+        "atime" => (true, MountFlags::NOATIME),
+        "defaults" => (false, MountFlags::empty()),
+        "dev" => (true, MountFlags::NODEV),
+        "diratime" => (true, MountFlags::NODIRATIME),
+        "dirsync" => (false, MountFlags::DIRSYNC),
+        "exec" => (true, MountFlags::NOEXEC),
+        "noatime" => (false, MountFlags::NOATIME),
+        "nodev" => (false, MountFlags::NODEV),
+        "nodiratime" => (false, MountFlags::NODIRATIME),
+        "noexec" => (false, MountFlags::NOEXEC),
+        "norelatime" => (true, MountFlags::RELATIME),
+        "nostrictatime" => (true, MountFlags::STRICTATIME),
+        "nosuid" => (false, MountFlags::NOSUID),
+        "relatime" => (false, MountFlags::RELATIME),
+        "ro" => (false, MountFlags::RDONLY),
+        "rw" => (true, MountFlags::RDONLY),
+        "strictatime" => (false, MountFlags::STRICTATIME),
+        "suid" => (true, MountFlags::NOSUID),
+        "sync" => (false, MountFlags::SYNCHRONOUS),
+        _ => return None,
+    })
+}
+
+fn propagation(option: &str) -> Option<MountPropagationFlags> {
+    let (recursive, kind) = match option.strip_prefix('r') {
+        Some(kind) => (MountPropagationFlags::REC, kind),
+        None => (MountPropagationFlags::empty(), option),
+    };
+    let kind = match kind {
+        "private" => MountPropagationFlags::PRIVATE,
+        "shared" => MountPropagationFlags::SHARED,
+        "slave" => MountPropagationFlags::DOWNSTREAM,
+        "unbindable" => MountPropagationFlags::UNBINDABLE,
+        _ => return None,
+    };
+    Some(kind | recursive)
+}
+
+/// The same as flags of fsmount(2).
+pub fn attributes(flags: MountFlags) -> MountAttrFlags {
+    let table = [
+        (MountFlags::RDONLY, MountAttrFlags::MOUNT_ATTR_RDONLY),
+        (MountFlags::NOSUID, MountAttrFlags::MOUNT_ATTR_NOSUID),
+        (MountFlags::NODEV, MountAttrFlags::MOUNT_ATTR_NODEV),
+        (MountFlags::NOEXEC, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+        (MountFlags::NOATIME, MountAttrFlags::MOUNT_ATTR_NOATIME),
+        (MountFlags::NODIRATIME, MountAttrFlags::MOUNT_ATTR_NODIRATIME),
+        (MountFlags::STRICTATIME, MountAttrFlags::MOUNT_ATTR_STRICTATIME),
+    ];
+    table.into_iter().filter(|(flag, _)| flags.contains(*flag)).map(|(_, attribute)| attribute).collect()
+}
