@@ -4,12 +4,13 @@
 //! `shim` (the process: actions, server, end) → `service` (the wire of the Task and Sandbox APIs) and `hotplug` (capsules in live tasks)
 //! → `engine` (containers and the life of processes) → `oci` (the runtime's command line), `io` (standard streams),
 //! `rootfs` (mounts), `bundle` and `registration` (files), `node` (capsuled, asked), `stats` and `oom` (what a
-//! container uses, and too much), `cgroup` (where that is), `events` (to containerd), `reaper` (exits),
+//! container uses, and too much), `cgroup` (where that is), `events` (to containerd), `command` (run to its end), `reaper` (exits),
 //! `exit` (the end), `options`, `message` (encoding).
 
 mod bundle;
 mod caller;
 mod cgroup;
+mod command;
 mod engine;
 mod events;
 mod exit;

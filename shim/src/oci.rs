@@ -16,37 +16,22 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Arc,
-    time::Duration,
 };
 
 pub use checkpoint::Images;
 pub use error::RuntimeError;
 use error::last_error;
-use rustix::process::{Signal, pidfd_send_signal};
 use serde::Deserialize;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt},
-    net::unix::pipe::Receiver,
-    sync::oneshot::error::RecvError,
-    time::{sleep, timeout},
-};
+use tokio::net::unix::pipe::Receiver;
 
 use crate::{
-    caller,
-    engine::state::Exit,
+    command::{self, CommandError, Done},
     options::Options,
-    reaper::{Claim, Reaper},
+    reaper::Reaper,
 };
 
 /// Where containerd has its containers' runtime state when nothing else is asked, per namespace.
 const ROOT: &str = "/run/containerd/runc";
-/// How long output is read after a command has ended: a hook that it left behind may hold its pipe open.
-const TAIL: Duration = Duration::from_millis(200);
-/// How long a command may go on when the client has left for which it works: half of its work is worse than none, but
-/// one that hangs would hold its container for ever.
-const OVERDUE: Duration = Duration::from_secs(1);
-/// How much of a command's output is kept.
-const OUTPUT: u64 = 16 << 20;
 
 /// The runtime of one container.
 #[derive(Clone)]
@@ -83,13 +68,6 @@ pub struct NewProcess<'a> {
     pub console: Option<&'a Path>,
     /// Without a terminal.
     pub streams: Streams,
-}
-
-/// Output and end of a command.
-struct Done {
-    status: u32,
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
 }
 
 impl Runtime {
@@ -270,52 +248,17 @@ impl Runtime {
         command
     }
 
-    /// Runs a command to its end. The command is dropped before its output is read, so that the pipes' writing ends
-    /// are the children's alone.
     async fn run(
         &self,
-        mut command: Command,
+        command: Command,
         stdout: Option<Receiver>,
         stderr: Option<Receiver>,
     ) -> Result<Done, RuntimeError> {
-        let claim = self.reaper.spawn(&mut command);
-        drop(command);
-        let claim = claim.map_err(|e| RuntimeError::Spawn(self.binary.clone(), e))?;
-        let (mut out, mut err) = (Vec::new(), Vec::new());
-        let exit = {
-            let reading = async { tokio::join!(read(stdout, &mut out), read(stderr, &mut err)) };
-            let ending = self.end_of(claim);
-            tokio::pin!(reading, ending);
-            tokio::select! {
-                biased;
-                exit = &mut ending => {
-                    let _ = timeout(TAIL, reading).await;
-                    exit
-                }
-                _ = &mut reading => ending.await,
-            }
-        };
-        let status = exit.map_err(|_| RuntimeError::Reaper)?.status;
-        Ok(Done { status, stdout: out, stderr: err })
-    }
-
-    /// Waits for the end of a command, and brings it about when nobody waits any more for what it was to do.
-    async fn end_of(&self, claim: Claim) -> Result<Exit, RecvError> {
-        let Claim { mut exited, pidfd } = claim;
-        let overdue = async {
-            caller::left().await;
-            sleep(OVERDUE).await;
-        };
-        tokio::select! {
-            biased;
-            exit = &mut exited => return exit,
-            () = overdue => {}
-        }
-        log::warn!("{} is killed: its client left {OVERDUE:?} ago", self.binary.display());
-        if let Some(command) = pidfd {
-            let _ = pidfd_send_signal(command, Signal::KILL); // it may end by itself at this moment
-        }
-        exited.await
+        // A box, or each future that runs a command holds all of this.
+        Box::pin(command::run(&self.reaper, command, stdout, stderr)).await.map_err(|error| match error {
+            CommandError::Spawn(e) => RuntimeError::Spawn(self.binary.clone(), e),
+            CommandError::Reaper => RuntimeError::Reaper,
+        })
     }
 }
 
@@ -341,13 +284,6 @@ fn criu_first(criu: &str) -> Option<OsString> {
 
 fn binary(options: &Options) -> PathBuf {
     if options.binary_name.is_empty() { "runc".into() } else { options.binary_name.as_str().into() }
-}
-
-async fn read(pipe: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>) {
-    if let Some(pipe) = pipe {
-        // What was read before an error is still worth showing.
-        let _ = pipe.take(OUTPUT).read_to_end(into).await;
-    }
 }
 
 #[cfg(test)]
