@@ -35,7 +35,8 @@ impl fmt::Display for Suite {
     }
 }
 
-const PACKAGES: &str = "busybox-static,containerd,crun,dbus,iproute2,kmod,linux-image-amd64,procps,runc,strace,systemd-sysv,udev,zstd";
+const PACKAGES: &str = "busybox-static,containerd,crun,dbus,e2fsprogs,erofs-utils,fuse-overlayfs,fuse3,iproute2,kmod,\
+                        linux-image-amd64,procps,runc,strace,systemd-sysv,udev,zstd";
 
 /// Read by nobody in a machine, and a third of the tree.
 const LEFT_OUT: [&str; 4] =

@@ -9,6 +9,7 @@
 //! | `plan` | which layers make which overlay | nothing: pure |
 //! | `context` | filesystem context, and the log the kernel keeps in it | `fsopen`, `fsconfig`, `fsmount` |
 //! | `detached` | detached mounts and trees, id-mapping | the caller's mount namespace, read-only |
+//! | `loopback` | files as block devices | loop devices that nobody uses |
 //! | `ids` | mappings of ids, as user namespaces | a child process, for a moment |
 //! | `point` | attach, swap, unmount | the mount namespace the calling thread is in |
 //! | `namespace` | a thread of its own in another mount namespace or directory | those of its own threads |
@@ -29,6 +30,7 @@ mod context;
 mod detached;
 mod error;
 mod ids;
+mod loopback;
 mod mountinfo;
 mod namespace;
 mod path;
@@ -45,6 +47,7 @@ pub use child::limit_open_files;
 pub use detached::{DetachedMount, LayerDir, LayersBy, Tree, TreeError};
 pub use error::{MountError, Step};
 pub use ids::{IdMapping, InvalidMapping, UserNamespaceError, new_user_namespace};
+pub use loopback::{LoopDevice, LoopError};
 pub use mountinfo::{MountEntry, MountTable, ParseMountInfoError, parse_mountinfo};
 pub use namespace::{NamespaceError, in_directory, in_mount_namespace, in_new_mount_namespace};
 pub use path::{ContainerPath, InvalidPath};

@@ -9,9 +9,12 @@ use std::{
     process::Command,
 };
 
-use linux_raw_sys::general::{
-    __NR_clone3, __NR_listmount, __NR_mount_setattr, __NR_statmount, CLONE_NEWUSER, clone_args, mnt_id_req,
-    mount_attr,
+use linux_raw_sys::{
+    general::{
+        __NR_clone3, __NR_listmount, __NR_mount_setattr, __NR_statmount, CLONE_NEWUSER, clone_args,
+        mnt_id_req, mount_attr,
+    },
+    loop_device::{LOOP_CONFIGURE, LOOP_CTL_GET_FREE, loop_config},
 };
 use rustix::{
     io::Errno,
@@ -104,6 +107,23 @@ pub(crate) fn statmount(id: u64, what: u64, buffer: &mut [u64]) -> Result<(), Er
 fn id_request(mnt_id: u64, param: u64) -> mnt_id_req {
     // 24 bytes is `MNT_ID_REQ_SIZE_VER0` of Linux 6.8: without the namespace id that 6.11 added.
     mnt_id_req { size: 24, spare: 0, mnt_id, param, mnt_ns_id: 0 }
+}
+
+/// `LOOP_CTL_GET_FREE`: the number of a loop device that nobody uses, made if there is none.
+pub(crate) fn loop_get_free(control: BorrowedFd<'_>) -> Result<u32, Errno> {
+    // SAFETY: the request takes no argument and touches no memory of this process; on another file than
+    // `/dev/loop-control` it is unknown (`ENOTTY`).
+    let rc = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE.into()) };
+    result(rc.into()).and_then(|number| u32::try_from(number).map_err(|_| Errno::INVAL))
+}
+
+/// `LOOP_CONFIGURE` (Linux 5.8): attaches the file that `config` names by its descriptor.
+pub(crate) fn loop_configure(device: BorrowedFd<'_>, config: &loop_config) -> Result<(), Errno> {
+    // SAFETY: `config` is a valid `loop_config` for the duration of the call, which the kernel only reads; its
+    // descriptor is the caller's, and the kernel takes a reference of its own. On another file than a loop device the
+    // request is unknown.
+    let rc = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE.into(), std::ptr::from_ref(config)) };
+    result(rc.into()).map(drop)
 }
 
 /// A child process that does nothing but wait to be killed, which it is when this is dropped.

@@ -16,8 +16,20 @@ use rustix::process::{WaitOptions, pivot_root, wait};
 use super::Spec;
 
 /// The node's devices that programs expect: name, major, minor.
-const DEVICES: [(&str, u32, u32); 6] =
-    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+const DEVICES: [(&str, u32, u32); 8] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+    ("fuse", 10, 229),
+    ("loop-control", 10, 237),
+];
+
+/// The loop devices, which are the whole host's: `loopN` is 7, N. The kernel makes more of them as they are needed, with
+/// the next numbers.
+const LOOPS: u32 = 64;
 
 /// What must not lie on an overlay: containerd's and capsuled's trees hold lower and upper directories themselves,
 /// and their durability is real only on a disk.
@@ -101,6 +113,11 @@ fn make_devices(dev: &Path) -> Result<()> {
         mknodat(CWD, &path, FileType::CharacterDevice, mode, makedev(major, minor))
             .and_then(|()| chmod(&path, mode)) // whatever the harness's umask is
             .with_context(|| format!("make /dev/{name}"))?;
+    }
+    for number in 0..LOOPS {
+        let path = dev.join(format!("loop{number}"));
+        mknodat(CWD, &path, FileType::BlockDevice, Mode::from_raw_mode(0o660), makedev(7, number))
+            .with_context(|| format!("make {}", path.display()))?;
     }
     for (name, kind, options) in [
         ("pts", "devpts", "newinstance,ptmxmode=666,mode=620,gid=5"),

@@ -18,9 +18,9 @@ use std::{
 };
 
 pub use mapped::MappedError;
-use overlayfs_utils::{NamespaceError, in_directory};
+use overlayfs_utils::{LoopDevice, LoopError, NamespaceError, in_directory};
 pub use plan::{Mount, PlanError};
-use plan::{Plan, plan};
+use plan::{Plan, Source, plan};
 use rustix::{
     io::Errno,
     mount::{MountFlags, MountPropagationFlags, mount, mount_change, mount_remount},
@@ -59,6 +59,9 @@ pub enum RootfsError {
         #[source]
         source: Errno,
     },
+    /// A file system in a file.
+    #[error("cannot make a loop device of the root file system's file")]
+    Loop(#[source] LoopError),
     /// A thread in the directory that an overlay's layers are in.
     #[error("cannot mount the layers in {}", .0.display())]
     Layers(PathBuf, #[source] NamespaceError),
@@ -138,6 +141,8 @@ fn apply(plan: &Plan, target: &Path) -> Result<(), RootfsError> {
             propagate(*propagation, target).map_err(failed("propagation"))
         }
         Plan::Options { kind, source, flags, data, propagation, directory } => {
+            let device = attach(source, *flags)?;
+            let source = device.as_ref().map_or(source.path(), LoopDevice::path);
             let data = Some(data.as_c_str());
             let call = || mount(source, target, kind, *flags, data).map_err(failed("mount"));
             within(directory.as_deref(), call)?;
@@ -151,6 +156,13 @@ fn apply(plan: &Plan, target: &Path) -> Result<(), RootfsError> {
             mapped::mount(uids, gids, layers.as_deref(), inner, target)
         }
     }
+}
+
+/// The loop device of a file, which it is until a mount has it.
+fn attach(source: &Source, flags: MountFlags) -> Result<Option<LoopDevice>, RootfsError> {
+    let Source::File { path, direct } = source else { return Ok(None) };
+    let attached = LoopDevice::attach(path, flags.contains(MountFlags::RDONLY), *direct);
+    attached.map(Some).map_err(RootfsError::Loop)
 }
 
 /// Makes a mount whose layers are relative to `directory`, or to nothing.

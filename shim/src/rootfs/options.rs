@@ -19,6 +19,8 @@ pub struct Parsed {
     pub uids: Option<IdMapping>,
     /// `gidmap`.
     pub gids: Option<IdMapping>,
+    /// The source is a file, to be attached to a loop device.
+    pub looped: bool,
     /// What is for the file system itself.
     pub data: Vec<String>,
 }
@@ -27,9 +29,16 @@ impl Parsed {
     /// # Errors
     /// [`PlanError`] for one that this shim does not follow.
     pub fn parse(options: &[String]) -> Result<Self, PlanError> {
-        let (bind, recursive, flags, propagation) = (false, false, MountFlags::empty(), None);
-        let (uids, gids, data) = (None, None, Vec::new());
-        let mut parsed = Self { bind, recursive, flags, propagation, uids, gids, data };
+        let mut parsed = Self {
+            bind: false,
+            recursive: false,
+            flags: MountFlags::empty(),
+            propagation: None,
+            uids: None,
+            gids: None,
+            looped: false,
+            data: Vec::new(),
+        };
         for option in options {
             parsed.add(option)?;
         }
@@ -40,7 +49,7 @@ impl Parsed {
         match option {
             "bind" => self.bind = true,
             "rbind" => (self.bind, self.recursive) = (true, true),
-            "loop" => return Err(PlanError::Option(option.into())),
+            "loop" => self.looped = true,
             _ if option.starts_with("X-containerd.") => return Err(PlanError::Option(option.into())),
             _ => {
                 if let Some(mapping) = option.strip_prefix("uidmap=") {
@@ -57,6 +66,13 @@ impl Parsed {
             }
         }
         Ok(())
+    }
+
+    /// Takes the option away that asks for a loop device to go past the page cache; whether it was there.
+    pub fn take_direct(&mut self) -> bool {
+        let before = self.data.len();
+        self.data.retain(|option| option != "direct-io");
+        self.data.len() < before
     }
 }
 

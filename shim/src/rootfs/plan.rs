@@ -2,7 +2,10 @@
 //!
 //! Options are those of containerd's `core/mount`: `fstab` words, and everything else for the file system itself.
 
-use std::{ffi::CString, path::PathBuf};
+use std::{
+    ffi::CString,
+    path::{Path, PathBuf},
+};
 
 use overlayfs_utils::{IdMapping, InvalidMapping};
 use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags};
@@ -38,8 +41,9 @@ pub enum PlanError {
     /// Not on the root itself.
     #[error("it is to be mounted on {0:?} instead of the root")]
     Target(String),
-    /// An option that needs more than a mount.
-    #[error("option {0:?} needs a mount handler")]
+    /// An option that means nothing for such a mount, or is for somebody else: containerd's mount manager (2.2) takes
+    /// those that begin with `X-containerd.` away before a shim sees them.
+    #[error("option {0:?} is nothing that a shim can do for a mount of this type")]
     Option(String),
     /// A mapping of ids that is none.
     #[error("option {option:?}")]
@@ -94,7 +98,7 @@ pub enum Plan {
         /// The file system.
         kind: CString,
         /// Its source.
-        source: CString,
+        source: Source,
         /// Read-only and the like.
         flags: MountFlags,
         /// The file system's own options.
@@ -127,6 +131,29 @@ pub enum Plan {
         /// The mount itself.
         inner: Box<Plan>,
     },
+}
+
+/// What a file system is mounted from.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A device or a word.
+    Named(PathBuf),
+    /// A file, by a loop device.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Past the page cache, where that can be.
+        direct: bool,
+    },
+}
+
+impl Source {
+    /// The device, word or file.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Named(path) | Self::File { path, .. } => path,
+        }
+    }
 }
 
 impl Plan {
@@ -163,38 +190,51 @@ pub fn plan(mount: &Mount) -> Result<Plan, PlanError> {
     }
 }
 
-fn plan_plain(mount: &Mount, options: Parsed) -> Result<Plan, PlanError> {
+fn plan_plain(mount: &Mount, mut options: Parsed) -> Result<Plan, PlanError> {
     if options.bind || mount.kind == "bind" {
+        if options.looped {
+            return Err(PlanError::Option("loop".into()));
+        }
         let (source, Parsed { recursive, flags, propagation, .. }) = (PathBuf::from(&mount.source), options);
         return Ok(Plan::Bind { source, recursive, flags, propagation });
     }
+    let source = if options.looped {
+        Source::File { path: without_nul(&mount.source)?.into(), direct: options.take_direct() }
+    } else {
+        Source::Named(without_nul(&mount.source)?.into())
+    };
     match options.data.join(",") {
-        data if data.len() < PAGE => plan_page(mount, &options, &data, None),
-        _ if mount.kind == "overlay" => plan_many_layers(mount, options),
+        data if data.len() < PAGE => plan_page(mount, source, &options, &data, None),
+        _ if mount.kind == "overlay" => plan_many_layers(mount, source, options),
         data => Err(PlanError::Long(data.len())),
     }
 }
 
 /// An overlay of more layers than a page holds with their whole paths: from the directory that all are in, which is one way
 /// for all kernels. Only of some hundred layers the page holds not even those.
-fn plan_many_layers(mount: &Mount, mut options: Parsed) -> Result<Plan, PlanError> {
+fn plan_many_layers(mount: &Mount, source: Source, mut options: Parsed) -> Result<Plan, PlanError> {
     // Those that are in no directory together, or relative already, stay as they are.
     let directory = relative_layers(&mut options.data).ok();
     match options.data.join(",") {
-        data if data.len() < PAGE => plan_page(mount, &options, &data, directory),
+        data if data.len() < PAGE => plan_page(mount, source, &options, &data, directory),
         data => by_layer(options, data.len(), directory),
     }
 }
 
 fn plan_page(
     mount: &Mount,
+    source: Source,
     options: &Parsed,
     data: &str,
     directory: Option<PathBuf>,
 ) -> Result<Plan, PlanError> {
-    let (kind, source, data) = (c_string(&mount.kind)?, c_string(&mount.source)?, c_string(data)?);
+    let (kind, data) = (c_string(&mount.kind)?, c_string(data)?);
     let Parsed { flags, propagation, .. } = *options;
     Ok(Plan::Options { kind, source, flags, data, propagation, directory })
+}
+
+fn without_nul(text: &str) -> Result<&str, PlanError> {
+    if text.contains('\0') { Err(PlanError::Nul(text.to_owned())) } else { Ok(text) }
 }
 
 fn c_string(text: &str) -> Result<CString, PlanError> {
@@ -231,13 +271,29 @@ mod tests {
         let plan = plan(&mount("overlay", "overlay", &["index=off", "ro", "lowerdir=/a:/b"])).unwrap();
         let expected = Plan::Options {
             kind: c"overlay".into(),
-            source: c"overlay".into(),
+            source: Source::Named("overlay".into()),
             flags: MountFlags::RDONLY,
             data: c"index=off,lowerdir=/a:/b".into(),
             propagation: None,
             directory: None,
         };
         assert_eq!(plan, expected);
+    }
+
+    #[test]
+    fn a_file_is_mounted_by_a_loop_device() {
+        for (options, direct, flags, data) in [
+            (&["loop"][..], false, MountFlags::empty(), c""),
+            (&["direct-io", "ro", "noload", "loop"], true, MountFlags::RDONLY, c"noload"),
+        ] {
+            let source = Source::File { path: "/img".into(), direct };
+            let (kind, data, propagation, directory) = (c"ext4".into(), data.into(), None, None);
+            let expected = Plan::Options { kind, source, flags, data, propagation, directory };
+            assert_eq!(plan(&mount("ext4", "/img", options)), Ok(expected));
+        }
+        // Without a loop device it is the file system's own.
+        let plain = plan(&mount("ext4", "/dev/x", &["direct-io"])).unwrap();
+        assert!(matches!(plain, Plan::Options { data, .. } if data.as_c_str() == c"direct-io"));
     }
 
     fn lower(layers: impl Iterator<Item = String>) -> String {
@@ -251,7 +307,7 @@ mod tests {
         let relative = lower.replace("/var/lib/containerd/snapshots/", "");
         let expected = Plan::Options {
             kind: c"overlay".into(),
-            source: c"overlay".into(),
+            source: Source::Named("overlay".into()),
             flags: MountFlags::NOSUID,
             data: CString::new(format!("index=off,upperdir=/u,{relative}")).unwrap(),
             propagation: None,
@@ -291,7 +347,11 @@ mod tests {
         for (mount, error) in [
             (mount("", "", &[]), PlanError::NoType),
             (Mount { target: "/etc".into(), ..mount("bind", "/s", &[]) }, PlanError::Target("/etc".into())),
-            (mount("ext4", "/img", &["loop"]), PlanError::Option("loop".into())),
+            (mount("bind", "/s", &["loop"]), PlanError::Option("loop".into())),
+            (
+                mount("ext4", "/s", &["X-containerd.mkfs.fs=ext4"]),
+                PlanError::Option("X-containerd.mkfs.fs=ext4".into()),
+            ),
             (mount("overlay", "", &["uidmap=0:1:2"]), PlanError::HalfMapping),
             (
                 mount("overlay", "", &["uidmap=0:1:2", "gidmap=0:1:2", "lowerdir=/a/fs:/b/fs"]),
@@ -319,7 +379,7 @@ mod tests {
             let data = CString::new(format!("lowerdir={relative},upperdir=/u")).unwrap();
             let inner = Plan::Options {
                 kind: c"overlay".into(),
-                source: c"overlay".into(),
+                source: Source::Named("overlay".into()),
                 flags: MountFlags::empty(),
                 data,
                 propagation: None,

@@ -31,6 +31,7 @@
 //! | [`options`] | runtime options, each by its effect |
 //! | [`capsules`] | the annotations, which only our runtime follows |
 //! | [`origins`] | checkpoints, roots that others mount, user namespaces |
+//! | [`mounts`] | roots in files |
 //! | [`again`] | attachments that a container's next task has too |
 //!
 //! A new room is one file with `pub const CASES: &[Case]`, and one line of [`ROOMS`].
@@ -51,6 +52,7 @@ pub mod kills;
 pub mod life;
 pub mod limits;
 pub mod many;
+pub mod mounts;
 pub mod options;
 pub mod origins;
 pub mod process;
@@ -92,6 +94,7 @@ const ROOMS: &[Room] = &[
     Room { name: "terminals", cases: terminals::CASES },
     Room { name: "bulk", cases: bulk::CASES },
     Room { name: "origins", cases: origins::CASES },
+    Room { name: "origins mounts", cases: mounts::CASES },
     Room { name: "process", cases: process::CASES },
     Room { name: "options", cases: options::CASES },
 ];

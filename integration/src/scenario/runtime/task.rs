@@ -12,6 +12,7 @@ use capsule_proto::containerd::services::containers::v1::{
 };
 use capsule_proto::containerd::services::snapshots::v1::MountsRequest;
 use capsule_proto::containerd::services::tasks::v1 as api;
+use capsule_proto::containerd::types::Mount;
 use capsule_proto::containerd::v1::types::{Process, ProcessInfo, Status as TaskStatus};
 use prost_types::{Any, FieldMask};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -190,9 +191,14 @@ impl<'a> Task<'a> {
     pub fn create_as(&self, stdio: &Stdio, asked: Asked) -> Answer<u32> {
         let key = MountsRequest { snapshotter: self.snapshotter.to_owned(), key: self.key.clone() };
         let mounts = self.client.call(self.client.snapshots().mounts(request(key)))?;
+        self.create_on(mounts.mounts, stdio)
+    }
+
+    /// Create with these mounts for a root; the pid.
+    pub fn create_on(&self, rootfs: Vec<Mount>, stdio: &Stdio) -> Answer<u32> {
         let create = api::CreateTaskRequest {
             container_id: self.id.clone(),
-            rootfs: mounts.mounts,
+            rootfs,
             stdin: stdio.stdin.clone(),
             stdout: stdio.stdout.clone(),
             stderr: stdio.stderr.clone(),

@@ -1,0 +1,190 @@
+//! Roots of what snapshotters ask for beside overlays: file systems in files (`loop`). The client names the mounts itself.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use capsule_proto::containerd::types::Mount;
+
+use super::Case;
+use super::bed::{Bed, FILES, SLEEP, eventually, processes_named};
+use super::capsules::bare_root;
+use super::task::{Stdio, Task};
+use crate::scenario::ctr::ctr;
+use crate::workspace::output_of;
+
+/// The cases.
+pub const CASES: &[Case] = &[
+    Case::new("a root in a file, which can be written to", in_a_file),
+    Case::new("a root in a file, read-only", in_a_file_read_only),
+    Case::new("a root in a file, without the page cache", in_a_file_direct),
+    Case::new("a file that is no root is refused, and no loop device is left", no_root),
+    Case::new("a root in a file whose shim is killed", killed),
+];
+
+fn mount(kind: &str, source: &str, target: &str, options: &[&str]) -> Mount {
+    let options = options.iter().map(|option| (*option).to_owned()).collect();
+    Mount { r#type: kind.to_owned(), source: source.to_owned(), target: target.to_owned(), options }
+}
+
+/// A container's task on these mounts, running.
+fn start<'a>(bed: &'a Bed, hint: &str, mounts: &[Mount]) -> Result<Task<'a>> {
+    let task = Task::container(bed, hint, &[], &SLEEP)?;
+    task.create_on(mounts.to_vec(), &Stdio::default()).context("create the task")?;
+    task.start("").context("start the task")?;
+    Ok(task)
+}
+
+/// A container that cannot be made of these mounts: what is said.
+fn refused(bed: &Bed, hint: &str, mounts: &[Mount]) -> Result<String> {
+    let task = Task::container(bed, hint, &[], &SLEEP)?;
+    let answer = task.create_on(mounts.to_vec(), &Stdio::default());
+    let said = answer.err().context("the task is created")?.message().to_owned();
+    let table = fs::read_to_string("/proc/self/mountinfo").context("read the mount table")?;
+    let left: Vec<&str> = table.lines().filter(|line| line.contains(&task.id)).collect();
+    ensure!(left.is_empty(), "left: {left:?}");
+    task.forget()?;
+    Ok(said)
+}
+
+fn sh(task: &Task<'_>, exec: &str, script: &str) -> Result<String> {
+    let args = ["task", "exec", "--exec-id", exec, &task.id, "/bin/sh", "-c", script];
+    ctr(&args)?.success(script)
+}
+
+/// A file of its own for a file system.
+fn file(bed: &Bed, hint: &str) -> String {
+    format!("{FILES}/{}.img", bed.id(hint))
+}
+
+/// A bare root as an ext4 file system in `file`.
+fn make_ext4(bed: &Bed, file: &str) -> Result<()> {
+    let root = bare_root(&bed.id("tree"))?;
+    let mut command = Command::new("mkfs.ext4");
+    output_of(command.args(["-q", "-d", &root, file, "64M"])).map(drop)?;
+    fs::remove_dir_all(&root).with_context(|| format!("remove {root}"))
+}
+
+/// A loop device of a file.
+#[derive(Debug, PartialEq, Eq)]
+struct Loop {
+    read_only: bool,
+    autoclear: bool,
+    direct: bool,
+}
+
+fn loops_of(file: &str) -> Result<Vec<Loop>> {
+    let mut loops = Vec::new();
+    for entry in fs::read_dir("/sys/block").context("read /sys/block")?.filter_map(Result::ok) {
+        let read = |name: &str| fs::read_to_string(entry.path().join(name)).unwrap_or_default();
+        if read("loop/backing_file").trim_end() != file {
+            continue;
+        }
+        let is_set = |name: &str| read(name).trim_end() == "1";
+        let (read_only, autoclear) = (is_set("ro"), is_set("loop/autoclear"));
+        loops.push(Loop { read_only, autoclear, direct: is_set("loop/dio") });
+    }
+    Ok(loops)
+}
+
+fn expect_loop(file: &str, read_only: bool, direct: bool) -> Result<()> {
+    let (seen, expected) = (loops_of(file)?, [Loop { read_only, autoclear: true, direct }]);
+    ensure!(seen == expected, "{seen:?} instead of {expected:?}");
+    Ok(())
+}
+
+/// The last one who looks into a device, udev for one, frees it.
+fn no_loop(file: &str) -> Result<()> {
+    eventually("the loop device to be free", || {
+        let left = loops_of(file)?;
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    })
+}
+
+fn in_a_file(bed: &Bed) -> Result<String> {
+    let file = file(bed, "rw");
+    make_ext4(bed, &file)?;
+    let root = [mount("ext4", &file, "", &["loop", "rw", "nodev"])];
+    for round in ["first", "second"] {
+        let task = start(bed, "file", &root)?;
+        expect_loop(&file, false, false)?;
+        let out =
+            sh(&task, "write", &format!("echo {round} >> /written; cat /written; grep ' / ' /proc/mounts"))?;
+        // What one container has written is in the file for the next one.
+        let expected = if round == "first" { "first\n" } else { "first\nsecond\n" };
+        ensure!(out.starts_with(expected) && out.contains(" ext4 rw,nodev"), "{out:?}");
+        task.remove()?;
+        no_loop(&file)?;
+    }
+    fs::remove_file(&file).with_context(|| format!("remove {file}"))?;
+    Ok(String::new())
+}
+
+fn in_a_file_read_only(bed: &Bed) -> Result<String> {
+    let file = file(bed, "ro");
+    make_ext4(bed, &file)?;
+    let task = start(bed, "file", &[mount("ext4", &file, "", &["ro", "loop"])])?;
+    expect_loop(&file, true, false)?;
+    let out = sh(&task, "write", "echo x > /written || echo refused")?;
+    ensure!(out == "refused\n", "{out:?}");
+    task.remove()?;
+    no_loop(&file)?;
+    fs::remove_file(&file).with_context(|| format!("remove {file}"))?;
+    Ok(String::new())
+}
+
+/// On a disk: no memory's file system can.
+fn in_a_file_direct(bed: &Bed) -> Result<String> {
+    let file = format!("/var/lib/containerd/{}.img", bed.id("direct"));
+    make_ext4(bed, &file)?;
+    let task = start(bed, "file", &[mount("ext4", &file, "", &["direct-io", "loop"])])?;
+    expect_loop(&file, false, true)?;
+    sh(&task, "write", "echo x > /written")?;
+    task.remove()?;
+    no_loop(&file)?;
+    fs::remove_file(&file).with_context(|| format!("remove {file}"))?;
+    Ok(String::new())
+}
+
+fn no_root(bed: &Bed) -> Result<String> {
+    let file = file(bed, "odd");
+    let mut said = Vec::new();
+    let missing = refused(bed, "missing", &[mount("ext4", &file, "", &["loop"])])?;
+    ensure!(missing.contains(&file) && missing.contains("no such file"), "{missing}");
+    said.push(missing);
+    fs::write(&file, vec![7; 1 << 20]).with_context(|| format!("write {file}"))?;
+    said.push(refused(bed, "odd", &[mount("ext4", &file, "", &["loop"])])?);
+    no_loop(&file)?;
+    make_ext4(bed, &file)?;
+    // A root that was mounted already, and one over it that cannot be.
+    let mounts = [mount("ext4", &file, "", &["loop"]), mount("bind", "/nowhere", "", &["rbind"])];
+    said.push(refused(bed, "half", &mounts)?);
+    no_loop(&file)?;
+    fs::remove_file(&file).with_context(|| format!("remove {file}"))?;
+    Ok(said.join("; "))
+}
+
+fn killed(bed: &Bed) -> Result<String> {
+    let file = file(bed, "killed");
+    make_ext4(bed, &file)?;
+    let task = start(bed, "killed", &[mount("ext4", &file, "", &["loop"])])?;
+    expect_loop(&file, false, false)?;
+    output_of(Command::new("kill").args(["-9", &shim_of(&task.id)?]))?;
+    no_loop(&file)?;
+    drop(task);
+    fs::remove_file(&file).with_context(|| format!("remove {file}"))?;
+    Ok(String::new())
+}
+
+/// The process that has the container's id among its arguments.
+fn shim_of(id: &str) -> Result<String> {
+    for process in processes_named("containerd-shim")? {
+        let pid = process.split(' ').next().unwrap_or_default();
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if arguments.split(|byte| *byte == 0).any(|argument| argument == id.as_bytes()) {
+            return Ok(pid.to_owned());
+        }
+    }
+    anyhow::bail!("{id} has no shim")
+}
