@@ -16,7 +16,7 @@ use rustix::{
 };
 use thiserror::Error;
 
-use super::{Plan, RootfsError, apply};
+use super::{Plan, RootfsError, apply, place::Place};
 
 /// Why the owners cannot be mapped.
 #[derive(Debug, Error)]
@@ -41,7 +41,8 @@ pub enum MappedError {
     Enter(#[source] Errno),
 }
 
-/// Makes `inner` on `target` with its owners mapped; with `layers`, those of the layers in that directory.
+/// Makes `inner` on `place` with its owners mapped; with `layers`, those of the layers in that directory. The mounts on
+/// the way are made on the root, whatever the place.
 ///
 /// # Errors
 /// [`RootfsError`]; then nothing is mounted.
@@ -50,9 +51,11 @@ pub fn mount(
     gids: &IdMapping,
     layers: Option<&Path>,
     inner: &Plan,
-    target: &Path,
+    place: &Place,
 ) -> Result<(), RootfsError> {
-    let failed = |source: MappedError| RootfsError::Mapped { target: target.to_owned(), source };
+    let failed = |source: MappedError| RootfsError::Mapped { target: place.to_string(), source };
+    let stage = place.root();
+    let on_stage = Place::new(stage, "");
     let users = new_user_namespace(uids, gids).map_err(|e| failed(e.into()))?;
     let make = || -> Result<DetachedMount, RootfsError> {
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
@@ -62,18 +65,18 @@ pub fn mount(
             Ok(tree.id_mapped(std::os::fd::AsFd::as_fd(&users))?.into_mount())
         };
         let Some(layers) = layers else {
-            apply(inner, target)?;
-            return map(target).map_err(failed);
+            apply(inner, &on_stage)?;
+            return map(stage).map_err(failed);
         };
-        // The layers lie under the overlay, on its own target: it is made of what is seen before it is there.
-        put(&map(layers).map_err(failed)?, target).map_err(failed)?;
-        rustix::process::chdir(target).map_err(|e| failed(MappedError::Enter(e)))?;
-        apply(inner, target)?;
-        let whole = || Ok(Tree::clone_of(&LayerDir::open(target)?)?.into_mount());
+        // The layers lie under the overlay, where it will be itself: it is made of what is seen before it is there.
+        put(&map(layers).map_err(failed)?, stage).map_err(failed)?;
+        rustix::process::chdir(stage).map_err(|e| failed(MappedError::Enter(e)))?;
+        apply(inner, &on_stage)?;
+        let whole = || Ok(Tree::clone_of(&LayerDir::open(stage)?)?.into_mount());
         whole().map_err(failed)
     };
     let made = in_new_mount_namespace(make).map_err(|e| failed(e.into()))??;
-    put(&made, target).map_err(failed)
+    put(&made, place.find()?.path()).map_err(failed)
 }
 
 fn put(mount: &DetachedMount, target: &Path) -> Result<(), MappedError> {

@@ -1,14 +1,16 @@
 //! The container's root file system: the mounts that containerd's snapshotter describes, made on the bundle's
 //! `rootfs` in the shim's own mount namespace.
 //!
-//! `plan` reads a mount's description, `options` and `layers` parts of it (pure); this file makes mounts, `overlay` those of
-//! very many layers, `mapped` those whose owners are mapped; `unmount` unmakes them. The process never changes its working
-//! directory or namespace: another container's create may run at the same time.
+//! `plan` reads a mount's description, `options` and `layers` parts of it (pure); `place` finds where it goes; `apply` makes
+//! it, `overlay` one of very many layers, `mapped` one whose owners are mapped; `unmount` unmakes them. The process never
+//! changes its working directory or namespace: another container's create may run at the same time.
 
+mod apply;
 mod layers;
 mod mapped;
 mod options;
 mod overlay;
+mod place;
 mod plan;
 mod unmount;
 
@@ -17,14 +19,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use apply::apply;
 pub use mapped::MappedError;
-use overlayfs_utils::{LoopDevice, LoopError, NamespaceError, in_directory};
+use overlayfs_utils::{LoopError, NamespaceError};
+use place::Place;
 pub use plan::{Mount, PlanError};
-use plan::{Plan, Source, plan};
-use rustix::{
-    io::Errno,
-    mount::{MountFlags, MountPropagationFlags, mount, mount_change, mount_remount},
-};
+use plan::{Plan, plan};
+use rustix::io::Errno;
 use thiserror::Error;
 use unmount::detach_all;
 pub use unmount::unmount_all;
@@ -45,17 +46,26 @@ pub enum RootfsError {
     #[error("cannot create {}", .0.display())]
     Target(PathBuf, #[source] io::Error),
     /// One system call.
-    #[error("{step} of {what} on {} failed{log}", target.display())]
+    #[error("{step} of {what} on {target} failed{log}")]
     Mount {
         /// Which call.
         step: &'static str,
         /// What was to be mounted.
         what: String,
         /// Where.
-        target: PathBuf,
+        target: String,
         /// What the kernel wrote to the mount context's log, if anything, with a separator.
         log: String,
         /// Its answer.
+        #[source]
+        source: Errno,
+    },
+    /// What to mount on.
+    #[error("cannot find {below:?} in the root file system, to mount on it")]
+    Place {
+        /// Its path in the root.
+        below: String,
+        /// The kernel's answer.
         #[source]
         source: Errno,
     },
@@ -66,10 +76,10 @@ pub enum RootfsError {
     #[error("cannot mount the layers in {}", .0.display())]
     Layers(PathBuf, #[source] NamespaceError),
     /// One whose owners are to be mapped.
-    #[error("cannot map the owners of the root file system on {}", target.display())]
+    #[error("cannot map the owners of the root file system on {target}")]
     Mapped {
         /// Where.
-        target: PathBuf,
+        target: String,
         /// Why.
         #[source]
         source: MappedError,
@@ -97,7 +107,10 @@ pub async fn mount_all(mounts: &[Mount], target: &Path) -> Result<(), RootfsErro
     let plans = mounts
         .iter()
         .enumerate()
-        .map(|(index, mount)| plan(mount).map_err(|source| RootfsError::Plan { index, source }))
+        .map(|(index, mount)| match plan(mount) {
+            Ok(plan) => Ok((Place::new(target, &mount.target), plan)),
+            Err(source) => Err(RootfsError::Plan { index, source }),
+        })
         .collect::<Result<Vec<_>, _>>()?;
     if plans.is_empty() {
         return Ok(());
@@ -106,16 +119,16 @@ pub async fn mount_all(mounts: &[Mount], target: &Path) -> Result<(), RootfsErro
     aside(move || apply_all(&plans, &target)).await
 }
 
-fn apply_all(plans: &[Plan], target: &Path) -> Result<(), RootfsError> {
+fn apply_all(plans: &[(Place, Plan)], target: &Path) -> Result<(), RootfsError> {
     match fs::create_dir(target) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
             return Err(RootfsError::Target(target.to_owned(), e));
         }
         _ => {}
     }
-    for plan in plans {
-        if let Err(error) = apply(plan, target) {
-            // Each mount hides the one before, so all of them come off from here.
+    for (place, plan) in plans {
+        if let Err(error) = apply(plan, place) {
+            // Each mount hides the one before or lies in one, so all of them come off from here.
             if let Err(undo) = detach_all(target) {
                 log::error!("undo a failed rootfs: {undo}");
             }
@@ -123,59 +136,6 @@ fn apply_all(plans: &[Plan], target: &Path) -> Result<(), RootfsError> {
         }
     }
     Ok(())
-}
-
-fn apply(plan: &Plan, target: &Path) -> Result<(), RootfsError> {
-    let failed = |step: &'static str| {
-        let (what, target) = (plan.describe(), target.to_owned());
-        move |source| RootfsError::Mount { step, what, target, log: String::new(), source }
-    };
-    match plan {
-        Plan::Bind { source, recursive, flags, propagation } => {
-            let bind = if *recursive { MountFlags::BIND | MountFlags::REC } else { MountFlags::BIND };
-            mount(source, target, c"", bind, None).map_err(failed("bind"))?;
-            if !flags.is_empty() {
-                // A bind ignores every other flag: they take a second call.
-                mount_remount(target, MountFlags::BIND | *flags, c"").map_err(failed("remount"))?;
-            }
-            propagate(*propagation, target).map_err(failed("propagation"))
-        }
-        Plan::Options { kind, source, flags, data, propagation, directory } => {
-            let device = attach(source, *flags)?;
-            let source = device.as_ref().map_or(source.path(), LoopDevice::path);
-            let data = Some(data.as_c_str());
-            let call = || mount(source, target, kind, *flags, data).map_err(failed("mount"));
-            within(directory.as_deref(), call)?;
-            propagate(*propagation, target).map_err(failed("propagation"))
-        }
-        Plan::Overlay { directory, parameters, flags, propagation } => {
-            within(directory.as_deref(), || overlay::mount(parameters, *flags, target))?;
-            propagate(*propagation, target).map_err(failed("propagation"))
-        }
-        Plan::Mapped { uids, gids, layers, inner } => {
-            mapped::mount(uids, gids, layers.as_deref(), inner, target)
-        }
-    }
-}
-
-/// The loop device of a file, which it is until a mount has it.
-fn attach(source: &Source, flags: MountFlags) -> Result<Option<LoopDevice>, RootfsError> {
-    let Source::File { path, direct } = source else { return Ok(None) };
-    let attached = LoopDevice::attach(path, flags.contains(MountFlags::RDONLY), *direct);
-    attached.map(Some).map_err(RootfsError::Loop)
-}
-
-/// Makes a mount whose layers are relative to `directory`, or to nothing.
-fn within(
-    directory: Option<&Path>,
-    make: impl FnOnce() -> Result<(), RootfsError> + Send,
-) -> Result<(), RootfsError> {
-    let Some(directory) = directory else { return make() };
-    in_directory(directory, make).map_err(|e| RootfsError::Layers(directory.to_owned(), e))?
-}
-
-fn propagate(propagation: Option<MountPropagationFlags>, target: &Path) -> Result<(), Errno> {
-    propagation.map_or(Ok(()), |flags| mount_change(target, flags))
 }
 
 #[cfg(test)]
@@ -279,5 +239,85 @@ mod tests {
         fs::remove_dir_all(dir.path().join("l".repeat(100))).unwrap();
         let error = mount_all(&[overlay(&many, &["ro"])], &target).await.unwrap_err();
         assert!(error.to_string().starts_with("cannot mount the layers in "), "{error}");
+    }
+
+    /// Mounts on and below `dir`, in the order in which they are made.
+    fn mounts_in(dir: &Path) -> Vec<String> {
+        let table = overlayfs_utils::MountTable::parse(&fs::read("/proc/self/mountinfo").unwrap()).unwrap();
+        let below = |path: &Path| path.strip_prefix(dir).ok().map(|path| path.display().to_string());
+        table.entries().iter().filter_map(|entry| below(&entry.mount_point)).collect()
+    }
+
+    fn below(target: &str, mount: Mount) -> Mount {
+        Mount { target: target.into(), ..mount }
+    }
+
+    #[tokio::test]
+    async fn privileged_mounts_below_the_root_go_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        let base = dir.join("base");
+        for name in ["low", "high/deep"] {
+            fs::create_dir_all(base.join(name)).unwrap();
+        }
+        std::os::unix::fs::symlink("/high", base.join("link")).unwrap();
+        let layers = layers_in(&dir, 3, |i| i.to_string());
+        fs::create_dir(dir.join("1/deep")).unwrap();
+        let layer = |number: usize| bind(Path::new(&layers[number]));
+        let target = dir.join("rootfs");
+        let mut base = bind(&base);
+        base.options = vec!["rbind".into(), "rw".into()];
+        let mut mounts =
+            vec![base, below("low", layer(0)), below("/link", layer(1)), below("link/deep", layer(2))];
+        mount_all(&mounts, &target).await.expect("this test mounts: run it as root");
+        assert_eq!(mounts_in(&target), ["", "low", "high", "high/deep"]);
+        assert!(target.join("low/file0").exists() && target.join("high/deep/file2").exists());
+        // The flags are those of the mount, not of what it is on.
+        assert!(fs::write(target.join("low/new"), "").is_err() && fs::write(target.join("new"), "").is_ok());
+        unmount_all(&target).await.unwrap();
+        assert!(mounts_in(&target).is_empty());
+
+        // An overlay of them over all hides them from whoever unmounts.
+        let at = |name: &str| target.join(name).display().to_string();
+        mounts.push(overlay(&[at("high/deep"), at("low")], &["ro"]));
+        mount_all(&mounts, &target).await.unwrap();
+        assert_eq!(fs::read_dir(&target).unwrap().count(), 2);
+        assert_eq!(mounts_in(&target), ["", "low", "high", "high/deep", ""]);
+        unmount_all(&target).await.unwrap();
+        assert!(mounts_in(&target).is_empty());
+
+        // Who looks into one delays nobody for ever, and a list of which one fails leaves nothing.
+        mount_all(&mounts[..3], &target).await.unwrap();
+        let open = fs::File::open(target.join("low")).unwrap();
+        unmount_all(&target).await.unwrap();
+        assert!(mounts_in(&target).is_empty());
+        drop(open);
+        mounts.push(below("nowhere", layer(0)));
+        let error = mount_all(&mounts, &target).await.unwrap_err();
+        assert!(error.to_string().starts_with("cannot find \"nowhere\" in the root"), "{error}");
+        assert!(mounts_in(&target).is_empty());
+    }
+
+    #[tokio::test]
+    async fn privileged_any_mount_can_be_below_the_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        fs::create_dir_all(dir.join("base/volume")).unwrap();
+        let many = layers_in(&dir.join("s"), 450, |i| format!("{i:0>10}/fs"));
+        let mut mapped = bind(Path::new(&many[0]));
+        mapped.options.extend(["uidmap=0:1000:10".into(), "gidmap=0:1000:10".into()]);
+        let mut private = bind(Path::new(&many[0]));
+        private.options.push("unbindable".into());
+        let target = dir.join("rootfs");
+        for (mount, files) in
+            [(overlay(&many, &["ro"]), 450), (overlay(&many[..9], &["ro"]), 9), (mapped, 1), (private, 1)]
+        {
+            let mounts = [bind(&dir.join("base")), below("volume", mount)];
+            mount_all(&mounts, &target).await.expect("this test mounts: run it as root");
+            assert_eq!(mounts_in(&target), ["", "volume"]);
+            assert_eq!(fs::read_dir(target.join("volume")).unwrap().count(), files);
+            unmount_all(&target).await.unwrap();
+            assert!(mounts_in(&target).is_empty());
+        }
     }
 }

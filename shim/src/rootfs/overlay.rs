@@ -11,10 +11,10 @@ use rustix::{
     },
 };
 
-use super::RootfsError;
+use super::{RootfsError, place::Place};
 
 /// An overlay of more layers than fit in the one page of mount(2)'s options, by the mount API of Linux 5.2, with
-/// `lowerdir+` of 6.7.
+/// `lowerdir+` of 6.7. `target` is what `place` is now.
 ///
 /// # Errors
 /// [`RootfsError::Mount`].
@@ -22,12 +22,12 @@ pub fn mount(
     parameters: &[(String, Option<String>)],
     flags: MountAttrFlags,
     target: &Path,
+    place: &Place,
 ) -> Result<(), RootfsError> {
-    let context =
-        fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| step("fsopen", target, "", e))?;
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| step("fsopen", place, "", e))?;
     let failed = |name: &'static str| {
         let context = &context;
-        move |e| step(name, target, &kernel_log(context), e)
+        move |e| step(name, place, &kernel_log(context), e)
     };
     for (key, value) in parameters {
         let name = match key.as_str() {
@@ -43,13 +43,14 @@ pub fn mount(
     }
     fsconfig_create(&context).map_err(failed("fsconfig(create)"))?;
     let detached = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags).map_err(failed("fsmount"))?;
-    move_mount(&detached, c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .map_err(|e| step("move_mount", target, "", e))
+    // A spot that is held is a link of procfs.
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
+    move_mount(&detached, c"", CWD, target, flags).map_err(|e| step("move_mount", place, "", e))
 }
 
-fn step(step: &'static str, target: &Path, log: &str, source: Errno) -> RootfsError {
+fn step(step: &'static str, place: &Place, log: &str, source: Errno) -> RootfsError {
     let log = if log.is_empty() { String::new() } else { format!(" ({log})") };
-    RootfsError::Mount { step, what: "overlay".into(), target: target.to_owned(), log, source }
+    RootfsError::Mount { step, what: "overlay".into(), target: place.to_string(), log, source }
 }
 
 /// The mount context's messages: one per read, none left is an error.

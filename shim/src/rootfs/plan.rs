@@ -26,7 +26,7 @@ pub struct Mount {
     pub kind: String,
     /// Device, directory, or a word.
     pub source: String,
-    /// A path below the root to mount on; the root itself when empty.
+    /// What to mount on, below the root; the root itself when empty.
     pub target: String,
     /// In `fstab`'s words.
     pub options: Vec<String>,
@@ -38,9 +38,6 @@ pub enum PlanError {
     /// No type.
     #[error("it has no type")]
     NoType,
-    /// Not on the root itself.
-    #[error("it is to be mounted on {0:?} instead of the root")]
-    Target(String),
     /// An option that means nothing for such a mount, or is for somebody else: containerd's mount manager (2.2) takes
     /// those that begin with `X-containerd.` away before a shim sees them.
     #[error("option {0:?} is nothing that a shim can do for a mount of this type")]
@@ -174,9 +171,7 @@ pub fn plan(mount: &Mount) -> Result<Plan, PlanError> {
     if mount.kind.is_empty() {
         return Err(PlanError::NoType);
     }
-    if !mount.target.is_empty() && mount.target != "/" {
-        return Err(PlanError::Target(mount.target.clone()));
-    }
+    without_nul(&mount.target)?;
     let mut options = Parsed::parse(&mount.options)?;
     match (options.uids.take(), options.gids.take()) {
         (None, None) => plan_plain(mount, options),
@@ -346,7 +341,7 @@ mod tests {
         let long = "x".repeat(PAGE);
         for (mount, error) in [
             (mount("", "", &[]), PlanError::NoType),
-            (Mount { target: "/etc".into(), ..mount("bind", "/s", &[]) }, PlanError::Target("/etc".into())),
+            (Mount { target: "/a\0b".into(), ..mount("bind", "/s", &[]) }, PlanError::Nul("/a\0b".into())),
             (mount("bind", "/s", &["loop"]), PlanError::Option("loop".into())),
             (
                 mount("ext4", "/s", &["X-containerd.mkfs.fs=ext4"]),

@@ -31,7 +31,7 @@
 //! | [`options`] | runtime options, each by its effect |
 //! | [`capsules`] | the annotations, which only our runtime follows |
 //! | [`origins`] | checkpoints, roots that others mount, user namespaces |
-//! | [`mounts`] | roots in files |
+//! | [`mounts`] | roots in files, and of several mounts |
 //! | [`again`] | attachments that a container's next task has too |
 //!
 //! A new room is one file with `pub const CASES: &[Case]`, and one line of [`ROOMS`].

@@ -1,6 +1,8 @@
-//! Roots of what snapshotters ask for beside overlays: file systems in files (`loop`). The client names the mounts itself.
+//! Roots of what snapshotters ask for beside overlays: file systems in files (`loop`), mounts below the root (`target`). The
+//! client names the mounts itself.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
@@ -9,6 +11,7 @@ use capsule_proto::containerd::types::Mount;
 use super::Case;
 use super::bed::{Bed, FILES, SLEEP, eventually, processes_named};
 use super::capsules::bare_root;
+use super::client::NAMESPACE;
 use super::task::{Stdio, Task};
 use crate::scenario::ctr::ctr;
 use crate::workspace::output_of;
@@ -20,7 +23,13 @@ pub const CASES: &[Case] = &[
     Case::new("a root in a file, without the page cache", in_a_file_direct),
     Case::new("a file that is no root is refused, and no loop device is left", no_root),
     Case::new("a root in a file whose shim is killed", killed),
+    Case::new("layers in files below an overlay", layers_in_files)
+        .forgiven("it cannot unmount what is hidden by a mount over it"),
+    Case::new("mounts below the root, through its links", below_the_root),
+    Case::new("a mount below the root that its links lead out of", out_of_the_root),
 ];
+
+const BUNDLES: &str = "/run/containerd/io.containerd.runtime.v2.task";
 
 fn mount(kind: &str, source: &str, target: &str, options: &[&str]) -> Mount {
     let options = options.iter().map(|option| (*option).to_owned()).collect();
@@ -187,4 +196,104 @@ fn shim_of(id: &str) -> Result<String> {
         }
     }
     anyhow::bail!("{id} has no shim")
+}
+
+/// As block images are laid: each layer is mounted from its file below the root, and an overlay of them over all.
+fn layers_in_files(bed: &Bed) -> Result<String> {
+    let tree = bare_root(&bed.id("tree"))?;
+    let [low, high] = ["low", "high"].map(|layer| file(bed, layer));
+    output_of(Command::new("mkfs.erofs").args(["--quiet", &low, &tree]))?;
+    fs::remove_dir_all(format!("{tree}/bin")).context("empty the tree")?;
+    fs::write(format!("{tree}/etc/high"), "high\n").context("write a file")?;
+    output_of(Command::new("mkfs.erofs").args(["--quiet", &high, &tree]))?;
+    let at = format!("{FILES}/{}", bed.id("layers"));
+    for name in ["base/low", "base/high", "upper", "work"] {
+        fs::create_dir_all(format!("{at}/{name}")).with_context(|| format!("make {at}/{name}"))?;
+    }
+    let task = Task::container(bed, "layers", &[], &SLEEP)?;
+    let rootfs = format!("{BUNDLES}/{NAMESPACE}/{}/rootfs", task.id);
+    let lower = format!("lowerdir={rootfs}/high:{rootfs}/low");
+    let mounts = vec![
+        mount("bind", &format!("{at}/base"), "", &["rbind", "rw"]),
+        mount("erofs", &low, "low", &["ro", "loop"]),
+        mount("erofs", &high, "/high", &["ro", "loop"]),
+        mount(
+            "overlay",
+            "overlay",
+            "/",
+            &[&lower, &format!("upperdir={at}/upper"), &format!("workdir={at}/work")],
+        ),
+    ];
+    task.create_on(mounts, &Stdio::default()).context("create the task")?;
+    task.start("").context("start the task")?;
+    expect_loop(&low, true, false)?;
+    expect_loop(&high, true, false)?;
+    let out = sh(&task, "look", "cat /etc/high; echo mine > /etc/mine")?;
+    ensure!(out == "high\n", "{out:?}");
+    task.remove()?;
+    ensure!(
+        Path::new(&format!("{at}/upper/etc/mine")).exists(),
+        "what it wrote is not in the upper directory"
+    );
+    for layer in [&low, &high] {
+        no_loop(layer)?;
+        fs::remove_file(layer).with_context(|| format!("remove {layer}"))?;
+    }
+    Ok(String::new())
+}
+
+fn below_the_root(bed: &Bed) -> Result<String> {
+    let root = bare_root(&bed.id("below"))?;
+    for name in ["volumes/one", "volumes/two", "volumes/three"] {
+        fs::create_dir_all(format!("{root}/{name}")).with_context(|| format!("make {name}"))?;
+    }
+    // As a process in the root sees them.
+    std::os::unix::fs::symlink("/volumes", format!("{root}/absolute")).context("make a link")?;
+    std::os::unix::fs::symlink("../../../volumes/three", format!("{root}/usr/climbs"))
+        .context("make a link")?;
+    let data = format!("{FILES}/{}", bed.id("data"));
+    fs::create_dir_all(&data).context("make a directory")?;
+    fs::write(format!("{data}/file"), "data\n").context("write a file")?;
+    let mounts = [
+        mount("bind", &root, "", &["rbind", "rw"]),
+        mount("tmpfs", "tmpfs", "/volumes/one", &["nosuid", "size=1m"]),
+        mount("bind", &data, "absolute/two", &["rbind", "ro"]),
+        mount("bind", &data, "../usr/climbs", &["rbind", "rw"]),
+    ];
+    let task = start(bed, "below", &mounts)?;
+    let script =
+        "grep -o ' /volumes[^ ]* [^ ]* r[ow]' /proc/mounts; cat /volumes/two/file /volumes/three/file;
+        echo x > /volumes/two/x || echo refused; echo x > /volumes/three/x; ls /volumes/two";
+    let out = sh(&task, "look", script)?;
+    task.remove()?;
+    let expected = " /volumes/one tmpfs rw\n /volumes/two";
+    ensure!(out.starts_with(expected), "{out:?}");
+    ensure!(out.ends_with("data\ndata\nrefused\nfile\nx\n"), "{out:?}");
+    ensure!(
+        fs::read_dir(format!("{root}/volumes/one")).context("look at the root")?.count() == 0,
+        "files stay"
+    );
+    Ok(String::new())
+}
+
+fn out_of_the_root(bed: &Bed) -> Result<String> {
+    let root = bare_root(&bed.id("out"))?;
+    let outside = format!("/srv/{}", bed.id("outside"));
+    fs::create_dir_all(&outside).context("make a directory")?;
+    std::os::unix::fs::symlink(&outside, format!("{root}/out")).context("make a link")?;
+    let climb = format!("../../../../../../../..{outside}");
+    for (hint, target) in [("link", "out"), ("climb", &climb)] {
+        let mounts = [mount("bind", &root, "", &["rbind", "rw"]), mount("tmpfs", "tmpfs", target, &[])];
+        let said = refused(bed, hint, &mounts)?;
+        ensure!(said.contains("no such file"), "{said}");
+    }
+    // Where there is such a directory in the root, that one is meant.
+    fs::create_dir_all(format!("{root}{outside}")).context("make a directory")?;
+    let mounts = [mount("bind", &root, "", &["rbind", "rw"]), mount("tmpfs", "tmpfs", "out", &[])];
+    let task = start(bed, "in", &mounts)?;
+    let out = sh(&task, "look", "grep -c ' tmpfs ' /proc/mounts; touch /out/file; ls /out")?;
+    ensure!(out.ends_with("file\n"), "{out:?}");
+    ensure!(fs::read_dir(&outside).context("look outside")?.count() == 0, "it is mounted outside");
+    task.remove()?;
+    Ok(String::new())
 }

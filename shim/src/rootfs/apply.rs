@@ -1,0 +1,81 @@
+//! One mount, made.
+
+use std::path::Path;
+
+use overlayfs_utils::{LoopDevice, in_directory};
+use rustix::{
+    io::Errno,
+    mount::{MountFlags, MountPropagationFlags, mount, mount_change, mount_remount},
+};
+
+use super::{
+    RootfsError, mapped, overlay,
+    place::Place,
+    plan::{Plan, Source},
+};
+
+/// Makes one mount.
+///
+/// # Errors
+/// [`RootfsError`]. A bind, or a propagation, that failed at its second call is there.
+pub fn apply(plan: &Plan, place: &Place) -> Result<(), RootfsError> {
+    let failed = |step: &'static str| {
+        let (what, target) = (plan.describe(), place.to_string());
+        move |source| RootfsError::Mount { step, what, target, log: String::new(), source }
+    };
+    let spot = place.find()?;
+    let target = spot.path();
+    match plan {
+        Plan::Bind { source, recursive, flags, propagation } => {
+            let bind = if *recursive { MountFlags::BIND | MountFlags::REC } else { MountFlags::BIND };
+            mount(source, target, c"", bind, None).map_err(failed("bind"))?;
+            if !flags.is_empty() {
+                // A bind ignores every other flag: they take a second call.
+                let made = place.find()?;
+                mount_remount(made.path(), MountFlags::BIND | *flags, c"").map_err(failed("remount"))?;
+            }
+            propagate(*propagation, place, failed("propagation"))
+        }
+        Plan::Options { kind, source, flags, data, propagation, directory } => {
+            let device = attach(source, *flags)?;
+            let source = device.as_ref().map_or(source.path(), LoopDevice::path);
+            let data = Some(data.as_c_str());
+            let call = || mount(source, target, kind, *flags, data).map_err(failed("mount"));
+            within(directory.as_deref(), call)?;
+            propagate(*propagation, place, failed("propagation"))
+        }
+        Plan::Overlay { directory, parameters, flags, propagation } => {
+            within(directory.as_deref(), || overlay::mount(parameters, *flags, target, place))?;
+            propagate(*propagation, place, failed("propagation"))
+        }
+        Plan::Mapped { uids, gids, layers, inner } => {
+            mapped::mount(uids, gids, layers.as_deref(), inner, place)
+        }
+    }
+}
+
+/// The loop device of a file, which it is until a mount has it.
+fn attach(source: &Source, flags: MountFlags) -> Result<Option<LoopDevice>, RootfsError> {
+    let Source::File { path, direct } = source else { return Ok(None) };
+    let attached = LoopDevice::attach(path, flags.contains(MountFlags::RDONLY), *direct);
+    attached.map(Some).map_err(RootfsError::Loop)
+}
+
+/// Makes a mount whose layers are relative to `directory`, or to nothing.
+fn within(
+    directory: Option<&Path>,
+    make: impl FnOnce() -> Result<(), RootfsError> + Send,
+) -> Result<(), RootfsError> {
+    let Some(directory) = directory else { return make() };
+    in_directory(directory, make).map_err(|e| RootfsError::Layers(directory.to_owned(), e))?
+}
+
+/// Of the mount that is there now: what the place was before is below it.
+fn propagate(
+    propagation: Option<MountPropagationFlags>,
+    place: &Place,
+    failed: impl FnOnce(Errno) -> RootfsError,
+) -> Result<(), RootfsError> {
+    let Some(flags) = propagation else { return Ok(()) };
+    mount_change(place.find()?.path(), flags).map_err(failed)
+}
