@@ -191,11 +191,15 @@ impl<'a> Task<'a> {
     pub fn create_as(&self, stdio: &Stdio, asked: Asked) -> Answer<u32> {
         let key = MountsRequest { snapshotter: self.snapshotter.to_owned(), key: self.key.clone() };
         let mounts = self.client.call(self.client.snapshots().mounts(request(key)))?;
-        self.create_on(mounts.mounts, stdio)
+        self.create_with(mounts.mounts, stdio, asked)
     }
 
     /// Create with these mounts for a root; the pid.
     pub fn create_on(&self, rootfs: Vec<Mount>, stdio: &Stdio) -> Answer<u32> {
+        self.create_with(rootfs, stdio, Asked::default())
+    }
+
+    fn create_with(&self, rootfs: Vec<Mount>, stdio: &Stdio, asked: Asked) -> Answer<u32> {
         let create = api::CreateTaskRequest {
             container_id: self.id.clone(),
             rootfs,
