@@ -185,6 +185,12 @@ pub fn timestamp(at: SystemTime) -> Timestamp {
     }
 }
 
+/// What is told in the place of a time that there is none of: 0001-01-01T00:00:00Z, by which programs in Go know that
+/// (`time.Time.IsZero`). A field that is left out is 1970 for them.
+pub fn no_time() -> Timestamp {
+    Timestamp { seconds: -62_135_596_800, ..Default::default() }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;

@@ -34,7 +34,7 @@ use crate::{
         Checkpoint, Container, Create, CreateEvent, Engine, EngineError, Id,
         state::{Exit, Status},
     },
-    events::timestamp,
+    events::{no_time, timestamp},
     io::Stdio,
     message::{self, RUNC},
     options::{CheckpointOptions, Options},
@@ -190,7 +190,7 @@ impl Task for Service {
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> TtrpcResult<WaitResponse> {
         let process = self.container(&request.id)?.process(&request.exec_id).map_err(wire)?;
-        let (exit_status, exited_at) = exit(Some(process.wait().await));
+        let (exit_status, exited_at) = exit(process.wait().await);
         Ok(WaitResponse { exit_status, exited_at, ..Default::default() })
     }
 
@@ -272,5 +272,6 @@ fn task_status(status: Status) -> WireStatus {
 }
 
 fn exit(exit: Option<Exit>) -> (u32, MessageField<protobuf::well_known_types::timestamp::Timestamp>) {
-    exit.map_or((0, MessageField::none()), |exit| (exit.status, MessageField::some(timestamp(exit.at))))
+    let (status, at) = exit.map_or_else(|| (0, no_time()), |exit| (exit.status, timestamp(exit.at)));
+    (status, MessageField::some(at))
 }

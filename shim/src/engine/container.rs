@@ -13,7 +13,6 @@ use std::{
     collections::HashMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicBool},
-    time::SystemTime,
 };
 
 pub use checkpoint::Checkpoint;
@@ -25,8 +24,7 @@ use tokio::sync::watch;
 
 use super::{
     EngineError, Host, Id, Process, chain,
-    process::NEVER_STARTED,
-    state::{Exit, State, Step},
+    state::{State, Step},
 };
 use crate::{
     bundle::{ATTACH, Bundle, Spec},
@@ -200,7 +198,7 @@ impl Container {
     /// Starts the init, or an exec. Returns its pid.
     ///
     /// # Errors
-    /// [`EngineError`]; an exec whose start failed has ended, an init can be deleted.
+    /// [`EngineError`]; an init can be started again, an exec only deleted.
     pub async fn start(self: &Arc<Self>, exec_id: &str) -> Result<i32, EngineError> {
         if exec_id.is_empty() { self.start_init().await } else { self.start_exec(exec_id).await }
     }
@@ -270,7 +268,7 @@ impl Container {
                 Ok(pid)
             }
             Err(error) => {
-                process.end(Exit { at: SystemTime::now(), ..NEVER_STARTED });
+                process.advance(State::Failed);
                 self.leave();
                 Err(error)
             }

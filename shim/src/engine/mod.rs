@@ -267,7 +267,7 @@ impl Engine {
         let container = self.container(id)?;
         let state = container.delete().await?;
         self.lock().remove(id);
-        container.publish_deleted();
+        container.publish_deleted(state);
         Ok(state)
     }
 

@@ -53,15 +53,12 @@ impl Process {
         *self.state.borrow()
     }
 
-    /// Waits for its end. Also returns for a process that is deleted meanwhile.
-    pub async fn wait(&self) -> Exit {
+    /// Waits for its end. Also returns for a process that is deleted meanwhile, and, with no exit, for one whose start failed.
+    pub async fn wait(&self) -> Option<Exit> {
         let mut state = self.state.subscribe();
-        let ended = state.wait_for(|state| state.exit().is_some()).await.map(|state| state.exit());
-        match ended {
-            Ok(Some(exit)) => exit,
-            // `self` is the sender, and the condition says that there is an exit.
-            Ok(None) | Err(_) => NEVER_STARTED,
-        }
+        let over = |state: &State| state.exit().is_some() || *state == State::Failed;
+        // The sender is `self`: it cannot be gone.
+        state.wait_for(over).await.map_or(None, |state| state.exit())
     }
 
     /// Waits for the turn to take a step of its life. Steps are taken one at a time; the exit is one too, so it is
@@ -174,7 +171,8 @@ impl Process {
     }
 }
 
-/// The end of a process that did not begin.
+/// The end of a process that did not begin, for those who wait for it when it is deleted: containerd's own shim lets them
+/// wait for as long as it lives.
 pub const NEVER_STARTED: Exit = Exit { status: 255, at: std::time::SystemTime::UNIX_EPOCH };
 
 #[cfg(test)]
@@ -234,6 +232,21 @@ mod tests {
         process.signal(40).unwrap();
         assert_eq!(child.wait().unwrap().signal(), Some(40));
         assert!(matches!(process.signal(40), Err(EngineError::Finished)));
+    }
+
+    #[tokio::test]
+    async fn a_failed_start_is_told_to_who_waits_then_and_later() {
+        let process = Arc::new(Process::new("exec".to_owned(), Stdio::default()));
+        let waiting = tokio::spawn({
+            let process = process.clone();
+            async move { process.wait().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        process.advance(State::Failed);
+        assert_eq!((waiting.await.unwrap(), process.wait().await), (None, None));
+        process.end(EXIT);
+        assert_eq!(process.wait().await, Some(EXIT));
     }
 
     #[tokio::test]

@@ -20,6 +20,9 @@ pub struct Exit {
 pub enum State {
     /// Known, not yet made: an exec between `Exec` and `Start`, or an init that `Start` restores from a checkpoint.
     Added,
+    /// An exec whose start failed. For clients it is as it was before, so that they can delete it; but it does not begin
+    /// any more, and whoever waits for it is told. (containerd's own shim ends when one is started again.)
+    Failed,
     /// The runtime has made the container's init, which waits to be started.
     Created {
         /// In the shim's PID namespace, as every pid here.
@@ -122,6 +125,7 @@ impl State {
     pub fn name(self) -> &'static str {
         match self {
             Self::Added | Self::Created { .. } => "created",
+            Self::Failed => "spoilt by a failed start (delete it and add another)",
             Self::Running { .. } => "running",
             Self::Paused { .. } => "paused",
             Self::Stopped { .. } => "stopped",
@@ -131,7 +135,7 @@ impl State {
     /// What clients are told.
     pub fn status(self) -> Status {
         match self {
-            Self::Added | Self::Created { .. } => Status::Created,
+            Self::Added | Self::Failed | Self::Created { .. } => Status::Created,
             Self::Running { .. } => Status::Running,
             Self::Paused { .. } => Status::Paused,
             Self::Stopped { .. } => Status::Stopped,
@@ -141,7 +145,7 @@ impl State {
     /// The pid, 0 while there is none.
     pub fn pid(self) -> i32 {
         match self {
-            Self::Added => 0,
+            Self::Added | Self::Failed => 0,
             Self::Created { pid }
             | Self::Running { pid }
             | Self::Paused { pid }
@@ -154,7 +158,7 @@ impl State {
     pub fn live_pid(self) -> Option<i32> {
         match self {
             Self::Created { pid } | Self::Running { pid } | Self::Paused { pid } => Some(pid),
-            Self::Added | Self::Stopped { .. } => None,
+            Self::Added | Self::Failed | Self::Stopped { .. } => None,
         }
     }
 
@@ -179,11 +183,17 @@ impl State {
             | (Step::Update, Self::Created { .. } | Self::Running { .. } | Self::Paused { .. })
             | (
                 Step::Resize,
-                Self::Added | Self::Created { .. } | Self::Running { .. } | Self::Paused { .. },
+                Self::Added
+                | Self::Failed
+                | Self::Created { .. }
+                | Self::Running { .. }
+                | Self::Paused { .. },
             )
             | (Step::Exec, Self::Created { .. } | Self::Running { .. })
             | (Step::Checkpoint, Self::Running { .. } | Self::Paused { .. })
-            | (Step::Delete, Self::Added | Self::Created { .. } | Self::Stopped { .. }) => true,
+            | (Step::Delete, Self::Added | Self::Failed | Self::Created { .. } | Self::Stopped { .. }) => {
+                true
+            }
             (
                 Step::Start
                 | Step::Pause
@@ -195,6 +205,7 @@ impl State {
                 | Step::Checkpoint
                 | Step::Delete,
                 Self::Added
+                | Self::Failed
                 | Self::Created { .. }
                 | Self::Running { .. }
                 | Self::Paused { .. }
@@ -223,6 +234,7 @@ mod tests {
     fn steps_are_allowed_only_where_they_lead_somewhere() {
         let states = [
             State::Added,
+            State::Failed,
             State::Created { pid: 7 },
             State::Running { pid: 7 },
             State::Paused { pid: 7 },
@@ -230,15 +242,15 @@ mod tests {
         ];
         // One row per step, one column per state above.
         let table = [
-            (Step::Start, [true, true, false, false, false]),
-            (Step::Pause, [false, false, true, false, false]),
-            (Step::Resume, [false, false, false, true, false]),
-            (Step::Signal, [false, true, true, true, false]),
-            (Step::Update, [false, true, true, true, false]),
-            (Step::Resize, [true, true, true, true, false]),
-            (Step::Exec, [false, true, true, false, false]),
-            (Step::Checkpoint, [false, false, true, true, false]),
-            (Step::Delete, [true, true, false, false, true]),
+            (Step::Start, [true, false, true, false, false, false]),
+            (Step::Pause, [false, false, false, true, false, false]),
+            (Step::Resume, [false, false, false, false, true, false]),
+            (Step::Signal, [false, false, true, true, true, false]),
+            (Step::Update, [false, false, true, true, true, false]),
+            (Step::Resize, [true, true, true, true, true, false]),
+            (Step::Exec, [false, false, true, true, false, false]),
+            (Step::Checkpoint, [false, false, false, true, true, false]),
+            (Step::Delete, [true, true, true, false, false, true]),
         ];
         for (step, row) in table {
             for (state, expected) in states.into_iter().zip(row) {
@@ -251,6 +263,7 @@ mod tests {
     fn a_process_that_waits_or_is_paused_lives() {
         let states = [
             (State::Added, None),
+            (State::Failed, None),
             (State::Created { pid: 7 }, Some(7)),
             (State::Running { pid: 7 }, Some(7)),
             (State::Paused { pid: 7 }, Some(7)),
@@ -284,5 +297,10 @@ mod tests {
     fn a_refusal_names_the_step_and_the_state() {
         let refused = State::Running { pid: 7 }.allow(Step::Delete).unwrap_err();
         assert_eq!(refused.to_string(), "cannot delete a process that is running");
+        let refused = State::Failed.allow(Step::Start).unwrap_err().to_string();
+        assert_eq!(
+            refused,
+            "cannot start a process that is spoilt by a failed start (delete it and add another)"
+        );
     }
 }

@@ -11,7 +11,7 @@ use super::bed::{Bed, SLEEP, eventually};
 use super::faulty::{Faulty, How};
 use super::kills::kill;
 use super::shim::Shim;
-use super::task::{Stdio, Task, read_all, text_of};
+use super::task::{NO_TIME, Stdio, Task, read_all, text_of};
 use super::{Case, Need};
 
 /// The cases.
@@ -29,7 +29,7 @@ pub const CASES: &[Case] = &[
     Case::new("a task can be made again", again).in_vm(),
     Case::new("an exec's id can be used again", exec_again),
     Case::new("an exec's user, directory and environment", exec_process),
-    Case::new("an exec that cannot be started names its program", exec_fails),
+    Case::new("an exec that cannot be started names its program, and is as if it had not been", exec_fails),
     Case::new("the shim itself: Connect, State, and a Shutdown that waits for its task", shim_itself)
         .needs(&[Need::Containerd2]),
 ];
@@ -49,6 +49,7 @@ fn init_states(bed: &Bed) -> Result<String> {
     task.start("")?;
     let running = task.expect("", TaskStatus::Running)?;
     ensure!(running.pid == pid && running.exit_status == 0, "{running:?}");
+    ensure!(created.exited_at == NO_TIME && running.exited_at == NO_TIME, "{created:?} {running:?}");
     drop(fs::File::options().write(true).open(&stdio.stdin).context("open the input")?);
     task.close_stdin("")?;
     let waited = task.wait("")?;
@@ -67,7 +68,7 @@ fn exec_states(bed: &Bed) -> Result<String> {
     let task = Task::started(bed, "states", &Stdio::default(), &SLEEP)?;
     task.exec("e1", &Stdio::default(), &["/bin/sh", "-c", "exit 4"])?;
     let added = task.expect("e1", TaskStatus::Created)?;
-    ensure!(added.pid == 0, "{added:?}");
+    ensure!(added.pid == 0 && added.exit_status == 0 && added.exited_at == NO_TIME, "{added:?}");
     let pid = task.start("e1")?;
     let waited = task.wait("e1")?;
     let stopped = task.expect("e1", TaskStatus::Stopped)?;
@@ -79,6 +80,9 @@ fn exec_states(bed: &Bed) -> Result<String> {
     ensure!(deleted.id == "e1" && deleted.pid == pid && deleted.exit_status == 4, "{deleted:?}");
     ensure!(deleted.exited_at == waited.exited_at && waited.exited_at.is_some(), "{deleted:?} {waited:?}");
     task.expect("", TaskStatus::Running)?;
+    task.exec("e2", &Stdio::default(), &SLEEP)?;
+    let deleted = task.delete_exec("e2")?;
+    ensure!(deleted.pid == 0 && deleted.exit_status == 0 && deleted.exited_at == NO_TIME, "{deleted:?}");
     task.remove().map(|()| String::new())
 }
 
@@ -279,10 +283,21 @@ fn exec_process(bed: &Bed) -> Result<String> {
 fn exec_fails(bed: &Bed) -> Result<String> {
     let task = Task::started(bed, "fails", &Stdio::default(), &SLEEP)?;
     task.exec("e1", &Stdio::default(), &["/no/such/program"])?;
-    let refused = task.start("e1").err().context("it was started")?;
+    let (refused, early) = std::thread::scope(|scope| -> Result<_> {
+        let waiting = scope.spawn(|| task.wait("e1"));
+        std::thread::sleep(Duration::from_millis(100));
+        let refused = task.start("e1").err().context("it was started")?;
+        Ok((refused, waiting.join().map_err(|_| anyhow!("the call panicked"))??))
+    })?;
     ensure!(refused.code() == tonic::Code::Unknown, "{refused}");
     ensure!(refused.message().contains("/no/such/program"), "does not name the program: {refused}");
-    task.delete_exec("e1")?;
+    for waited in [early, task.wait("e1")?] {
+        ensure!(waited.exit_status == 0 && waited.exited_at == NO_TIME, "{waited:?}");
+    }
+    let failed = task.expect("e1", TaskStatus::Created)?;
+    ensure!(failed.pid == 0 && failed.exit_status == 0 && failed.exited_at == NO_TIME, "{failed:?}");
+    let deleted = task.delete_exec("e1")?;
+    ensure!(deleted.pid == 0 && deleted.exit_status == 0 && deleted.exited_at == NO_TIME, "{deleted:?}");
     task.run_exec("e1", &Stdio::default(), &["/bin/true"])?;
     ensure!(task.wait("e1")?.exit_status == 0, "the id is spoilt");
     task.remove().map(|()| refused.message().to_owned())

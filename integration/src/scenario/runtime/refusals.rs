@@ -57,6 +57,13 @@ pub const CASES: &[Case] = &[
         })
     })
     .forgiven("its shim panics when an exec that was started twice ends", &["ttrpc: closed", "not found"]),
+    Case::new("calls about an exec whose start failed", |bed| exec_case(bed, EXEC_FAILED, start_failed)),
+    // It is said to be created, but that shim closes a channel for the second time then. With ours it can only be deleted:
+    // who waits for it has been told already.
+    Case::new("an exec whose start failed cannot be started again", |bed| {
+        exec_case(bed, EXEC_FAILED_AGAIN, start_failed)
+    })
+    .forgiven("its shim panics when such an exec is started again", &["ttrpc: closed", "not found"]),
     Case::new("calls about an exec that has ended", |bed| {
         exec_case(bed, EXEC_STOPPED, |task| {
             task.run_exec("e1", &Stdio::default(), &["/bin/true"])?;
@@ -257,6 +264,24 @@ const EXEC_RUNNING: Table = &[
     (Ask::ExecDelete, Code::Unknown),
 ];
 
+const EXEC_FAILED: Table = &[
+    (Ask::ExecGet, Code::Ok),
+    (Ask::ExecAgain, Code::AlreadyExists),
+    (Ask::ExecKill, Code::FailedPrecondition),
+    (Ask::ExecKill65, Code::FailedPrecondition),
+    (Ask::ExecResize, Code::Ok),
+    (Ask::ExecCloseStdin, Code::Ok),
+    (Ask::ExecDelete, Code::Ok),
+    (Ask::ExecGet, Code::NotFound),
+];
+
+const EXEC_FAILED_AGAIN: Table = &[
+    (Ask::ExecStartAgain, Code::Unknown),
+    (Ask::ExecGet, Code::Ok),
+    (Ask::ExecDelete, Code::Ok),
+    (Ask::Get, Code::Ok),
+];
+
 const EXEC_STOPPED: Table = &[
     (Ask::ExecGet, Code::Ok),
     (Ask::ExecAgain, Code::AlreadyExists),
@@ -276,6 +301,12 @@ const EXEC_ABSENT: Table = &[
     (Ask::ExecCloseStdin, Code::NotFound),
     (Ask::ExecDelete, Code::NotFound),
 ];
+
+fn start_failed(task: &Task<'_>) -> Result<()> {
+    task.exec("e1", &Stdio::default(), &["/no/such/program"])?;
+    ensure!(task.start("e1").is_err(), "a program that is not there was started");
+    Ok(())
+}
 
 fn exec_case(bed: &Bed, table: Table, prepare: fn(&Task<'_>) -> Result<()>) -> Result<String> {
     let task = Task::started(bed, "execs", &Stdio::default(), &SLEEP)?;

@@ -14,7 +14,7 @@ use capsule_proto::containerd::services::snapshots::v1::MountsRequest;
 use capsule_proto::containerd::services::tasks::v1 as api;
 use capsule_proto::containerd::types::Mount;
 use capsule_proto::containerd::v1::types::{Process, ProcessInfo, Status as TaskStatus};
-use prost_types::{Any, FieldMask};
+use prost_types::{Any, FieldMask, Timestamp};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use super::asked::Asked;
@@ -22,6 +22,9 @@ use super::bed::{Bed, FILES};
 use super::client::{Answer, Client, request};
 use crate::images::Image;
 use crate::scenario::ctr::ctr;
+
+/// What containerd answers for a time that there is none of: Go's zero time.
+pub const NO_TIME: Option<Timestamp> = Some(Timestamp { seconds: -62_135_596_800, nanos: 0 });
 
 /// A container; its task and itself are removed when this is dropped.
 #[derive(Debug)]

@@ -19,7 +19,7 @@ use crate::{
         process::NEVER_STARTED,
         state::{Exit, State, Step},
     },
-    events::timestamp,
+    events::{no_time, timestamp},
     oci::Runtime,
     reaper::{Exited, Reaper},
     registration, rootfs,
@@ -96,28 +96,30 @@ impl Container {
         });
     }
 
-    /// Forgets an exec that has ended or was never started.
+    /// Forgets an exec that has ended or was never started. Returns the state that it was in.
     ///
     /// # Errors
     /// [`EngineError::Refused`] while it runs.
     pub async fn delete_exec(&self, exec_id: &str) -> Result<State, EngineError> {
         let process = self.process(exec_id)?;
         let _step = process.step().await;
-        process.state().allow(Step::Delete)?;
+        let state = process.state();
+        state.allow(Step::Delete)?;
         // Whoever waits for an exec that never started must not wait for ever.
         process.end(Exit { at: SystemTime::now(), ..NEVER_STARTED });
         process.release_io();
         self.execs().remove(exec_id);
-        Ok(process.state())
+        Ok(state)
     }
 
-    /// Takes away all that the container has on the host.
+    /// Takes away all that the container has on the host. Returns the state that its init was in: one that was never started
+    /// has no exit for who deletes it, as with containerd's own shim, although it is killed for that.
     ///
     /// # Errors
     /// [`EngineError::Refused`] while it runs; other errors leave what could not be taken away, and the call can be
     /// repeated.
     pub async fn delete(&self) -> Result<State, EngineError> {
-        {
+        let state = {
             let _step = self.init.step().await;
             let state = self.init.state();
             state.allow(Step::Delete)?;
@@ -130,7 +132,8 @@ impl Container {
                 // Never restored: there is no process whose exit would come.
                 self.init.end(Exit { at: SystemTime::now(), ..NEVER_STARTED });
             }
-        }
+            state
+        };
         timeout(END, self.init.wait()).await.map_err(|_| EngineError::Undead(self.id.to_string()))?;
         let _step = self.init.step().await;
         if let Err(error) =
@@ -148,18 +151,17 @@ impl Container {
             exec.process.end(Exit { at: SystemTime::now(), ..NEVER_STARTED });
             exec.process.release_io();
         }
-        Ok(self.init.state())
+        Ok(state)
     }
 
-    /// Says that it is gone.
-    pub fn publish_deleted(&self) {
-        let state = self.init.state();
-        let exit = state.exit().unwrap_or(NEVER_STARTED);
+    /// Says that it is gone, and that its init was in this state.
+    pub fn publish_deleted(&self, state: State) {
+        let exit = state.exit();
         self.host.events.publish(TaskDelete {
             container_id: self.id.to_string(),
             pid: state.pid().cast_unsigned(),
-            exit_status: exit.status,
-            exited_at: MessageField::some(timestamp(exit.at)),
+            exit_status: exit.map_or(0, |exit| exit.status),
+            exited_at: MessageField::some(exit.map_or_else(no_time, |exit| timestamp(exit.at))),
             ..Default::default()
         });
     }
