@@ -130,7 +130,7 @@ impl Container {
             oom: Mutex::default(),
             host,
         };
-        rootfs::mount_all(&rootfs, &container.bundle.rootfs()).await?;
+        rootfs::mount_all(&rootfs, &container.bundle.rootfs(), &container.host.reaper).await?;
         if container.checkpoint.is_some() {
             return Ok((Arc::new(container), None));
         }

@@ -92,7 +92,7 @@ mod tests {
         path::Path,
     };
 
-    use super::super::{Mount, mount_all, unmount_all};
+    use super::super::{Mount, Reaper, mount_all, unmount_all};
 
     /// How many mounts are below a directory: other tests mount too.
     fn mounts_below(dir: &Path) -> usize {
@@ -128,7 +128,9 @@ mod tests {
             (of("bind", &bound, &["rbind", "rw"]), false),
             (of("bind", &bound, &["rbind", "ro"]), false),
         ] {
-            mount_all(std::slice::from_ref(&mount), &target).await.expect("this test mounts: run it as root");
+            mount_all(std::slice::from_ref(&mount), &target, &Reaper::idle())
+                .await
+                .expect("this test mounts: run it as root");
             let owner = |name: &str| {
                 let seen = fs::metadata(target.join(name)).unwrap();
                 (seen.uid(), seen.gid())

@@ -2,10 +2,11 @@
 //! `rootfs` in the shim's own mount namespace.
 //!
 //! `plan` reads a mount's description, `options` and `layers` parts of it (pure); `place` finds where it goes; `apply` makes
-//! it, `overlay` one of very many layers, `mapped` one whose owners are mapped; `unmount` unmakes them. The process never
-//! changes its working directory or namespace: another container's create may run at the same time.
+//! it, `overlay` one of very many layers, `mapped` one whose owners are mapped, `helper` one of a program; `unmount` unmakes
+//! them. The process never changes its working directory or namespace: another container's create may run at the same time.
 
 mod apply;
+mod helper;
 mod layers;
 mod mapped;
 mod options;
@@ -20,6 +21,8 @@ use std::{
 };
 
 use apply::apply;
+use helper::Helper;
+pub use helper::HelperError;
 pub use mapped::MappedError;
 use overlayfs_utils::{LoopError, NamespaceError};
 use place::Place;
@@ -28,6 +31,8 @@ use plan::{Plan, plan};
 use rustix::io::Errno;
 use thiserror::Error;
 use unmount::detach_all;
+
+use crate::reaper::Reaper;
 pub use unmount::unmount_all;
 
 /// A root file system that could not be made or unmade.
@@ -69,6 +74,9 @@ pub enum RootfsError {
         #[source]
         source: Errno,
     },
+    /// A file system of a program.
+    #[error("cannot mount a program's file system")]
+    Helper(#[from] HelperError),
     /// A file system in a file.
     #[error("cannot make a loop device of the root file system's file")]
     Loop(#[source] LoopError),
@@ -98,38 +106,58 @@ async fn aside(step: impl FnOnce() -> Result<(), RootfsError> + Send + 'static) 
     tokio::task::spawn_blocking(step).await.map_err(RootfsError::GivenUp)?
 }
 
-/// Mounts all of `mounts` on `target`, in order; on an error nothing stays mounted. An empty list leaves the target
-/// alone: the caller has mounted it.
+/// One mount.
+enum Step {
+    /// By system calls.
+    Calls(Plan),
+    /// By a program.
+    Helper(Helper),
+}
+
+impl Step {
+    fn of(mount: &Mount) -> Result<Self, PlanError> {
+        Ok(match Helper::of(mount)? {
+            Some(helper) => Self::Helper(helper),
+            None => Self::Calls(plan(mount)?),
+        })
+    }
+
+    async fn make(self, place: Place, reaper: &Reaper) -> Result<(), RootfsError> {
+        match self {
+            Self::Calls(plan) => aside(move || apply(&plan, &place)).await,
+            Self::Helper(helper) => Box::pin(helper.mount(&place, reaper)).await,
+        }
+    }
+}
+
+/// Mounts all of `mounts` on `target` or below it, in order; on an error nothing stays mounted. An empty list leaves the
+/// target alone: the caller has mounted it.
 ///
 /// # Errors
 /// [`RootfsError`], naming the step and the mount.
-pub async fn mount_all(mounts: &[Mount], target: &Path) -> Result<(), RootfsError> {
-    let plans = mounts
+pub async fn mount_all(mounts: &[Mount], target: &Path, reaper: &Reaper) -> Result<(), RootfsError> {
+    let steps = mounts
         .iter()
         .enumerate()
-        .map(|(index, mount)| match plan(mount) {
-            Ok(plan) => Ok((Place::new(target, &mount.target), plan)),
+        .map(|(index, mount)| match Step::of(mount) {
+            Ok(step) => Ok((Place::new(target, &mount.target), step)),
             Err(source) => Err(RootfsError::Plan { index, source }),
         })
         .collect::<Result<Vec<_>, _>>()?;
-    if plans.is_empty() {
+    if steps.is_empty() {
         return Ok(());
     }
-    let target = target.to_owned();
-    aside(move || apply_all(&plans, &target)).await
-}
-
-fn apply_all(plans: &[(Place, Plan)], target: &Path) -> Result<(), RootfsError> {
     match fs::create_dir(target) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
             return Err(RootfsError::Target(target.to_owned(), e));
         }
         _ => {}
     }
-    for (place, plan) in plans {
-        if let Err(error) = apply(plan, place) {
+    for (place, step) in steps {
+        if let Err(error) = step.make(place, reaper).await {
             // Each mount hides the one before or lies in one, so all of them come off from here.
-            if let Err(undo) = detach_all(target) {
+            let target = target.to_owned();
+            if let Err(undo) = aside(move || detach_all(&target)).await {
                 log::error!("undo a failed rootfs: {undo}");
             }
             return Err(error);
@@ -186,7 +214,7 @@ mod tests {
         for more in [&writable[..], &["ro"]] {
             let overlay = overlay(&layers, more);
             assert!(overlay.options[0].len() > 9 * 4096);
-            mount_all(&[overlay], &target).await.expect("this test mounts: run it as root");
+            mount_all(&[overlay], &target, &Reaper::idle()).await.expect("this test mounts: run it as root");
             assert_eq!(fs::read_dir(&target).unwrap().count(), 128);
             let seen = super_options(&target);
             assert!(seen.contains("lowerdir=0/fs:1/fs:2/fs:"), "{seen}");
@@ -202,7 +230,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let layers = layers_in(&dir.path().join("s"), 450, |i| format!("{i:0>10}/fs"));
         let target = dir.path().join("rootfs");
-        mount_all(&[overlay(&layers, &["ro", "rprivate"])], &target)
+        mount_all(&[overlay(&layers, &["ro", "rprivate"])], &target, &Reaper::idle())
             .await
             .expect("this test mounts: run it as root");
         assert_eq!(fs::read_dir(&target).unwrap().count(), 450);
@@ -211,7 +239,7 @@ mod tests {
         unmount_all(&target).await.unwrap();
 
         let too_many = layers_in(&dir.path().join("t"), 501, |i| format!("{i:0>10}/fs"));
-        let error = mount_all(&[overlay(&too_many, &["ro"])], &target).await.unwrap_err();
+        let error = mount_all(&[overlay(&too_many, &["ro"])], &target, &Reaper::idle()).await.unwrap_err();
         assert!(error.to_string().contains("limit is 500"), "{error}");
         assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
     }
@@ -222,14 +250,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("rootfs");
         let layers = layers_in(dir.path(), 2, |i| i.to_string());
-        mount_all(&[], &target).await.unwrap();
+        mount_all(&[], &target, &Reaper::idle()).await.unwrap();
         assert!(!target.exists());
         let [first, missing] = [Path::new(&layers[0]).to_owned(), dir.path().join("missing")];
         let both = [bind(&first), bind(&missing)];
-        let error = mount_all(&both, &target).await.expect_err("this test mounts: run it as root");
+        let error =
+            mount_all(&both, &target, &Reaper::idle()).await.expect_err("this test mounts: run it as root");
         assert!(error.to_string().starts_with("bind of "), "{error}");
         assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
-        mount_all(&[bind(&first)], &target).await.unwrap();
+        mount_all(&[bind(&first)], &target, &Reaper::idle()).await.unwrap();
         assert!(target.join("file0").exists() && fs::write(target.join("x"), "").is_err());
         unmount_all(&target).await.unwrap();
         assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
@@ -237,7 +266,7 @@ mod tests {
 
         let many = layers_in(&dir.path().join("l".repeat(100)), 60, |i| i.to_string());
         fs::remove_dir_all(dir.path().join("l".repeat(100))).unwrap();
-        let error = mount_all(&[overlay(&many, &["ro"])], &target).await.unwrap_err();
+        let error = mount_all(&[overlay(&many, &["ro"])], &target, &Reaper::idle()).await.unwrap_err();
         assert!(error.to_string().starts_with("cannot mount the layers in "), "{error}");
     }
 
@@ -269,7 +298,7 @@ mod tests {
         base.options = vec!["rbind".into(), "rw".into()];
         let mut mounts =
             vec![base, below("low", layer(0)), below("/link", layer(1)), below("link/deep", layer(2))];
-        mount_all(&mounts, &target).await.expect("this test mounts: run it as root");
+        mount_all(&mounts, &target, &Reaper::idle()).await.expect("this test mounts: run it as root");
         assert_eq!(mounts_in(&target), ["", "low", "high", "high/deep"]);
         assert!(target.join("low/file0").exists() && target.join("high/deep/file2").exists());
         // The flags are those of the mount, not of what it is on.
@@ -280,20 +309,20 @@ mod tests {
         // An overlay of them over all hides them from whoever unmounts.
         let at = |name: &str| target.join(name).display().to_string();
         mounts.push(overlay(&[at("high/deep"), at("low")], &["ro"]));
-        mount_all(&mounts, &target).await.unwrap();
+        mount_all(&mounts, &target, &Reaper::idle()).await.unwrap();
         assert_eq!(fs::read_dir(&target).unwrap().count(), 2);
         assert_eq!(mounts_in(&target), ["", "low", "high", "high/deep", ""]);
         unmount_all(&target).await.unwrap();
         assert!(mounts_in(&target).is_empty());
 
         // Who looks into one delays nobody for ever, and a list of which one fails leaves nothing.
-        mount_all(&mounts[..3], &target).await.unwrap();
+        mount_all(&mounts[..3], &target, &Reaper::idle()).await.unwrap();
         let open = fs::File::open(target.join("low")).unwrap();
         unmount_all(&target).await.unwrap();
         assert!(mounts_in(&target).is_empty());
         drop(open);
         mounts.push(below("nowhere", layer(0)));
-        let error = mount_all(&mounts, &target).await.unwrap_err();
+        let error = mount_all(&mounts, &target, &Reaper::idle()).await.unwrap_err();
         assert!(error.to_string().starts_with("cannot find \"nowhere\" in the root"), "{error}");
         assert!(mounts_in(&target).is_empty());
     }
@@ -313,7 +342,7 @@ mod tests {
             [(overlay(&many, &["ro"]), 450), (overlay(&many[..9], &["ro"]), 9), (mapped, 1), (private, 1)]
         {
             let mounts = [bind(&dir.join("base")), below("volume", mount)];
-            mount_all(&mounts, &target).await.expect("this test mounts: run it as root");
+            mount_all(&mounts, &target, &Reaper::idle()).await.expect("this test mounts: run it as root");
             assert_eq!(mounts_in(&target), ["", "volume"]);
             assert_eq!(fs::read_dir(target.join("volume")).unwrap().count(), files);
             unmount_all(&target).await.unwrap();

@@ -1,7 +1,7 @@
 //! Where a mount goes: the root, or something in what was mounted there before.
 
 use std::{
-    fmt,
+    fmt, fs,
     os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
 };
@@ -27,7 +27,7 @@ pub struct Place {
 #[derive(Debug)]
 pub struct Spot {
     path: PathBuf,
-    _held: Option<OwnedFd>,
+    held: Option<OwnedFd>,
 }
 
 impl Place {
@@ -49,7 +49,7 @@ impl Place {
     /// [`RootfsError::Place`]; `ENOENT` where it does not exist, which nothing makes.
     pub fn find(&self) -> Result<Spot, RootfsError> {
         if self.below.is_empty() {
-            return Ok(Spot { path: self.root.clone(), _held: None });
+            return Ok(Spot { path: self.root.clone(), held: None });
         }
         let failed = |source| RootfsError::Place { below: self.below.clone(), source };
         let flags = OFlags::PATH | OFlags::CLOEXEC;
@@ -63,7 +63,7 @@ impl Place {
             }
         }
         let held = found.map_err(failed)?;
-        Ok(Spot { path: format!("/proc/self/fd/{}", held.as_raw_fd()).into(), _held: Some(held) })
+        Ok(Spot { path: format!("/proc/self/fd/{}", held.as_raw_fd()).into(), held: Some(held) })
     }
 }
 
@@ -82,11 +82,17 @@ impl Spot {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// A path by which other processes find it, as long as nothing is renamed.
+    pub fn name(&self) -> PathBuf {
+        let held = self.held.as_ref().and_then(|_| fs::read_link(&self.path).ok());
+        held.unwrap_or_else(|| self.path.clone())
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 
@@ -121,7 +127,11 @@ mod tests {
         ] {
             let spot = Place::new(&root, below).find();
             match (spot, found) {
-                (Ok(spot), Ok(found)) => assert_eq!(spot.path().canonicalize().unwrap(), root.join(found)),
+                (Ok(spot), Ok(found)) => {
+                    let found = root.join(found);
+                    assert_eq!(spot.path().canonicalize().unwrap(), found);
+                    assert_eq!(spot.name().components().as_path(), found.components().as_path());
+                }
                 (Err(RootfsError::Place { source, .. }), Err(errno)) => assert_eq!(source, errno, "{below}"),
                 (spot, found) => panic!("{below}: {spot:?} instead of {found:?}"),
             }

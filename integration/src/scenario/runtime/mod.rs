@@ -31,7 +31,7 @@
 //! | [`options`] | runtime options, each by its effect |
 //! | [`capsules`] | the annotations, which only our runtime follows |
 //! | [`origins`] | checkpoints, roots that others mount, user namespaces |
-//! | [`mounts`] | roots in files, and of several mounts |
+//! | [`mounts`] | roots in files, of several mounts, and of programs |
 //! | [`again`] | attachments that a container's next task has too |
 //!
 //! A new room is one file with `pub const CASES: &[Case]`, and one line of [`ROOMS`].

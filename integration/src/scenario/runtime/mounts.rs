@@ -1,5 +1,5 @@
-//! Roots of what snapshotters ask for beside overlays: file systems in files (`loop`), mounts below the root (`target`). The
-//! client names the mounts itself.
+//! Roots of what snapshotters for files ask for beside overlays: file systems in files (`loop`), mounts below the root
+//! (`target`), and file systems of programs (`fuse3.`). The client names the mounts itself.
 
 use std::fs;
 use std::path::Path;
@@ -27,6 +27,9 @@ pub const CASES: &[Case] = &[
         .forgiven("it cannot unmount what is hidden by a mount over it"),
     Case::new("mounts below the root, through its links", below_the_root),
     Case::new("a mount below the root that its links lead out of", out_of_the_root),
+    Case::new("a root of a program, which ends with it", of_a_program),
+    Case::new("a root of a program whose shim is killed", of_a_program_killed),
+    Case::new("a program that makes no root is named", of_no_program),
 ];
 
 const BUNDLES: &str = "/run/containerd/io.containerd.runtime.v2.task";
@@ -44,11 +47,11 @@ fn start<'a>(bed: &'a Bed, hint: &str, mounts: &[Mount]) -> Result<Task<'a>> {
     Ok(task)
 }
 
-/// A container that cannot be made of these mounts: what is said.
+/// A container that cannot be made of these mounts: what is said, in small letters.
 fn refused(bed: &Bed, hint: &str, mounts: &[Mount]) -> Result<String> {
     let task = Task::container(bed, hint, &[], &SLEEP)?;
     let answer = task.create_on(mounts.to_vec(), &Stdio::default());
-    let said = answer.err().context("the task is created")?.message().to_owned();
+    let said = answer.err().context("the task is created")?.message().to_lowercase();
     let table = fs::read_to_string("/proc/self/mountinfo").context("read the mount table")?;
     let left: Vec<&str> = table.lines().filter(|line| line.contains(&task.id)).collect();
     ensure!(left.is_empty(), "left: {left:?}");
@@ -296,4 +299,57 @@ fn out_of_the_root(bed: &Bed) -> Result<String> {
     ensure!(fs::read_dir(&outside).context("look outside")?.count() == 0, "it is mounted outside");
     task.remove()?;
     Ok(String::new())
+}
+
+/// A bare root below a program's overlay: its mount, and the upper directory.
+fn program_root(bed: &Bed, kind: &str) -> Result<(Mount, String)> {
+    let root = bare_root(&bed.id("fuse"))?;
+    let at = format!("{FILES}/{}", bed.id("layers"));
+    for name in ["upper", "work"] {
+        fs::create_dir_all(format!("{at}/{name}")).with_context(|| format!("make {at}/{name}"))?;
+    }
+    let lower = format!("lowerdir={root}");
+    let (upper, work) = (format!("upperdir={at}/upper"), format!("workdir={at}/work"));
+    Ok((mount(kind, "overlay", "", &[&lower, &upper, &work]), format!("{at}/upper")))
+}
+
+fn no_program() -> Result<()> {
+    eventually("the program to end", || {
+        let left = processes_named("fuse-overlayfs")?;
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    })
+}
+
+fn of_a_program(bed: &Bed) -> Result<String> {
+    for kind in ["fuse3.fuse-overlayfs", "fuse.fuse-overlayfs"] {
+        let (root, upper) = program_root(bed, kind)?;
+        let task = start(bed, "fuse", &[root])?;
+        ensure!(processes_named("fuse-overlayfs")?.len() == 1, "no program, or more than one");
+        let out = sh(&task, "look", "grep ' / ' /proc/mounts; echo mine > /mine; cat /mine")?;
+        ensure!(out.contains(" fuse.fuse-overlayfs ") && out.ends_with("mine\n"), "{out:?}");
+        task.remove()?;
+        no_program()?;
+        ensure!(Path::new(&upper).join("mine").exists(), "what it wrote is not in the upper directory");
+    }
+    Ok(String::new())
+}
+
+fn of_a_program_killed(bed: &Bed) -> Result<String> {
+    let (root, _) = program_root(bed, "fuse3.fuse-overlayfs")?;
+    let task = start(bed, "fuse", &[root])?;
+    output_of(Command::new("kill").args(["-9", &shim_of(&task.id)?]))?;
+    no_program()?;
+    drop(task);
+    Ok(String::new())
+}
+
+fn of_no_program(bed: &Bed) -> Result<String> {
+    let mut said = Vec::new();
+    for kind in ["fuse3.not-there", "fuse3.fuse-overlayfs"] {
+        let answer = refused(bed, "no-fuse", &[mount(kind, "overlay", "", &["lowerdir=/nowhere"])])?;
+        ensure!(answer.contains("mount.fuse3"), "{answer}");
+        said.push(answer);
+    }
+    Ok(said.join("; "))
 }
