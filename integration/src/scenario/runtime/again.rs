@@ -81,15 +81,6 @@ fn is_shown(container: &Container, version: &str, state: &str) -> Result<()> {
     })
 }
 
-/// Also waits until containerd asks it again, which it does not at once after it has asked in vain.
-fn restart_capsuled(bed: &Bed) -> Result<()> {
-    bed.world().restart_capsuled()?;
-    eventually("containerd to find capsuled", || {
-        let list = ctr(&["snapshots", "--snapshotter", OURS.snapshotter, "ls"])?;
-        list.success("ctr snapshots ls").map(drop)
-    })
-}
-
 /// A container that was started with nothing and has had tzdata attached since.
 fn attached(bed: &Bed) -> Result<Container> {
     let container = start(bed, &[])?;
@@ -127,7 +118,7 @@ fn capsuled_killed(bed: &Bed) -> Result<String> {
     let id = container.id.clone();
     let starting = std::thread::spawn(move || ctr(&["task", "start", "-d", "--null-io", &id]));
     std::thread::sleep(std::time::Duration::from_millis(500));
-    restart_capsuled(bed)?;
+    bed.restart_capsuled()?;
     let started = starting.join().map_err(|_| anyhow::anyhow!("the start panicked"))??;
     started.success("ctr task start while capsuled is away")?;
     let entries = found(&container)?;
@@ -212,7 +203,7 @@ fn deleted(bed: &Bed) -> Result<String> {
         ctr(&command)
     });
     std::thread::sleep(std::time::Duration::from_millis(500));
-    restart_capsuled(bed)?;
+    bed.restart_capsuled()?;
     starting.join().map_err(|_| anyhow::anyhow!("the start panicked"))??.success("ctr run")?;
     let container = Container { id: id.clone() };
     let mounts = container.mounts()?;
@@ -232,7 +223,7 @@ fn without(bed: &Bed) -> Result<String> {
     let id = bed.id("without");
     let run = ["run", "--rm", "--runtime", OURS.runtime, "--rootfs", &root, &id, "/bin/echo", "ran"];
     let ran = ctr(&run);
-    restart_capsuled(bed)?;
+    bed.restart_capsuled()?;
     let out = ran?.success("ctr run while capsuled is away")?;
     ensure!(out == "ran\n", "{out:?}");
     Ok(String::new())

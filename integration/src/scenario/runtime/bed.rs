@@ -181,6 +181,13 @@ impl Bed {
         Ok(String::new())
     }
 
+    /// Starts a capsuled that was killed, and waits until containerd asks it again, which it does not at once after it has
+    /// asked in vain.
+    pub fn restart_capsuled(&self) -> Result<()> {
+        self.world().restart_capsuled()?;
+        self.wait_for_snapshotter().map(drop)
+    }
+
     /// containerd waits a moment before it connects again to a capsuled that was replaced. What `ctr` lists then.
     fn wait_for_snapshotter(&self) -> Result<String> {
         eventually("containerd to list snapshots", || {

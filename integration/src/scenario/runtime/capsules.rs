@@ -165,7 +165,7 @@ fn away(bed: &Bed) -> Result<String> {
         ctr(&[&args[..], &["--annotation", &named, &root, "late"], &SLEEP].concat())
     });
     std::thread::sleep(Duration::from_secs(1));
-    bed.world().restart_capsuled()?;
+    bed.restart_capsuled()?;
     let started = started.join().map_err(|_| anyhow::anyhow!("the start panicked"))??;
     started.success("ctr run while capsuled is away")?;
     ensure!(ps()?.iter().any(|seen| seen.container == "late"), "{:?}", ps()?);
