@@ -29,6 +29,7 @@
 //! | [`restarts`] | containerd killed in each state, and started anew |
 //! | [`process`] | the shim's process: how it is started, grouped, found again and ended |
 //! | [`options`] | runtime options, each by its effect |
+//! | [`sandboxes`] | the Sandbox API |
 //! | [`capsules`] | the annotations, which only our runtime follows |
 //! | [`origins`] | checkpoints, roots that others mount, user namespaces |
 //! | [`mounts`] | roots in files, of several mounts, and of programs |
@@ -58,6 +59,7 @@ pub mod origins;
 pub mod process;
 pub mod refusals;
 pub mod restarts;
+pub mod sandboxes;
 pub mod shim;
 pub mod signals;
 pub mod soak;
@@ -97,12 +99,14 @@ const ROOMS: &[Room] = &[
     Room { name: "origins mounts", cases: mounts::CASES },
     Room { name: "process", cases: process::CASES },
     Room { name: "options", cases: options::CASES },
+    Room { name: "sandboxes", cases: sandboxes::CASES },
 ];
 
 /// The cases of what no other runtime has.
 const OWN_ROOMS: &[Room] = &[
     Room { name: "process", cases: process::OWN_CASES },
     Room { name: "options", cases: options::OWN_CASES },
+    Room { name: "sandboxes", cases: sandboxes::OWN_CASES },
     Room { name: "capsules", cases: capsules::CASES },
     Room { name: "again", cases: again::CASES },
 ];

@@ -51,8 +51,9 @@ pub const OWN_CASES: &[Case] = &[
 const SIGTERM: u32 = 15;
 
 /// A bundle that no containerd knows, for a shim that is started by hand.
-struct ByHand {
-    id: String,
+pub(super) struct ByHand {
+    /// The container's.
+    pub(super) id: String,
     program: String,
     bundle: PathBuf,
     /// containerd's end of the log: containerd's own shim waits for it, deaf to signals.
@@ -60,7 +61,8 @@ struct ByHand {
 }
 
 impl ByHand {
-    fn new(bed: &Bed, hint: &str) -> Result<Self> {
+    /// Makes a bundle.
+    pub(super) fn new(bed: &Bed, hint: &str) -> Result<Self> {
         let id = bed.id(hint);
         let bundle = Path::new(FILES).join(&id);
         fs::create_dir_all(&bundle).context("make a bundle")?;
@@ -92,7 +94,8 @@ impl ByHand {
             .with_context(|| format!("run {}", self.program))
     }
 
-    fn start(&self, options: &[u8]) -> Result<String> {
+    /// The action `start`; what it answers.
+    pub(super) fn start(&self, options: &[u8]) -> Result<String> {
         let output = self.run(&["start"], options)?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.success(), "start: {}: {said}", output.status);
@@ -100,13 +103,13 @@ impl ByHand {
     }
 
     /// The servers that were started for it.
-    fn servers(&self) -> Result<Vec<u32>> {
+    pub(super) fn servers(&self) -> Result<Vec<u32>> {
         servers_of(&self.id)
     }
 
     /// Ends the server as a person does, and asserts that it leaves nothing. containerd's own takes no notice of a signal
     /// that comes while it starts, or is ended by it and leaves its socket.
-    fn end(self, bed: &Bed, socket: &Path) -> Result<()> {
+    pub(super) fn end(self, bed: &Bed, socket: &Path) -> Result<()> {
         for pid in self.servers()? {
             eventually("the shim to be up", || {
                 let status = fs::read_to_string(format!("/proc/{pid}/status")).context("read its status")?;
@@ -167,7 +170,8 @@ fn with_cgroup(cgroup: &str) -> Result<Vec<u8>> {
     Ok(runc_options(&options)?.encode_to_vec())
 }
 
-fn socket_in(answer: &str) -> Result<PathBuf> {
+/// The path of the socket in an answer to `start`.
+pub(super) fn socket_in(answer: &str) -> Result<PathBuf> {
     let (_, address) = answer.split_once("unix://").with_context(|| format!("no address: {answer:?}"))?;
     Ok(PathBuf::from(address.split('"').next().unwrap_or_default().trim()))
 }

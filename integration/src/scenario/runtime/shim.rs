@@ -25,14 +25,25 @@ pub struct Shim {
 impl Shim {
     /// Connects to the shim of a container, by what containerd 2 has noted of it.
     pub fn of(container: &str) -> Result<Self> {
+        Self::at(&Self::noted(container)?.0)
+    }
+
+    /// What containerd 2 has noted of the shim of a container: its address, and the version of its API.
+    pub fn noted(container: &str) -> Result<(String, u32)> {
         let file = format!("{BUNDLES}/{NAMESPACE}/{container}/bootstrap.json");
         let text = fs::read(&file).with_context(|| format!("read {file}"))?;
         let noted: serde_json::Value =
             serde_json::from_slice(&text).with_context(|| format!("parse {file}"))?;
-        let address = noted["address"].as_str().with_context(|| format!("{file} has no address"))?.to_owned();
+        let address = noted["address"].as_str().with_context(|| format!("{file} has no address"))?;
+        let version = noted["version"].as_u64().and_then(|version| version.try_into().ok());
+        Ok((address.to_owned(), version.with_context(|| format!("{file} has no version"))?))
+    }
+
+    /// Connects to the shim that has this address.
+    pub fn at(address: &str) -> Result<Self> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
-        let client = runtime.block_on(Client::connect(&address));
+        let client = runtime.block_on(Client::connect(address));
         let client = client.with_context(|| format!("connect to {address}"))?;
         Ok(Self { runtime, client })
     }
@@ -57,8 +68,21 @@ impl Shim {
     }
 
     fn call<T: Message>(&self, method: &str, request: &dyn protobuf::MessageDyn) -> Result<T> {
+        self.ask("containerd.task.v3.Task", method, request)
+    }
+
+    /// Any call of any service.
+    ///
+    /// # Errors
+    /// [`ttrpc::Error`], with the shim's status if it has answered.
+    pub fn ask<T: Message>(
+        &self,
+        service: &str,
+        method: &str,
+        request: &dyn protobuf::MessageDyn,
+    ) -> Result<T> {
         let request = ttrpc::Request {
-            service: "containerd.task.v3.Task".to_owned(),
+            service: service.to_owned(),
             method: method.to_owned(),
             timeout_nano: LIMIT,
             payload: request.write_to_bytes_dyn().context("encode a request")?,
