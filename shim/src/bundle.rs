@@ -4,8 +4,8 @@
 mod spec;
 
 use std::{
-    fs, io,
-    os::unix::fs::OpenOptionsExt,
+    env, fs, io,
+    os::unix::{ffi::OsStrExt, fs::OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -101,14 +101,27 @@ impl Bundle {
         self.read_json("config.json")
     }
 
-    /// Keeps the options for the `delete` action, which runs when the shim is gone.
+    /// Keeps the options for the `delete` action, which runs when the shim is gone, and that this program is the one to run
+    /// it.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// When a file cannot be written.
     pub fn write_options(&self, options: &Options) -> Result<(), BundleError> {
         let path = self.0.join(OPTIONS);
         let json = serde_json::to_vec(options).map_err(|e| BundleError::Json(path.clone(), e))?;
-        write_private(&path, &json)
+        write_private(&path, &json)?;
+        // `start` names it: it does not change when the file is replaced by a newer one.
+        let program = env::args_os().next().map(PathBuf::from).filter(|program| program.is_absolute());
+        program.map_or(Ok(()), |program| self.note_program(&program))
+    }
+
+    /// containerd notes the program of each shim that it starts. Of a member of a pod that it adds by itself (2.x) it would
+    /// take, when it has been started anew, the program that the runtime's name stands for, which may be another shim's: with
+    /// CRI's `runtime_path` the name is that of containerd's own.
+    fn note_program(&self, program: &Path) -> Result<(), BundleError> {
+        let path = self.0.join(PROGRAM);
+        let noted = path.try_exists().map_err(|e| BundleError::Read(path.clone(), e))?;
+        if noted { Ok(()) } else { write_private(&path, program.as_os_str().as_bytes()) }
     }
 
     /// The kept options; nothing when Create never came so far, or the container has been deleted: the runtime has nothing
@@ -154,6 +167,8 @@ impl Bundle {
 
 /// The name is containerd's.
 const ADDRESS: &str = "address";
+/// Likewise.
+const PROGRAM: &str = "shim-binary-path";
 const OPTIONS: &str = "capsule-options.json";
 
 /// Writes a file that only root can read.
@@ -184,6 +199,16 @@ pub fn read_pid_file(path: &Path) -> Result<i32, BundleError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_containerd_has_noted_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = Bundle::new(dir.path().to_str().unwrap()).unwrap();
+        for program in ["/usr/bin/shim", "/usr/local/bin/other"] {
+            bundle.note_program(Path::new(program)).unwrap();
+            assert_eq!(fs::read_to_string(dir.path().join(PROGRAM)).unwrap(), "/usr/bin/shim");
+        }
+    }
 
     #[test]
     fn options_are_kept_for_the_delete_action() {

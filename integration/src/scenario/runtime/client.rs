@@ -11,11 +11,15 @@ use capsule_proto::containerd::services::introspection::v1::introspection_client
 use capsule_proto::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
 use capsule_proto::containerd::services::tasks::v1::tasks_client::TasksClient;
 use hyper_util::rt::TokioIo;
+use prost::Message;
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Response, Status};
+use tonic_prost::ProstCodec;
 
 use crate::scenario::world::CONTAINERD_SOCKET;
 
@@ -84,6 +88,19 @@ impl Client {
     /// The Introspection service.
     pub fn introspection(&self) -> IntrospectionClient<Channel> {
         IntrospectionClient::new(self.channel.clone())
+    }
+
+    /// A call of a service of which there is no client here.
+    pub fn ask<T: Message + Default + 'static>(
+        &self,
+        method: &'static str,
+        message: impl Message + Default + 'static,
+    ) -> Answer<T> {
+        let mut grpc = Grpc::new(self.channel.clone());
+        self.call(async move {
+            grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+            grpc.unary(request(message), PathAndQuery::from_static(method), ProstCodec::default()).await
+        })
     }
 
     /// The Events service.

@@ -30,6 +30,7 @@
 //! | [`process`] | the shim's process: how it is started, grouped, found again and ended |
 //! | [`options`] | runtime options, each by its effect |
 //! | [`sandboxes`] | the Sandbox API |
+//! | [`pods`] | pods as CRI of containerd 2 makes them |
 //! | [`capsules`] | the annotations, which only our runtime follows |
 //! | [`origins`] | checkpoints, roots that others mount, user namespaces |
 //! | [`mounts`] | roots in files, of several mounts, and of programs |
@@ -56,6 +57,7 @@ pub mod many;
 pub mod mounts;
 pub mod options;
 pub mod origins;
+pub mod pods;
 pub mod process;
 pub mod refusals;
 pub mod restarts;
@@ -100,6 +102,7 @@ const ROOMS: &[Room] = &[
     Room { name: "process", cases: process::CASES },
     Room { name: "options", cases: options::CASES },
     Room { name: "sandboxes", cases: sandboxes::CASES },
+    Room { name: "pods", cases: pods::CASES },
 ];
 
 /// The cases of what no other runtime has.
@@ -107,6 +110,7 @@ const OWN_ROOMS: &[Room] = &[
     Room { name: "process", cases: process::OWN_CASES },
     Room { name: "options", cases: options::OWN_CASES },
     Room { name: "sandboxes", cases: sandboxes::OWN_CASES },
+    Room { name: "pods", cases: pods::OWN_CASES },
     Room { name: "capsules", cases: capsules::CASES },
     Room { name: "again", cases: again::CASES },
 ];

@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+use capsule_proto::containerd::services::containers::v1::Container as Record;
+use capsule_proto::containerd::services::containers::v1::container::Runtime;
 use capsule_proto::containerd::services::introspection::v1::PluginInfoRequest;
 use capsule_proto::containerd::types::{RuntimeInfo, RuntimeRequest};
 use containerd_shim::api::Options;
@@ -66,7 +68,6 @@ fn folder(bed: &Bed, hint: &str) -> Result<String> {
 
 /// A container with these options in TOML, and what is asked of its task. Of runc's message it is the same.
 fn container<'a>(bed: &'a Bed, by: By, toml: &str, runc: &Options) -> Result<(Task<'a>, Asked)> {
-    let runtime = bed.stack.runtime;
     let options = match by {
         By::Task => {
             return Ok((Task::container(bed, "options", &[], &SLEEP)?, Asked::with(runc)?));
@@ -79,7 +80,10 @@ fn container<'a>(bed: &'a Bed, by: By, toml: &str, runc: &Options) -> Result<(Ta
             toml_options(&file, "")
         }
     };
-    Ok((Task::container_of(bed, "options", (runtime, Some(options)), &[], &SLEEP)?, Asked::default()))
+    let with_options = |container: &mut Record| {
+        container.runtime.get_or_insert_default().options = Some(options);
+    };
+    Ok((Task::container_as(bed, "options", &SLEEP, with_options)?, Asked::default()))
 }
 
 /// Whether the runtime has made a session keyring for a container.
@@ -271,7 +275,10 @@ fn restored(bed: &Bed) -> Result<String> {
 fn by_path(bed: &Bed) -> Result<String> {
     let program = "/payload/bin/containerd-shim-capsule-v1".to_owned();
     let options = runc_options(&Options { binary_name: "crun".to_owned(), ..Default::default() })?;
-    let task = Task::container_of(bed, "path", (REFERENCE.runtime, Some(options.clone())), &[], &SLEEP)?;
+    let task = Task::container_as(bed, "path", &SLEEP, |container| {
+        let options = Some(options.clone());
+        container.runtime = Some(Runtime { name: REFERENCE.runtime.to_owned(), options });
+    })?;
     in_user_namespace(&task)?;
     let asked = || Asked { program: program.clone(), ..Asked::default() };
     let pid = task.create_as(&Stdio::default(), asked()).context("create the task")?;

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use capsule_proto::containerd::services::containers::v1::container::Runtime;
 use capsule_proto::containerd::services::containers::v1::{
     Container, CreateContainerRequest, DeleteContainerRequest, GetContainerRequest, UpdateContainerRequest,
 };
@@ -132,21 +131,20 @@ impl<'a> Task<'a> {
         Ok(Self { key: id.clone(), id, client: bed.client(), snapshotter: stack.snapshotter })
     }
 
-    /// The same with a runtime of this name and these options on its record, as CRI writes them there and `ctr` cannot.
-    pub fn container_of(
+    /// The same with a record that `ctr` cannot write.
+    pub fn container_as(
         bed: &'a Bed,
         hint: &str,
-        (runtime, runtime_options): (&str, Option<Any>),
-        options: &[&str],
         command: &[&str],
+        change: impl FnOnce(&mut Container),
     ) -> Result<Self> {
-        // Its record is replaced by one under another id: there is no moment at which none holds its root file system.
-        let mut task = Self::container(bed, hint, options, command)?;
+        // It is replaced by one under another id: there is no moment at which none holds its root file system.
+        let mut task = Self::container(bed, hint, &[], command)?;
         let (client, mut containers) = (bed.client(), bed.client().containers());
         let get = GetContainerRequest { id: task.id.clone() };
-        let container = client.call(containers.get(request(get)))?.container.context("no container")?;
-        let runtime = Runtime { name: runtime.to_owned(), options: runtime_options };
-        let container = Container { id: bed.id(hint), runtime: Some(runtime), ..container };
+        let mut container = client.call(containers.get(request(get)))?.container.context("no container")?;
+        container.id = bed.id(hint);
+        change(&mut container);
         let id = container.id.clone();
         let create = CreateContainerRequest { container: Some(container) };
         client.call(containers.create(request(create))).context("write a container's record")?;
