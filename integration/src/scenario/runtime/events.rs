@@ -145,7 +145,8 @@ pub fn lines(told: &[Told]) -> Vec<String> {
     told.iter().map(|told| format!("{} {}", told.what, told.id)).collect()
 }
 
-fn parse(envelope: &Envelope) -> Result<Option<(String, Told)>> {
+/// An event of a task with its container; nothing for others.
+pub(super) fn parse(envelope: &Envelope) -> Result<Option<(String, Told)>> {
     let Some(what) = envelope.topic.strip_prefix("/tasks/") else { return Ok(None) };
     let bytes = envelope.event.as_ref().map(|event| event.value.as_slice()).unwrap_or_default();
     let told = |container: String, id: String, pid, status, at| {

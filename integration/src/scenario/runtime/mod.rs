@@ -31,6 +31,7 @@
 //! | [`options`] | runtime options, each by its effect |
 //! | [`sandboxes`] | the Sandbox API |
 //! | [`pods`] | pods as CRI of containerd 2 makes them |
+//! | [`ends`] | what a shim tells that ends while containerd is away |
 //! | [`capsules`] | the annotations, which only our runtime follows |
 //! | [`origins`] | checkpoints, roots that others mount, user namespaces |
 //! | [`mounts`] | roots in files, of several mounts, and of programs |
@@ -47,6 +48,7 @@ pub mod capsules;
 pub mod cgroups;
 pub mod client;
 pub mod commands;
+pub mod ends;
 pub mod events;
 pub mod faulty;
 pub mod fifos;
@@ -103,6 +105,7 @@ const ROOMS: &[Room] = &[
     Room { name: "options", cases: options::CASES },
     Room { name: "sandboxes", cases: sandboxes::CASES },
     Room { name: "pods", cases: pods::CASES },
+    Room { name: "ends", cases: ends::CASES },
 ];
 
 /// The cases of what no other runtime has.

@@ -142,7 +142,8 @@ impl Drop for ByHand {
     }
 }
 
-fn signal(pid: u32, signal: &str) -> Result<()> {
+/// Sends a signal by its name, `-TERM`.
+pub(super) fn signal(pid: u32, signal: &str) -> Result<()> {
     let sent = Command::new("kill").args([signal, &pid.to_string()]).status().context("kill")?;
     ensure!(sent.success(), "kill {signal} {pid}: {sent}");
     Ok(())

@@ -4,7 +4,8 @@ use std::fs;
 
 use anyhow::{Context as _, Result};
 use containerd_shim::protos::api::{
-    ConnectRequest, ConnectResponse, Empty, ShutdownRequest, StateRequest, StateResponse,
+    ConnectRequest, ConnectResponse, DeleteRequest, DeleteResponse, Empty, ShutdownRequest, StateRequest,
+    StateResponse,
 };
 use protobuf::Message;
 use tokio::runtime::Runtime;
@@ -20,32 +21,38 @@ const LIMIT: i64 = 60_000_000_000;
 pub struct Shim {
     runtime: Runtime,
     client: Client,
+    /// Of its Task API.
+    version: u32,
 }
 
 impl Shim {
-    /// Connects to the shim of a container, by what containerd 2 has noted of it.
+    /// Connects to the shim of a container, by what is noted of it.
     pub fn of(container: &str) -> Result<Self> {
-        Self::at(&Self::noted(container)?.0)
+        let (address, version) = Self::noted(container)?;
+        Ok(Self { version, ..Self::at(&address)? })
     }
 
-    /// What containerd 2 has noted of the shim of a container: its address, and the version of its API.
+    /// What is noted of the shim of a container: its address, and the version of its Task API. By containerd 2; for 1.7, which
+    /// knows one version, the shim itself notes where it is.
     pub fn noted(container: &str) -> Result<(String, u32)> {
-        let file = format!("{BUNDLES}/{NAMESPACE}/{container}/bootstrap.json");
-        let text = fs::read(&file).with_context(|| format!("read {file}"))?;
-        let noted: serde_json::Value =
-            serde_json::from_slice(&text).with_context(|| format!("parse {file}"))?;
-        let address = noted["address"].as_str().with_context(|| format!("{file} has no address"))?;
-        let version = noted["version"].as_u64().and_then(|version| version.try_into().ok());
-        Ok((address.to_owned(), version.with_context(|| format!("{file} has no version"))?))
+        let bundle = format!("{BUNDLES}/{NAMESPACE}/{container}");
+        if let Ok(text) = fs::read(format!("{bundle}/bootstrap.json")) {
+            let noted: serde_json::Value = serde_json::from_slice(&text).context("parse bootstrap.json")?;
+            let address = noted["address"].as_str().context("bootstrap.json has no address")?;
+            let version = noted["version"].as_u64().and_then(|version| version.try_into().ok());
+            return Ok((address.to_owned(), version.context("bootstrap.json has no version")?));
+        }
+        let address = fs::read_to_string(format!("{bundle}/address"));
+        Ok((address.with_context(|| format!("nothing is noted of the shim in {bundle}"))?, 2))
     }
 
-    /// Connects to the shim that has this address.
+    /// Connects to the shim that has this address, and serves the newest version.
     pub fn at(address: &str) -> Result<Self> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
         let client = runtime.block_on(Client::connect(address));
         let client = client.with_context(|| format!("connect to {address}"))?;
-        Ok(Self { runtime, client })
+        Ok(Self { runtime, client, version: 3 })
     }
 
     /// Connect: the pids of the shim and of the task.
@@ -61,6 +68,12 @@ impl Shim {
         self.call("State", &StateRequest { id, exec_id, ..Default::default() })
     }
 
+    /// Delete of the task.
+    pub fn delete(&self, container: &str) -> Result<()> {
+        let request = DeleteRequest { id: container.to_owned(), ..Default::default() };
+        self.call::<DeleteResponse>("Delete", &request).map(drop)
+    }
+
     /// Shutdown, which a shim follows once it has no container.
     pub fn shutdown(&self, container: &str) -> Result<()> {
         let request = ShutdownRequest { id: container.to_owned(), ..Default::default() };
@@ -68,7 +81,7 @@ impl Shim {
     }
 
     fn call<T: Message>(&self, method: &str, request: &dyn protobuf::MessageDyn) -> Result<T> {
-        self.ask("containerd.task.v3.Task", method, request)
+        self.ask(&format!("containerd.task.v{}.Task", self.version), method, request)
     }
 
     /// Any call of any service.
