@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use super::bed::{Bed, FILES, SLEEP, eventually};
-use super::streams::{LINES, log_with, logger};
+use super::streams::{LINES, all_lines, log_with, logger};
 use super::{Case, Need};
 use crate::images::Image;
 use crate::scenario::capsulectl::{done, ps, refused, tzdata};
 use crate::scenario::ctr::{OURS, ctr};
+use crate::scenario::world::log_of;
 
 pub(super) const ATTACH: &str = "resourcecapsules.io/attach";
 
@@ -28,13 +29,15 @@ pub const CASES: &[Case] = &[
     Case::new("a checkpoint with capsules attached is refused by name", checkpoint),
 ];
 
+/// A container writes more than fits anywhere, while its log is read by nobody for two seconds.
 fn slow_log(bed: &Bed) -> Result<String> {
     let uri = format!("binary://{}?k=v", logger("slow", "2")?);
     let mode = "resourcecapsules.io/log-mode=non-blocking";
     let size = "resourcecapsules.io/log-max-buffer-size=64k";
     let script = format!("seq 1 {LINES}; touch /done; exec sleep 100000");
+    let (keeps, drops) = (bed.id("keeps"), bed.id("drops"));
     let mut told = Vec::new();
-    for (id, options) in [("keeps", vec![]), ("drops", vec!["--annotation", mode, "--annotation", size])] {
+    for (id, options) in [(&keeps, vec![]), (&drops, vec!["--annotation", mode, "--annotation", size])] {
         let began = Instant::now();
         let options = [vec!["--log-uri", uri.as_str()], options].concat();
         let container = bed.start_logged(id, &options, &script)?;
@@ -46,16 +49,37 @@ fn slow_log(bed: &Bed) -> Result<String> {
         told.push((began.elapsed(), container));
     }
     ensure!(told[1].0 < told[0].0, "non-blocking waited: {:?}, {:?}", told[0].0, told[1].0);
-    let all = log_with(&format!("{FILES}/keeps.out"), &format!("\n{LINES}\n"))?;
     let times = format!("{:?} and {:?}", told[0].0, told[1].0);
+    let kept = log_with(&format!("{FILES}/{keeps}.out"), &format!("\n{LINES}\n"))?;
     for (_, container) in told {
         container.remove()?;
     }
-    let some = log_with(&format!("{FILES}/drops.out"), "\n")?;
-    ensure!(all.lines().count() == LINES && some.lines().count() < LINES, "nothing was dropped");
-    let numbers = some.lines().map(str::parse).collect::<Result<Vec<u32>, _>>().context("a torn line")?;
-    ensure!(numbers.is_sorted(), "out of order");
-    Ok(format!("{} of {LINES} lines kept; {times}", numbers.len()))
+    ensure!(kept == all_lines(), "blocking lost {} bytes", all_lines().len() - kept.len());
+    // The shim counts when the last of it has been read, and so the log is whole.
+    let dropped = dropped(&drops)?;
+    let some = fs::read_to_string(format!("{FILES}/{drops}.out")).context("read the log")?;
+    ensure!(
+        dropped > 0 && some.len() + dropped == all_lines().len(),
+        "{} bytes came and {dropped} were dropped, of {}",
+        some.len(),
+        all_lines().len()
+    );
+    let numbers = some.lines().map(str::parse).collect::<Result<Vec<usize>, _>>().context("a torn line")?;
+    let ordered = numbers.windows(2).all(|pair| pair[0] < pair[1]);
+    ensure!(ordered && numbers.last().is_none_or(|last| *last <= LINES), "out of order: {numbers:?}");
+    Ok(format!("{} of {LINES} lines kept, {dropped} bytes dropped; {times}", numbers.len()))
+}
+
+/// How many bytes of a container's output its shim says in containerd's log that it has dropped. That it begins is said too.
+fn dropped(id: &str) -> Result<usize> {
+    eventually("the report of what was dropped", || {
+        let log = fs::read_to_string(log_of("containerd")).context("read containerd's log")?;
+        let of_it: Vec<&str> = log.lines().filter(|line| line.contains(id)).collect();
+        let begins = of_it.iter().any(|line| line.contains("a slow log loses output"));
+        let total = of_it.iter().find_map(|line| line.split_once("a slow log lost ")?.1.split(' ').next());
+        ensure!(begins, "it is not said that output is dropped: {of_it:?}");
+        total.context("it is not said how much")?.parse().context("a number of bytes")
+    })
 }
 
 /// The annotation's capsules are there for the very first program: it is one of them.

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -13,11 +15,20 @@ use crate::scenario::ctr::ctr;
 pub const CASES: &[Case] = &[
     Case::new("a log file takes output and errors", log_file),
     Case::new("a logging program gets all output", logging_program),
+    Case::new(
+        "a logging program that stalls gets all output, and the container waits for it",
+        stalling_program,
+    ),
     Case::new("an unknown log URI is refused by name", unknown_uri),
 ];
 
 /// Lines in a log that is longer than a pipe and than the smallest buffer.
 pub const LINES: usize = 100_000;
+
+/// What `seq 1 LINES` writes.
+pub fn all_lines() -> String {
+    (1..=LINES).fold(String::new(), |all, line| all + &line.to_string() + "\n")
+}
 
 /// A program that logs as containerd's protocol has it, after a moment in which it reads nothing. It leaves
 /// `CONTAINER.args`, `.out` and `.err` in [`FILES`].
@@ -60,11 +71,31 @@ fn logging_program(bed: &Bed) -> Result<String> {
     let uri = format!("binary://{program}?--key=a%20b");
     let script = format!("seq 1 {LINES}; echo oops >&2; exec sleep 100000");
     let container = bed.start_logged(&id, &["--log-uri", &uri], &script)?;
-    log_with(&format!("{FILES}/{id}.out"), &format!("\n{LINES}\n"))?;
-    log_with(&format!("{FILES}/{id}.err"), "oops\n")?;
+    let out = log_with(&format!("{FILES}/{id}.out"), &format!("\n{LINES}\n"))?;
+    let err = log_with(&format!("{FILES}/{id}.err"), "oops\n")?;
+    ensure!(out == all_lines() && err == "oops\n", "{} bytes of output, errors {err:?}", out.len());
     let args = log_with(&format!("{FILES}/{id}.args"), "\n")?;
     ensure!(args == format!("--key a b {id} default\n"), "{args:?}");
     container.remove().map(|_| args)
+}
+
+fn stalling_program(bed: &Bed) -> Result<String> {
+    let id = bed.id("stalls");
+    let uri = format!("binary://{}?k=v", logger("stalls", "2")?);
+    let began = Instant::now();
+    let script = format!("seq 1 {LINES}; touch /done; exec sleep 100000");
+    let container = bed.start_logged(&id, &["--log-uri", &uri], &script)?;
+    let done = format!("/proc/{}/root/done", container.pid()?);
+    std::thread::sleep(Duration::from_secs(1));
+    let waits = !Path::new(&done).exists();
+    ensure!(waits || began.elapsed() > Duration::from_secs(2), "it wrote all though nobody read it");
+    let out = log_with(&format!("{FILES}/{id}.out"), &format!("\n{LINES}\n"))?;
+    ensure!(out == all_lines(), "{} of {} bytes came", out.len(), all_lines().len());
+    eventually("the container to go on", || {
+        ensure!(Path::new(&done).exists(), "it still waits");
+        Ok(())
+    })?;
+    container.remove().map(|_| format!("{} bytes", out.len()))
 }
 
 fn unknown_uri(bed: &Bed) -> Result<String> {
