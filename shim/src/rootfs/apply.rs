@@ -36,6 +36,10 @@ pub fn apply(plan: &Plan, place: &Place) -> Result<(), RootfsError> {
             }
             propagate(*propagation, place, failed("propagation"))
         }
+        Plan::Remount { flags, data, propagation } => {
+            mount_remount(target, *flags, data.as_c_str()).map_err(failed("remount"))?;
+            propagate(*propagation, place, failed("propagation"))
+        }
         Plan::Options { kind, source, flags, data, propagation, directory } => {
             let device = attach(source, *flags)?;
             let source = device.as_ref().map_or(source.path(), LoopDevice::path);

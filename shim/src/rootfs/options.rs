@@ -11,6 +11,8 @@ pub struct Parsed {
     pub bind: bool,
     /// With what is mounted below it.
     pub recursive: bool,
+    /// What is mounted already is changed.
+    pub remount: bool,
     /// Read-only and the like.
     pub flags: MountFlags,
     /// Shared, private and the like.
@@ -32,6 +34,7 @@ impl Parsed {
         let mut parsed = Self {
             bind: false,
             recursive: false,
+            remount: false,
             flags: MountFlags::empty(),
             propagation: None,
             uids: None,
@@ -49,6 +52,7 @@ impl Parsed {
         match option {
             "bind" => self.bind = true,
             "rbind" => (self.bind, self.recursive) = (true, true),
+            "remount" => self.remount = true,
             "loop" => self.looped = true,
             _ if option.starts_with("X-containerd.") => return Err(PlanError::Option(option.into())),
             _ => {
@@ -90,10 +94,12 @@ fn flag(option: &str) -> Option<(bool, MountFlags)> {
         "diratime" => (true, MountFlags::NODIRATIME),
         "dirsync" => (false, MountFlags::DIRSYNC),
         "exec" => (true, MountFlags::NOEXEC),
+        "mand" => (false, MountFlags::PERMIT_MANDATORY_FILE_LOCKING),
         "noatime" => (false, MountFlags::NOATIME),
         "nodev" => (false, MountFlags::NODEV),
         "nodiratime" => (false, MountFlags::NODIRATIME),
         "noexec" => (false, MountFlags::NOEXEC),
+        "nomand" => (true, MountFlags::PERMIT_MANDATORY_FILE_LOCKING),
         "norelatime" => (true, MountFlags::RELATIME),
         "nostrictatime" => (true, MountFlags::STRICTATIME),
         "nosuid" => (false, MountFlags::NOSUID),

@@ -6,27 +6,34 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use capsule_proto::containerd::services::snapshots::v1::{RemoveSnapshotRequest, ViewSnapshotRequest};
 use capsule_proto::containerd::types::Mount;
 
-use super::Case;
 use super::bed::{Bed, FILES, SLEEP, eventually, processes_named};
 use super::capsules::bare_root;
-use super::client::NAMESPACE;
+use super::client::{NAMESPACE, request};
 use super::task::{Stdio, Task};
-use crate::scenario::ctr::ctr;
+use super::{Case, Need};
+use crate::images::Image;
+use crate::scenario::ctr::{Stack, ctr};
 use crate::workspace::output_of;
 
 /// The cases.
 pub const CASES: &[Case] = &[
     Case::new("a root in a file, which can be written to", in_a_file),
-    Case::new("a root in a file, read-only", in_a_file_read_only),
-    Case::new("a root in a file, without the page cache", in_a_file_direct),
+    Case::new("a root in a file, read-only", |bed| once(bed, FILES, "ro", true, false)),
+    // On a disk: no memory's file system can.
+    Case::new("a root in a file, without the page cache", |bed| {
+        once(bed, "/var/lib/containerd", "direct-io", false, true)
+    }),
     Case::new("a file that is no root is refused, and no loop device is left", no_root),
     Case::new("a root in a file whose shim is killed", killed),
     Case::new("layers in files below an overlay", layers_in_files)
         .forgiven("it cannot unmount what is hidden by a mount over it", &["device or resource busy"]),
     Case::new("mounts below the root, through its links", below_the_root),
     Case::new("a mount below the root that its links lead out of", out_of_the_root),
+    Case::new("a root that is made read-only afterwards", remounted),
+    Case::new("images of the snapshotter erofs", of_erofs).needs(&[Need::Containerd2]),
     Case::new("a root of a program, which ends with it", of_a_program),
     Case::new("a root of a program whose shim is killed", of_a_program_killed),
     Case::new("a program that makes no root is named", of_no_program),
@@ -133,26 +140,13 @@ fn in_a_file(bed: &Bed) -> Result<String> {
     Ok(String::new())
 }
 
-fn in_a_file_read_only(bed: &Bed) -> Result<String> {
-    let file = file(bed, "ro");
+fn once(bed: &Bed, at: &str, option: &str, read_only: bool, direct: bool) -> Result<String> {
+    let file = format!("{at}/{}.img", bed.id(option));
     make_ext4(bed, &file)?;
-    let task = start(bed, "file", &[mount("ext4", &file, "", &["ro", "loop"])])?;
-    expect_loop(&file, true, false)?;
-    let out = sh(&task, "write", "echo x > /written || echo refused")?;
-    ensure!(out == "refused\n", "{out:?}");
-    task.remove()?;
-    no_loop(&file)?;
-    fs::remove_file(&file).with_context(|| format!("remove {file}"))?;
-    Ok(String::new())
-}
-
-/// On a disk: no memory's file system can.
-fn in_a_file_direct(bed: &Bed) -> Result<String> {
-    let file = format!("/var/lib/containerd/{}.img", bed.id("direct"));
-    make_ext4(bed, &file)?;
-    let task = start(bed, "file", &[mount("ext4", &file, "", &["direct-io", "loop"])])?;
-    expect_loop(&file, false, true)?;
-    sh(&task, "write", "echo x > /written")?;
+    let task = start(bed, "file", &[mount("ext4", &file, "", &[option, "loop"])])?;
+    expect_loop(&file, read_only, direct)?;
+    let out = sh(&task, "write", "echo written > /new || echo refused; cat /new 2>/dev/null || :")?;
+    ensure!(out == if read_only { "refused\n" } else { "written\n" }, "{out:?}");
     task.remove()?;
     no_loop(&file)?;
     fs::remove_file(&file).with_context(|| format!("remove {file}"))?;
@@ -298,6 +292,51 @@ fn out_of_the_root(bed: &Bed) -> Result<String> {
     ensure!(out.ends_with("file\n"), "{out:?}");
     ensure!(fs::read_dir(&outside).context("look outside")?.count() == 0, "it is mounted outside");
     task.remove()?;
+    Ok(String::new())
+}
+
+fn remounted(bed: &Bed) -> Result<String> {
+    let root = bare_root(&bed.id("remounted"))?;
+    let mounts =
+        [mount("bind", &root, "", &["rbind", "rw"]), mount("bind", "", "", &["bind", "remount", "ro"])];
+    let task = start(bed, "remounted", &mounts)?;
+    let out = sh(&task, "look", "echo x > /written || echo refused")?;
+    ensure!(out == "refused\n", "{out:?}");
+    task.remove().map(|()| String::new())
+}
+
+/// A view of one layer is a file system in a file; what can be written to is an overlay over what containerd has mounted.
+fn of_erofs(bed: &Bed) -> Result<String> {
+    let stack = Stack { snapshotter: "erofs", ..bed.stack };
+    // By `ctr` itself: containerd's transfer service has to be told of each snapshotter.
+    let archive = Image::Busybox.in_machine();
+    let archive = archive.to_str().context("an archive's path is no text")?;
+    let args = ["image", "import", "--local", "--snapshotter", stack.snapshotter, archive];
+    ctr(&args)?.success("import the image")?;
+    let script = "grep -o ' / [a-z]* r[ow]' /proc/mounts; (echo x > /x && cat /x) || echo refused";
+    let out = stack.run_image_once(Image::Busybox, &[], &["/bin/sh", "-c", script])?;
+    ensure!(out == " / overlay rw\nx\n", "{out:?}");
+
+    let list = ctr(&["snapshots", "--snapshotter", stack.snapshotter, "ls"])?.success("ctr snapshots ls")?;
+    let layer = list.lines().find(|line| line.trim_end().ends_with("Committed")).context("no layer")?;
+    let view = ViewSnapshotRequest {
+        snapshotter: stack.snapshotter.to_owned(),
+        key: bed.id("view"),
+        parent: layer.split_ascii_whitespace().next().context("no layer")?.to_owned(),
+        // Or containerd takes it away, as nothing refers to it.
+        labels: [("containerd.io/gc.root".to_owned(), "now".to_owned())].into(),
+    };
+    let (client, key) = (bed.client(), view.key.clone());
+    let mounts = client.call(client.snapshots().view(request(view)))?.mounts;
+    ensure!(mounts.iter().any(|mount| mount.options.iter().any(|option| option == "loop")), "{mounts:?}");
+    let task = start(bed, "erofs", &mounts)?;
+    expect_loop(&mounts[0].source, true, false)?;
+    let out = sh(&task, "look", script)?;
+    ensure!(out == " / erofs ro\nrefused\n", "{out:?}");
+    task.remove()?;
+    no_loop(&mounts[0].source)?;
+    let remove = RemoveSnapshotRequest { snapshotter: stack.snapshotter.to_owned(), key };
+    client.call(client.snapshots().remove(request(remove)))?;
     Ok(String::new())
 }
 
