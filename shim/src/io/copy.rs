@@ -249,12 +249,17 @@ impl Output {
             if now != gone {
                 (gone, moved) = (now, Instant::now());
             } else if moved.elapsed() > STALL {
-                return log::warn!(
-                    "the reader of a standard stream has stalled: its output follows the exit"
-                );
+                return self.warn_of_stall();
             }
             let _ = timeout(LOOK, done.wait_for(|done| *done)).await;
         }
+    }
+
+    /// containerd may have gone on when the rest comes, and read this shim's log no more.
+    fn warn_of_stall(&self) {
+        let dropped = self.buffer.as_ref().map_or(0, Buffer::dropped);
+        let lost = if dropped > 0 { format!("; it lost {dropped} bytes so far") } else { String::new() };
+        log::warn!("the reader of a standard stream has stalled: its output follows the exit{lost}");
     }
 
     async fn settled(&self, done: &mut watch::Receiver<bool>) -> bool {
