@@ -116,13 +116,15 @@ impl Output {
                 Source::Pipe(pipe) => self.read_all(&watched(pipe)?).await,
                 Source::Terminal(terminal) => self.read_all(&**terminal).await,
             };
+            // Nothing is dropped from now on. It is said at once: containerd listens until the task is deleted, and the log
+            // may be slower than that.
+            if buffer.dropped() > 0 {
+                log::warn!("a slow log lost {} bytes of output in all", buffer.dropped());
+            }
             buffer.end();
             filled
         };
         let (filled, emptied) = tokio::join!(fill, self.empty(buffer));
-        if buffer.dropped() > 0 {
-            log::warn!("a slow log lost {} bytes of output in all", buffer.dropped());
-        }
         filled.and(emptied)
     }
 
@@ -249,17 +251,12 @@ impl Output {
             if now != gone {
                 (gone, moved) = (now, Instant::now());
             } else if moved.elapsed() > STALL {
-                return self.warn_of_stall();
+                return log::warn!(
+                    "the reader of a standard stream has stalled: its output follows the exit"
+                );
             }
             let _ = timeout(LOOK, done.wait_for(|done| *done)).await;
         }
-    }
-
-    /// containerd may have gone on when the rest comes, and read this shim's log no more.
-    fn warn_of_stall(&self) {
-        let dropped = self.buffer.as_ref().map_or(0, Buffer::dropped);
-        let lost = if dropped > 0 { format!("; it lost {dropped} bytes so far") } else { String::new() };
-        log::warn!("the reader of a standard stream has stalled: its output follows the exit{lost}");
     }
 
     async fn settled(&self, done: &mut watch::Receiver<bool>) -> bool {
