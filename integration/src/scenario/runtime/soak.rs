@@ -24,8 +24,8 @@ const WARM: u32 = 100;
 const SLACK: u64 = 512;
 /// How many descriptors may come by chance: the Go shim lets some go when it collects garbage.
 const CHANCE: usize = 2;
-/// What runc 1.1 says of an exec whose first process has died before runc has told it anything. Seen once in 10,000 execs, with
-/// runc 1.1.15 and no other; the exec is then gone and can be tried again.
+/// What runc 1.1 says of an exec whose first process has died before runc has told it anything. Seen twice in 10,000 execs, with
+/// runc 1.1.15 and no other, under either shim; the exec is then gone and can be tried again.
 const RUNC_1_1: &str = "waiting for init preliminary setup";
 
 /// The whole soak, on the runtimes of `choice`.
