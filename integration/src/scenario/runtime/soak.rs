@@ -9,7 +9,7 @@ use super::kills::{shim_any_time, shim_of};
 use super::task::{Stdio, Task, read_all, text_of};
 use super::{Bed, Case, Choice};
 use crate::event::Reporter;
-use crate::scenario::ctr::OURS;
+use crate::scenario::ctr::{OURS, RUNC_1_1};
 
 /// A part of the soak that is short enough for each run of the tests; `make soak` has all of it.
 pub const CASES: &[Case] = &[Case::new("400 execs in one container", |bed| execs(bed, 400))
@@ -24,10 +24,6 @@ const WARM: u32 = 100;
 const SLACK: u64 = 512;
 /// How many descriptors may come by chance: the Go shim lets some go when it collects garbage.
 const CHANCE: usize = 2;
-/// What runc 1.1 says of an exec whose first process has died before runc has told it anything. Seen twice in 10,000 execs, with
-/// runc 1.1.15 and no other, under either shim; the exec is then gone and can be tried again.
-const RUNC_1_1: &str = "waiting for init preliminary setup";
-
 /// The whole soak, on the runtimes of `choice`.
 pub fn run(reporter: &mut Reporter, choice: &Choice) -> Result<()> {
     let mut bed = Bed::start(reporter, choice.stacks.contains(&OURS))?;
