@@ -110,7 +110,7 @@ impl Bundle {
         let path = self.0.join(OPTIONS);
         let json = serde_json::to_vec(options).map_err(|e| BundleError::Json(path.clone(), e))?;
         write_private(&path, &json)?;
-        // `start` names it: it does not change when the file is replaced by a newer one.
+        // As `start` was called, links and all: it does not change when the file is replaced by a newer one.
         let program = env::args_os().next().map(PathBuf::from).filter(|program| program.is_absolute());
         program.map_or(Ok(()), |program| self.note_program(&program))
     }

@@ -3,16 +3,20 @@
 //! A step goes on all the same. But a command of the OCI runtime that hangs must not hold a container for ever: it is
 //! given a moment more and killed (see `oci`), as containerd's own shim kills it at once.
 
-use std::future::pending;
+use std::time::Duration;
 
 use tokio::{
     sync::watch,
     task::{JoinError, JoinHandle},
+    time::sleep,
 };
+
+/// How long a command may take that nobody waits for, such as one that clears up: no client's deadline ends it.
+const ALONE: Duration = Duration::from_secs(30);
 
 tokio::task_local! {
     /// Its sender is dropped when the caller has left.
-    static CALLER: watch::Receiver<()>;
+    static CALLER: Option<watch::Receiver<()>>;
 }
 
 /// Runs `step` to its end on a task of its own. When the future that this returns is dropped, the step's caller has left.
@@ -23,27 +27,25 @@ pub async fn to_end<T: Send + 'static>(
     step: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, JoinError> {
     let (_waits, caller) = watch::channel(());
-    let task: JoinHandle<T> = tokio::spawn(CALLER.scope(caller, step));
+    let task: JoinHandle<T> = tokio::spawn(CALLER.scope(Some(caller), step));
     task.await
 }
 
 /// A part of a step that nobody asked for, so that nobody can leave it: clearing up.
 pub async fn nobodys<F: Future>(part: F) -> F::Output {
-    let (_stays, caller) = watch::channel(());
-    CALLER.scope(caller, part).await
+    CALLER.scope(None, part).await
 }
 
-/// Returns when the caller of the present step has left; never in a step of the shim's own.
+/// Returns when the caller of the present step has left. In a step of the shim's own somebody has waited for long enough
+/// after [`ALONE`].
 pub async fn left() {
-    let Ok(mut caller) = CALLER.try_with(Clone::clone) else { return pending().await };
+    let Ok(Some(mut caller)) = CALLER.try_with(Clone::clone) else { return sleep(ALONE).await };
     // Nothing is ever sent: it ends with its sender.
     while caller.changed().await.is_ok() {}
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::{sync::oneshot, time::timeout};
 
     use super::*;
@@ -67,5 +69,13 @@ mod tests {
         let stays = to_end(async { timeout(MOMENT, left()).await.is_err() });
         assert!(stays.await.unwrap());
         assert!(timeout(MOMENT, left()).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_asked_for_has_a_limit_too() {
+        let began = tokio::time::Instant::now();
+        left().await;
+        nobodys(left()).await;
+        assert_eq!(began.elapsed(), 2 * ALONE);
     }
 }

@@ -52,7 +52,8 @@ pub enum CommandError {
 }
 
 /// Runs a command to its end, with the reading ends of its pipes. It is dropped before they are read, so that the writing
-/// ends are the children's alone. When the step's caller has left, it has a second more and is killed.
+/// ends are the children's alone. When the step's caller has left, it has a second more and is killed; see
+/// [`caller::left`] for steps without one.
 ///
 /// # Errors
 /// [`CommandError`]; its exit status is none.
@@ -96,7 +97,7 @@ async fn end_of(program: &Path, claim: Claim) -> Result<Exit, RecvError> {
         exit = &mut exited => return exit,
         () = overdue => {}
     }
-    log::warn!("{} is killed: its client left {OVERDUE:?} ago", program.display());
+    log::warn!("{} is killed: it hangs, and nobody waits for it any more", program.display());
     if let Some(command) = pidfd {
         let _ = pidfd_send_signal(command, Signal::KILL); // it may end by itself at this moment
     }

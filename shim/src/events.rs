@@ -19,7 +19,7 @@ use containerd_shim::{
         events::task::TaskOOM,
         protobuf::{Message, MessageField, well_known_types::timestamp::Timestamp},
         shim::event::Envelope,
-        shim_async::{Client, EventsClient},
+        shim_async::EventsClient,
         ttrpc,
     },
 };
@@ -28,7 +28,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::message::{self, EVENTS};
+use crate::{
+    connection,
+    message::{self, EVENTS},
+};
 
 /// One try to hand an event over.
 const TRY: Duration = Duration::from_secs(5);
@@ -157,7 +160,7 @@ async fn forward(
 ) -> ttrpc::Result<()> {
     let client = match client {
         Some(client) => client,
-        None => client.insert(EventsClient::new(Client::connect(&with_scheme(address)).await?)),
+        None => client.insert(EventsClient::new(connection::connect(address).await?)),
     };
     let nanoseconds = i64::try_from(TRY.as_nanos()).unwrap_or(i64::MAX);
     client.forward(Context { timeout_nano: nanoseconds, ..Default::default() }, request).await?;
@@ -168,11 +171,6 @@ async fn forward(
 fn is_final(error: &ttrpc::Error) -> bool {
     matches!(error, ttrpc::Error::RpcStatus(status)
         if matches!(status.code(), ttrpc::Code::INVALID_ARGUMENT | ttrpc::Code::UNIMPLEMENTED))
-}
-
-/// ttrpc wants a URL; containerd gives a path, some versions a URL.
-fn with_scheme(address: &str) -> String {
-    if address.contains("://") { address.to_owned() } else { format!("unix://{address}") }
 }
 
 /// A time as protobuf has it.

@@ -5,12 +5,13 @@
 //! → `engine` (containers and the life of processes) → `oci` (the runtime's command line), `io` (standard streams),
 //! `rootfs` (mounts), `bundle` and `registration` (files), `node` (capsuled, asked), `stats` and `oom` (what a
 //! container uses, and too much), `cgroup` (where that is), `events` (to containerd), `command` (run to its end), `reaper` (exits),
-//! `exit` (the end), `options`, `message` (encoding).
+//! `exit` (the end), `options`, `message` (encoding), `connection` (to the daemons).
 
 mod bundle;
 mod caller;
 mod cgroup;
 mod command;
+mod connection;
 mod engine;
 mod events;
 mod exit;

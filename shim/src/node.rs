@@ -7,9 +7,8 @@ use std::{
 
 use capsule_proto::node::{AttachNamedRequest, NodeClient, RestoreRequest};
 use thiserror::Error;
-use ttrpc::r#async::Client;
 
-use crate::{bundle::ATTACH, registration};
+use crate::{bundle::ATTACH, connection, registration};
 
 /// How long capsuled may be away, as it is for a moment while it is upgraded.
 const AWAY: Duration = Duration::from_secs(10);
@@ -126,7 +125,7 @@ async fn ask<Q: Clone, T, F: Future<Output = Result<T, ttrpc::Error>>>(
 async fn connect(socket: &Path) -> Result<NodeClient, Failure> {
     let (address, began) = (format!("unix://{}", socket.display()), Instant::now());
     loop {
-        match Client::connect(&address).await {
+        match connection::connect(&address).await {
             Ok(client) => return Ok(NodeClient::new(client)),
             Err(_) if began.elapsed() < AWAY => tokio::time::sleep(RETRY).await,
             Err(source) => return Err(Failure::Unreachable(socket.to_owned(), source)),

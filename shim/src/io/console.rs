@@ -28,10 +28,12 @@ impl ConsoleSocket {
     /// [`IoError::ConsoleSocket`].
     pub fn bind() -> Result<Self, IoError> {
         // Not in the bundle: a socket's path has room for 107 bytes, and ids are long.
-        let dir = Path::new(RUN).join("pty");
+        let dir = directory();
         let path = dir.join(format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed)));
         let bind = || {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+            // Of a shim that was killed, and had the same pid.
+            let _ = fs::remove_file(&path);
             UnixListener::bind(&path)
         };
         let listener = bind().map_err(|e| IoError::ConsoleSocket(path.clone(), e))?;
@@ -54,6 +56,21 @@ impl ConsoleSocket {
         };
         receive.await.map_err(IoError::Terminal)
     }
+}
+
+/// Removes the sockets of shims that are gone: one that is killed while a terminal is handed over leaves its.
+pub fn remove_dead_consoles() {
+    for entry in fs::read_dir(directory()).into_iter().flatten().filter_map(Result::ok) {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.split_once('-')?.0.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+fn directory() -> PathBuf {
+    Path::new(RUN).join("pty")
 }
 
 fn receive_fd(socket: impl std::os::fd::AsFd) -> io::Result<OwnedFd> {

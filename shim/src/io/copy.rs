@@ -240,9 +240,11 @@ impl Output {
 
     async fn delivered(&self) {
         let mut done = self.done.subscribe();
+        // All that the process can have written: what comes after it is of a child that goes on, maybe for ever. What has gone
+        // is read last: what moves meanwhile is counted twice rather than not at all.
+        let waiting = self.source.waiting() + bulk::CHUNK as u64 + self.held();
         let (mut gone, mut moved) = (self.gone(), Instant::now());
-        // All that the process can have written: what comes after it is of a child that goes on, maybe for ever.
-        let all = gone + self.source.waiting() + bulk::CHUNK as u64 + self.held();
+        let all = gone + waiting;
         while gone < all {
             if !self.pending() && self.settled(&mut done).await {
                 return;

@@ -22,9 +22,10 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
-pub use console::ConsoleSocket;
+pub use console::{ConsoleSocket, remove_dead_consoles};
 pub use copies::Copies;
 use copy::{Output, Source};
 use fifo::OutputFifo;
@@ -37,9 +38,12 @@ use rustix::{
 use sink::{LogFile, Sink, Writer};
 pub use target::{Stdio, Target};
 use thiserror::Error;
-use tokio::io::unix::AsyncFd;
+use tokio::{io::unix::AsyncFd, time::timeout};
 
 use crate::{oci::Streams, reaper::Reaper};
+
+/// How long readers that are slow, but read, keep an exit: an init's waits for those of its execs, and has to come after them.
+const SLOW: Duration = Duration::from_secs(3);
 
 /// Streams that could not be set up.
 #[derive(Debug, Error)]
@@ -215,13 +219,18 @@ impl ProcessIo {
     /// keep anyone from learning of the exit, nor does a child that inherited the streams.
     pub async fn drained(&self) {
         // At the same time: two readers that stall keep nobody longer than one.
-        match &self.outputs[..] {
-            [stdout, stderr] => _ = tokio::join!(stdout.drained(), stderr.drained()),
-            outputs => {
-                for output in outputs {
-                    output.drained().await;
+        let drained = async {
+            match &self.outputs[..] {
+                [stdout, stderr] => _ = tokio::join!(stdout.drained(), stderr.drained()),
+                outputs => {
+                    for output in outputs {
+                        output.drained().await;
+                    }
                 }
             }
+        };
+        if timeout(SLOW, drained).await.is_err() {
+            log::warn!("the reader of a standard stream is slow: its output follows the exit");
         }
     }
 

@@ -9,7 +9,7 @@ use std::{
 use thiserror::Error;
 use tokio::net::unix::pipe::Receiver;
 
-use super::{Mount, PlanError, RootfsError, place::Place};
+use super::{Mount, PlanError, RootfsError, aside, place::Place};
 use crate::{
     command::{self, CommandError},
     reaper::Reaper,
@@ -88,7 +88,9 @@ impl Helper {
     /// # Errors
     /// [`RootfsError::Place`], [`RootfsError::Helper`]; then something may be mounted.
     pub async fn mount(&self, place: &Place, reaper: &Reaper) -> Result<(), RootfsError> {
-        let mut command = self.command(&place.find()?.name());
+        let place = place.clone();
+        let spot = aside(move || place.find()).await?;
+        let mut command = self.command(&spot.name());
         let (output, writer) = io::pipe().map_err(HelperError::Pipe)?;
         let errors = writer.try_clone().map_err(HelperError::Pipe)?;
         command.stdin(Stdio::null()).stdout(writer).stderr(errors);

@@ -102,7 +102,9 @@ pub enum RootfsError {
 
 /// Off the runtime's one thread: the kernel may read a file system's journal before it has mounted it, and writes all of a
 /// layer's file system to the disk before it has unmounted an overlay. Other containers do not wait for that.
-async fn aside(step: impl FnOnce() -> Result<(), RootfsError> + Send + 'static) -> Result<(), RootfsError> {
+async fn aside<T: Send + 'static>(
+    step: impl FnOnce() -> Result<T, RootfsError> + Send + 'static,
+) -> Result<T, RootfsError> {
     tokio::task::spawn_blocking(step).await.map_err(RootfsError::GivenUp)?
 }
 

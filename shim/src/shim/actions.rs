@@ -10,7 +10,7 @@ use containerd_shim::{
     DeleteResponse,
     protos::{
         api::ShutdownRequest,
-        shim_async::{Client, TaskClient},
+        shim_async::TaskClient,
         types::introspection::{RuntimeInfo, RuntimeVersion},
     },
 };
@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     bundle::Bundle,
+    connection,
     engine::{Id, chain, clean_up},
     events::timestamp,
     oci,
@@ -125,7 +126,7 @@ async fn remove_dead_sockets(bundle: &Bundle, flags: &Flags, id: &Id) {
 /// it could ask for a container would stay for ever. Whether it answers: one on its way out may still accept a connection,
 /// and resets it.
 async fn is_asked_to_end(address: &str) -> bool {
-    let Ok(client) = Client::connect(address).await else { return false };
+    let Ok(client) = connection::connect(address).await else { return false };
     let nanoseconds = i64::try_from(ANSWER.as_nanos()).unwrap_or(i64::MAX);
     let context = context::Context { timeout_nano: nanoseconds, ..Default::default() };
     let answer = TaskClient::new(client).shutdown(context, &ShutdownRequest::default()).await;

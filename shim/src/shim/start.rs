@@ -85,6 +85,10 @@ fn spawn(start: &Start, options: &Options, path: &Path, listener: Stdio) -> Resu
     }
     let program = env::current_exe().map_err(ShimError::Executable)?;
     let mut server = Command::new(program);
+    // As containerd calls it: a link to a version of this program stays when the version goes, and the server notes it.
+    if let Some(called) = env::args_os().next().filter(|called| Path::new(called).is_absolute()) {
+        server.arg0(called);
+    }
     server.args(["-namespace", &start.namespace, "-id", &start.id, "-address", &start.containerd]);
     server.arg("-socket").arg(path).args(start.debug.then_some("-debug"));
     server.env(TTRPC_ADDRESS, &start.ttrpc).process_group(0);

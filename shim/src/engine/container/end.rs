@@ -20,6 +20,7 @@ use crate::{
         state::{Exit, State, Step},
     },
     events::{no_time, timestamp},
+    io::remove_dead_consoles,
     oci::Runtime,
     reaper::{Exited, Reaper},
     registration, rootfs,
@@ -200,5 +201,6 @@ pub async fn clean_up(
         leftover::remove(spec.cgroups_path()).await;
     }
     unmount(bundle, id).await;
+    remove_dead_consoles();
     read_pid_file(&bundle.init_pid_file())
 }

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    os::fd::OwnedFd,
     path::Path,
     time::{Duration, Instant},
 };
@@ -31,20 +31,21 @@ pub async fn kill(bundle: &Path, id: &str) {
 /// the bundle, among its arguments. No process of a container can be
 /// taken for one: none has a directory of the host.
 fn find(bundle: &Path, id: &str) -> Vec<(Pid, OwnedFd)> {
-    let Ok(wanted) = fs::metadata(bundle).map(|m| (m.dev(), m.ino())) else { return Vec::new() };
+    let Ok(wanted) = fs::canonicalize(bundle) else { return Vec::new() };
     let own = rustix::process::getpid();
     let processes = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
     let command = |entry: fs::DirEntry| {
         let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?).filter(|pid| *pid != own)?;
         // Before the look at it: a pid that is used again later is not killed.
         let pinned = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-        let directory = fs::metadata(entry.path().join("cwd")).ok()?;
+        // By name: to look at the directory itself would wait for the file system that it is on, whatever process has it.
+        let directory = fs::read_link(entry.path().join("cwd")).ok()?;
         let arguments = fs::read(entry.path().join("cmdline")).ok()?;
         let words = || arguments.split(|byte| *byte == 0);
         // A shim has the same directory and the same id among its arguments: it is asked to end, not killed.
         let is_command = words().any(|word| word == b"--root");
         let names = words().any(|word| word == id.as_bytes() || names_in(bundle, word));
-        ((directory.dev(), directory.ino()) == wanted && is_command && names).then_some((pid, pinned))
+        (directory == wanted && is_command && names).then_some((pid, pinned))
     };
     processes.filter_map(command).collect()
 }
