@@ -3,6 +3,9 @@
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -10,6 +13,7 @@ use rustix::fs::OFlags;
 
 use super::Case;
 use super::bed::{Bed, SLEEP};
+use super::events::{Log, lines};
 use super::task::{Stdio, Task, read_all, text_of};
 
 /// The cases.
@@ -23,6 +27,7 @@ pub const CASES: &[Case] = &[
     Case::new("an exec's exit is told while its child writes without end", flood),
     Case::new("a reader that stalls delays neither kill, nor wait, nor delete", stalled_init).in_vm(),
     Case::new("the same for an exec", stalled_exec),
+    Case::new("a reader that is slow keeps no exit, and an exec's comes before its init's", slow_reader),
     Case::new("a reader that leaves breaks nothing, and the next one reads on", next_reader),
     Case::new("a hundred execs at once, with all their output", hundred_execs).needs(&[super::Need::Native]),
 ];
@@ -177,6 +182,42 @@ fn stalled_exec(bed: &Bed) -> Result<String> {
     let deleted = began.elapsed();
     drop(reader);
     task.remove().map(|()| format!("waited {waited:.1?}, deleted after {deleted:.1?}"))
+}
+
+/// Reads a FIFO to its end, 50 KiB each second until it is told to hurry.
+fn read_slowly(fifo: &str, hurry: Arc<AtomicBool>) -> JoinHandle<Result<()>> {
+    let fifo = fifo.to_owned();
+    std::thread::spawn(move || {
+        let mut file = File::open(&fifo).with_context(|| format!("open {fifo}"))?;
+        while file.read(&mut [0; 1024]).with_context(|| format!("read {fifo}"))? > 0 {
+            if !hurry.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        Ok(())
+    })
+}
+
+fn slow_reader(bed: &Bed) -> Result<String> {
+    /// Less than what is in the pipes takes at that pace, and than an init waits for its execs.
+    const LONG: Duration = Duration::from_secs(7);
+    let task = Task::started(bed, "slow", &Stdio::default(), &SLEEP)?;
+    let (stdio, hurry) = (Stdio::fifos(bed, &["stdout"])?, Arc::new(AtomicBool::new(false)));
+    let reading = read_slowly(&stdio.stdout, hurry.clone());
+    task.run_exec("e1", &stdio, &["/bin/dd", "if=/dev/zero", "bs=64k"])?;
+    std::thread::sleep(Duration::from_millis(500));
+    let log = Log::of(bed.client(), &task.id)?;
+    let began = Instant::now();
+    ensure!(task.end()? == 137, "not by SIGKILL");
+    let told = lines(&[log.next()?, log.next()?]);
+    let took = began.elapsed();
+    hurry.store(true, Ordering::Relaxed);
+    ensure!(told == ["exit e1".to_owned(), format!("exit {}", task.id)], "{told:?}");
+    ensure!(took < LONG || bed.facts().systemd, "told after {took:?}");
+    task.delete_exec("e1")?;
+    task.delete()?;
+    reading.join().map_err(|_| anyhow!("the reader panicked"))??;
+    task.forget().map(|()| format!("told after {took:.1?}"))
 }
 
 fn next_reader(bed: &Bed) -> Result<String> {

@@ -19,6 +19,7 @@ pub const CASES: &[Case] = &[
         "a logging program that stalls gets all output, and the container waits for it",
         stalling_program,
     ),
+    Case::new("a container that writes much and ends at once is logged whole", ends_at_once),
     Case::new("an unknown log URI is refused by name", unknown_uri),
 ];
 
@@ -64,6 +65,27 @@ fn log_file(bed: &Bed) -> Result<String> {
     let log = log_with(&path, "three\n")?;
     ensure!(log.contains("one\n") && log.contains("two\n"), "{log:?}");
     container.remove().map(|_| log.replace('\n', " "))
+}
+
+/// Its task is deleted as soon as it has ended, and its shim ends with that.
+fn ends_at_once(bed: &Bed) -> Result<String> {
+    for (id, uri, out) in
+        [(bed.id("at-once-file"), "file", "log"), (bed.id("at-once-program"), "binary", "out")]
+    {
+        let uri = match uri {
+            "file" => format!("file://{FILES}/{id}.log"),
+            _ => format!("binary://{}?k=v", logger("at-once", "0")?),
+        };
+        let script = format!("seq 1 {LINES}");
+        let container = bed.start_logged(&id, &["--log-uri", &uri], &script)?;
+        container.wait_for("STOPPED")?;
+        ctr(&["task", "rm", &id])?.success("ctr task rm")?;
+        let log = log_with(&format!("{FILES}/{id}.{out}"), &format!("\n{LINES}\n"))?;
+        ensure!(log == all_lines(), "{uri}: {} of {} bytes", log.len(), all_lines().len());
+        ctr(&["container", "rm", &id])?.success("ctr container rm")?;
+        std::mem::forget(container);
+    }
+    Ok(String::new())
 }
 
 fn logging_program(bed: &Bed) -> Result<String> {
