@@ -18,7 +18,7 @@ mod start;
 use std::{
     env,
     io::{self, Write},
-    process::ExitCode,
+    process::{ExitCode, ExitStatus},
 };
 
 use flags::{Action, Flags, FlagsError};
@@ -86,6 +86,9 @@ pub enum ShimError {
     /// The server.
     #[error("cannot start the server")]
     Spawn(#[source] io::Error),
+    /// The server, as soon as it was started.
+    #[error("the server has ended at once: {0}")]
+    Died(ExitStatus),
     /// The server was not started by `start`.
     #[error("standard input is no listening socket: this is for the action `start`, which containerd calls")]
     NoListener,

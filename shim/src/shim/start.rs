@@ -5,7 +5,7 @@ use std::{
     io::{self, IsTerminal, Read},
     os::{fd::OwnedFd, unix::process::CommandExt},
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
     confine,
     flags::Flags,
     peer::{self, TaskApi},
-    socket,
+    socket::{self, Bound},
 };
 use crate::{
     bundle::{Bundle, BundleError},
@@ -46,12 +46,20 @@ pub fn run(flags: &Flags) -> Result<Vec<u8>, ShimError> {
     let address = socket::address(&path);
     // containerd 1.7 finds the shim by it when it is started anew, `delete` the socket.
     bundle.write_address(&address)?;
-    if let Some(listener) = socket::acquire(&path)? {
-        spawn(&start, &options, &path, OwnedFd::from(listener).into()).inspect_err(|_| {
-            let _ = std::fs::remove_file(&path);
-        })?;
+    let Some(listener) = socket::acquire(&path)? else {
+        return Ok(bootstrap::answer(start.dialect, task_api(&start), &address)?);
+    };
+    let socket = Bound::new(path.clone());
+    let server = spawn(&start, &options, &path, OwnedFd::from(listener).into());
+    let mut server = server.inspect_err(|_| socket.remove())?;
+    let answer = bootstrap::answer(start.dialect, task_api(&start), &address)?;
+    // Later than this, a server that is killed before containerd has connected leaves its socket: containerd asks nobody to
+    // clean up then.
+    if let Ok(Some(status)) = server.try_wait() {
+        socket.remove();
+        return Err(ShimError::Died(status));
     }
-    Ok(bootstrap::answer(start.dialect, task_api(&start), &address)?)
+    Ok(answer)
 }
 
 /// What is on standard input, which is a terminal when a person looks what this program does.
@@ -75,7 +83,7 @@ pub fn group(bundle: &Bundle, id: &str) -> Result<String, BundleError> {
 
 /// Starts the server with its socket as standard input, in a process group of its own: signals to containerd's do not
 /// reach it.
-fn spawn(start: &Start, options: &Options, path: &Path, listener: Stdio) -> Result<(), ShimError> {
+fn spawn(start: &Start, options: &Options, path: &Path, listener: Stdio) -> Result<Child, ShimError> {
     if !options.shim_cgroup.is_empty() {
         confine::join_cgroup(&options.shim_cgroup)?;
     }
@@ -94,7 +102,7 @@ fn spawn(start: &Start, options: &Options, path: &Path, listener: Stdio) -> Resu
     server.env(TTRPC_ADDRESS, &start.ttrpc).process_group(0);
     server.stdin(listener).stdout(Stdio::null()).stderr(Stdio::null());
     // It outlives this process, and containerd's init reaps it.
-    server.spawn().map(drop).map_err(ShimError::Spawn)
+    server.spawn().map_err(ShimError::Spawn)
 }
 
 /// The server is starting meanwhile.

@@ -1,14 +1,17 @@
 //! Kill -9 of shims, in each state of a container.
 
 use std::fs;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::bed::{SLEEP, eventually};
+use super::bed::{FILES, SLEEP, eventually};
 use super::faulty::{Faulty, How};
+use super::process::ByHand;
 use super::traces::Traces;
 use super::{Bed, Case};
 use crate::images::Image;
@@ -27,6 +30,10 @@ pub const CASES: &[Case] = &[
     Case::new("a shim that is killed when a container has ended", |bed| shim(bed, At::Stopped)),
     Case::new("a shim that is killed while it deletes a container", |bed| shim(bed, At::Deleting)),
 ];
+
+/// The cases of what only ours does.
+pub const OWN: &[Case] =
+    &[Case::new("a shim that is killed before its start is answered leaves no socket", before_answer)];
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -201,6 +208,31 @@ fn again(stack: Stack, world: &World, before: &Traces, id: &str) -> Result<()> {
     let out = stack.run_once(id, &["/bin/echo", "again"], b"")?.success("run again")?;
     ensure!(out == "again\n", "{out:?}");
     before.settle(world, forgiven(stack))
+}
+
+/// containerd asks nobody to clean up after a start that has failed.
+fn before_answer(bed: &Bed) -> Result<String> {
+    let mut shim = ByHand::new(bed, "answer")?;
+    // A containerd that says nothing: `start` waits for its version.
+    shim.containerd = format!("{FILES}/{}.sock", shim.id);
+    let _silent = UnixListener::bind(&shim.containerd).context("listen")?;
+    let (refused, killed) = std::thread::scope(|scope| {
+        let start = scope.spawn(|| shim.start(b""));
+        let killed = eventually("a server", || {
+            let server = *shim.servers()?.first().context("there is none")?;
+            kill(server)
+        });
+        (start.join(), killed)
+    });
+    killed?;
+    let refused = refused.map_err(|_| anyhow!("the start panicked"))?;
+    let error = refused.err().context("start has a server to name")?.to_string();
+    ensure!(error.contains("ended at once") && error.contains("signal: 9"), "{error}");
+    let address = fs::read_to_string(shim.bundle.join("address")).context("read the address")?;
+    let socket = address.trim_start_matches("unix://");
+    ensure!(address.starts_with("unix:///") && !Path::new(socket).exists(), "{address} is left");
+    fs::remove_file(&shim.containerd).context("remove a socket")?;
+    Ok(error)
 }
 
 /// A shim is killed at any moment of `ctr run`: nothing is left whatever comes of it.

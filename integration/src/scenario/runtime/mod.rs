@@ -129,6 +129,7 @@ const CAMPAIGNS: &[Room] = &[
 
 /// Of these, what no other runtime has.
 const OWN_CAMPAIGNS: &[Room] = &[
+    Room { name: "kills", cases: kills::OWN },
     Room { name: "commands", cases: commands::OWN },
     Room { name: "restarts", cases: restarts::OWN },
     Room { name: "many", cases: many::OWN },

@@ -55,7 +55,9 @@ pub(super) struct ByHand {
     /// The container's.
     pub(super) id: String,
     program: String,
-    bundle: PathBuf,
+    pub(super) bundle: PathBuf,
+    /// The socket of the containerd that starts it.
+    pub(super) containerd: String,
     /// containerd's end of the log: containerd's own shim waits for it, deaf to signals.
     _log: fs::File,
 }
@@ -73,7 +75,9 @@ impl ByHand {
             fs::File::options().read(true).write(true).open(bundle.join("log")).context("open the log")?;
         let mut words = bed.stack.runtime.rsplit('.');
         let (version, name) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-        Ok(Self { id, program: format!("containerd-shim-{name}-{version}"), bundle, _log: log })
+        let (program, containerd) =
+            (format!("containerd-shim-{name}-{version}"), CONTAINERD_SOCKET.to_owned());
+        Ok(Self { id, program, bundle, containerd, _log: log })
     }
 
     /// Runs the program as containerd does, with runtime options.
@@ -81,7 +85,7 @@ impl ByHand {
         let input = self.bundle.join("options");
         fs::write(&input, options).context("write options")?;
         Command::new(&self.program)
-            .args(["-namespace", "by-hand", "-address", CONTAINERD_SOCKET, "-publish-binary", "containerd"])
+            .args(["-namespace", "by-hand", "-address", &self.containerd, "-publish-binary", "containerd"])
             .args(["-id", &self.id])
             .args(args)
             .env("PATH", path())
