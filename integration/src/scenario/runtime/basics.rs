@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 
 use super::Case;
 use super::bed::Bed;
+use super::signals::until_handled;
 use crate::images::Image;
 use crate::scenario::ctr::{Container, ctr, run as run_program};
 
@@ -70,6 +71,7 @@ pub const CASES: &[Case] = &[
     .in_vm(),
     Case::new("kill: the exit status comes back through task rm", |bed| {
         let container = bed.start_container("kill", &STAYS)?;
+        until_handled(container.pid()?, 15)?;
         container.kill("SIGTERM")?;
         container.wait_for("STOPPED")?;
         let code = container.remove()?;

@@ -199,7 +199,12 @@ fn away(bed: &Bed) -> Result<String> {
     ensure!(ps()?.iter().any(|seen| seen.container == "late"), "{:?}", ps()?);
     done(&["detach", "late", "tzdata"])?;
     ctr(&["task", "rm", "-f", "late"])?;
-    ctr(&["container", "rm", "late"])?.success("ctr container rm").map(|_| String::new())
+    ctr(&["container", "rm", "late"])?.success("ctr container rm")?;
+    // It waits a moment before it connects again.
+    eventually("containerd to find the new capsuled", || {
+        ctr(&["snapshots", "--snapshotter", OURS.snapshotter, "ls"])?.success("ctr snapshots ls")
+    })?;
+    Ok(String::new())
 }
 
 /// A root for `ctr run --rootfs`, which needs no snapshotter: it can be started while capsuled is away.

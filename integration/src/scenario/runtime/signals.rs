@@ -46,7 +46,7 @@ fn end_by(task: &Task<'_>, exec: &str, signal: u32) -> Result<WaitResponse> {
 }
 
 /// Waits until a process handles a signal.
-fn until_handled(pid: u32, signal: u32) -> Result<()> {
+pub fn until_handled(pid: u32, signal: u32) -> Result<()> {
     eventually("a handler of the signal", || {
         let path = format!("/proc/{pid}/status");
         let status = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
