@@ -181,9 +181,8 @@ impl<'a> Killed<'a> {
     /// The next try works.
     fn again(&self) -> Result<()> {
         if self.step == Step::Exec {
-            // One that could not be started has ended, and is deleted as any that has. For containerd's own it still waits.
-            let status = if self.bed.is_reference() { TaskStatus::Created } else { TaskStatus::Stopped };
-            self.task.expect("e", status)?;
+            // One that could not be started is said to wait still; it can only be deleted.
+            self.task.expect("e", TaskStatus::Created)?;
             self.task.delete_exec("e").context("delete the exec that failed")?;
         }
         self.call().context("the next try")?;
