@@ -44,6 +44,14 @@ pub async fn left() {
     while caller.changed().await.is_ok() {}
 }
 
+/// Whether the caller of the present step has left; not in a step of the shim's own.
+pub fn has_left() -> bool {
+    // Nothing is ever sent: an error says that the sender is gone.
+    CALLER
+        .try_with(|caller| caller.as_ref().is_some_and(|caller| caller.has_changed().is_err()))
+        .unwrap_or(false)
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::{sync::oneshot, time::timeout};
@@ -56,7 +64,9 @@ mod tests {
     async fn a_step_learns_that_its_caller_left_and_goes_on() {
         let (say, said) = oneshot::channel();
         let step = to_end(async {
+            assert!(!has_left());
             left().await;
+            assert!(has_left());
             // What clears up is not left again.
             say.send(timeout(MOMENT, nobodys(left())).await.is_err()).unwrap();
         });

@@ -101,6 +101,11 @@ impl Engine {
             Ok(created) => created,
             Err(error) => {
                 self.lock().remove(id.as_str());
+                if caller::has_left() {
+                    // It may be a containerd that was killed, which asked this shim to end while the container was being made,
+                    // or never will.
+                    self.shutdown();
+                }
                 self.end_if_asked();
                 return Err(error);
             }
