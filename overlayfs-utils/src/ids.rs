@@ -1,7 +1,7 @@
 //! Mappings of ids, and the user namespaces that the kernel wants them as.
 
 use std::{
-    fs::OpenOptions,
+    fs::{self, OpenOptions},
     io::{self, Write},
     os::fd::OwnedFd,
 };
@@ -45,6 +45,20 @@ impl IdMapping {
         }
         Ok(Self { lines })
     }
+}
+
+/// Whether this process is in another user namespace than the initial one: its `root` is some user of the host then, and the
+/// kernel gives it neither `trusted.*` attributes nor mounts without the flags that they have (user_namespaces(7)).
+///
+/// # Errors
+/// When `/proc/self/uid_map` cannot be read.
+pub fn in_user_namespace() -> io::Result<bool> {
+    Ok(!is_initial(&fs::read_to_string("/proc/self/uid_map")?))
+}
+
+/// Whether a map is that of the initial user namespace: every id is itself.
+fn is_initial(map: &str) -> bool {
+    map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// Why there is no user namespace.
@@ -108,13 +122,20 @@ mod tests {
     }
 
     #[test]
+    fn only_the_full_identity_map_is_the_initial_user_namespace() {
+        assert!(is_initial("         0          0 4294967295\n"));
+        assert!(!is_initial("0 1000 1\n"));
+        assert!(!is_initial("0 0 4294967295\n5 5 1\n"));
+    }
+
+    #[test]
     fn privileged_a_user_namespace_has_the_mapping_and_no_process() {
         let mapping = IdMapping::parse("0:100000:65536").unwrap();
         let namespace = new_user_namespace(&mapping, &mapping).expect("run this as root");
         let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&namespace));
-        let target = std::fs::read_link(link).unwrap();
+        let target = fs::read_link(link).unwrap();
         assert!(target.to_str().unwrap().starts_with("user:["), "{target:?}");
-        assert_ne!(target, std::fs::read_link("/proc/self/ns/user").unwrap());
+        assert_ne!(target, fs::read_link("/proc/self/ns/user").unwrap());
         let overlapping = IdMapping::parse("0:100000:5,3:100100:5").unwrap();
         let error = new_user_namespace(&overlapping, &mapping).unwrap_err();
         assert!(error.to_string().contains("uid_map"), "{error}");

@@ -46,7 +46,7 @@ mod users;
 pub use child::limit_open_files;
 pub use detached::{DetachedMount, LayerDir, LayersBy, Tree, TreeError};
 pub use error::{MountError, Step};
-pub use ids::{IdMapping, InvalidMapping, UserNamespaceError, new_user_namespace};
+pub use ids::{IdMapping, InvalidMapping, UserNamespaceError, in_user_namespace, new_user_namespace};
 pub use loopback::{LoopDevice, LoopError};
 pub use mountinfo::{MountEntry, MountTable, ParseMountInfoError, parse_mountinfo};
 pub use namespace::{NamespaceError, in_directory, in_mount_namespace, in_new_mount_namespace};

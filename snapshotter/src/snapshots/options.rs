@@ -1,7 +1,7 @@
 //! What is asked of every snapshot here: by the machine, and by the operator's configuration. Pure but for
 //! [`OverlayOptions::read`].
 
-use std::{fmt, fs, io, path::Path};
+use std::{fmt, io, path::Path};
 
 /// What the kernel, the place we run in and the operator ask of every overlay.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,8 +16,6 @@ pub struct OverlayOptions {
 
 /// Is there only if the kernel's overlayfs can be asked to turn its index off.
 const INDEX_PARAMETER: &str = "/sys/module/overlay/parameters/index";
-/// How ids of this user namespace map to its parent's (user_namespaces(7)).
-const UID_MAP: &str = "/proc/self/uid_map";
 
 impl OverlayOptions {
     /// Finds out what is needed where this process runs; nothing is configured.
@@ -27,7 +25,7 @@ impl OverlayOptions {
     pub fn read() -> io::Result<Self> {
         Ok(Self {
             index_off: Path::new(INDEX_PARAMETER).exists(),
-            userxattr: !is_initial_user_namespace(&fs::read_to_string(UID_MAP)?),
+            userxattr: overlayfs_utils::in_user_namespace()?,
             configured: Vec::new(),
         })
     }
@@ -47,11 +45,6 @@ impl OverlayOptions {
             None => (option, None),
         })
     }
-}
-
-/// Whether a uid map is that of the initial user namespace: every id is itself.
-fn is_initial_user_namespace(map: &str) -> bool {
-    map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// What the operator chose for all snapshots.
@@ -157,13 +150,6 @@ impl fmt::Display for MountOption {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_the_full_identity_map_is_the_initial_user_namespace() {
-        assert!(is_initial_user_namespace("         0          0 4294967295\n"));
-        assert!(!is_initial_user_namespace("0 1000 1\n"));
-        assert!(!is_initial_user_namespace("0 0 4294967295\n5 5 1\n"));
-    }
 
     #[test]
     fn parameters_are_what_overlayfs_itself_gets() {
