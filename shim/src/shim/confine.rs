@@ -6,6 +6,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use overlayfs_utils::in_user_namespace;
 use rustix::thread::CoreSchedulingScope;
 use thiserror::Error;
 
@@ -80,6 +81,8 @@ fn members(root: &Path, asked: &str, unified: bool) -> Result<Vec<PathBuf>, Conf
 /// One more than containerd's score, so that the kernel ends the shim before containerd, and containers (which the
 /// runtime gives theirs) before both when their specs say so. containerd is this process' parent.
 ///
+/// In a user namespace this process may not be allowed to: then it goes without, as containerd's own shim does.
+///
 /// # Errors
 /// [`ConfineError::Score`].
 pub fn raise_oom_score() -> Result<(), ConfineError> {
@@ -89,7 +92,18 @@ pub fn raise_oom_score() -> Result<(), ConfineError> {
     let score: i32 = text.trim().parse().unwrap_or_default();
     let own = PathBuf::from("/proc/self/oom_score_adj");
     let raised = (score + 1).min(OOM_SCORE_MAX).to_string();
-    fs::write(&own, raised).map_err(|e| ConfineError::Score(own, e))
+    match fs::write(&own, raised) {
+        Err(error) if is_for_root_alone(&error, in_user_namespace().unwrap_or(false)) => {
+            log::debug!("the OOM score stays: {error}");
+            Ok(())
+        }
+        written => written.map_err(|e| ConfineError::Score(own, e)),
+    }
+}
+
+/// Whether an error is what root in a user namespace has to live with.
+fn is_for_root_alone(error: &io::Error, rootless: bool) -> bool {
+    rootless && error.kind() == io::ErrorKind::PermissionDenied
 }
 
 /// Makes a cookie for this process' group, which what it starts inherits (Linux 5.14, `CONFIG_SCHED_CORE`).
@@ -105,6 +119,19 @@ pub fn schedule_on_own_cores() -> Result<(), ConfineError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_lack_of_permission_in_a_user_namespace_is_lived_with() {
+        use rustix::io::Errno;
+        for (errno, rootless, lived_with) in [
+            (Errno::ACCESS, true, true),
+            (Errno::PERM, true, true),
+            (Errno::ACCESS, false, false),
+            (Errno::ROFS, true, false),
+        ] {
+            assert_eq!(is_for_root_alone(&errno.into(), rootless), lived_with, "{errno} {rootless}");
+        }
+    }
 
     #[test]
     fn a_cgroup_is_found_in_each_hierarchy_that_has_it() {
