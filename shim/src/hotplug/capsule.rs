@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use overlayfs_utils::{ContainerPath, LayerDir};
+use overlayfs_utils::{ContainerPath, LayerDir, in_user_namespace};
 use rustix::{
     fs::{AtFlags, Dir, FileType},
     io::Errno,
@@ -21,6 +21,8 @@ use super::{
 
 /// Marks a directory that hides those of the layers below (`Documentation/filesystems/overlayfs.rst`).
 const OPAQUE: &str = "trusted.overlay.opaque";
+/// The same in a user namespace, where nobody may read the other: images are unpacked with it there.
+const USER_OPAQUE: &str = "user.overlay.opaque";
 /// Links followed before a chain counts as a loop, as in the kernel.
 const MAX_LINKS: usize = 40;
 
@@ -28,6 +30,7 @@ const MAX_LINKS: usize = 40;
 #[derive(Debug)]
 pub struct Tree {
     layers: Vec<LayerDir>,
+    userxattr: bool,
 }
 
 impl Tree {
@@ -36,8 +39,14 @@ impl Tree {
     /// # Errors
     /// [`EngineError::Layer`] when one is missing.
     pub fn open(layers: &[PathBuf]) -> Result<Self, EngineError> {
+        let userxattr = in_user_namespace().map_err(|e| read_failed(Path::new("/proc/self/uid_map"), e))?;
         let layers = layers.iter().map(|l| LayerDir::open(l)).collect::<Result<_, _>>()?;
-        Ok(Self { layers })
+        Ok(Self { layers, userxattr })
+    }
+
+    /// Whether an overlay of the layers is to read `user.overlay.*` attributes.
+    pub fn userxattr(&self) -> bool {
+        self.userxattr
     }
 
     /// The directories that make up `path`, topmost first; none when the capsule has no directory there.
@@ -47,9 +56,35 @@ impl Tree {
     pub fn dirs(&self, path: &ContainerPath) -> Result<Vec<LayerDir>, EngineError> {
         let mut here: Vec<LayerDir> = self.layers.iter().map(reopen).collect::<Result<_, _>>()?;
         for name in path.as_str().split('/').filter(|n| !n.is_empty()) {
-            here = merge(&here, name)?;
+            here = self.merge(&here, name)?;
         }
         Ok(here)
+    }
+
+    /// The directories `name` of `dirs` that are seen: down to an opaque one, or to what is no directory.
+    fn merge(&self, dirs: &[LayerDir], name: &str) -> Result<Vec<LayerDir>, EngineError> {
+        let mut merged = Vec::new();
+        for dir in dirs {
+            match read_entry(dir, name)? {
+                Found::Missing => {}
+                Found::Whiteout | Found::Entry(Entry::Link(_) | Entry::Other) => break,
+                Found::Entry(Entry::Dir) => {
+                    let Some(below) = dir.open_below(name.as_ref())? else { break };
+                    let opaque = self.is_opaque(&below);
+                    merged.push(below);
+                    if opaque {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(merged)
+    }
+
+    fn is_opaque(&self, dir: &LayerDir) -> bool {
+        let name = if self.userxattr { USER_OPAQUE } else { OPAQUE };
+        let mut value = [0_u8; 4];
+        matches!(rustix::fs::fgetxattr(dir.fd(), name, &mut value), Ok(1)) && value[0] == b'y'
     }
 
     /// What is at `path`, whose parent must be a directory of the capsule.
@@ -150,31 +185,6 @@ fn read_entry(dir: &LayerDir, name: &str) -> Result<Found, EngineError> {
     })
 }
 
-/// The directories `name` of `dirs` that are seen: down to an opaque one, or to what is no directory.
-fn merge(dirs: &[LayerDir], name: &str) -> Result<Vec<LayerDir>, EngineError> {
-    let mut merged = Vec::new();
-    for dir in dirs {
-        match read_entry(dir, name)? {
-            Found::Missing => {}
-            Found::Whiteout | Found::Entry(Entry::Link(_) | Entry::Other) => break,
-            Found::Entry(Entry::Dir) => {
-                let Some(below) = dir.open_below(name.as_ref())? else { break };
-                let opaque = is_opaque(&below);
-                merged.push(below);
-                if opaque {
-                    break;
-                }
-            }
-        }
-    }
-    Ok(merged)
-}
-
-fn is_opaque(dir: &LayerDir) -> bool {
-    let mut value = [0_u8; 4];
-    matches!(rustix::fs::fgetxattr(dir.fd(), OPAQUE, &mut value), Ok(1)) && value[0] == b'y'
-}
-
 fn reopen(dir: &LayerDir) -> Result<LayerDir, EngineError> {
     let fd = dir.fd().try_clone_to_owned().map_err(|source| read_failed(dir.path(), source))?;
     Ok(LayerDir::from_fd(fd, dir.path().to_owned()))
@@ -231,18 +241,24 @@ mod tests {
 
     #[test]
     fn privileged_whiteouts_and_opaque_directories_hide_what_is_below() {
-        let dir = tempfile::tempdir().unwrap();
-        let [top, low] = ["top", "low"].map(|n| dir.path().join(n));
-        fs::create_dir_all(top.join("usr")).unwrap();
-        fs::create_dir_all(low.join("usr/old")).unwrap();
-        fs::create_dir_all(low.join("gone")).unwrap();
-        rustix::fs::setxattr(top.join("usr"), OPAQUE, b"y", rustix::fs::XattrFlags::empty())
-            .expect("trusted.* attributes need root: run the privileged tests as root");
-        let mode = rustix::fs::Mode::empty();
-        rustix::fs::mknodat(rustix::fs::CWD, top.join("gone"), FileType::CharacterDevice, mode, 0).unwrap();
-        let tree = Tree::open(&[top, low]).unwrap();
-        assert_eq!(tree.entries(&path("/")).unwrap(), [("usr".to_owned(), Entry::Dir)]);
-        assert!(tree.dirs(&path("/gone")).unwrap().is_empty());
-        assert!(tree.entries(&path("/usr")).unwrap().is_empty());
+        for (mark, userxattr) in [(OPAQUE, false), (USER_OPAQUE, true)] {
+            let dir = tempfile::tempdir().unwrap();
+            let [top, low] = ["top", "low"].map(|n| dir.path().join(n));
+            fs::create_dir_all(top.join("usr")).unwrap();
+            fs::create_dir_all(low.join("usr/old")).unwrap();
+            fs::create_dir_all(low.join("gone")).unwrap();
+            rustix::fs::setxattr(top.join("usr"), mark, b"y", rustix::fs::XattrFlags::empty())
+                .expect("trusted.* attributes need root: run the privileged tests as root");
+            let mode = rustix::fs::Mode::empty();
+            rustix::fs::mknodat(rustix::fs::CWD, top.join("gone"), FileType::CharacterDevice, mode, 0)
+                .unwrap();
+            let open = |userxattr| Tree { userxattr, ..Tree::open(&[top.clone(), low.clone()]).unwrap() };
+            let tree = open(userxattr);
+            assert_eq!(tree.entries(&path("/")).unwrap(), [("usr".to_owned(), Entry::Dir)]);
+            assert!(tree.dirs(&path("/gone")).unwrap().is_empty());
+            assert!(tree.entries(&path("/usr")).unwrap().is_empty());
+            // The other kind of mark is nothing but an attribute.
+            assert_eq!(open(!userxattr).entries(&path("/usr")).unwrap().len(), 1);
+        }
     }
 }

@@ -74,12 +74,16 @@ pub(super) fn build(
         Some(trees) => trees.iter().map(Lower::Tree).collect(),
         None => layers.iter().map(Lower::Dir).collect(),
     };
+    let overlay = |plan: OverlayPlan<'_>| {
+        let plan = if tree.userxattr() { plan.with_userxattr() } else { plan };
+        DetachedMount::overlay(&plan, by, &source)
+    };
     let mount = if planned.alone {
         let empty = scene.empty_dir()?;
-        DetachedMount::overlay(&OverlayPlan::ro(lowers, &empty)?, by, &source)?
+        overlay(OverlayPlan::ro(lowers, &empty)?)?
     } else {
         let below = scene.open_host_dir(&planned.at)?;
-        DetachedMount::overlay(&OverlayPlan::union(lowers, Lower::Dir(&below))?, by, &source)?
+        overlay(OverlayPlan::union(lowers, Lower::Dir(&below))?)?
     };
     let block = SuperBlock::of(mount.fd())?;
     Ok(Built { mount, mounted: Mounted { path: planned.at.clone(), block, alone: planned.alone } })
