@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use overlayfs_utils::{LoopDevice, in_directory};
+use overlayfs_utils::{LoopDevice, in_directory, in_user_namespace};
 use rustix::{
+    fs::StatVfsMountFlags,
     io::Errno,
     mount::{MountFlags, MountPropagationFlags, mount, mount_change, mount_remount},
 };
@@ -32,7 +33,9 @@ pub fn apply(plan: &Plan, place: &Place) -> Result<(), RootfsError> {
             if !flags.is_empty() {
                 // A bind ignores every other flag: they take a second call.
                 let made = place.find()?;
-                mount_remount(made.path(), MountFlags::BIND | *flags, c"").map_err(failed("remount"))?;
+                let kept = locked_flags(made.path()).map_err(failed("statvfs"))?;
+                let flags = MountFlags::BIND | *flags | kept;
+                mount_remount(made.path(), flags, c"").map_err(failed("remount"))?;
             }
             propagate(*propagation, place, failed("propagation"))
         }
@@ -56,6 +59,25 @@ pub fn apply(plan: &Plan, place: &Place) -> Result<(), RootfsError> {
             mapped::mount(uids, gids, layers.as_deref(), inner, place)
         }
     }
+}
+
+/// The flags of a mount that a remount has to repeat: in a user namespace nobody may take away those that came from outside
+/// of it (mount_namespaces(7)). Elsewhere none, as with containerd's own mounts.
+fn locked_flags(target: &Path) -> Result<MountFlags, Errno> {
+    if !in_user_namespace().unwrap_or(false) {
+        return Ok(MountFlags::empty());
+    }
+    let has = rustix::fs::statvfs(target)?.f_flag;
+    let table = [
+        (StatVfsMountFlags::RDONLY, MountFlags::RDONLY),
+        (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+        (StatVfsMountFlags::NODEV, MountFlags::NODEV),
+        (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+        (StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
+        (StatVfsMountFlags::NODIRATIME, MountFlags::NODIRATIME),
+        (StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
+    ];
+    Ok(table.into_iter().filter(|(flag, _)| has.contains(*flag)).map(|(_, flag)| flag).collect())
 }
 
 /// The loop device of a file, which it is until a mount has it.
