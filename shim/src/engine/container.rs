@@ -7,6 +7,7 @@ mod end;
 mod freeze;
 mod launch;
 mod orphans;
+mod pids;
 mod resources;
 
 use std::{
@@ -336,20 +337,6 @@ impl Container {
             }
             _ => Err(error),
         }
-    }
-
-    /// The pids of its processes, with the exec ids of those that are execs.
-    ///
-    /// # Errors
-    /// [`EngineError`].
-    pub async fn pids(&self) -> Result<Vec<(u32, Option<String>)>, EngineError> {
-        let pids = self.runtime.ps(self.id.as_str()).await?;
-        let execs: HashMap<u32, String> = self
-            .execs()
-            .iter()
-            .map(|(id, exec)| (exec.process.state().pid().cast_unsigned(), id.clone()))
-            .collect();
-        Ok(pids.into_iter().map(|pid| (pid, execs.get(&pid).cloned())).collect())
     }
 
     fn execs(&self) -> MutexGuard<'_, HashMap<String, Exec>> {
