@@ -62,6 +62,12 @@ fn privileged_native_forky_runtime() -> Result<()> {
     run(Kind::Native, Suite::Forky, &scenario_of_environment())
 }
 
+/// The everyday part of the suite as a user without root has it, with a cgroup and without.
+#[test]
+fn privileged_native_forky_rootless() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "rootless")
+}
+
 /// containerd 1.7.
 #[test]
 fn privileged_native_trixie_runtime() -> Result<()> {

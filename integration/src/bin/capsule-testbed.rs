@@ -11,6 +11,7 @@ use capsule_integration::event::{Event, Reporter};
 use capsule_integration::images::Image;
 use capsule_integration::machine::{Job, Kind, Machine};
 use capsule_integration::narrate::Narrator;
+use capsule_integration::native::rootless;
 use capsule_integration::payload::Payload;
 use capsule_integration::power::machine::{Filesystem, Load, Omission};
 use capsule_integration::power::{self, Campaign};
@@ -96,6 +97,12 @@ enum Do {
     #[command(hide = true)]
     Janitor { folder: PathBuf },
     #[command(hide = true)]
+    Rootless {
+        step: rootless::Step,
+        #[command(flatten)]
+        node: rootless::Node,
+    },
+    #[command(hide = true)]
     Leash {
         program: String,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -152,6 +159,9 @@ fn dispatch(command: Do) -> Result<ExitCode> {
         Do::Join { folder } => native::join(&folder)?,
         Do::Init { folder } => return Ok(ExitCode::from(u8::try_from(native::init(&folder)?).unwrap_or(1))),
         Do::Janitor { folder } => native::janitor(&folder)?,
+        Do::Rootless { step, node } => {
+            return Ok(ExitCode::from(u8::try_from(node.step(step)?).unwrap_or(1)));
+        }
         Do::Leash { program, args } => vm::leash(&program, &args)?,
         Do::Scenario { name } => inside(&name, Box::new(std::io::stdout()))?,
         Do::Guest => guest()?,

@@ -150,7 +150,7 @@ fn enter_root(root: &Path) -> Result<()> {
 
 /// Starts the scenario and reaps every child, shims' orphans too, until it ends. What still runs then ends with this
 /// process.
-fn run_scenario(name: &str) -> Result<i32> {
+pub(super) fn run_scenario(name: &str) -> Result<i32> {
     let scenario = Command::new("/payload/bin/capsule-testbed")
         .args(["scenario", name])
         .env_clear()
@@ -168,7 +168,7 @@ fn run_scenario(name: &str) -> Result<i32> {
     }
 }
 
-fn mount_at(at: &Path, kind: &str, options: &str) -> Result<()> {
+pub(super) fn mount_at(at: &Path, kind: &str, options: &str) -> Result<()> {
     let data = CString::new(options).context("mount options")?;
     mount(kind, at, kind, MountFlags::empty(), data.as_c_str())
         .with_context(|| format!("mount {kind} at {}", at.display()))

@@ -9,6 +9,7 @@
 mod cgroups;
 mod init;
 mod janitor;
+pub mod rootless;
 
 use std::fs;
 use std::os::unix::process::CommandExt as _;

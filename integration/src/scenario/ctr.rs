@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use super::rootless;
 use super::world::path;
 use crate::images::Image;
 
@@ -101,6 +102,12 @@ pub fn ctr(args: &[&str]) -> Result<Output> {
 }
 
 impl Stack {
+    /// What `ctr run` is told of it.
+    pub fn words(self) -> Vec<&'static str> {
+        let own = ["--runtime", self.runtime, "--snapshotter", self.snapshotter];
+        [&own[..], rootless::options()].concat()
+    }
+
     /// Imports the test image and unpacks it with this stack's snapshotter.
     pub fn import(self) -> Result<String> {
         self.import_image(Image::Busybox)
@@ -116,7 +123,7 @@ impl Stack {
 
     /// Runs a container to its end, as `ctr run --rm` does.
     pub fn run_once(self, id: &str, command: &[&str], input: &[u8]) -> Result<Output> {
-        let mut args = vec!["run", "--rm", "--runtime", self.runtime, "--snapshotter", self.snapshotter];
+        let mut args = [&["run", "--rm"], &self.words()[..]].concat();
         args.extend([Image::Busybox.name(), id]);
         args.extend(command);
         run("ctr", &args, input)
@@ -124,7 +131,7 @@ impl Stack {
 
     /// Runs a command on an image to its end, with `options` of `ctr run`; its standard output.
     pub fn run_image_once(self, image: Image, options: &[&str], command: &[&str]) -> Result<String> {
-        let mut args = vec!["run", "--rm", "--runtime", self.runtime, "--snapshotter", self.snapshotter];
+        let mut args = [&["run", "--rm"], &self.words()[..]].concat();
         args.extend(options);
         args.extend([image.name(), "once"]);
         args.extend(command);
@@ -138,7 +145,7 @@ impl Stack {
 
     /// As [`Stack::start`], with output that `options` must send somewhere.
     pub fn start_with_output(self, id: &str, options: &[&str], command: &[&str]) -> Result<Container> {
-        let mut args = vec!["run", "-d", "--runtime", self.runtime, "--snapshotter", self.snapshotter];
+        let mut args = [&["run", "-d"], &self.words()[..]].concat();
         args.extend(options);
         args.extend([Image::Busybox.name(), id]);
         args.extend(command);

@@ -15,6 +15,7 @@
 //! | [`snapshotters`] | nothing but that every call succeeds: it measures snapshotters |
 //! | [`runtime`] | what a container's runtime must do, on containerd's own and on ours |
 //! | [`runtimes`] | nothing but that every call succeeds: it measures runtimes |
+//! | [`rootless`] | the runtime suite holds on a node without root |
 //! | [`suite`] | the snapshotter's conformance suite, through containerd, on its overlayfs and on ours |
 //! | [`idmapped`] | owners in user namespaces are those of containerd's overlayfs |
 //! | [`upgrade`] | no call fails while capsuled is replaced |
@@ -28,6 +29,7 @@ pub mod errors;
 pub mod idmapped;
 pub mod images;
 pub mod readers;
+pub mod rootless;
 pub mod runtime;
 pub mod runtimes;
 pub mod snapshots;
@@ -68,6 +70,10 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "upgrade" => upgrade::take_over(reporter, 50),
         "upgrade-systemd" => upgrade::systemd(reporter, 10),
         _ => match runtime::Choice::parse(name) {
+            Some(choice) if name.starts_with("rootless") => {
+                choice?;
+                rootless::run(reporter, &name.replacen("rootless", "runtime", 1))
+            }
             Some(choice) if name.starts_with("soak") => runtime::soak::run(reporter, &choice?),
             Some(choice) => runtime::run(reporter, &choice?),
             None => bail!("there is no scenario {name:?}"),

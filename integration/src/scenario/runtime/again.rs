@@ -32,8 +32,8 @@ fn start(bed: &Bed, options: &[&str]) -> Result<Container> {
 /// The same on a root of its own, `FILES/NAME`.
 fn on_bare_root(bed: &Bed, name: &str) -> Result<Container> {
     let (root, id) = (bare_root(name)?, bed.id(name));
-    let run = ["run", "-d", "--null-io", "--runtime", OURS.runtime, "--rootfs", &root, &id];
-    ctr(&[&run[..], &["/bin/sh", "-c", LOOKS]].concat())?.success("ctr run --rootfs")?;
+    let run = ["--rootfs", &root, &id, "/bin/sh", "-c", LOOKS];
+    ctr(&[&["run", "-d", "--null-io"], &OURS.words()[..], &run].concat())?.success("ctr run --rootfs")?;
     let container = Container { id };
     // The root outlives the task: what the first one says must be said before the next.
     found(&container)?;
@@ -195,9 +195,9 @@ fn deleted(bed: &Bed) -> Result<String> {
     ctr(&["container", "rm", &id])?.success("ctr container rm")?;
     std::mem::forget(container);
     let root = bare_root("deleted")?;
-    let run = ["run", "-d", "--null-io", "--runtime", OURS.runtime, "--rootfs", &root, &id];
-    let command: Vec<String> =
-        run.iter().chain(&["/bin/sleep", "100000"]).map(|part| (*part).to_owned()).collect();
+    let run = ["--rootfs", &root, &id, "/bin/sleep", "100000"];
+    let command = [&["run", "-d", "--null-io"], &OURS.words()[..], &run].concat();
+    let command: Vec<String> = command.into_iter().map(str::to_owned).collect();
     let starting = std::thread::spawn(move || {
         let command: Vec<&str> = command.iter().map(String::as_str).collect();
         ctr(&command)
@@ -221,8 +221,8 @@ fn without(bed: &Bed) -> Result<String> {
     let root = bare_root("without")?;
     bed.world().kill_capsuled()?;
     let id = bed.id("without");
-    let run = ["run", "--rm", "--runtime", OURS.runtime, "--rootfs", &root, &id, "/bin/echo", "ran"];
-    let ran = ctr(&run);
+    let run = ["--rootfs", &root, &id, "/bin/echo", "ran"];
+    let ran = ctr(&[&["run", "--rm"], &OURS.words()[..], &run].concat());
     bed.restart_capsuled()?;
     let out = ran?.success("ctr run while capsuled is away")?;
     ensure!(out == "ran\n", "{out:?}");

@@ -2,9 +2,9 @@
 
 use anyhow::{Result, ensure};
 
-use super::Case;
 use super::bed::Bed;
 use super::signals::until_handled;
+use super::{Case, Need};
 use crate::images::Image;
 use crate::scenario::ctr::{Container, ctr, run as run_program};
 
@@ -59,7 +59,8 @@ pub const CASES: &[Case] = &[
         let pid = container.pid()?.to_string();
         ensure!(list.lines().any(|line| line.starts_with(&pid)), "{list}");
         container.remove().map(|_| String::new())
-    }),
+    })
+    .needs(&[Need::Cgroups]),
     Case::new("pause and resume", |bed| {
         let container = bed.start_container("pause", &STAYS)?;
         ctr(&["task", "pause", &container.id])?.success("pause")?;
@@ -68,6 +69,7 @@ pub const CASES: &[Case] = &[
         container.wait_for("RUNNING")?;
         container.remove().map(|_| String::new())
     })
+    .needs(&[Need::Cgroups])
     .in_vm(),
     Case::new("kill: the exit status comes back through task rm", |bed| {
         let container = bed.start_container("kill", &STAYS)?;
@@ -89,12 +91,8 @@ pub const CASES: &[Case] = &[
 const STAYS: [&str; 3] = ["/bin/sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.05; done"];
 
 fn terminal(bed: &Bed) -> Result<String> {
-    let line = format!(
-        "ctr run --rm -t --runtime {} --snapshotter {} {} once /usr/bin/tty",
-        bed.stack.runtime,
-        bed.stack.snapshotter,
-        Image::Busybox.name()
-    );
+    let words = bed.stack.words().join("' '");
+    let line = format!("ctr run --rm -t '{words}' {} once /usr/bin/tty", Image::Busybox.name());
     let out = run_program("script", &["-qec", &line, "/dev/null"], b"")?.success("run -t")?;
     ensure!(out.contains("/dev/pts/0"), "{out:?}");
     Ok(String::new())

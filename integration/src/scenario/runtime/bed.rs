@@ -14,6 +14,7 @@ use super::client::Client;
 use crate::event::Reporter;
 use crate::scenario::capsulectl::publish;
 use crate::scenario::ctr::{Container, OURS, REFERENCE, Stack, ctr};
+use crate::scenario::rootless::{self, Cgroups};
 use crate::scenario::world::{World, path};
 use crate::workspace::output_of;
 
@@ -29,10 +30,14 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Facts {
     /// Not 1.7.
     pub containerd_2: bool,
-    /// Only cgroups of version 2, with controllers.
+    /// Only cgroups of version 2.
     pub unified: bool,
     /// systemd is the first process: it is a VM.
     pub systemd: bool,
+    /// Root in a user namespace only.
+    pub rootless: bool,
+    /// What containers can have.
+    pub cgroups: Cgroups,
 }
 
 impl Facts {
@@ -42,6 +47,8 @@ impl Facts {
             containerd_2: !version.contains(" 1.7."),
             unified: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
             systemd: Path::new("/run/systemd/system").exists(),
+            rootless: rootless::is_here(),
+            cgroups: rootless::cgroups(),
         })
     }
 
@@ -50,10 +57,14 @@ impl Facts {
         match need {
             // The only machines with systemd are VMs, of which none is as fast.
             Need::Native => !self.systemd,
-            Need::UnifiedCgroups => self.unified,
-            Need::LegacyCgroups => !self.unified,
+            Need::Cgroups => self.cgroups.own,
+            Need::Controllers => self.cgroups.controllers,
+            Need::UnifiedCgroups => self.unified && self.cgroups.controllers,
+            Need::LegacyCgroups => !self.unified && self.cgroups.controllers,
             Need::Systemd => self.systemd,
             Need::Containerd2 => self.containerd_2,
+            Need::Root => !self.rootless,
+            Need::Rootless => self.rootless,
         }
     }
 }

@@ -9,7 +9,8 @@ use anyhow::{Context as _, Result, ensure};
 use super::bed::{Bed, FILES, SLEEP, eventually};
 use super::streams::{LINES, all_lines, log_with, logger};
 use super::{Case, Need};
-use crate::images::Image;
+use crate::images::layer::Entry;
+use crate::images::{Image, oci};
 use crate::scenario::capsulectl::{done, ps, refused, tzdata};
 use crate::scenario::ctr::{OURS, ctr};
 use crate::scenario::world::log_of;
@@ -25,8 +26,10 @@ pub const CASES: &[Case] = &[
     Case::new("mistakes in the annotation are refused, and nothing is left", mistakes),
     Case::new("a container that takes no capsules gets none", refusing),
     Case::new("a start waits for capsuled", away),
-    Case::new("in a user namespace, what is attached is root's there", owners).needs(&[Need::Containerd2]),
-    Case::new("a checkpoint with capsules attached is refused by name", checkpoint),
+    Case::new("a layer's directory hides that of the layer below", opaque),
+    Case::new("in a user namespace, what is attached is root's there", owners)
+        .needs(&[Need::Containerd2, Need::Root]),
+    Case::new("a checkpoint with capsules attached is refused by name", checkpoint).needs(&[Need::Cgroups]),
 ];
 
 /// A container writes more than fits anywhere, while its log is read by nobody for two seconds.
@@ -93,15 +96,38 @@ fn named(bed: &Bed, binary: &str) -> Result<String> {
     let named = format!("{ATTACH}=tzdata@{}, debug-tools:/:union", bed.newest()?);
     let read = "test -s /usr/share/zoneinfo/Europe/Berlin && ls /usr/share/zoneinfo | wc -l";
     let id = format!("named-{binary}");
-    let run = ["run", "--rm", "--runtime", OURS.runtime, "--snapshotter", OURS.snapshotter];
     let with = ["--runtime-config-path", &options, "--annotation", &named, Image::Busybox.name(), &id];
-    let args = [&run[..], &with, &["/bin/sh", "-c", read]].concat();
+    let args = [&["run", "--rm"], &OURS.words()[..], &with, &["/bin/sh", "-c", read]].concat();
     let out = ctr(&args)?.success("run with named capsules")?;
     eventually("the records to go with the container", || {
         ensure!(ps()?.iter().all(|seen| seen.container != id), "still on record: {:?}", ps()?);
         Ok(())
     })?;
     Ok(format!("{} entries", out.trim()))
+}
+
+/// A capsule of two layers, as an image that another tool has made.
+fn opaque(bed: &Bed) -> Result<String> {
+    let folders = || ["opt", "opt/layered"].map(Entry::folder);
+    let lower = folders().into_iter().chain([Entry::file("opt/layered/old", "old")]).collect();
+    // Without root containerd makes an opaque directory of one that is removed and made anew, with root of the other mark.
+    let marks =
+        [Entry::removed("opt", "layered"), Entry::folder("opt/layered"), Entry::opaque("opt/layered")];
+    let upper =
+        [Entry::folder("opt")].into_iter().chain(marks).chain([Entry::file("opt/layered/new", "new")]);
+    let upper = upper.collect();
+    let archive = format!("{FILES}/layered.tar");
+    oci::write(Path::new(&archive), "localhost/capsules/layered:1.0.0", &[lower, upper])?;
+    let import = ["--namespace", "capsules", "image", "import", "--snapshotter", OURS.snapshotter, &archive];
+    ctr(&import)?.success("ctr image import")?;
+    let container = bed.start_container("layered", &SLEEP)?;
+    eventually("the capsule to be known", || done(&["inspect", "layered"]))?;
+    for (target, mode, below) in [("/mnt/alone", "ro", "/mnt/alone"), ("/", "union", "")] {
+        done(&["attach", &container.id, "layered", "--target", target, "--mode", mode])?;
+        let seen = container.sh("look", &format!("ls {below}/opt/layered"))?;
+        ensure!(seen == "new\n", "{target}: {seen:?}");
+    }
+    container.remove().map(|_| String::new())
 }
 
 fn made_anew(_: &Bed) -> Result<String> {
@@ -186,7 +212,7 @@ fn refusing(_: &Bed) -> Result<String> {
 /// A container that names capsules waits for a capsuled that is being replaced.
 fn away(bed: &Bed) -> Result<String> {
     bed.world().kill_capsuled()?;
-    let args = ["run", "-d", "--null-io", "--runtime", OURS.runtime, "--rootfs"];
+    let args = [&["run", "-d", "--null-io"], &OURS.words()[..], &["--rootfs"]].concat();
     let named = format!("{ATTACH}=tzdata");
     let root = bare_root("root")?;
     let started = std::thread::spawn(move || {

@@ -20,7 +20,7 @@ pub const CASES: &[Case] = &[
     Case::new("create, start, exit and delete, with the same pid and exit", whole_life).in_vm(),
     Case::new("an exec: added, started, exit", exec_life),
     Case::new("an init's exit comes after its execs' exits", exits_in_order).in_vm(),
-    Case::new("pause and resume", pause_and_resume),
+    Case::new("pause and resume", pause_and_resume).needs(&[super::Need::Cgroups]),
     Case::new("a task that is deleted before its start", never_started),
     Case::new("an exec that cannot be started", exec_not_started),
     Case::new("a create that fails tells nothing", failed_create),

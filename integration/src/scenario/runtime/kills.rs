@@ -83,7 +83,7 @@ pub fn shim_of(id: &str) -> Result<u32> {
 
 /// The arguments of `ctr run` for a container of a stack.
 pub fn args_of<'a>(stack: Stack, options: &'a [String], id: &'a str, command: &[&'a str]) -> Vec<&'a str> {
-    let mut args = vec!["--runtime", stack.runtime, "--snapshotter", stack.snapshotter];
+    let mut args = stack.words();
     args.extend(options.iter().map(String::as_str));
     args.extend([Image::Busybox.name(), id]);
     args.extend(command);
@@ -123,7 +123,7 @@ pub enum At {
 }
 
 /// Brings a container into a state, kills its shim, and asserts that nothing is left and the id can be used again.
-fn shim(bed: &Bed, at: At) -> Result<String> {
+pub(super) fn shim(bed: &Bed, at: At) -> Result<String> {
     let (stack, world) = (bed.stack, &*bed.world());
     let before = Traces::of_idle(world, stack)?;
     let id = bed.id("shim");

@@ -19,13 +19,13 @@ pub const CASES: &[Case] = &[
     Case::new("the state of an init, from its creation to its end", init_states).in_vm(),
     Case::new("the state of an exec, from its addition to its end", exec_states),
     Case::new("all who wait are told the same, before, after, and beside the deletion", waiters),
-    Case::new("pids name their execs", pids),
-    Case::new("kill of an exec ends the exec, kill of all ends all", kill_all),
-    Case::new("what outlives an init in the node's PID namespace is killed", host_pids),
-    Case::new("a paused task stands still and can be killed", paused),
-    Case::new("execs of a paused task are paused, whatever they were", paused_execs),
+    Case::new("pids name their execs", pids).needs(CGROUPS),
+    Case::new("kill of an exec ends the exec, kill of all ends all", kill_all).needs(CGROUPS),
+    Case::new("what outlives an init in the node's PID namespace is killed", host_pids).needs(CGROUPS),
+    Case::new("a paused task stands still and can be killed", paused).needs(CGROUPS),
+    Case::new("execs of a paused task are paused, whatever they were", paused_execs).needs(CGROUPS),
     Case::new("a task that is being paused says so, and so do its execs", pausing)
-        .needs(&[Need::Containerd2]),
+        .needs(&[Need::Containerd2, Need::Cgroups]),
     Case::new("a task can be made again", again).in_vm(),
     Case::new("an exec's id can be used again", exec_again),
     Case::new("an exec's user, directory and environment", exec_process),
@@ -33,6 +33,8 @@ pub const CASES: &[Case] = &[
     Case::new("the shim itself: Connect, State, and a Shutdown that waits for its task", shim_itself)
         .needs(&[Need::Containerd2]),
 ];
+
+const CGROUPS: &[Need] = &[Need::Cgroups];
 
 fn init_states(bed: &Bed) -> Result<String> {
     let stdio = Stdio::fifos(bed, &["stdin", "stdout", "stderr"])?;

@@ -33,6 +33,7 @@
 //! | [`pods`] | pods as CRI of containerd 2 makes them |
 //! | [`ends`] | what a shim tells that ends while containerd is away |
 //! | [`capsules`] | the annotations, which only our runtime follows |
+//! | [`rootless`] | what is different on a node without root |
 //! | [`origins`] | checkpoints, roots that others mount, user namespaces |
 //! | [`mounts`] | roots in files, of several mounts, and of programs |
 //! | [`again`] | attachments that a container's next task has too |
@@ -63,6 +64,7 @@ pub mod pods;
 pub mod process;
 pub mod refusals;
 pub mod restarts;
+pub mod rootless;
 pub mod sandboxes;
 pub mod shim;
 pub mod signals;
@@ -106,6 +108,7 @@ const ROOMS: &[Room] = &[
     Room { name: "sandboxes", cases: sandboxes::CASES },
     Room { name: "pods", cases: pods::CASES },
     Room { name: "ends", cases: ends::CASES },
+    Room { name: "rootless", cases: rootless::CASES },
 ];
 
 /// The cases of what no other runtime has.
@@ -116,7 +119,11 @@ const OWN_ROOMS: &[Room] = &[
     Room { name: "pods", cases: pods::OWN_CASES },
     Room { name: "capsules", cases: capsules::CASES },
     Room { name: "again", cases: again::CASES },
+    Room { name: "rootless", cases: rootless::OWN },
 ];
+
+/// The rooms that a node without root runs, unless `TEST_CASES` names others.
+const ROOTLESS: &[&str] = &["basics", "streams", "signals", "life", "terminals", "origins", "rootless"];
 
 /// The cases of every runtime that take minutes: a scenario of their own.
 const CAMPAIGNS: &[Room] = &[
@@ -205,6 +212,10 @@ impl Forgiven {
 pub enum Need {
     /// The speed of a machine that is not emulated.
     Native,
+    /// Control groups of containers' own, which can be frozen.
+    Cgroups,
+    /// The same with controllers.
+    Controllers,
     /// Unified cgroups, with controllers.
     UnifiedCgroups,
     /// Cgroups of version 1.
@@ -213,6 +224,10 @@ pub enum Need {
     Systemd,
     /// containerd 2.
     Containerd2,
+    /// The rights of the host's root.
+    Root,
+    /// Not these: root in a user namespace.
+    Rootless,
 }
 
 /// Which cases of the suite are run on which stacks.
@@ -227,13 +242,13 @@ pub struct Choice {
 
 impl Choice {
     /// From a scenario's name: `runtime`, `runtime:RUNTIME`, `runtime:RUNTIME:PART`; an empty runtime is both.
-    /// `campaigns` in the place of `runtime` means them, `soak` is for [`soak::run`].
+    /// `campaigns` in the place of `runtime` means them, `soak` is for [`soak::run`], `rootless` for [`super::rootless::run`].
     ///
     /// Not one of these: nothing. A runtime that is not known: an error.
     pub fn parse(scenario: &str) -> Option<Result<Self>> {
         let (name, rest) = scenario.split_once(':').unwrap_or((scenario, ""));
         let (runtime, part) = rest.split_once(':').unwrap_or((rest, ""));
-        matches!(name, "runtime" | "campaigns" | "soak").then(|| {
+        matches!(name, "runtime" | "rootless" | "campaigns" | "soak").then(|| {
             let stacks = match runtime {
                 "" => vec![REFERENCE, OURS],
                 runtime => {
@@ -306,7 +321,12 @@ fn run_room(reporter: &mut Reporter, bed: &Bed, room: &Room, part: &str) -> usiz
         let name = format!("{}: {}", room.name, case.name);
         let named = name.replace(' ', "-").contains(part);
         let facts = bed.facts();
-        let worth = !facts.systemd || !part.is_empty() || case.in_vm || case.needs_vm();
+        let worth = match facts {
+            _ if !part.is_empty() => true,
+            Facts { rootless: true, .. } => ROOTLESS.contains(&room.name),
+            Facts { systemd: true, .. } => case.in_vm || case.needs_vm(),
+            _ => true,
+        };
         if !named || !worth || !case.needs.iter().all(|need| facts.has(*need)) {
             continue;
         }
@@ -355,6 +375,7 @@ mod tests {
         assert_eq!(parse("runtime:io.containerd.capsule.v1:log-file"), Some(vec!["ours"]));
         assert_eq!(parse("campaigns:"), Some(vec!["reference", "ours"]));
         assert_eq!(parse("runtime:crun"), Some(vec![]));
+        assert_eq!(parse("rootless::basics"), Some(vec!["reference", "ours"]));
         assert_eq!(parse("demo"), None);
         let part = Choice::parse("runtime::log-file").map(|choice| choice.map(|choice| choice.part).ok());
         assert_eq!(part, Some(Some("log-file".to_owned())));

@@ -3,13 +3,17 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use capsule_proto::containerd::types::Mount;
 
 use super::bed::{Bed, FILES, SLEEP, eventually};
 use super::capsules::bare_root;
+use super::task::{Stdio, Task};
 use super::{Case, Need};
 use crate::scenario::ctr::{Container, ctr, run};
+use crate::workspace::output_of;
 
 /// The cases.
 pub const CASES: &[Case] = &[
@@ -17,13 +21,15 @@ pub const CASES: &[Case] = &[
     Case::new("a container ends with its checkpoint, and can be removed", ends).needs(CRIU),
     Case::new("a checkpoint that fails is named, and the container goes on", fails).needs(CRIU),
     Case::new("a root that the client has mounted is left as it is", mounted_by_client),
+    Case::new("a directory, bound read-only", bound),
     // ctr 1.7 sends every runtime but runc's own an option's type that is older than all of them.
     Case::new("no pivot_root, and a read-only root", no_pivot).needs(&[Need::Containerd2]),
-    Case::new("a user namespace: owners, an exec and a terminal", user_namespace).needs(&[Need::Containerd2]),
+    Case::new("a user namespace: owners, an exec and a terminal", user_namespace)
+        .needs(&[Need::Containerd2, Need::Root]),
 ];
 
 /// criu is slow where processors are emulated, and asks more of a kernel than an emulated one need have.
-const CRIU: &[Need] = &[Need::Native, Need::Containerd2];
+const CRIU: &[Need] = &[Need::Native, Need::Containerd2, Need::Root];
 /// Counts in its memory, and says how far it is.
 const COUNTS: &str = "i=0; while :; do i=$((i+1)); echo $i > /count; sleep 0.05; done";
 const MAP: &str = "0:100000:65536";
@@ -109,8 +115,8 @@ fn mounted_by_client(bed: &Bed) -> Result<String> {
     let root = bare_root(&bed.id("mounted"))?;
     fs::write(Path::new(&root).join("etc/mine"), "mine\n").context("write a file")?;
     let id = bed.id("mounted");
-    let run = ["run", "-d", "--null-io", "--runtime", bed.stack.runtime, "--rootfs", &root, &id];
-    ctr(&[&run[..], &SLEEP].concat())?.success("ctr run --rootfs")?;
+    let run = ["run", "-d", "--null-io", "--rootfs"];
+    ctr(&[&run[..], &bed.stack.words(), &[&root, &id], &SLEEP].concat())?.success("ctr run --rootfs")?;
     let container = Container { id };
     let out = container.exec("look", &["/bin/busybox", "cat", "/etc/mine"], b"")?.success("look")?;
     ensure!(out == "mine\n", "{out:?}");
@@ -119,13 +125,35 @@ fn mounted_by_client(bed: &Bed) -> Result<String> {
     Ok(String::new())
 }
 
+/// As a snapshotter gives a view of one layer. A node without root must keep the flags that its mounts have.
+fn bound(bed: &Bed) -> Result<String> {
+    let name = bed.id("bound");
+    let root = bare_root(&name)?;
+    let source = format!("/var/lib/containerd/{name}");
+    output_of(Command::new("mv").args([&root, &source]))?;
+    let task = Task::container(bed, "bound", &[], &["/bin/busybox", "touch", "/mine"])?;
+    let mount = Mount {
+        r#type: "bind".to_owned(),
+        source: source.clone(),
+        options: ["rbind", "ro"].map(str::to_owned).to_vec(),
+        ..Default::default()
+    };
+    task.create_on(vec![mount], &Stdio::default())?;
+    task.start("")?;
+    let code = task.wait("")?.exit_status;
+    ensure!(code == 1 && !fs::exists(format!("{source}/mine"))?, "it could be written to: {code}");
+    task.remove()?;
+    ensure!(fs::exists(format!("{source}/bin/busybox"))?, "it is gone");
+    fs::remove_dir_all(&source).context("remove the directory").map(|()| String::new())
+}
+
 fn no_pivot(bed: &Bed) -> Result<String> {
     let script = "touch /x 2>/dev/null && echo writable; grep -c ' / / ' /proc/self/mountinfo; exec sleep 1";
-    let args = ["run", "--rm", "--no-pivot", "--read-only", "--runtime", bed.stack.runtime];
+    let args = ["run", "--rm", "--no-pivot", "--read-only"];
     let image = crate::images::Image::Busybox.name();
     let id = bed.id("no-pivot");
-    let with = ["--snapshotter", bed.stack.snapshotter, image, &id, "/bin/sh", "-c", script];
-    let out = ctr(&[&args[..], &with].concat())?.success("ctr run --no-pivot")?;
+    let with = [image, &id, "/bin/sh", "-c", script];
+    let out = ctr(&[&args[..], &bed.stack.words(), &with].concat())?.success("ctr run --no-pivot")?;
     ensure!(!out.contains("writable"), "the root can be written to");
     Ok(out.trim().replace('\n', " "))
 }

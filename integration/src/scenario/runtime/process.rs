@@ -12,7 +12,7 @@ use containerd_shim::api::Options;
 use prost::Message as _;
 
 use super::Case;
-use super::Need::Containerd2;
+use super::Need::{Cgroups, Containerd2};
 use super::asked::{runc_options, toml_options};
 use super::bed::{Bed, FILES, SLEEP, eventually};
 use super::events::{Log, lines};
@@ -26,13 +26,17 @@ pub const CASES: &[Case] = &[
     Case::new("start puts the shim where the options say, and raises its OOM score", |bed| {
         confined(bed, with_cgroup)
     })
+    .needs(&[Cgroups])
     .in_vm(),
     Case::new("start refuses a cgroup that is not there", no_cgroup),
     Case::new("-info tells name and features", info).needs(&[Containerd2]),
     Case::new("-v tells the version", version),
     Case::new("containers of a group have one shim, those of none their own", grouped),
-    Case::new("a containerd that is started anew has its tasks, and knows what has ended", adopted).in_vm(),
+    Case::new("a containerd that is started anew has its tasks, and knows what has ended", adopted)
+        .needs(&[Cgroups])
+        .in_vm(),
     Case::new("execs that end while containerd is down are told of when it is back, in order", told_late)
+        .needs(&[Cgroups])
         .forgiven(
             "its publisher changes the order of events that it tries again, and gives them up",
             &["instead of [\"exit one\"", "no further event came"],
@@ -43,7 +47,8 @@ pub const CASES: &[Case] = &[
 pub const OWN_CASES: &[Case] = &[
     Case::new("start puts the shim where options in TOML say", |bed| {
         confined(bed, |cgroup| Ok(toml_options("", &format!("ShimCgroup = {cgroup:?}\n")).encode_to_vec()))
-    }),
+    })
+    .needs(&[Cgroups]),
     Case::new("an option that is not known is named", unknown_option),
     Case::new("a shim serves both versions of the Task API", both_versions).needs(&[Containerd2]),
 ];

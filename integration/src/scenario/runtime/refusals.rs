@@ -22,12 +22,14 @@ pub const CASES: &[Case] = &[
         let task = Task::created(bed, "created", &Stdio::default(), &SLEEP)?;
         expect(&task, CREATED)?;
         task.remove().map(|()| String::new())
-    }),
+    })
+    .needs(CGROUPS),
     Case::new("calls about a task that runs", |bed| {
         let task = Task::started(bed, "running", &Stdio::default(), &SLEEP)?;
         expect(&task, RUNNING)?;
         task.remove().map(|()| String::new())
     })
+    .needs(CGROUPS)
     .in_vm(),
     Case::new("calls about a task that is paused", |bed| {
         let task = Task::started(bed, "paused", &Stdio::default(), &SLEEP)?;
@@ -36,7 +38,8 @@ pub const CASES: &[Case] = &[
         task.resume()?;
         outcome?;
         task.remove().map(|()| String::new())
-    }),
+    })
+    .needs(CGROUPS),
     Case::new("calls about a task that has ended", |bed| {
         let task = Task::started(bed, "stopped", &Stdio::default(), &SLEEP)?;
         task.run_exec("e1", &Stdio::default(), &["/bin/true"])?;
@@ -72,6 +75,9 @@ pub const CASES: &[Case] = &[
     }),
     Case::new("calls about an exec that is not there", |bed| exec_case(bed, EXEC_ABSENT, |_| Ok(()))),
 ];
+
+/// Without them, no runtime tells pids or freezes.
+const CGROUPS: &[super::Need] = &[super::Need::Cgroups];
 
 /// A call; the first word names its method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

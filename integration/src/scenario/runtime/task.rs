@@ -128,7 +128,11 @@ impl<'a> Task<'a> {
         args.extend([Image::Busybox.name(), &id]);
         args.extend(command);
         ctr(&args)?.success("ctr container create")?;
-        Ok(Self { key: id.clone(), id, client: bed.client(), snapshotter: stack.snapshotter })
+        let task = Self { key: id.clone(), id, client: bed.client(), snapshotter: stack.snapshotter };
+        if !bed.facts().cgroups.own {
+            task.change_spec(|spec| spec["linux"]["cgroupsPath"] = "".into())?;
+        }
+        Ok(task)
     }
 
     /// The same with a record that `ctr` cannot write.

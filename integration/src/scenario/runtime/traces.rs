@@ -33,7 +33,7 @@ impl Traces {
             let faulty = Faulty::new(&format!("idle-{}-{runtime}", stack.name), runtime)?;
             let mut options = faulty.options(stack)?.to_vec();
             options.extend(["--rm".to_owned()]);
-            let mut args = vec!["run", "--runtime", stack.runtime, "--snapshotter", stack.snapshotter];
+            let mut args = [&["run"], &stack.words()[..]].concat();
             args.extend(options.iter().map(String::as_str));
             args.extend([Image::Busybox.name(), "idle", "/bin/true"]);
             ctr(&args)?.success("a container that does nothing")?;

@@ -13,21 +13,24 @@ use crate::scenario::runtime::{Case, Need};
 /// The cases.
 pub const CASES: &[Case] = &[
     Case::new("an init that is killed for want of memory: one event, before its exit", init)
+        .needs(&[Need::Controllers])
         .in_vm()
         .forgiven("it may see the exit first", &[r#""start", "exit""#]),
     Case::new("an exec that is: one event, before its exit, and the container goes on", exec)
+        .needs(&[Need::Controllers])
         .in_vm()
         .forgiven(
             "it may see the exit first",
             &[r#""exec-started e1", "exit e1""#, r#""exec-started e2", "exit e2""#],
         ),
-    Case::new("a process that is neither: an event each time", child).needs(&[Need::Native]),
+    Case::new("a process that is neither: an event each time", child).needs(NATIVE),
     // The kernel wakes a listener of version 1 then too.
     Case::new("a container that is deleted within its limits: no event", none).needs(&[Need::LegacyCgroups]),
     // Without systemd's driver nobody removes the control group but the runtime.
-    Case::new("many containers that are killed at once: an event for each", many).needs(&[Need::Native]),
+    Case::new("many containers that are killed at once: an event for each", many).needs(NATIVE),
 ];
 
+const NATIVE: &[Need] = &[Need::Native, Need::Controllers];
 const LIMIT: [&str; 2] = ["--memory-limit", "33554432"];
 /// A line that never ends is kept in memory.
 const EATER: [&str; 2] = ["/bin/tail", "/dev/zero"];
