@@ -151,7 +151,8 @@ impl Stack {
         args.extend(command);
         ctr(&args)?.success("ctr run -d")?;
         let container = Container { id: id.to_owned() };
-        container.wait_for("RUNNING")?;
+        // It may have ended since.
+        container.wait_for_one_of(&["RUNNING", "STOPPED"])?;
         Ok(container)
     }
 }
@@ -181,14 +182,18 @@ impl Container {
 
     /// Waits until the task has this status.
     pub fn wait_for(&self, status: &str) -> Result<()> {
+        self.wait_for_one_of(&[status])
+    }
+
+    fn wait_for_one_of(&self, wanted: &[&str]) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             let seen = self.task()?;
-            if seen.as_ref().is_some_and(|(_, seen)| seen == status) {
+            if seen.as_ref().is_some_and(|(_, seen)| wanted.contains(&seen.as_str())) {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                bail!("{} is {seen:?}, not {status}, after 30 s", self.id);
+                bail!("{} is {seen:?}, not {}, after 30 s", self.id, wanted.join(" or "));
             }
             std::thread::sleep(Duration::from_millis(20));
         }
