@@ -10,11 +10,11 @@ use capsule_proto::containerd::v1::types::Status as TaskStatus;
 use containerd_shim::api::Options;
 use tonic::Code;
 
-use super::Case;
 use super::asked::Asked;
 use super::bed::{Bed, SLEEP, eventually};
 use super::client::code;
 use super::task::{Stdio, Task, read_all, text_of};
+use super::{Case, Need};
 
 /// The cases.
 pub const CASES: &[Case] = &[
@@ -23,9 +23,11 @@ pub const CASES: &[Case] = &[
     Case::new("a real-time signal ends an init that shares the node's PID namespace", init_ends),
     Case::new("kill -9 of a container that was never started", never_started),
     Case::new("kill -9 of what has ended", ended),
-    Case::new("crun: a signal to all reaches the init's children and execs", |bed| to_all(bed, "crun")),
+    // Where a container has no control group, runc cannot tell which processes are all, and crun may take all of the node's.
+    Case::new("crun: a signal to all reaches the init's children and execs", |bed| to_all(bed, "crun"))
+        .needs(&[Need::Cgroups]),
     Case::new("runc: a signal to all reaches those that runc means", |bed| to_all(bed, "runc")),
-    Case::new("kill -9 of all ends a container with children", all_killed),
+    Case::new("kill -9 of all ends a container with children", all_killed).needs(&[Need::Cgroups]),
 ];
 
 /// The first that programs may use.
