@@ -44,10 +44,11 @@ SHIM := containerd-shim-capsule-v1
 release-shim:
 	cargo rustc --locked --release -p $(SHIM) --bin $(SHIM) -- -C target-feature=+crt-static
 
-# 5,000 execs in one container, and shims killed at any moment; both runtimes.
+# 5,000 execs in one container, and shims killed at any moment; both runtimes, on containerd 2.1 and 1.7.
 soak: build
-	@$(TESTBED) prepare --suite forky
-	@$(TESTBED) run soak
+	@$(TESTBED) prepare
+	@$(TESTBED) run soak --suite forky
+	@$(TESTBED) run soak --suite trixie
 
 build: setup
 	cargo build --locked --profile fast --workspace --bins

@@ -92,6 +92,12 @@ fn privileged_vm_forky_runtime() -> Result<()> {
     run(Kind::Vm, Suite::Forky, &scenario_of_environment())
 }
 
+/// The same, for a part of the kills and restarts: it takes minutes where processors are emulated.
+#[test]
+fn privileged_vm_forky_campaigns() -> Result<()> {
+    campaigns_of_environment().map_or(Ok(()), |scenario| run(Kind::Vm, Suite::Forky, &scenario))
+}
+
 #[test]
 fn privileged_native_forky_suite() -> Result<()> {
     run(Kind::Native, Suite::Forky, "suite")

@@ -1,7 +1,7 @@
 //! Logging programs: the protocol of containerd's `core/runtime/v2/logging`.
 //!
-//! The program reads the process' output on descriptor 3 and its errors on 4, and closes 5 when it is ready; its
-//! environment is the process' id and its namespace. When the process and all who inherited its streams have ended,
+//! The program reads the process' output on descriptor 3 and its errors on 4, and closes 5 when it is ready (one of version 2
+//! writes a byte before); its environment is the process' id and its namespace. When the process and all who inherited its streams have ended,
 //! both pipes end. A program that goes on when the process is deleted gets `SIGTERM`, and later `SIGKILL`.
 
 use std::{
@@ -37,7 +37,7 @@ impl Logger {
     /// Starts it and waits until it is ready. Gives the pipes that it reads: output, errors.
     ///
     /// # Errors
-    /// [`IoError::Logger`], [`IoError::LoggerNotReady`].
+    /// [`IoError::Logger`], [`IoError::LoggerNotReady`], [`IoError::LoggerFailed`].
     pub async fn start(program: &Program, setup: &Setup<'_>) -> Result<(Self, OwnedFd, OwnedFd), IoError> {
         let path = || program.path.clone();
         let failed = |e: io::Error| IoError::Logger(path(), e);
@@ -66,6 +66,7 @@ impl Logger {
         // It writes a byte or closes the pipe. One that ends does so too: then its pipes break.
         let mut ready = Receiver::from_owned_fd(ready.into()).map_err(failed)?;
         match timeout(READY, ready.read(&mut [0])).await {
+            Ok(Ok(0)) if program.says_ready => Err(IoError::LoggerFailed(path())),
             Ok(Ok(_)) => Ok((this, stdout_writer.into(), stderr_writer.into())),
             Ok(Err(error)) => Err(failed(error)),
             Err(_) => Err(IoError::LoggerNotReady(path())),

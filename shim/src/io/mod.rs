@@ -66,8 +66,11 @@ pub enum IoError {
     #[error("cannot start the logging program {}", .0.display())]
     Logger(PathBuf, #[source] io::Error),
     /// A logging program that does not begin.
-    #[error("the logging program {} ended or was silent before it was ready (it closes descriptor 5 when it is)", .0.display())]
+    #[error("the logging program {} was not ready in time (it closes descriptor 5 when it is)", .0.display())]
     LoggerNotReady(PathBuf),
+    /// One of version 2 that has ended, or has closed what it was to say it on.
+    #[error("the logging program {} did not say that it is ready (for binary-v2 it writes a byte to descriptor 5)", .0.display())]
+    LoggerFailed(PathBuf),
     /// A FIFO that cannot be opened.
     #[error("cannot open the FIFO {}", .0.display())]
     Fifo(PathBuf, #[source] io::Error),

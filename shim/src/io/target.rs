@@ -1,7 +1,8 @@
 //! Where a process' streams go, as containerd asked: FIFOs, a log file, or a logging program.
 //!
 //! The URIs are those of containerd's clients (`pkg/cio/io.go`: `LogFile`, `BinaryIO`): `file:///PATH` and
-//! `binary:///PROGRAM?KEY=VALUE…`. A log URI is for the whole output: standard error has the same, or nothing.
+//! `binary:///PROGRAM?KEY=VALUE…`, from containerd 2.3 on also `binary-v2:`. A log URI is for the whole output: standard error
+//! has the same, or nothing.
 
 use std::path::PathBuf;
 
@@ -43,6 +44,8 @@ pub struct Program {
     pub path: PathBuf,
     /// The URI's keys, each followed by its value.
     pub args: Vec<String>,
+    /// It has to say that it is ready (`binary-v2:`); one that only closes the descriptor for that has failed.
+    pub says_ready: bool,
 }
 
 impl Default for Target {
@@ -69,7 +72,10 @@ impl Stdio {
         let path = decode_path(path).ok_or_else(unknown)?;
         let output = match scheme {
             "file" => Target::File(path),
-            "binary" => Target::Program(Program { path, args: decode_query(query) }),
+            "binary" | "binary-v2" => {
+                let (args, says_ready) = (decode_query(query), scheme == "binary-v2");
+                Target::Program(Program { path, args, says_ready })
+            }
             _ => return Err(unknown()),
         };
         Ok(Self { stdin, output, terminal, asked })
@@ -143,15 +149,26 @@ mod tests {
             ("binary:///bin/log?b=1&a=x%26y&b=2", vec!["b", "1", "a", "x&y"]),
             ("binary:///bin/log?_INTERNAL=/var/lib/n", vec!["_INTERNAL", "/var/lib/n"]),
         ] {
-            let args = args.into_iter().map(str::to_owned).collect();
-            let program = Program { path: "/bin/log".into(), args };
-            assert_eq!(output(uri, uri).unwrap(), Target::Program(program), "{uri}");
+            let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
+            for (version, says_ready) in [("", false), ("-v2", true)] {
+                let uri = uri.replacen("binary", &format!("binary{version}"), 1);
+                let program = Program { path: "/bin/log".into(), args: Vec::clone(&args), says_ready };
+                assert_eq!(output(&uri, &uri).unwrap(), Target::Program(program), "{uri}");
+            }
         }
     }
 
     #[test]
     fn anything_else_is_refused() {
-        for uri in ["relative", "file://relative", "http://host/x", "file:///a%00b", "binary://", "file:/x"] {
+        for uri in [
+            "relative",
+            "file://relative",
+            "http://host/x",
+            "file:///a%00b",
+            "binary://",
+            "binary-v3:///x",
+            "file:/x",
+        ] {
             assert!(matches!(output(uri, ""), Err(IoError::Uri(refused)) if refused == uri), "{uri}");
         }
         assert!(matches!(Stdio::parse("file:///x", "", "", false), Err(IoError::Uri(_))));

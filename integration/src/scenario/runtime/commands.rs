@@ -21,13 +21,13 @@ use super::{Bed, Case, Need};
 /// The cases.
 pub const CASES: &[Case] = &[
     killed("runc create that is killed", |bed| Killed::run(bed, "runc", Step::Create)),
-    killed("runc start that is killed", |bed| Killed::run(bed, "runc", Step::Start)),
-    killed("runc exec that is killed", |bed| Killed::run(bed, "runc", Step::Exec)),
+    killed("runc start that is killed", |bed| Killed::run(bed, "runc", Step::Start)).in_vm(),
+    killed("runc exec that is killed", |bed| Killed::run(bed, "runc", Step::Exec)).in_vm(),
     killed("runc kill that is killed", |bed| Killed::run(bed, "runc", Step::Kill)),
     killed("runc pause that is killed", |bed| Killed::run(bed, "runc", Step::Pause)),
     killed("runc resume that is killed", |bed| Killed::run(bed, "runc", Step::Resume)),
     killed("runc update that is killed", |bed| Killed::run(bed, "runc", Step::Update)),
-    killed("runc delete that is killed", |bed| Killed::run(bed, "runc", Step::Delete)),
+    killed("runc delete that is killed", |bed| Killed::run(bed, "runc", Step::Delete)).in_vm(),
     killed("runc ps that is killed", |bed| Killed::run(bed, "runc", Step::Pids)),
     killed("crun create that is killed", |bed| Killed::run(bed, "crun", Step::Create)),
     killed("crun start that is killed", |bed| Killed::run(bed, "crun", Step::Start)),

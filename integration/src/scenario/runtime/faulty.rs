@@ -98,6 +98,20 @@ impl Faulty {
         Ok(["--runtime-config-path".to_owned(), file.display().to_string()])
     }
 
+    /// The same for a container in a scope of systemd, `capsule-NAME.scope`.
+    pub fn options_in_scope(&self, stack: Stack, name: &str) -> Result<Vec<String>> {
+        let mut options = self.options(stack)?.to_vec();
+        if stack.runtime == REFERENCE.runtime {
+            options.push("--runc-systemd-cgroup".to_owned());
+        } else {
+            let mut text = fs::read_to_string(&options[1]).context("read the options")?;
+            text += "SystemdCgroup = true\n";
+            fs::write(&options[1], text).context("write the options")?;
+        }
+        options.extend(["--cgroup".to_owned(), format!("system.slice:capsule:{name}")]);
+        Ok(options)
+    }
+
     /// For a task that is made with runc's options.
     pub fn asked(&self) -> Result<Asked> {
         Asked::with(&Options { binary_name: self.program(), ..Default::default() })

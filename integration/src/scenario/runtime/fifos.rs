@@ -154,6 +154,12 @@ fn stall(fifo: &str) -> Result<File> {
     File::options().read(true).custom_flags(flags).open(fifo).with_context(|| format!("open {fifo}"))
 }
 
+/// A reader that stalls keeps nothing for ever. containerd's own shim gives one ten seconds.
+fn in_time(bed: &Bed, took: Duration) -> Result<()> {
+    ensure!(took < Duration::from_secs(20) || bed.facts().systemd, "it took {took:.1?}");
+    Ok(())
+}
+
 fn stalled_init(bed: &Bed) -> Result<String> {
     let stdio = Stdio::fifos(bed, &["stdout"])?;
     let reader = stall(&stdio.stdout)?;
@@ -164,6 +170,7 @@ fn stalled_init(bed: &Bed) -> Result<String> {
     let waited = began.elapsed();
     task.delete()?;
     let deleted = began.elapsed();
+    in_time(bed, deleted)?;
     drop(reader);
     task.forget().map(|()| format!("waited {waited:.1?}, deleted after {deleted:.1?}"))
 }
@@ -180,6 +187,7 @@ fn stalled_exec(bed: &Bed) -> Result<String> {
     let waited = began.elapsed();
     task.delete_exec("e1")?;
     let deleted = began.elapsed();
+    in_time(bed, deleted)?;
     drop(reader);
     task.remove().map(|()| format!("waited {waited:.1?}, deleted after {deleted:.1?}"))
 }

@@ -10,10 +10,12 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::bed::{FILES, SLEEP, eventually};
+use super::cgroups::drivers::wait_until_unit_gone;
+use super::cgroups::group::Group;
 use super::faulty::{Faulty, How};
 use super::process::ByHand;
 use super::traces::Traces;
-use super::{Bed, Case};
+use super::{Bed, Case, Need};
 use crate::images::Image;
 use crate::scenario::capsulectl::done;
 use crate::scenario::ctr::{Container, OURS, Output, Stack, ctr};
@@ -21,14 +23,18 @@ use crate::scenario::world::{World, path};
 
 /// By kills and restarts.
 pub const CASES: &[Case] = &[
-    Case::new("a shim that is killed while it makes a container", |bed| shim(bed, At::Creating)),
+    Case::new("a shim that is killed while it makes a container", |bed| shim(bed, At::Creating)).in_vm(),
     Case::new("a shim that is killed while a container waits to be started", |bed| shim(bed, At::Created)),
-    Case::new("a shim that is killed while a container runs", |bed| shim(bed, At::Running)),
+    Case::new("a shim that is killed while a container runs", |bed| shim(bed, At::Running)).in_vm(),
+    Case::new("a shim that is killed while a container runs in a scope of systemd", |bed| {
+        shim(bed, At::Scope)
+    })
+    .needs(&[Need::Systemd]),
     Case::new("a shim that is killed while a container is paused", |bed| shim(bed, At::Paused)),
     Case::new("a shim that is killed while an exec runs", |bed| shim(bed, At::Exec)),
-    Case::new("a shim that is killed while it starts an exec", |bed| shim(bed, At::StartingExec)),
+    Case::new("a shim that is killed while it starts an exec", |bed| shim(bed, At::StartingExec)).in_vm(),
     Case::new("a shim that is killed when a container has ended", |bed| shim(bed, At::Stopped)),
-    Case::new("a shim that is killed while it deletes a container", |bed| shim(bed, At::Deleting)),
+    Case::new("a shim that is killed while it deletes a container", |bed| shim(bed, At::Deleting)).in_vm(),
 ];
 
 /// The cases of what only ours does.
@@ -110,6 +116,8 @@ pub enum At {
     Created,
     /// It runs.
     Running,
+    /// It runs in a scope of systemd.
+    Scope,
     /// It is frozen.
     Paused,
     /// An exec runs.
@@ -128,7 +136,10 @@ pub(super) fn shim(bed: &Bed, at: At) -> Result<String> {
     let before = Traces::of_idle(world, stack)?;
     let id = bed.id("shim");
     let faulty = Faulty::new(&id, "runc")?;
-    let options = faulty.options(stack)?;
+    let options = match at {
+        At::Scope => faulty.options_in_scope(stack, &id)?,
+        _ => faulty.options(stack)?.to_vec(),
+    };
     let mut run = vec!["run", "-d", "--null-io"];
     run.extend(args_of(stack, &options, &id, &SLEEP));
     if !matches!(at, At::Creating | At::Created) {
@@ -150,8 +161,15 @@ pub(super) fn shim(bed: &Bed, at: At) -> Result<String> {
     }
     ctr(&["container", "rm", &id])?;
     before.settle(world, forgiven(stack))?;
+    if at == At::Scope {
+        wait_until_unit_gone(&scope_of(&id))?;
+    }
     again(stack, world, &before, &id)?;
     Ok(seen)
+}
+
+fn scope_of(id: &str) -> String {
+    format!("capsule-{id}.scope")
 }
 
 /// Brings a container into a state: the client that waits for the step under way, and the runtime's command that hangs.
@@ -177,6 +195,11 @@ fn reach(
         At::Deleting => return stop().and_then(|()| hang("delete", &["task", "rm", id])),
         At::Running if stack == OURS => done(&["attach", id, "tzdata"]).map(drop)?,
         At::Running => {}
+        At::Scope => {
+            let group = Group::of(container.pid()?)?.directory("memory")?;
+            let in_scope = group.components().any(|part| part.as_os_str() == scope_of(id).as_str());
+            ensure!(in_scope, "the control group is {}", group.display());
+        }
         At::Paused => ctr(&["task", "pause", id])?.success("pause").map(drop)?,
         At::Stopped => stop()?,
         At::Exec => {

@@ -113,6 +113,7 @@ const ROOMS: &[Room] = &[
 
 /// The cases of what no other runtime has.
 const OWN_ROOMS: &[Room] = &[
+    Room { name: "streams", cases: streams::OWN },
     Room { name: "process", cases: process::OWN_CASES },
     Room { name: "options", cases: options::OWN_CASES },
     Room { name: "sandboxes", cases: sandboxes::OWN_CASES },

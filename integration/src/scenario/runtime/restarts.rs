@@ -14,10 +14,10 @@ use crate::scenario::ctr::{Container, ctr};
 
 /// What is tried.
 pub const CASES: &[Case] = &[
-    Case::new("containerd killed while a container runs", running),
+    Case::new("containerd killed while a container runs", running).in_vm(),
     Case::new("containerd killed while a container is paused", paused),
     Case::new("a container that ends while containerd is away", ended),
-    Case::new("containerd killed while the runtime makes a container", |bed| hung(bed, "create")),
+    Case::new("containerd killed while the runtime makes a container", |bed| hung(bed, "create")).in_vm(),
     Case::new("containerd killed while the runtime starts a container", |bed| hung(bed, "start")),
     Case::new("containerd killed while the runtime starts an exec", |bed| hung(bed, "exec")),
     Case::new("containerd killed while the runtime deletes a container", |bed| hung(bed, "delete")),

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::Case;
 use super::bed::{Bed, FILES, eventually};
+use super::task::{Stdio, Task};
 use crate::scenario::ctr::ctr;
 
 /// The cases.
@@ -21,6 +22,13 @@ pub const CASES: &[Case] = &[
     ),
     Case::new("a container that writes much and ends at once is logged whole", ends_at_once),
     Case::new("an unknown log URI is refused by name", unknown_uri),
+    Case::new("a logging program of a terminal", terminal_program),
+];
+
+/// What containerd's own runtime has not, or not yet in 2.1.
+pub const OWN: &[Case] = &[
+    Case::new("a logging program that must say that it is ready", says_ready),
+    Case::new("a log file of a terminal", terminal_file),
 ];
 
 /// Lines in a log that is longer than a pipe and than the smallest buffer.
@@ -126,5 +134,54 @@ fn unknown_uri(bed: &Bed) -> Result<String> {
     let error = refused.err().context("it was taken")?.to_string();
     ctr(&["container", "rm", &id])?;
     ensure!(error.contains("ftp"), "{error}");
+    Ok(error)
+}
+
+/// As `nerdctl run -d -t` asks for it.
+fn terminal_program(bed: &Bed) -> Result<String> {
+    let uri = format!("binary://{}?k=v", logger("terminal", "0")?);
+    logged_terminal(bed, &uri, "out")
+}
+
+fn terminal_file(bed: &Bed) -> Result<String> {
+    logged_terminal(bed, &format!("file://{FILES}/{{}}.log"), "log")
+}
+
+/// An init and an exec on terminals, whose output goes to a log URI (with the id for `{}`) and so to `ID.kind`.
+fn logged_terminal(bed: &Bed, uri: &str, kind: &str) -> Result<String> {
+    let task = Task::container(bed, "tty", &["--tty"], &["/bin/sh", "-c", "seq 1 5000; exec sleep 100000"])?;
+    let stdio = |id: &str| Stdio { stdout: uri.replace("{}", id), terminal: true, ..Stdio::default() };
+    task.create(&stdio(&task.id))?;
+    task.start("")?;
+    let expected = (1..=5000).fold(String::new(), |all, line| all + &line.to_string() + "\r\n");
+    let path = format!("{FILES}/{}.{kind}", task.id);
+    let log = log_with(&path, "\n5000\r\n")?;
+    ensure!(log == expected, "{} of {} bytes", log.len(), expected.len());
+    task.run_exec("e1", &stdio("e1"), &["/bin/seq", "1", "5000"])?;
+    ensure!(task.wait("e1")?.exit_status == 0, "it failed");
+    task.delete_exec("e1")?;
+    // A program is told the exec's id for the container's.
+    let log = log_with(&format!("{FILES}/e1.{kind}"), "\n5000\r\n")?;
+    ensure!(log == expected, "{} of {} bytes of an exec", log.len(), expected.len());
+    task.remove().map(|()| String::new())
+}
+
+fn says_ready(bed: &Bed) -> Result<String> {
+    let program = logger("ready", "0")?;
+    let script = fs::read_to_string(&program).context("read the program")?;
+    let (id, says) = (bed.id("ready"), script.replace("exec 5>&-", "echo >&5\nexec 5>&-"));
+    fs::write(&program, says).context("write the program")?;
+    let uri = format!("binary-v2://{program}?k=v");
+    let container =
+        bed.start_logged(&id, &["--log-uri", &uri], &format!("seq 1 {LINES}; exec sleep 100000"))?;
+    let out = log_with(&format!("{FILES}/{id}.out"), &format!("\n{LINES}\n"))?;
+    ensure!(out == all_lines(), "{} of {} bytes came", out.len(), all_lines().len());
+    container.remove()?;
+    let (id, silent) = (bed.id("silent"), logger("silent", "0")?);
+    let uri = format!("binary-v2://{silent}?k=v");
+    let refused = bed.start_logged(&id, &["--log-uri", &uri], "true");
+    let error = refused.err().context("it was taken")?.to_string();
+    ctr(&["container", "rm", &id])?;
+    ensure!(error.contains("did not say that it is ready"), "{error}");
     Ok(error)
 }

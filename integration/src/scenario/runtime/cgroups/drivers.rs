@@ -92,13 +92,18 @@ fn life(bed: &Bed, driver: Driver) -> Result<String> {
         Ok(())
     })?;
     if driver.systemd {
-        eventually("the scope to go", || {
-            let units = systemctl(&["list-units", "--all", "--no-legend", "--plain", &unit])?;
-            ensure!(units.trim().is_empty(), "{units}");
-            Ok(())
-        })?;
+        wait_until_unit_gone(&unit)?;
     }
     Ok(directory.display().to_string())
+}
+
+/// Waits until systemd has no unit of this name, nor the memory of one that has failed.
+pub fn wait_until_unit_gone(unit: &str) -> Result<()> {
+    eventually("the scope to go", || {
+        let units = systemctl(&["list-units", "--all", "--no-legend", "--plain", unit])?;
+        ensure!(units.trim().is_empty(), "{units}");
+        Ok(())
+    })
 }
 
 /// What a runtime changes behind systemd's back is gone after this.
