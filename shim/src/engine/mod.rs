@@ -101,12 +101,7 @@ impl Engine {
             Ok(created) => created,
             Err(error) => {
                 self.lock().remove(id.as_str());
-                if caller::has_left() {
-                    // It may be a containerd that was killed, which asked this shim to end while the container was being made,
-                    // or never will.
-                    self.shutdown();
-                }
-                self.end_if_asked();
+                self.end_if_left();
                 return Err(error);
             }
         };
@@ -117,13 +112,22 @@ impl Engine {
         if let Some(exited) = exited {
             container.supervise(container.init().clone(), exited);
         }
-        if matches!(made, Some(Slot::Making { abandoned: true })) {
+        if matches!(made, Some(Slot::Making { abandoned: true })) || caller::has_left() {
             log::warn!("container {id} was made for nobody: it is deleted");
             caller::nobodys(self.delete(id.as_str())).await?;
-            self.end_if_asked();
+            self.end_if_left();
             return Err(EngineError::Abandoned(id.to_string()));
         }
         Ok(pid)
+    }
+
+    /// When a create has failed whose caller has left, nobody may ask for the end any more: it may have been a containerd that
+    /// was killed, which asked this shim to end while the container was being made, or never will.
+    fn end_if_left(&self) {
+        if caller::has_left() {
+            self.shutdown();
+        }
+        self.end_if_asked();
     }
 
     /// # Errors

@@ -16,36 +16,33 @@ use super::kills::forgiven;
 use super::steps::{LIMIT, Seen, Step, UPDATED};
 use super::task::{Stdio, Task};
 use super::traces::Traces;
-use super::{Bed, Case, Need};
+use super::{Bed, Case};
 
 /// The cases.
 pub const CASES: &[Case] = &[
-    killed("runc create that is killed", |bed| Killed::run(bed, "runc", Step::Create)),
-    killed("runc start that is killed", |bed| Killed::run(bed, "runc", Step::Start)).in_vm(),
-    killed("runc exec that is killed", |bed| Killed::run(bed, "runc", Step::Exec)).in_vm(),
-    killed("runc kill that is killed", |bed| Killed::run(bed, "runc", Step::Kill)),
-    killed("runc pause that is killed", |bed| Killed::run(bed, "runc", Step::Pause)),
-    killed("runc resume that is killed", |bed| Killed::run(bed, "runc", Step::Resume)),
-    killed("runc update that is killed", |bed| Killed::run(bed, "runc", Step::Update)),
-    killed("runc delete that is killed", |bed| Killed::run(bed, "runc", Step::Delete)).in_vm(),
-    killed("runc ps that is killed", |bed| Killed::run(bed, "runc", Step::Pids)),
-    killed("crun create that is killed", |bed| Killed::run(bed, "crun", Step::Create)),
-    killed("crun start that is killed", |bed| Killed::run(bed, "crun", Step::Start)),
-    killed("crun exec that is killed", |bed| Killed::run(bed, "crun", Step::Exec)),
-    killed("a start that is done and does not end", |bed| hangs(bed, Step::Start)),
-    killed("a pause that is done and does not end", |bed| hangs(bed, Step::Pause)),
-    killed("a resume that is done and does not end", |bed| hangs(bed, Step::Resume)),
+    Case::new("runc create that is killed", |bed| Killed::run(bed, "runc", Step::Create)),
+    Case::new("runc start that is killed", |bed| Killed::run(bed, "runc", Step::Start)).in_vm(),
+    Case::new("runc exec that is killed", |bed| Killed::run(bed, "runc", Step::Exec)).in_vm(),
+    Case::new("runc kill that is killed", |bed| Killed::run(bed, "runc", Step::Kill)),
+    Case::new("runc pause that is killed", |bed| Killed::run(bed, "runc", Step::Pause)),
+    Case::new("runc resume that is killed", |bed| Killed::run(bed, "runc", Step::Resume)),
+    Case::new("runc update that is killed", |bed| Killed::run(bed, "runc", Step::Update)),
+    Case::new("runc delete that is killed", |bed| Killed::run(bed, "runc", Step::Delete)).in_vm(),
+    Case::new("runc ps that is killed", |bed| Killed::run(bed, "runc", Step::Pids)),
+    Case::new("crun create that is killed", |bed| Killed::run(bed, "crun", Step::Create)),
+    Case::new("crun start that is killed", |bed| Killed::run(bed, "crun", Step::Start)),
+    Case::new("crun exec that is killed", |bed| Killed::run(bed, "crun", Step::Exec)),
+    Case::new("a start that is done and does not end", |bed| hangs(bed, Step::Start)),
+    Case::new("a pause that is done and does not end", |bed| hangs(bed, Step::Pause)),
+    Case::new("a resume that is done and does not end", |bed| hangs(bed, Step::Resume)),
 ];
 
 /// On containerd's own runtime a task that crun has deleted cannot be deleted any more: for it, what crun says of a container
-/// that is gone is an error.
-pub const OWN: &[Case] =
-    &[killed("crun delete that is killed", |bed| Killed::run(bed, "crun", Step::Delete))];
-
-/// The same OCI runtimes are in all machines: what they do has little to do with containerd.
-const fn killed(name: &'static str, run: fn(&Bed) -> Result<String>) -> Case {
-    Case::new(name, run).needs(&[Need::Containerd2])
-}
+/// that is gone is an error. And what it could not undo stands in the way of the next try.
+pub const OWN: &[Case] = &[
+    Case::new("crun delete that is killed", |bed| Killed::run(bed, "crun", Step::Delete)),
+    Case::new("a create that is killed, and whose undoing does not end", undoing_hangs),
+];
 
 /// One container of which one command is killed.
 struct Killed<'a> {
@@ -243,6 +240,8 @@ impl<'a> Killed<'a> {
 
 /// How long the client of a command that hangs waits for it.
 const DEADLINE: Duration = Duration::from_secs(2);
+/// And how long a create may take of which nothing can be undone.
+const UNDONE: Duration = Duration::from_secs(50);
 
 /// A command does its work and hangs: no other container of the shim waits for it, it is killed when its client's deadline has
 /// passed, and what it did counts.
@@ -284,6 +283,29 @@ fn hangs(bed: &Bed, step: Step) -> Result<String> {
     other.remove()?;
     traces.settle(&bed.world(), forgiven(bed.stack))?;
     Ok(format!("killed after {killed:?}"))
+}
+
+/// The command that takes away what a create has left never ends: the create is answered all the same, and nothing is left.
+fn undoing_hangs(bed: &Bed) -> Result<String> {
+    let traces = Traces::of_idle(&bed.world(), bed.stack)?;
+    let one = Killed::prepare(bed, "runc", Step::Create, &[])?;
+    one.faulty.plan("create", How::DoAndDie)?;
+    one.faulty.plan("delete", How::Hang)?;
+    let began = Instant::now();
+    let answer = one.call();
+    let answered = began.elapsed();
+    one.says_killed(answer)?;
+    ensure!(answered < UNDONE, "answered after {answered:?}");
+    let hung = format!("/proc/{}", one.faulty.hung()?);
+    eventually("the command to be killed", || {
+        ensure!(!Path::new(&hung).exists(), "{hung} is there");
+        Ok(())
+    })?;
+    let killed = began.elapsed();
+    one.again()?;
+    one.end()?;
+    traces.settle(&bed.world(), forgiven(bed.stack))?;
+    Ok(format!("answered after {answered:.1?}, killed after {killed:.1?}"))
 }
 
 fn call_within(client: &Client, step: Step, id: &str) -> Answer<()> {

@@ -28,6 +28,7 @@ case $how in
 die) kill -9 $$ ;;
 do-and-die) @RUNTIME@ "$@"; kill -9 $$ ;;
 hang) echo $$ > "$here/hung.new"; mv "$here/hung.new" "$here/hung"; exec sleep 100000 ;;
+slow) echo $$ > "$here/hung.new"; mv "$here/hung.new" "$here/hung"; sleep "$pause"; exec @RUNTIME@ "$@" ;;
 do-and-hang) @RUNTIME@ "$@"; echo $$ > "$here/hung.new"; mv "$here/hung.new" "$here/hung"; exec sleep 100000 ;;
 # The real runtime's command alone is killed, somewhere on its way.
 cut) @RUNTIME@ "$@" & sleep "$pause"; kill -9 $!; wait $!; exit 137 ;;
@@ -44,6 +45,8 @@ pub enum How {
     DoAndDie,
     /// It does nothing and never ends.
     Hang,
+    /// It does its work so many microseconds later.
+    Slow(u32),
     /// It does its work and never ends.
     DoAndHang,
     /// It is killed so many microseconds after it has begun.
@@ -124,12 +127,13 @@ impl Faulty {
             How::DoAndDie => "do-and-die".to_owned(),
             How::Hang => "hang".to_owned(),
             How::DoAndHang => "do-and-hang".to_owned(),
-            How::Cut(after) => format!("cut {}.{:06}", after / 1_000_000, after % 1_000_000),
+            How::Slow(after) => format!("slow {}", seconds(after)),
+            How::Cut(after) => format!("cut {}", seconds(after)),
         };
         fs::write(self.folder.join(format!("{step}.plan")), how).with_context(|| format!("plan {step}"))
     }
 
-    /// Waits until a step hangs; its process.
+    /// Waits until a step hangs, or begins to be slow; its process.
     pub fn hung(&self) -> Result<u32> {
         let file = self.folder.join("hung");
         let deadline = Instant::now() + PATIENCE;
@@ -162,4 +166,8 @@ impl Faulty {
         let found = self.calls().into_iter().find(|call| call.args.iter().any(|arg| arg == step));
         found.with_context(|| format!("no {step} among {:?}", self.calls()))
     }
+}
+
+fn seconds(micros: u32) -> String {
+    format!("{}.{:06}", micros / 1_000_000, micros % 1_000_000)
 }

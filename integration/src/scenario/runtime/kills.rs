@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{self, Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -14,6 +14,7 @@ use super::cgroups::drivers::wait_until_unit_gone;
 use super::cgroups::group::Group;
 use super::faulty::{Faulty, How};
 use super::process::ByHand;
+use super::task::{Stdio, Task, read_all, text_of};
 use super::traces::Traces;
 use super::{Bed, Case, Need};
 use crate::images::Image;
@@ -35,6 +36,7 @@ pub const CASES: &[Case] = &[
     Case::new("a shim that is killed while it starts an exec", |bed| shim(bed, At::StartingExec)).in_vm(),
     Case::new("a shim that is killed when a container has ended", |bed| shim(bed, At::Stopped)),
     Case::new("a shim that is killed while it deletes a container", |bed| shim(bed, At::Deleting)).in_vm(),
+    Case::new("a shim that is killed while it waits for a terminal", terminal),
 ];
 
 /// The cases of what only ours does.
@@ -52,7 +54,10 @@ impl Beside {
     pub fn ctr(args: &[&str]) -> Result<Self> {
         let mut command = Command::new("timeout");
         command.args(["--kill-after=5", "120", "ctr"]).args(args).env("PATH", path());
-        let streams = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let streams = command
+            .stdin(process::Stdio::null())
+            .stdout(process::Stdio::piped())
+            .stderr(process::Stdio::piped());
         streams.spawn().map(Self).context("start ctr")
     }
 
@@ -231,6 +236,39 @@ fn again(stack: Stack, world: &World, before: &Traces, id: &str) -> Result<()> {
     let out = stack.run_once(id, &["/bin/echo", "again"], b"")?.success("run again")?;
     ensure!(out == "again\n", "{out:?}");
     before.settle(world, forgiven(stack))
+}
+
+/// The runtime is to hand over a terminal, for which the shim listens.
+fn terminal(bed: &Bed) -> Result<String> {
+    let before = Traces::of_idle(&bed.world(), bed.stack)?;
+    let task = Task::container(bed, "terminal", &["--tty"], &SLEEP)?;
+    let (stdio, faulty) = (Stdio::terminal(bed)?, Faulty::new(&task.id, "runc")?);
+    let asked = faulty.asked()?;
+    faulty.plan("create", How::Hang)?;
+    let answer = std::thread::scope(|scope| {
+        let create = scope.spawn(|| task.create_as(&stdio, asked));
+        let hung = faulty.hung()?;
+        kill(shim_of(&task.id)?)?;
+        // No shim kills what its runtime command does.
+        let _ = kill(hung);
+        create.join().map_err(|_| anyhow!("the create panicked"))
+    })?;
+    let error = answer.err().context("a create without a shim succeeds")?;
+    wait_until_gone(&task.id)?;
+    let out = read_all(&stdio.stdout);
+    task.create(&stdio).context("create it again")?;
+    task.start("")?;
+    task.remove()?;
+    ensure!(text_of(out)?.is_empty(), "sleep writes");
+    for fifo in [&stdio.stdin, &stdio.stdout] {
+        fs::remove_file(fifo).with_context(|| format!("remove {fifo}"))?;
+    }
+    let folder = Path::new(&stdio.stdin).parent().context("a FIFO's folder")?;
+    fs::remove_dir(folder).with_context(|| format!("remove {}", folder.display()))?;
+    // containerd's own shim leaves the socket for the terminal, too.
+    let left = if bed.is_reference() { &["/tmp/pty", "/run/pty"][..] } else { &[] };
+    before.settle(&bed.world(), &[forgiven(bed.stack), left].concat())?;
+    Ok(error.message().to_owned())
 }
 
 /// containerd asks nobody to clean up after a start that has failed.

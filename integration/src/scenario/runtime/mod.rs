@@ -92,6 +92,7 @@ const ROOMS: &[Room] = &[
     Room { name: "events", cases: events::CASES },
     Room { name: "refusals", cases: refusals::CASES },
     Room { name: "cgroup metrics", cases: cgroups::stats::CASES },
+    Room { name: "cgroup devices", cases: cgroups::devices::CASES },
     Room { name: "cgroup oom", cases: cgroups::oom::CASES },
     Room { name: "cgroup update", cases: cgroups::update::CASES },
     Room { name: "cgroup drivers", cases: cgroups::drivers::CASES },

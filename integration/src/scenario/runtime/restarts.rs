@@ -1,6 +1,7 @@
 //! Kill -9 of containerd, in each state of a container, and its start anew: tasks are there, their ends are known, and no
 //! shim is left that nobody wants.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -17,10 +18,16 @@ pub const CASES: &[Case] = &[
     Case::new("containerd killed while a container runs", running).in_vm(),
     Case::new("containerd killed while a container is paused", paused),
     Case::new("a container that ends while containerd is away", ended),
-    Case::new("containerd killed while the runtime makes a container", |bed| hung(bed, "create")).in_vm(),
-    Case::new("containerd killed while the runtime starts a container", |bed| hung(bed, "start")),
-    Case::new("containerd killed while the runtime starts an exec", |bed| hung(bed, "exec")),
-    Case::new("containerd killed while the runtime deletes a container", |bed| hung(bed, "delete")),
+    Case::new("containerd killed while the runtime makes a container", |bed| hung(bed, "create", How::Hang))
+        .in_vm(),
+    Case::new("containerd killed while the runtime makes a container, and does so later", |bed| {
+        hung(bed, "create", How::Slow(500_000))
+    }),
+    Case::new("containerd killed while the runtime starts a container", |bed| hung(bed, "start", How::Hang)),
+    Case::new("containerd killed while the runtime starts an exec", |bed| hung(bed, "exec", How::Hang)),
+    Case::new("containerd killed while the runtime deletes a container", |bed| {
+        hung(bed, "delete", How::Hang)
+    }),
 ];
 
 /// With containerd's own runtime a shim and its container stay now and then, for good.
@@ -94,9 +101,9 @@ fn ended(bed: &Bed) -> Result<String> {
     Ok(String::new())
 }
 
-/// Kills containerd while a command of the runtime hangs. What containerd finds is a container as it was before the step,
+/// Kills containerd while a command of the runtime hangs, or takes its time. What containerd finds is a container as it was before the step,
 /// or none.
-fn hung(bed: &Bed, step: &str) -> Result<String> {
+fn hung(bed: &Bed, step: &str, how: How) -> Result<String> {
     let stack = bed.stack;
     let before = Traces::of_idle(&bed.world(), stack)?;
     let id = bed.id(&format!("restart-{step}"));
@@ -119,7 +126,7 @@ fn hung(bed: &Bed, step: &str) -> Result<String> {
         }
         _ => &run,
     };
-    faulty.plan(step, How::Hang)?;
+    faulty.plan(step, how)?;
     let client = Beside::ctr(call)?;
     let hung = faulty.hung()?;
     restart(bed, || Ok(()))?;
@@ -130,8 +137,15 @@ fn hung(bed: &Bed, step: &str) -> Result<String> {
         let out = container.sh("next", "echo hello")?;
         ensure!(out == "hello\n", "{out:?}");
     }
-    // The command is killed by the time; a hung one that is not holds up its own container alone.
-    let _ = kill(hung);
+    if how == How::Hang {
+        // The command is killed by the time; a hung one that is not holds up its own container alone.
+        let _ = kill(hung);
+    } else {
+        eventually("the runtime to have done it", || {
+            ensure!(!Path::new("/proc").join(hung.to_string()).exists(), "{hung} is there");
+            Ok(())
+        })?;
+    }
     if container.task()?.is_some() {
         ctr(&["task", "rm", "-f", &id])?.success("ctr task rm -f")?;
     }

@@ -8,11 +8,13 @@
 //! | [`group`] | nothing: the control groups of a task, as a test finds them |
 //! | [`message`] | nothing: fields of a message whose type is not known |
 //! | [`stats`] | every field of the metrics, against the kernel's file |
+//! | [`devices`] | the same of huge pages and RDMA devices |
 //! | [`oom`] | one event for each time that the kernel killed, before the exit |
 //! | [`update`] | limits are changed, or refused and not changed |
 //! | [`drivers`] | systemd's and the file system's driver, of runc and crun |
 //! | [`processes`] | no process is left of a container that shares the PID namespace |
 
+pub mod devices;
 pub mod drivers;
 pub mod group;
 pub mod message;
