@@ -124,8 +124,10 @@ impl Task for Service {
         let (state, stdio) = (process.state(), process.stdio());
         let (exit_status, exited_at) = exit(state.exit());
         let [stdin, stdout, stderr] = stdio.asked.clone();
+        // As containerd's own shim tells it.
+        let process_id = if request.exec_id.is_empty() { request.id } else { request.exec_id.clone() };
         Ok(StateResponse {
-            id: request.id,
+            id: process_id,
             bundle: container.bundle().path().display().to_string(),
             pid: state.pid().cast_unsigned(),
             status: EnumOrUnknown::new(task_status(container.status(&process))),
@@ -208,8 +210,14 @@ impl Task for Service {
         })
     }
 
-    async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> TtrpcResult<Empty> {
-        self.0.shutdown();
+    async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> TtrpcResult<Empty> {
+        if request.id.is_empty() {
+            // Of the `delete` action. containerd names a container.
+            let engine = self.0.clone();
+            tokio::spawn(async move { engine.shutdown_if_idle().await });
+        } else {
+            self.0.shutdown();
+        }
         Ok(Empty::default())
     }
 }

@@ -65,6 +65,8 @@ pub struct Engine {
     exit: Arc<ExitSignal>,
     /// The end was asked for while containers were made that nobody wants any more.
     ending: AtomicBool,
+    /// It has been asked for a container.
+    used: AtomicBool,
     /// Behind a lock only because a server cannot be shared between threads.
     hotplug: OnceCell<Option<Mutex<hotplug::Server>>>,
 }
@@ -80,8 +82,9 @@ impl Engine {
     /// An engine without containers. `exit` is set when containerd asks for the end and there are none.
     pub fn new(host: Host, exit: Arc<ExitSignal>) -> Self {
         let (host, containers) = (Arc::new(host), Mutex::default());
-        let (sandboxes, ending) = (Sandboxes::default(), AtomicBool::new(false));
-        Self { host, containers, sandboxes, exit, ending, hotplug: OnceCell::new() }
+        let [ending, used] = [false, false].map(AtomicBool::new);
+        let (sandboxes, hotplug) = (Sandboxes::default(), OnceCell::new());
+        Self { host, containers, sandboxes, exit, ending, used, hotplug }
     }
 
     /// Makes a container and its init, which waits to be started. Returns the init's pid.
@@ -114,7 +117,10 @@ impl Engine {
         }
         if matches!(made, Some(Slot::Making { abandoned: true })) || caller::has_left() {
             log::warn!("container {id} was made for nobody: it is deleted");
-            caller::nobodys(self.delete(id.as_str())).await?;
+            if let Err(error) = caller::nobodys(self.delete(id.as_str())).await {
+                log::warn!("container {id} may have left something: {}", chain(&error));
+                self.lock().remove(id.as_str());
+            }
             self.end_if_left();
             return Err(EngineError::Abandoned(id.to_string()));
         }
@@ -169,6 +175,15 @@ impl Engine {
         }
     }
 
+    /// The same, by who does not know whether somebody has just started this shim for a container and is about to ask for it:
+    /// one that has been asked for nothing yet waits for that.
+    pub async fn shutdown_if_idle(&self) {
+        if !self.used.load(Relaxed) {
+            tokio::time::sleep(FIRST).await;
+        }
+        self.shutdown();
+    }
+
     fn end_if_asked(&self) {
         if self.ending.load(Relaxed) && self.lock().is_empty() && self.sandboxes.is_empty() {
             self.exit.signal();
@@ -219,6 +234,7 @@ impl Engine {
         containers.insert(id.to_string(), Slot::Making { abandoned: false });
         // Whoever wants a container wants a shim.
         self.ending.store(false, Relaxed);
+        self.used.store(true, Relaxed);
         Ok(())
     }
 
@@ -249,6 +265,8 @@ impl Engine {
     }
 }
 
+/// How long after its start a shim may be asked for its first container.
+const FIRST: std::time::Duration = std::time::Duration::from_secs(10);
 /// How long a stalled reader of the last output holds the shim.
 const LAST_OUTPUT: std::time::Duration = std::time::Duration::from_secs(10);
 /// How long an absent containerd does.

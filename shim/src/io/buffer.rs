@@ -18,6 +18,8 @@ pub struct Buffer {
 #[derive(Debug)]
 struct Lines {
     bytes: VecDeque<u8>,
+    /// Bytes that were taken last and may be on their way still.
+    taken: usize,
     limit: usize,
     dropped: u64,
     /// The line that comes in has been dropped from some byte on: the rest of it goes the same way.
@@ -29,7 +31,7 @@ impl Buffer {
     /// An empty buffer for `limit` bytes.
     pub fn new(limit: usize) -> Self {
         let bytes = VecDeque::new();
-        let lines = Lines { bytes, limit, dropped: 0, skipping: false, ended: false };
+        let lines = Lines { bytes, taken: 0, limit, dropped: 0, skipping: false, ended: false };
         Self { lines: Mutex::new(lines), changed: Notify::new() }
     }
 
@@ -50,8 +52,10 @@ impl Buffer {
         self.changed.notify_one();
     }
 
-    /// Waits for bytes and takes at most as many as fit `into`; none when it has ended.
+    /// Waits for bytes and takes at most as many as fit `into`; none when it has ended. Whoever asks has delivered what was
+    /// taken before.
     pub async fn take(&self, into: &mut [u8]) -> usize {
+        lock(&self.lines).taken = 0;
         loop {
             let changed = self.changed.notified();
             {
@@ -65,9 +69,10 @@ impl Buffer {
         }
     }
 
-    /// Bytes that wait to be taken.
+    /// Bytes that wait to be taken, and those that have been and may not be delivered yet.
     pub fn held(&self) -> u64 {
-        lock(&self.lines).bytes.len() as u64
+        let lines = lock(&self.lines);
+        (lines.bytes.len() + lines.taken) as u64
     }
 
     /// Bytes dropped so far.
@@ -119,6 +124,7 @@ impl Lines {
         let length = front.len().min(into.len());
         into[..length].copy_from_slice(&front[..length]);
         self.bytes.drain(..length);
+        self.taken = length;
         if self.bytes.is_empty() {
             // A burst should not keep its memory for the life of the container.
             self.bytes.shrink_to(0);
@@ -175,6 +181,19 @@ mod tests {
         assert!(!buffer.push(b"c\n"));
         assert_eq!(buffer.dropped(), 4);
         assert!(buffer.held() > 0);
+    }
+
+    #[tokio::test]
+    async fn what_was_taken_is_held_until_more_is_asked_for() {
+        let buffer = Buffer::new(8);
+        buffer.push(b"abc");
+        buffer.end();
+        assert_eq!(buffer.take(&mut [0; 2]).await, 2);
+        assert_eq!(buffer.held(), 3);
+        assert_eq!(buffer.take(&mut [0; 2]).await, 1);
+        assert_eq!(buffer.held(), 1);
+        assert_eq!(buffer.take(&mut [0; 2]).await, 0);
+        assert_eq!(buffer.held(), 0);
     }
 
     #[tokio::test]

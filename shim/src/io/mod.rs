@@ -277,9 +277,12 @@ async fn open_outputs(stdio: &Stdio, setup: &Setup<'_>) -> Result<(Option<Logger
 }
 
 async fn open_fifo(path: Option<&PathBuf>) -> Result<Opened, IoError> {
-    match path {
-        Some(path) => Ok(Opened::Sink(Sink::Fifo(OutputFifo::open(path).await?))),
-        None => Ok(Opened::Nothing),
+    let Some(path) = path else { return Ok(Opened::Nothing) };
+    match OutputFifo::open(path).await {
+        Ok(fifo) => Ok(Opened::Sink(Sink::Fifo(fifo))),
+        // A file or a device that is there, as with containerd's own shim.
+        Err(IoError::NotFifo(path)) => Ok(Opened::Sink(Sink::File(LogFile::of_path(&path).await?))),
+        Err(error) => Err(error),
     }
 }
 

@@ -26,7 +26,7 @@ use super::{IoError, fifo::OutputFifo, lock};
 pub enum Sink {
     /// A FIFO of containerd's client.
     Fifo(OutputFifo),
-    /// A log file.
+    /// A log file, or another one, or a device, that was there.
     File(Arc<LogFile>),
     /// The pipe of a logging program.
     Pipe(Writer),
@@ -124,17 +124,29 @@ impl Sink {
 impl LogFile {
     /// Opens or makes it (mode 0644), with its directories (0755), as containerd's own shim does.
     pub async fn open(path: &Path) -> Result<Arc<Self>, IoError> {
-        let asked = path.to_owned();
-        let opened = spawn_blocking(move || Self::open_now(&asked)).await;
-        opened.map_err(io::Error::from).flatten().map_err(|e| IoError::LogFile(path.to_owned(), e))
+        let mut options = OpenOptions::new();
+        options.append(true).create(true).mode(0o644);
+        Self::open_by(path, options, true).await
     }
 
-    fn open_now(path: &Path) -> io::Result<Arc<Self>> {
-        if let Some(directory) = path.parent() {
-            DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
-        }
-        let file = OpenOptions::new().append(true).create(true).mode(0o644).open(path)?;
-        Ok(Arc::new(Self { path: path.to_owned(), file: Mutex::new(file), failed: AtomicBool::new(false) }))
+    /// Opens what is there.
+    pub async fn of_path(path: &Path) -> Result<Arc<Self>, IoError> {
+        let mut options = OpenOptions::new();
+        options.append(true);
+        Self::open_by(path, options, false).await
+    }
+
+    async fn open_by(path: &Path, options: OpenOptions, make: bool) -> Result<Arc<Self>, IoError> {
+        let asked = path.to_owned();
+        let open = move || {
+            if let Some(directory) = asked.parent().filter(|_| make) {
+                DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
+            }
+            let (file, failed) = (Mutex::new(options.open(&asked)?), AtomicBool::new(false));
+            Ok(Arc::new(Self { path: asked, file, failed }))
+        };
+        let opened = spawn_blocking(open).await;
+        opened.map_err(io::Error::from).flatten().map_err(|e| IoError::LogFile(path.to_owned(), e))
     }
 
     /// Appends, and blocks while the disk is slow. A full one must not stop a container: what cannot be written is

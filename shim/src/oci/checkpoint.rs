@@ -59,6 +59,9 @@ impl Runtime {
 fn checkpoint_args(image: &Path, work: &Path, options: &CheckpointOptions) -> Vec<OsString> {
     let mut args: Vec<OsString> = vec!["checkpoint".into(), "--image-path".into(), image.into()];
     args.extend(["--work-path".into(), work.into()]);
+    if let Some(parent) = &options.parent_path {
+        args.extend(["--parent-path".into(), parent.into()]);
+    }
     let switches = [
         ("--tcp-established", options.open_tcp),
         ("--ext-unix-sk", options.external_unix_sockets),
@@ -97,8 +100,9 @@ mod tests {
             empty_namespaces: vec!["network".into(), "pid".into()],
             cgroups_mode: "soft".into(),
             work_path: None,
+            parent_path: Some("/old".into()),
         };
-        let switches = "--tcp-established --ext-unix-sk --shell-job --file-locks --empty-ns network \
+        let switches = "--parent-path /old --tcp-established --ext-unix-sk --shell-job --file-locks --empty-ns network \
                         --empty-ns pid --manage-cgroups-mode soft";
         assert_eq!(args(all), format!("{begin} {switches}"));
     }

@@ -1,9 +1,9 @@
 //! The options of a checkpoint: `containerd.runc.v1.CheckpointOptions`, which clients send whatever the runtime.
 
-use std::path::PathBuf;
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::PathBuf};
 
 use containerd_shim::protos::{
-    protobuf::{Message, well_known_types::any::Any},
+    protobuf::{Message, UnknownValueRef, well_known_types::any::Any},
     shim::oci,
 };
 
@@ -30,7 +30,12 @@ pub struct CheckpointOptions {
     pub cgroups_mode: String,
     /// Where criu works and logs; the bundle, for the moment, when none is given.
     pub work_path: Option<PathBuf>,
+    /// The images of an earlier checkpoint, of which this one is to be the difference (containerd 2.4).
+    pub parent_path: Option<PathBuf>,
 }
+
+/// The field `parent_path`, which the message that we have does not know.
+const PARENT_PATH: u32 = 10;
 
 impl CheckpointOptions {
     /// Decodes what containerd sent; nothing sent is all defaults. `image_path` is containerd's own business: it sends
@@ -47,8 +52,15 @@ impl CheckpointOptions {
         }
         let message = oci::CheckpointOptions::parse_from_bytes(&any.value)
             .map_err(|e| OptionsError::Decode(CHECKPOINT, e))?;
-        if let Some((number, _)) = message.special_fields.unknown_fields().iter().next() {
-            return Err(OptionsError::UnknownField { kind: CHECKPOINT, number });
+        let mut parent_path = None;
+        for (number, value) in message.special_fields.unknown_fields().iter() {
+            match (number, value) {
+                (PARENT_PATH, UnknownValueRef::LengthDelimited(path)) if !path.is_empty() => {
+                    parent_path = Some(PathBuf::from(OsStr::from_bytes(path)));
+                }
+                (PARENT_PATH, UnknownValueRef::LengthDelimited(_)) => {}
+                _ => return Err(OptionsError::UnknownField { kind: CHECKPOINT, number }),
+            }
         }
         Ok(Self {
             exit: message.exit,
@@ -59,6 +71,7 @@ impl CheckpointOptions {
             empty_namespaces: message.empty_namespaces,
             cgroups_mode: message.cgroups_mode,
             work_path: (!message.work_path.is_empty()).then(|| message.work_path.into()),
+            parent_path,
         })
     }
 }
@@ -88,7 +101,10 @@ mod tests {
             work_path: Some("/work".into()),
             ..Default::default()
         };
-        let bytes = sent.write_to_bytes().unwrap();
+        let mut bytes = sent.write_to_bytes().unwrap();
+        assert_eq!(CheckpointOptions::from_any(Some(&any(CHECKPOINT, bytes.clone()))).unwrap(), asked);
+        bytes.extend(b"\x52\x04/old");
+        let asked = CheckpointOptions { parent_path: Some("/old".into()), ..asked };
         assert_eq!(CheckpointOptions::from_any(Some(&any(CHECKPOINT, bytes))).unwrap(), asked);
         for nothing in [None, Some(any("", vec![])), Some(any(CHECKPOINT, vec![]))] {
             assert_eq!(CheckpointOptions::from_any(nothing.as_ref()).unwrap(), CheckpointOptions::default());

@@ -13,10 +13,10 @@ use crate::scenario::ctr::{Container, OURS, Output, ctr};
 
 /// The cases.
 pub const CASES: &[Case] = &[
-    Case::new("the next task has what was attached by hand, before its first process", by_hand),
+    Case::new("the next task has what was attached by hand, before its first process", by_hand).in_vm(),
     Case::new("it is kept while capsuled is killed between two tasks", capsuled_killed),
     Case::new("it is kept while containerd is killed between two tasks", containerd_killed),
-    Case::new("by hand it can be upgraded and goes back, in the next task too", moved),
+    Case::new("by hand it can be upgraded and goes back, in the next task too", moved).in_vm(),
     Case::new("what cannot be attached again is named, and waits until it is detached", taken),
     Case::new("it goes with its container, also while capsuled is away", deleted),
     Case::new("what has no attachments starts without capsuled", without),

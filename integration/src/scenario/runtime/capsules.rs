@@ -20,8 +20,8 @@ pub(super) const ATTACH: &str = "resourcecapsules.io/attach";
 /// The cases.
 pub const CASES: &[Case] = &[
     Case::new("with a slow log, blocking keeps all and non-blocking does not wait", slow_log),
-    Case::new("runc: named capsules are there first", |bed| named(bed, "runc")),
-    Case::new("crun: named capsules are there first", |bed| named(bed, "crun")),
+    Case::new("runc: named capsules are there first", |bed| named(bed, "runc")).in_vm(),
+    Case::new("crun: named capsules are there first", |bed| named(bed, "crun")).in_vm(),
     Case::new("a task made anew has what its annotation names", made_anew),
     Case::new("mistakes in the annotation are refused, and nothing is left", mistakes),
     Case::new("a container that takes no capsules gets none", refusing),

@@ -25,6 +25,7 @@ use crate::scenario::world::CONTAINERD_SOCKET;
 /// The cases. Their shims end at once, with what they had to tell.
 pub const CASES: &[Case] = &[
     Case::new("the last container's exit and deletion are told when containerd is back", last_container)
+        .in_vm()
         .forgiven("it ends before", &["[] instead of"]),
     Case::new("what a shim that is told to end has to tell is told when containerd is back", terminated)
         .forgiven("it ends before", &["[] instead of"]),

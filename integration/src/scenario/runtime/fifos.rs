@@ -207,12 +207,15 @@ fn read_slowly(fifo: &str, hurry: Arc<AtomicBool>) -> JoinHandle<Result<()>> {
 }
 
 fn slow_reader(bed: &Bed) -> Result<String> {
-    /// Less than what is in the pipes takes at that pace, and than an init waits for its execs.
-    const LONG: Duration = Duration::from_secs(7);
-    let task = Task::started(bed, "slow", &Stdio::default(), &SLEEP)?;
-    let (stdio, hurry) = (Stdio::fifos(bed, &["stdout"])?, Arc::new(AtomicBool::new(false)));
-    let reading = read_slowly(&stdio.stdout, hurry.clone());
-    task.run_exec("e1", &stdio, &["/bin/dd", "if=/dev/zero", "bs=64k"])?;
+    /// Less than what is in the pipes takes at that pace, than an init waits for its execs, and than it takes for one after the
+    /// other.
+    const LONG: Duration = Duration::from_secs(5);
+    const WRITES: [&str; 3] = ["/bin/dd", "if=/dev/zero", "bs=64k"];
+    let (of_init, of_exec) = (Stdio::fifos(bed, &["stdout"])?, Stdio::fifos(bed, &["stdout"])?);
+    let hurry = Arc::new(AtomicBool::new(false));
+    let reading = [&of_init, &of_exec].map(|stdio| read_slowly(&stdio.stdout, hurry.clone()));
+    let task = Task::started(bed, "slow", &of_init, &WRITES)?;
+    task.run_exec("e1", &of_exec, &WRITES)?;
     std::thread::sleep(Duration::from_millis(500));
     let log = Log::of(bed.client(), &task.id)?;
     let began = Instant::now();
@@ -224,7 +227,9 @@ fn slow_reader(bed: &Bed) -> Result<String> {
     ensure!(took < LONG || bed.facts().systemd, "told after {took:?}");
     task.delete_exec("e1")?;
     task.delete()?;
-    reading.join().map_err(|_| anyhow!("the reader panicked"))??;
+    for reading in reading {
+        reading.join().map_err(|_| anyhow!("a reader panicked"))??;
+    }
     task.forget().map(|()| format!("told after {took:.1?}"))
 }
 

@@ -32,6 +32,9 @@ pub const CASES: &[Case] = &[
     })
     .needs(&[Need::Systemd]),
     Case::new("a shim that is killed while a container is paused", |bed| shim(bed, At::Paused)),
+    Case::new("a shim that is killed while it pauses a container", |bed| shim(bed, At::Pausing)),
+    Case::new("a shim that is killed while it resumes a container", |bed| shim(bed, At::Resuming)),
+    Case::new("a shim that is killed while it kills a container", |bed| shim(bed, At::Killing)),
     Case::new("a shim that is killed while an exec runs", |bed| shim(bed, At::Exec)),
     Case::new("a shim that is killed while it starts an exec", |bed| shim(bed, At::StartingExec)).in_vm(),
     Case::new("a shim that is killed when a container has ended", |bed| shim(bed, At::Stopped)),
@@ -125,6 +128,12 @@ pub enum At {
     Scope,
     /// It is frozen.
     Paused,
+    /// The runtime freezes it.
+    Pausing,
+    /// The runtime thaws it.
+    Resuming,
+    /// The runtime sends it a signal.
+    Killing,
     /// An exec runs.
     Exec,
     /// The runtime starts an exec.
@@ -205,6 +214,12 @@ fn reach(
             let in_scope = group.components().any(|part| part.as_os_str() == scope_of(id).as_str());
             ensure!(in_scope, "the control group is {}", group.display());
         }
+        At::Pausing => return hang("pause", &["task", "pause", id]),
+        At::Resuming => {
+            ctr(&["task", "pause", id])?.success("pause")?;
+            return hang("resume", &["task", "resume", id]);
+        }
+        At::Killing => return hang("kill", &["task", "kill", "-s", "SIGKILL", id]),
         At::Paused => ctr(&["task", "pause", id])?.success("pause").map(drop)?,
         At::Stopped => stop()?,
         At::Exec => {

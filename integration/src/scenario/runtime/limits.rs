@@ -9,7 +9,8 @@ use super::task::{Stdio, Task, read_all, text_of};
 
 /// The cases.
 pub const CASES: &[Case] =
-    &[Case::new("a shim serves more processes than its soft limit of open files has room for", open_files)];
+    &[Case::new("a shim serves more processes than its soft limit of open files has room for", open_files)
+        .in_vm()];
 
 /// Less than a shim needs for [`EXECS`], more than it needs to begin.
 const SOFT: u64 = 96;

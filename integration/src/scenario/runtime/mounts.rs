@@ -30,7 +30,7 @@ pub const CASES: &[Case] = &[
     Case::new("a root in a file whose shim is killed", killed),
     Case::new("layers in files below an overlay", layers_in_files)
         .forgiven("it cannot unmount what is hidden by a mount over it", &["device or resource busy"]),
-    Case::new("mounts below the root, through its links", below_the_root),
+    Case::new("mounts below the root, through its links", below_the_root).in_vm(),
     Case::new("a mount below the root that its links lead out of", out_of_the_root),
     Case::new("a root that is made read-only afterwards", remounted),
     // Debian's kernel has erofs as a module, and containerd leaves its snapshotter out when that is not loaded yet.

@@ -24,21 +24,24 @@ use super::{Case, Need};
 use crate::scenario::ctr::{Container, OURS, REFERENCE, ctr};
 
 /// The cases.
-pub const CASES: &[Case] = &[
-    Case::new("without options", defaults),
-    Case::new("options with the task", |bed| all(bed, By::Task)),
-    Case::new("options with the container", |bed| all(bed, By::Container)).in_vm(),
-    Case::new("IoUid and IoGid: a process in a user namespace opens its streams", streams_owner),
-    Case::new("Root: what a killed shim has there goes too", root_of_killed),
-    Case::new("CriuImagePath and CriuWorkPath: what a task is restored from, and where", restored)
-        .needs(&[Need::Native, Need::Containerd2]),
-];
+pub const CASES: &[Case] =
+    &[
+        Case::new("without options", defaults),
+        Case::new("options with the task", |bed| all(bed, By::Task)),
+        Case::new("options with the container", |bed| all(bed, By::Container)).in_vm(),
+        Case::new("IoUid and IoGid: a process in a user namespace opens its streams", streams_owner)
+            .needs(&[Need::Root]),
+        Case::new("Root: what a killed shim has there goes too", root_of_killed),
+        Case::new("CriuImagePath and CriuWorkPath: what a task is restored from, and where", restored)
+            .needs(&[Need::Native, Need::Containerd2, Need::Root]),
+    ];
 
 /// The cases of what only ours does.
 pub const OWN_CASES: &[Case] = &[
     Case::new("options as TOML, as CRI sends them", |bed| all(bed, By::Body)),
     Case::new("options in a TOML file", |bed| all(bed, By::Path)),
-    Case::new("under the name of containerd's own runtime, by the path of the program", by_path),
+    Case::new("under the name of containerd's own runtime, by the path of the program", by_path)
+        .needs(&[Need::Root]),
 ];
 
 /// How options come to the shim.

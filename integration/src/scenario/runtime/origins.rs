@@ -25,7 +25,8 @@ pub const CASES: &[Case] = &[
     // ctr 1.7 sends every runtime but runc's own an option's type that is older than all of them.
     Case::new("no pivot_root, and a read-only root", no_pivot).needs(&[Need::Containerd2]),
     Case::new("a user namespace: owners, an exec and a terminal", user_namespace)
-        .needs(&[Need::Containerd2, Need::Root]),
+        .needs(&[Need::Containerd2, Need::Root])
+        .in_vm(),
 ];
 
 /// criu is slow where processors are emulated, and asks more of a kernel than an emulated one need have.

@@ -17,7 +17,8 @@ use crate::scenario::ctr::{Container, REFERENCE};
 /// The cases.
 pub const CASES: &[Case] = &[
     Case::new("members of a pod are in its shim, also after a restart of containerd", |bed| life(bed, ""))
-        .needs(&[Need::Containerd2]),
+        .needs(&[Need::Containerd2])
+        .in_vm(),
     Case::new("members of a pod whose shim is killed after a restart of containerd", |bed| killed(bed, ""))
         .needs(&[Need::Containerd2]),
 ];

@@ -25,6 +25,11 @@ pub const CASES: &[Case] = &[
     }),
     Case::new("containerd killed while the runtime starts a container", |bed| hung(bed, "start", How::Hang)),
     Case::new("containerd killed while the runtime starts an exec", |bed| hung(bed, "exec", How::Hang)),
+    Case::new("containerd killed while the runtime pauses a container", |bed| hung(bed, "pause", How::Hang)),
+    Case::new("containerd killed while the runtime resumes a container", |bed| {
+        hung(bed, "resume", How::Hang)
+    }),
+    Case::new("containerd killed while the runtime kills a container", |bed| hung(bed, "kill", How::Hang)),
     Case::new("containerd killed while the runtime deletes a container", |bed| {
         hung(bed, "delete", How::Hang)
     }),
@@ -101,8 +106,32 @@ fn ended(bed: &Bed) -> Result<String> {
     Ok(String::new())
 }
 
-/// Kills containerd while a command of the runtime hangs, or takes its time. What containerd finds is a container as it was before the step,
-/// or none.
+/// Starts a client whose call needs a step of the runtime, which then does as it is planned; what the step needs comes before.
+fn call(faulty: &Faulty, step: &str, how: How, run: &[&str], id: &str) -> Result<Beside> {
+    let container = container(id);
+    if !matches!(step, "create" | "start") {
+        ctr(run)?.success("ctr run -d")?;
+    }
+    match step {
+        "delete" => {
+            container.kill("SIGKILL")?;
+            container.wait_for("STOPPED")?;
+        }
+        "resume" => ctr(&["task", "pause", id])?.success("pause").map(drop)?,
+        _ => {}
+    }
+    faulty.plan(step, how)?;
+    match step {
+        "exec" => Beside::ctr(&["task", "exec", "--exec-id", "e", id, "/bin/sleep", "1000"]),
+        "delete" => Beside::ctr(&["task", "rm", id]),
+        "kill" => Beside::ctr(&["task", "kill", "-s", "SIGKILL", id]),
+        "pause" | "resume" => Beside::ctr(&["task", step, id]),
+        _ => Beside::ctr(run),
+    }
+}
+
+/// Kills containerd while a command of the runtime hangs, or takes its time. What containerd finds is a container as it was
+/// before the step, or none.
 fn hung(bed: &Bed, step: &str, how: How) -> Result<String> {
     let stack = bed.stack;
     let before = Traces::of_idle(&bed.world(), stack)?;
@@ -111,29 +140,13 @@ fn hung(bed: &Bed, step: &str, how: How) -> Result<String> {
     let options = faulty.options(stack)?;
     let mut run = vec!["run", "-d", "--null-io"];
     run.extend(args_of(stack, &options, &id, &SLEEP));
-    if !matches!(step, "create" | "start") {
-        ctr(&run)?.success("ctr run -d")?;
-    }
-    let container = container(&id);
-    let exec = ["task", "exec", "--exec-id", "e", &id, "/bin/sleep", "1000"];
-    let delete = ["task", "rm", &id];
-    let call = match step {
-        "exec" => &exec[..],
-        "delete" => {
-            container.kill("SIGKILL")?;
-            container.wait_for("STOPPED")?;
-            &delete
-        }
-        _ => &run,
-    };
-    faulty.plan(step, how)?;
-    let client = Beside::ctr(call)?;
+    let (client, container) = (call(&faulty, step, how, &run, &id)?, container(&id));
     let hung = faulty.hung()?;
     restart(bed, || Ok(()))?;
     let failed = client.end()?;
     ensure!(failed.code != 0, "{failed:?}");
     let found = container.task()?.map_or("no task".to_owned(), |(_, status)| status);
-    if step == "exec" {
+    if matches!(step, "exec" | "pause" | "kill") {
         let out = container.sh("next", "echo hello")?;
         ensure!(out == "hello\n", "{out:?}");
     }
@@ -145,6 +158,9 @@ fn hung(bed: &Bed, step: &str, how: How) -> Result<String> {
             ensure!(!Path::new("/proc").join(hung.to_string()).exists(), "{hung} is there");
             Ok(())
         })?;
+    }
+    if step == "resume" {
+        ctr(&["task", "resume", &id])?.success("resume it after all")?;
     }
     if container.task()?.is_some() {
         ctr(&["task", "rm", "-f", &id])?.success("ctr task rm -f")?;

@@ -18,7 +18,8 @@ use super::process::{ByHand, socket_in};
 use super::shim::Shim;
 
 /// The cases.
-pub const CASES: &[Case] = &[Case::new("a sandbox on the shim's own socket, where there is one", by_hand)];
+pub const CASES: &[Case] =
+    &[Case::new("a sandbox on the shim's own socket, where there is one", by_hand).in_vm()];
 
 /// The cases of what only ours does.
 pub const OWN_CASES: &[Case] =

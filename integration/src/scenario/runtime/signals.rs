@@ -18,7 +18,7 @@ use super::{Case, Need};
 
 /// The cases.
 pub const CASES: &[Case] = &[
-    Case::new("a real-time signal reaches an exec, and its exit tells", real_time_signal),
+    Case::new("a real-time signal reaches an exec, and its exit tells", real_time_signal).in_vm(),
     Case::new("a real-time signal reaches an init, whose handler runs", init_handles),
     Case::new("a real-time signal ends an init that shares the node's PID namespace", init_ends),
     Case::new("kill -9 of a container that was never started", never_started),

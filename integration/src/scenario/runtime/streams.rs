@@ -1,11 +1,13 @@
 //! Log files and logging programs.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
+use rustix::fs::OFlags;
 
 use super::Case;
 use super::bed::{Bed, FILES, eventually};
@@ -15,7 +17,7 @@ use crate::scenario::ctr::ctr;
 /// The cases.
 pub const CASES: &[Case] = &[
     Case::new("a log file takes output and errors", log_file),
-    Case::new("a logging program gets all output", logging_program),
+    Case::new("a logging program gets all output", logging_program).in_vm(),
     Case::new(
         "a logging program that stalls gets all output, and the container waits for it",
         stalling_program,
@@ -23,12 +25,14 @@ pub const CASES: &[Case] = &[
     Case::new("a container that writes much and ends at once is logged whole", ends_at_once),
     Case::new("an unknown log URI is refused by name", unknown_uri),
     Case::new("a logging program of a terminal", terminal_program),
+    Case::new("output and errors to one file that is no FIFO, and to a device", other_file),
 ];
 
 /// What containerd's own runtime has not, or not yet in 2.1.
 pub const OWN: &[Case] = &[
     Case::new("a logging program that must say that it is ready", says_ready),
     Case::new("a log file of a terminal", terminal_file),
+    Case::new("non-blocking, and read late: nothing that fits the buffer is lost", read_late),
 ];
 
 /// Lines in a log that is longer than a pipe and than the smallest buffer.
@@ -164,6 +168,45 @@ fn logged_terminal(bed: &Bed, uri: &str, kind: &str) -> Result<String> {
     let log = log_with(&format!("{FILES}/e1.{kind}"), "\n5000\r\n")?;
     ensure!(log == expected, "{} of {} bytes of an exec", log.len(), expected.len());
     task.remove().map(|()| String::new())
+}
+
+/// Clients that want a log and no URI give a path.
+fn other_file(bed: &Bed) -> Result<String> {
+    let path = format!("{FILES}/{}", bed.id("file"));
+    fs::write(&path, "there\n").context("write a file")?;
+    let to = |path: &str| Stdio { stdout: path.to_owned(), stderr: path.to_owned(), ..Stdio::default() };
+    let script = "echo one; echo two >&2; sleep 0.1; seq 1 5000";
+    let task = Task::started(bed, "file", &to(&path), &["/bin/sh", "-c", script])?;
+    ensure!(task.wait("")?.exit_status == 0, "it failed");
+    task.remove()?;
+    let log = log_with(&path, "\n5000\n")?;
+    let whole = ["there\n", "one\n", "two\n"].iter().all(|line| log.contains(line));
+    ensure!(whole && log.lines().count() == 5003, "{} lines: {:?}", log.lines().count(), &log[..40]);
+    let task = Task::started(bed, "device", &to("/dev/null"), &["/bin/seq", "1", "5000"])?;
+    ensure!(task.wait("")?.exit_status == 0, "it failed");
+    task.remove().map(|()| String::new())
+}
+
+/// The process has ended and is deleted before anybody reads more than the pipes hold.
+fn read_late(bed: &Bed) -> Result<String> {
+    let mode = ["--annotation", "resourcecapsules.io/log-mode=non-blocking"];
+    let task = Task::container(bed, "late", &mode, &["/bin/seq", "1", &LINES.to_string()])?;
+    let stdio = Stdio::fifos(bed, &["stdout"])?;
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).context("a flag")?;
+    let mut fifo = File::options().read(true).custom_flags(flags).open(&stdio.stdout).context("open")?;
+    task.create(&stdio)?;
+    task.start("")?;
+    ensure!(task.wait("")?.exit_status == 0, "it failed");
+    let reading = std::thread::spawn(move || -> Result<String> {
+        std::thread::sleep(Duration::from_secs(2));
+        rustix::io::ioctl_fionbio(&fifo, false).context("wait for what comes")?;
+        let mut text = String::new();
+        fifo.read_to_string(&mut text).context("read").map(|_| text)
+    });
+    task.remove()?;
+    let text = reading.join().map_err(|_| anyhow!("the reader panicked"))??;
+    ensure!(text == all_lines(), "{} of {} bytes", text.len(), all_lines().len());
+    Ok(String::new())
 }
 
 fn says_ready(bed: &Bed) -> Result<String> {

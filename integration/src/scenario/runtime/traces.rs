@@ -18,9 +18,10 @@ use crate::scenario::world::World;
 const PLACES: [&str; 4] = ["/run", "/tmp", "/dev/shm", "/var/lib/containerd/io.containerd.runtime.v2.task"];
 /// How long the last of it may take to go: clients' connections are closed by a daemon in its own time.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Folders that the first container makes and that stay: capsuled's for the marks of containers, systemd's for scopes. What is in
-/// them counts.
-const FOLDERS: [&str; 3] = ["/run/capsule/kept", "/run/capsule/kept/default", "/run/systemd/transient"];
+/// Folders that the first container makes and that stay: capsuled's for the marks of containers, ours for terminals, systemd's
+/// for scopes. What is in them counts.
+const FOLDERS: [&str; 4] =
+    ["/run/capsule/kept", "/run/capsule/kept/default", "/run/capsule/pty", "/run/systemd/transient"];
 
 /// Everything of a node, counted by kind and name.
 #[derive(Debug, Clone, PartialEq, Eq)]

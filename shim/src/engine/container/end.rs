@@ -39,12 +39,18 @@ impl Container {
             // The reaper lives as long as the shim.
             let Ok(exit) = exited.await else { return };
             let is_init = process.exec_id().is_empty();
-            if is_init {
-                this.end_execs().await;
-            }
-            if let Some(io) = process.io() {
-                io.drained().await;
-            }
+            // At the same time: slow readers of several processes keep nobody longer than one.
+            let execs = async {
+                if is_init {
+                    this.end_execs().await;
+                }
+            };
+            let output = async {
+                if let Some(io) = process.io() {
+                    io.drained().await;
+                }
+            };
+            tokio::join!(execs, output);
             // A start under way is reported first.
             let _step = process.step().await;
             process.end(exit);

@@ -84,10 +84,9 @@ impl Container {
         let received = timeout(TERMINAL, console.receive()).await.map_err(|_| late());
         let io = match received.and_then(|received| received) {
             Ok(master) => ProcessIo::terminal(stdio, master, &setup).await.and_then(|io| {
-                if is_exec {
-                    io.open_stdin()?
-                };
-                Ok(io)
+                let opened = if is_exec { io.open_stdin() } else { Ok(()) };
+                // Nobody need ever read what it may have written.
+                opened.inspect_err(|_| io.release()).map(|()| io)
             }),
             Err(error) => Err(error),
         };

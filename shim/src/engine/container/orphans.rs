@@ -39,13 +39,13 @@ fn find(bundle: &Path, id: &str) -> Vec<(Pid, OwnedFd)> {
         // Before the look at it: a pid that is used again later is not killed.
         let pinned = pidfd_open(pid, PidfdFlags::empty()).ok()?;
         // By name: to look at the directory itself would wait for the file system that it is on, whatever process has it.
-        let directory = fs::read_link(entry.path().join("cwd")).ok()?;
+        fs::read_link(entry.path().join("cwd")).ok().filter(|directory| *directory == wanted)?;
         let arguments = fs::read(entry.path().join("cmdline")).ok()?;
         let words = || arguments.split(|byte| *byte == 0);
         // A shim has the same directory and the same id among its arguments: it is asked to end, not killed.
         let is_command = words().any(|word| word == b"--root");
         let names = words().any(|word| word == id.as_bytes() || names_in(bundle, word));
-        (directory == wanted && is_command && names).then_some((pid, pinned))
+        (is_command && names).then_some((pid, pinned))
     };
     processes.filter_map(command).collect()
 }

@@ -21,9 +21,11 @@ pub const CASES: &[Case] = &[
     Case::new("runc with files", |bed| {
         life(bed, Driver { binary: "runc", systemd: false, by: By::Container })
     })
-    .needs(NATIVE),
+    .needs(&[Need::Controllers])
+    .in_vm(),
     Case::new("crun with files", |bed| life(bed, Driver { binary: "crun", systemd: false, by: By::Task }))
-        .needs(NATIVE),
+        .needs(&[Need::Controllers])
+        .in_vm(),
     Case::new("runc with systemd", |bed| {
         life(bed, Driver { binary: "runc", systemd: true, by: By::Container })
     })
@@ -31,8 +33,6 @@ pub const CASES: &[Case] = &[
     Case::new("crun with systemd", |bed| life(bed, Driver { binary: "crun", systemd: true, by: By::Task }))
         .needs(&[Need::Systemd]),
 ];
-
-const NATIVE: &[Need] = &[Need::Native, Need::Controllers];
 
 /// How the options come.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -23,7 +23,7 @@ pub const CASES: &[Case] = &[
             "it may see the exit first",
             &[r#""exec-started e1", "exit e1""#, r#""exec-started e2", "exit e2""#],
         ),
-    Case::new("a process that is neither: an event each time", child).needs(NATIVE),
+    Case::new("a process that is neither: an event each time", child).needs(&[Need::Controllers]).in_vm(),
     // The kernel wakes a listener of version 1 then too.
     Case::new("a container that is deleted within its limits: no event", none).needs(&[Need::LegacyCgroups]),
     // Without systemd's driver nobody removes the control group but the runtime.

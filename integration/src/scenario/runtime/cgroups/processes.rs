@@ -21,21 +21,21 @@ pub const CASES: &[Case] = &[
     Case::new("the node's PID namespace: a signal to all reaches all", |bed| {
         end(bed, |task, _| Ok(task.kill("", 15, true)?))
     })
-    .needs(NATIVE),
+    .needs(&[Need::Cgroups])
+    .in_vm(),
     Case::new("the node's PID namespace: a forced removal leaves none", |bed| {
         end(bed, |task, _| ctr(&["task", "rm", "-f", &task.id])?.success("ctr task rm -f").map(drop))
     })
-    .needs(NATIVE),
+    .needs(&[Need::Cgroups]),
     Case::new("the node's PID namespace: an exec that stays ends with the init", |bed| {
         end(bed, |task, marker| {
             task.run_exec("e1", &Stdio::default(), &["/bin/sleep", marker])?;
             Ok(task.kill("", 9, false)?)
         })
     })
-    .needs(NATIVE),
+    .needs(&[Need::Cgroups]),
 ];
 
-const NATIVE: &[Need] = &[Need::Native, Need::Cgroups];
 /// Processes of the container that nobody waits for, in sessions of their own, and some that have forked again.
 const CHILDREN: usize = 8;
 

@@ -22,11 +22,13 @@ pub const CASES: &[Case] = &[
         .needs(&[Need::UnifiedCgroups]),
     Case::new("version 1: every field is what the kernel says", |bed| fields(bed, V1))
         .needs(&[Need::LegacyCgroups]),
-    Case::new("metrics of a task that waits, runs, is paused, and has ended", states).needs(NATIVE),
-    Case::new("metrics of an init that moved to another control group", moved).needs(NATIVE),
+    Case::new("metrics of a task that waits, runs, is paused, and has ended", states)
+        .needs(CONTROLLERS)
+        .in_vm(),
+    Case::new("metrics of an init that moved to another control group", moved).needs(CONTROLLERS).in_vm(),
 ];
 
-const NATIVE: &[Need] = &[Need::Native, Need::Controllers];
+const CONTROLLERS: &[Need] = &[Need::Controllers];
 
 /// A field of the message, the controller and file that it comes from, the key in the file (none: all of it), and what one
 /// there is in the field.

@@ -10,13 +10,13 @@ use crate::scenario::runtime::{Case, Need};
 /// The cases.
 pub const CASES: &[Case] = &[
     Case::new("memory, processor and processes", all_at_once).needs(&[Need::Controllers]).in_vm(),
-    Case::new("a task that waits to be started, and one that is paused", states).needs(NATIVE),
+    Case::new("a task that waits to be started, and one that is paused", states).needs(CONTROLLERS).in_vm(),
     Case::new("files of version 2 by their names", unified).needs(&[Need::UnifiedCgroups]),
-    Case::new("what cannot be is refused, and nothing changes", refused).needs(NATIVE),
-    Case::new("a task that has ended is refused", ended).needs(&[Need::Native]),
+    Case::new("what cannot be is refused, and nothing changes", refused).needs(CONTROLLERS).in_vm(),
+    Case::new("a task that has ended is refused", ended).in_vm(),
 ];
 
-const NATIVE: &[Need] = &[Need::Native, Need::Controllers];
+const CONTROLLERS: &[Need] = &[Need::Controllers];
 const RESOURCES: &str = r#"{
     "memory": { "limit": 100663296, "reservation": 50331648 },
     "cpu": { "shares": 512, "quota": 50000, "period": 100000, "cpus": "0" },
