@@ -41,6 +41,12 @@ fn privileged_native_forky_errors() -> Result<()> {
     run(Kind::Native, Suite::Forky, "errors")
 }
 
+/// Requirements between capsules.
+#[test]
+fn privileged_native_forky_sets() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "sets")
+}
+
 #[test]
 fn privileged_native_forky_idmapped() -> Result<()> {
     run(Kind::Native, Suite::Forky, "idmapped")

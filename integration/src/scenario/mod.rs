@@ -10,6 +10,7 @@
 //! | [`readers`] | programs in the container, and what they saw |
 //! | [`demo`] | the main job, end to end |
 //! | [`errors`] | every refusal: one line, cause and cure, nothing changed |
+//! | [`sets`] | what a capsule requires comes with it, stays while it is needed, and is explained |
 //! | [`snapshots`] | nothing: snapshots as `ctr` drives them |
 //! | [`images`] | images of many layers come out as containerd's overlayfs makes them |
 //! | [`snapshotters`] | nothing but that every call succeeds: it measures snapshotters |
@@ -32,6 +33,7 @@ pub mod readers;
 pub mod rootless;
 pub mod runtime;
 pub mod runtimes;
+pub mod sets;
 pub mod snapshots;
 pub mod snapshotters;
 pub mod suite;
@@ -67,6 +69,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "nested" => nested(reporter),
         "demo" => demo::run(reporter),
         "errors" => errors::run(reporter),
+        "sets" => sets::run(reporter),
         "upgrade" => upgrade::take_over(reporter, 50),
         "upgrade-systemd" => upgrade::systemd(reporter, 10),
         _ => match runtime::Choice::parse(name) {

@@ -14,15 +14,13 @@ use super::{
     effects::{is_refusal, puts, removals},
     error::AttachmentError,
     model::{Attachment, ContainerKey, Content, Phase},
-    plan::{self, Wanted},
+    plan,
     records::OfContainer,
     restore::is_waiting,
+    set::Planned,
 };
 use crate::{
-    capsules::{
-        Resolved,
-        model::{CapsuleName, Mode, Version},
-    },
+    capsules::model::{CapsuleName, Digest, Mode, Version},
     fresh_id,
     shims::{Draining, ShimError, User},
 };
@@ -41,6 +39,8 @@ pub struct AttachSpec {
     pub target: Option<String>,
     /// The capsule's default, or `ro`, when `None`.
     pub mode: Option<Mode>,
+    /// Refused unless the version has this digest.
+    pub digest: Option<Digest>,
     /// The entry of the container's annotation that this is; none when a person asks.
     pub named: Option<String>,
 }
@@ -59,8 +59,8 @@ pub struct Choice {
 /// What [`Attachments::list`] finds.
 #[derive(Debug, Clone)]
 pub enum Listed {
-    /// Attached.
-    Attached(Box<Attachment>),
+    /// Attached, and the capsules in the container that require it.
+    Attached(Box<Attachment>, Vec<CapsuleName>),
     /// Draining, in this container.
     Draining(ContainerKey, Box<Draining>),
 }
@@ -72,31 +72,22 @@ impl Attachments {
         container: &WantedContainer,
         specs: &[AttachSpec],
     ) -> Result<Vec<Attachment>, AttachmentError> {
-        if specs.is_empty() {
-            return Err(AttachmentError::NoSpecs);
-        }
         let key = self.find_hotpluggable(container).await?;
-        let mut places = Vec::with_capacity(specs.len());
-        for spec in specs {
-            let version = self.capsules.resolve(&spec.capsule, spec.version.as_ref()).await?;
-            let target = spec.target.as_deref().map(ContainerPath::parse).transpose()?;
-            let wanted = Wanted { version, target, mode: spec.mode };
-            let place = plan::plan_place(&wanted)?;
-            places.push((wanted, place, spec.named.clone()));
-        }
         let mut existing = self.records.lock(&key).await;
-        let taken: Vec<(ContainerPath, String)> = places
+        let mut planned = self.plan_set(specs, &existing).await?;
+        planned.retain(|one| !one.present);
+        let taken: Vec<(ContainerPath, String)> = planned
             .iter()
-            .map(|(w, (target, _), _)| (target.clone(), format!("{}@{}", w.version.name, w.version.version)))
+            .map(|one| (one.target.clone(), format!("{}@{}", one.version.name, one.version.version)))
             .collect();
         plan::plan_free(&key, &existing, &taken)?;
         self.marks
             .set(&key)
             .map_err(|source| AttachmentError::Mark { path: self.marks.path(&key), source })?;
 
-        let mut intents = Vec::with_capacity(places.len());
-        for (wanted, (target, mode), named) in places {
-            match self.intend(&key, &wanted.version, target, mode, named).await {
+        let mut intents = Vec::with_capacity(planned.len());
+        for one in planned {
+            match self.intend(&key, one).await {
                 Ok(intent) => intents.push(intent),
                 Err(error) => {
                     self.unpin(&intents);
@@ -132,6 +123,8 @@ impl Attachments {
         let mut existing = self.records.lock(&key).await;
         let chosen = self.choose_mounted(&key, &existing, choice)?;
         let to = self.capsules.resolve(&choice.capsule, version).await?;
+        let moved: Vec<_> = chosen.iter().map(|a| (a, Some(&to.version))).collect();
+        self.check_requirements(&existing, &moved)?;
         let mut intents = Vec::new();
         for attachment in &chosen {
             let layers = self.capsules.pin(&to, &attachment.pin_owner()).await?;
@@ -155,6 +148,8 @@ impl Attachments {
         let now = SystemTime::now();
         let intents: Vec<Attachment> =
             chosen.iter().map(|a| plan::plan_rollback(a, now)).collect::<Result<_, _>>()?;
+        let moved: Vec<_> = intents.iter().map(|intent| (intent, plan::next_version(intent))).collect();
+        self.check_requirements(&existing, &moved)?;
         self.replace(&key, &mut existing, intents).await?;
         Ok(self.compare(&existing, &chosen))
     }
@@ -168,6 +163,7 @@ impl Attachments {
         let key = self.containers.find(&choice.container).await?;
         let mut existing = self.records.lock(&key).await;
         let chosen = self.choose(&key, &existing, choice)?;
+        self.check_requirements(&existing, &chosen.iter().map(|a| (a, None)).collect::<Vec<_>>())?;
         let intent = |a: &Attachment| Attachment { phase: Phase::Detaching { lazy }, ..a.clone() };
         let intents: Vec<Attachment> = chosen.iter().map(intent).collect();
         self.journal.write(puts(&intents)).await?;
@@ -248,7 +244,8 @@ impl Attachments {
             (self.records.shown(key), Vec::new())
         });
         self.records.tidy(key);
-        let attached = attached.into_iter().map(|a| Listed::Attached(Box::new(a)));
+        let requirers: Vec<_> = attached.iter().map(|a| self.requirers(&attached, a)).collect();
+        let attached = attached.into_iter().zip(requirers).map(|(a, by)| Listed::Attached(Box::new(a), by));
         attached.chain(draining.into_iter().map(|d| Listed::Draining(key.clone(), Box::new(d)))).collect()
     }
 
@@ -291,14 +288,8 @@ impl Attachments {
     }
 
     /// Pins the version's directories and writes down what is to be attached, in memory.
-    async fn intend(
-        &self,
-        key: &ContainerKey,
-        version: &Resolved,
-        target: ContainerPath,
-        mode: Mode,
-        named: Option<String>,
-    ) -> Result<Attachment, AttachmentError> {
+    async fn intend(&self, key: &ContainerKey, planned: Planned) -> Result<Attachment, AttachmentError> {
+        let Planned { version, target, mode, named, .. } = planned;
         let mut intent = Attachment {
             id: fresh_id(),
             container: key.clone(),
@@ -317,7 +308,7 @@ impl Attachments {
             replaced: false,
             phase: Phase::Attaching,
         };
-        intent.current.layers = self.capsules.pin(version, &intent.pin_owner()).await?;
+        intent.current.layers = self.capsules.pin(&version, &intent.pin_owner()).await?;
         Ok(intent)
     }
 

@@ -113,6 +113,26 @@ pub enum AttachmentError {
         /// The capsule.
         capsule: CapsuleName,
     },
+    /// The same for one that another capsule requires.
+    #[error("{capsule}, which {by} requires, has no default target: attach it first, with --target PATH")]
+    NoTargetOfRequired {
+        /// The capsule.
+        capsule: CapsuleName,
+        /// What requires it.
+        by: String,
+    },
+    /// Something would lack what it requires.
+    #[error(
+        "{label} in {container} requires {requirement}, which would be missing: detach {label} first, or attach what it requires"
+    )]
+    Unmet {
+        /// The container.
+        container: String,
+        /// Capsule and version.
+        label: String,
+        /// What it requires.
+        requirement: String,
+    },
     /// Another attachment is at the target.
     #[error(
         "{target} in {container} is taken by {occupant}: detach or upgrade that one, or choose another --target"

@@ -1,6 +1,6 @@
 //! Attachments: capsules in live containers.
 //!
-//! `controller` (calls), `named` and `restore` (before a container's first process) and `recovery` (after a restart) → `effects` → `plan` (pure) → `records`, `marks`,
+//! `controller` (calls) with `set` (what goes together), `named` and `restore` (before a container's first process) and `recovery` (after a restart) → `effects` → `plan` (pure) → `records`, `marks`,
 //! [`crate::shims`], [`crate::capsules`]. An intent is on record before its effect; the shim's all-or-nothing answer decides whether it
 //! becomes the record or is given up; what a crash leaves between is settled by asking the shim.
 
@@ -15,6 +15,7 @@ mod plan;
 mod records;
 mod recovery;
 mod restore;
+mod set;
 mod watch;
 
 use crate::{
@@ -27,6 +28,7 @@ pub use self::{
     controller::{AttachSpec, Choice, Listed},
     error::AttachmentError,
     marks::Marks,
+    set::Planned,
 };
 
 /// The attachment controller of this node: cheap to clone.

@@ -48,6 +48,7 @@ fn parse_entry(entry: &str) -> Result<AttachSpec, AttachmentError> {
         version: version.map(str::parse).transpose().map_err(|e| wrong(&e))?,
         target: target.map(|target| target.as_str().to_owned()),
         mode,
+        digest: None,
         named: Some(entry.to_owned()),
     })
 }

@@ -184,7 +184,7 @@ impl TestNode {
             .unwrap()
             .iter()
             .map(|l| match l {
-                Listed::Attached(a) => a.label(),
+                Listed::Attached(a, _) => a.label(),
                 Listed::Draining(_, d) => format!("draining {}", d.version),
             })
             .collect();
@@ -282,6 +282,7 @@ fn spec(text: &str) -> AttachSpec {
         version: Some(version.parse().unwrap()),
         target: None,
         mode: None,
+        digest: None,
         named: None,
     }
 }

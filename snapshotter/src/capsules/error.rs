@@ -5,6 +5,7 @@ use overlayfs_utils::InvalidPath;
 use super::{
     model::{CapsuleName, Digest, ModelError, Version},
     oci::OciError,
+    resolve::Conflict,
 };
 use crate::containerd::ContainerdError;
 
@@ -51,6 +52,31 @@ pub enum CapsuleError {
         missing: String,
         /// Where it should be.
         namespace: String,
+    },
+    /// Requirements that contradict each other.
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
+    /// Its annotations are not what they should be.
+    #[error("{name}@{version} cannot be used: {reason}; publish it anew")]
+    Declared {
+        /// The capsule.
+        name: CapsuleName,
+        /// The version.
+        version: Version,
+        /// Which, and how.
+        reason: String,
+    },
+    /// Another content than the one asked for by its digest.
+    #[error("{name}@{version} is {found} here, not {wanted}: pull that one, or resolve anew")]
+    OtherDigest {
+        /// The capsule.
+        name: CapsuleName,
+        /// The version.
+        version: Version,
+        /// What there is.
+        found: Digest,
+        /// What was asked for.
+        wanted: Digest,
     },
     /// A published version never changes.
     #[error(

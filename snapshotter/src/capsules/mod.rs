@@ -1,19 +1,24 @@
 //! Capsules: names, versions and the images that carry them.
 //!
-//! `publish` and `unpack` → `catalogue` → {`oci`, `model`} (pure). This room speaks to containerd through
+//! `publish`, `unpack` and `set` → `catalogue` → {`resolve`, `oci`} → {`declared`, `requirement`, `model`} (pure). This room speaks to containerd through
 //! [`crate::containerd`] and asks the snapshot engine for directories; it knows nothing of containers.
 
 pub mod catalogue;
+pub mod declared;
 mod error;
 pub mod model;
 pub mod oci;
 mod publish;
+pub mod requirement;
+pub mod resolve;
+pub mod set;
 mod unpack;
 
 use crate::{containerd::Containerd, snapshots::Snapshots};
 
 pub use self::{
     catalogue::{Catalogue, Published, Resolved},
+    declared::Declared,
     error::CapsuleError,
     oci::Declaration,
 };

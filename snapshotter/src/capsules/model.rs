@@ -25,6 +25,19 @@ pub enum ModelError {
     /// Not a SHA-256 digest.
     #[error("digest {0:?} is not valid: expected sha256: and 64 hexadecimal digits")]
     Digest(String),
+    /// Not a requirement.
+    #[error("requirement {0:?} is not valid: {1}")]
+    Requirement(String, String),
+    /// Something else that a publisher says of a version.
+    #[error("{what} {which:?} is not valid: {reason}")]
+    Declared {
+        /// Its kind.
+        what: &'static str,
+        /// As it was sent.
+        which: String,
+        /// What to do.
+        reason: &'static str,
+    },
     /// Not a mode.
     #[error("mode {0:?} is not known: use \"ro\" or \"union\"")]
     Mode(String),

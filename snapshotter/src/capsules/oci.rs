@@ -8,7 +8,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::model::{CapsuleName, Digest, Mode, Version};
+use super::{
+    declared::Declared,
+    model::{CapsuleName, Digest, Mode, Version},
+};
 
 /// Media type of a manifest.
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -160,6 +163,14 @@ impl Image {
         self.annotations.get(MODE).and_then(|m| m.parse().ok())
     }
 
+    /// What it declares.
+    ///
+    /// # Errors
+    /// Why its annotations cannot be used, as text.
+    pub fn declared(&self) -> Result<Declared, String> {
+        Declared::of_image(&self.annotations)
+    }
+
     /// The default target, where one is annotated.
     pub fn default_target(&self) -> Option<&str> {
         self.annotations.get(TARGET).map(String::as_str).filter(|t| !t.is_empty())
@@ -205,6 +216,8 @@ pub struct Declaration {
     pub default_target: Option<String>,
     /// How, unless told otherwise.
     pub default_mode: Option<Mode>,
+    /// What it requires, and what it does for those that use it.
+    pub declared: Declared,
     /// Other annotations, none of them with our prefix.
     pub annotations: BTreeMap<String, String>,
 }
@@ -239,6 +252,7 @@ pub fn make_image(declaration: &Declaration, layer: &Descriptor) -> Result<Blobs
     let config_descriptor = describe(CONFIG, &config);
 
     let mut annotations = declaration.annotations.clone();
+    annotations.extend(declaration.declared.annotations());
     annotations.insert(NAME.to_owned(), declaration.name.to_string());
     annotations.insert(VERSION.to_owned(), declaration.version.to_string());
     if let Some(target) = &declaration.default_target {
@@ -289,6 +303,7 @@ mod tests {
             version: "2024.1".parse().unwrap(),
             default_target: Some("/usr/share/zoneinfo".into()),
             default_mode: Some(Mode::Ro),
+            declared: Declared::default(),
             annotations: BTreeMap::from([("b".into(), "2".into()), ("a".into(), "1".into())]),
         }
     }

@@ -87,6 +87,19 @@ impl wire::attachments_server::Attachments for AttachmentsService {
         Ok(Response::new(wire::DetachResponse { attachments }))
     }
 
+    async fn resolve(
+        &self,
+        request: Request<wire::ResolveRequest>,
+    ) -> Result<Response<wire::ResolveResponse>, Status> {
+        let request = request.into_inner();
+        let container = request.container.filter(|c| !c.id.is_empty());
+        let container = container.map(|c| convert::parse_container(Some(c))).transpose()?;
+        let specs = request.specs.into_iter().map(convert::parse_spec).collect::<Result<Vec<_>, _>>()?;
+        let planned = self.engine.plan(container.as_ref(), &specs).await?;
+        let planned = planned.iter().map(convert::planned).collect();
+        Ok(Response::new(wire::ResolveResponse { planned }))
+    }
+
     async fn list_attachments(
         &self,
         request: Request<wire::ListAttachmentsRequest>,

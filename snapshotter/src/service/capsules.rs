@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::convert;
 use crate::{
     attachments::Attachments,
-    capsules::{Capsules, Declaration, Published},
+    capsules::{Capsules, Declaration, Declared, Published},
 };
 
 /// The service.
@@ -45,8 +45,13 @@ impl wire::capsules_server::Capsules for CapsulesService {
         let Some(wire::build_request::Part::Header(header)) = first else {
             return Err(convert::malformed("its header, which must be the first message"));
         };
+        let name = convert::parse_name(&header.name)?;
+        let (environment, resources) =
+            (header.environment.into_iter().collect(), header.resources.into_iter().collect());
+        let declared = Declared::parse(&name, &header.requires, environment, resources, header.devices);
         let declaration = Declaration {
-            name: convert::parse_name(&header.name)?,
+            declared: declared.map_err(convert::from_model)?,
+            name,
             version: header.version.parse().map_err(convert::from_model)?,
             default_target: convert::non_empty(header.default_target),
             default_mode: convert::parse_mode(header.default_mode)?,

@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 
 use crate::{
     attachments::{
-        AttachSpec, AttachmentError, Choice, Listed,
+        AttachSpec, AttachmentError, Choice, Listed, Planned,
         containers::Wanted,
         model::{Attachment, Phase},
     },
@@ -56,6 +56,7 @@ pub fn parse_spec(spec: wire::AttachmentSpec) -> Result<AttachSpec, Status> {
         version: parse_version(&spec.version).map_err(from_model)?,
         target: non_empty(spec.target),
         mode: parse_mode(spec.mode)?,
+        digest: non_empty(spec.digest).map(|digest| digest.parse()).transpose().map_err(from_model)?,
         named: None,
     })
 }
@@ -112,6 +113,20 @@ pub fn attachment(a: &Attachment) -> wire::Attachment {
         since: Some(a.current.since.into()),
         previous_version: a.history.last().map(|c| c.version.to_string()).unwrap_or_default(),
         users: Vec::new(),
+        required_by: Vec::new(),
+    }
+}
+
+/// One attachment of a set that is planned, for the wire.
+pub fn planned(p: &Planned) -> wire::Planned {
+    wire::Planned {
+        capsule: p.version.name.to_string(),
+        version: p.version.version.to_string(),
+        digest: p.version.digest.to_string(),
+        target: p.target.as_str().to_owned(),
+        mode: mode(p.mode).into(),
+        present: p.present,
+        required_by: p.required_by.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -128,7 +143,10 @@ pub fn detached(a: &Attachment, users: &[User]) -> wire::Attachment {
 /// A listed attachment, for the wire.
 pub fn listed(listed: &Listed) -> wire::Attachment {
     match listed {
-        Listed::Attached(a) => attachment(a),
+        Listed::Attached(a, required_by) => wire::Attachment {
+            required_by: required_by.iter().map(ToString::to_string).collect(),
+            ..attachment(a)
+        },
         Listed::Draining(container, d) => wire::Attachment {
             container: container.id.clone(),
             namespace: container.namespace.clone(),
@@ -160,6 +178,7 @@ fn user(u: &User) -> wire::User {
 pub fn version(p: &Published, namespace: &str, missing: Option<String>, attachments: u32) -> wire::Version {
     let image = p.image.as_ref().ok();
     let default_mode = image.and_then(|i| i.default_mode()).map_or(wire::Mode::Unspecified, mode);
+    let declared = image.and_then(|i| i.declared().ok()).unwrap_or_default();
     wire::Version {
         capsule: p.name.to_string(),
         version: p.version.to_string(),
@@ -173,6 +192,10 @@ pub fn version(p: &Published, namespace: &str, missing: Option<String>, attachme
         complete: missing.is_none(),
         incomplete: missing.unwrap_or_default(),
         attachments,
+        requires: declared.requires.iter().map(ToString::to_string).collect(),
+        environment: declared.environment.into_iter().collect(),
+        resources: declared.resources.into_iter().collect(),
+        devices: declared.devices,
     }
 }
 
@@ -202,7 +225,11 @@ impl From<CapsuleError> for Status {
                 Code::InvalidArgument
             }
             CapsuleError::UnknownCapsule { .. } | CapsuleError::UnknownVersion { .. } => Code::NotFound,
-            CapsuleError::Incomplete { .. } | CapsuleError::Oci(_) => Code::FailedPrecondition,
+            CapsuleError::Incomplete { .. }
+            | CapsuleError::Oci(_)
+            | CapsuleError::Conflict(_)
+            | CapsuleError::Declared { .. }
+            | CapsuleError::OtherDigest { .. } => Code::FailedPrecondition,
             CapsuleError::Exists { .. } => Code::AlreadyExists,
             CapsuleError::Stream { .. } => Code::Aborted,
             CapsuleError::DiffId { .. } => Code::DataLoss,
@@ -222,11 +249,13 @@ impl From<AttachmentError> for Status {
             | AttachmentError::Target(_)
             | AttachmentError::RoRoot
             | AttachmentError::NoTarget { .. }
+            | AttachmentError::NoTargetOfRequired { .. }
             | AttachmentError::Model(_) => Code::InvalidArgument,
             AttachmentError::OtherRuntime { .. }
             | AttachmentError::NotRunning { .. }
             | AttachmentError::NoHistory { .. }
             | AttachmentError::Waiting { .. }
+            | AttachmentError::Unmet { .. }
             | AttachmentError::InUse { .. } => Code::FailedPrecondition,
             AttachmentError::Occupied { .. } => Code::AlreadyExists,
             AttachmentError::Shim(error) => shim(error),

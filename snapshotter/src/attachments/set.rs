@@ -1,0 +1,176 @@
+//! Sets: what a call asks for, with all that it requires, and where each of it goes.
+
+use overlayfs_utils::ContainerPath;
+
+use super::{
+    AttachSpec, Attachments,
+    containers::Wanted as WantedContainer,
+    error::AttachmentError,
+    model::Attachment,
+    plan::{self, Holding, Wanted},
+};
+use crate::capsules::{
+    CapsuleError, Resolved,
+    model::{CapsuleName, Mode, Version},
+    set::{Member, Present},
+};
+
+/// One attachment of a set, to be made or there already.
+#[derive(Debug, Clone)]
+pub struct Planned {
+    /// The version.
+    pub version: Resolved,
+    /// Where.
+    pub target: ContainerPath,
+    /// How.
+    pub mode: Mode,
+    /// The entry of the container's annotation that it is, if it is one.
+    pub named: Option<String>,
+    /// The container has it, and it is not asked for.
+    pub present: bool,
+    /// What of the set requires it.
+    pub required_by: Vec<CapsuleName>,
+}
+
+impl Attachments {
+    /// What [`Attachments::attach`] would do with a container, or with one that has nothing. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`Attachments::attach`], but for what only the container's shim knows.
+    pub async fn plan(
+        &self,
+        container: Option<&WantedContainer>,
+        specs: &[AttachSpec],
+    ) -> Result<Vec<Planned>, AttachmentError> {
+        let existing = match container {
+            Some(wanted) => self.records.shown(&self.containers.find(wanted).await?),
+            None => Vec::new(),
+        };
+        self.plan_set(specs, &existing).await
+    }
+
+    pub(super) async fn plan_set(
+        &self,
+        specs: &[AttachSpec],
+        existing: &[Attachment],
+    ) -> Result<Vec<Planned>, AttachmentError> {
+        if specs.is_empty() {
+            return Err(AttachmentError::NoSpecs);
+        }
+        let mut present = Present::new();
+        for attachment in existing {
+            let versions = present.entry(attachment.capsule.clone()).or_default();
+            versions.insert(attachment.current.version.clone());
+        }
+        let wanted: Vec<_> = specs.iter().map(|spec| (spec.capsule.clone(), spec.version.clone())).collect();
+        let mut left: Vec<&AttachSpec> = specs.iter().collect();
+        let mut planned = Vec::new();
+        for member in self.capsules.resolve_set(&wanted, &present).await? {
+            if !specs.iter().any(|spec| spec.capsule == member.version.name) {
+                planned.push(place_required(member, existing)?);
+                continue;
+            }
+            let (of_it, others) = left.into_iter().partition(|spec| asks_for(spec, &member.version));
+            left = others;
+            for spec in of_it {
+                planned.push(place(&member, spec)?);
+            }
+        }
+        Ok(planned)
+    }
+
+    /// Refuses a change after which something lacks what it requires. `moved`: attachments and the version they are to have;
+    /// nothing for those that go.
+    pub(super) fn check_requirements(
+        &self,
+        existing: &[Attachment],
+        moved: &[(&Attachment, Option<&Version>)],
+    ) -> Result<(), AttachmentError> {
+        let before: Vec<Holding> = existing.iter().map(|a| self.holding(a, &a.current.version)).collect();
+        let after = existing.iter().filter_map(|a| match moved.iter().find(|(m, _)| m.id == a.id) {
+            Some((_, version)) => version.map(|version| self.holding(a, version)),
+            None => Some(self.holding(a, &a.current.version)),
+        });
+        let after: Vec<Holding> = after.collect();
+        match plan::plan_unmet(&before, &after) {
+            Some((holding, requirement)) => Err(AttachmentError::Unmet {
+                container: existing.first().map(|a| a.container.to_string()).unwrap_or_default(),
+                label: format!("{}@{}", holding.capsule, holding.version),
+                requirement: requirement.to_string(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// The capsules in a container that require an attachment.
+    pub(super) fn requirers(&self, all: &[Attachment], of: &Attachment) -> Vec<CapsuleName> {
+        let requires = |other: &&Attachment| {
+            let holding = self.holding(other, &other.current.version);
+            holding.requires.iter().any(|r| r.name == of.capsule && r.versions.contains(&of.current.version))
+        };
+        let mut names: Vec<_> = all.iter().filter(requires).map(|other| other.capsule.clone()).collect();
+        names.dedup();
+        names
+    }
+
+    /// One whose image is gone requires nothing that is known.
+    fn holding(&self, attachment: &Attachment, version: &Version) -> Holding {
+        let published = self.capsules.catalogue().find(&attachment.capsule, Some(version));
+        let image = published.ok().and_then(|published| published.image.ok());
+        let declared = image.and_then(|image| image.declared().ok());
+        Holding {
+            capsule: attachment.capsule.clone(),
+            version: version.clone(),
+            requires: declared.map(|declared| declared.requires).unwrap_or_default(),
+        }
+    }
+}
+
+fn asks_for(spec: &AttachSpec, version: &Resolved) -> bool {
+    spec.capsule == version.name && spec.version.as_ref().is_none_or(|v| *v == version.version)
+}
+
+fn place(member: &Member, spec: &AttachSpec) -> Result<Planned, AttachmentError> {
+    let version = &member.version;
+    if let Some(wanted) = spec.digest.as_ref().filter(|wanted| **wanted != version.digest) {
+        return Err(AttachmentError::Capsule(CapsuleError::OtherDigest {
+            name: version.name.clone(),
+            version: version.version.clone(),
+            found: version.digest.clone(),
+            wanted: wanted.clone(),
+        }));
+    }
+    let target = spec.target.as_deref().map(ContainerPath::parse).transpose()?;
+    let wanted = Wanted { version: version.clone(), target, mode: spec.mode };
+    let (target, mode) = plan::plan_place(&wanted)?;
+    Ok(Planned {
+        version: wanted.version,
+        target,
+        mode,
+        named: spec.named.clone(),
+        present: false,
+        required_by: member.required_by.clone(),
+    })
+}
+
+/// What nobody asked for goes where it says itself, or is where it is.
+fn place_required(member: Member, existing: &[Attachment]) -> Result<Planned, AttachmentError> {
+    let Member { version, present, required_by } = member;
+    let there = existing
+        .iter()
+        .find(|a| present && a.capsule == version.name && a.current.version == version.version);
+    let (target, mode) = match there {
+        Some(attachment) => (ContainerPath::parse(&attachment.target)?, attachment.mode),
+        None => {
+            let wanted = Wanted { version: version.clone(), target: None, mode: None };
+            plan::plan_place(&wanted).map_err(|error| match error {
+                AttachmentError::NoTarget { capsule } => AttachmentError::NoTargetOfRequired {
+                    capsule,
+                    by: required_by.first().map(ToString::to_string).unwrap_or_default(),
+                },
+                other => other,
+            })?
+        }
+    };
+    Ok(Planned { version, target, mode, named: None, present, required_by })
+}
