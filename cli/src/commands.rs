@@ -4,22 +4,17 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Instant, SystemTime};
 
-use capsule_proto::capsule::v1::{self, build_request::Part};
+use capsule_proto::capsule::v1;
 use clap::CommandFactory;
 use serde::Serialize;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
-use crate::archive::{self, Plan};
 use crate::args::{BuildArgs, CapsuleRef, Cli, Command, Output};
 use crate::client::Client;
 use crate::error::Error;
+use crate::publish;
 use crate::request;
-use crate::text::{Attached, Detached, Listed, Text, escape_control};
+use crate::text::{Attached, Detached, Listed, Text};
 use crate::view::{Attachments, Built, Inspection, Moves, Versions};
-
-/// Chunks on their way to capsuled: what one is sent while the next is read. Bounds memory to this many MiB.
-const CHUNKS_IN_FLIGHT: usize = 4;
 
 /// Carries out the command.
 ///
@@ -81,50 +76,10 @@ fn write_out(bytes: &[u8]) -> Result<(), Error> {
 
 async fn build(to: Target<'_>, args: &BuildArgs) -> Result<(), Error> {
     let started = Instant::now();
-    let header = request::build_header(args)?;
-    let options = archive::Options { keep_owner: args.keep_owner, mtime: args.source_date_epoch };
-    let plan = archive::plan(&args.dir, options)?;
-    for path in &plan.left_out {
-        let note =
-            format!("capsulectl: note: left out `{}`: a socket has no place in an image", path.display());
-        let _ = writeln!(std::io::stderr(), "{}", escape_control(&note)); // a note lost is no failure
-    }
-    let summary = plan.summary();
-    let answer = publish(&to.connect().await?, header, plan).await?;
+    let offer = publish::prepare(args)?;
+    let (answer, summary) = publish::send(&to.connect().await?, offer).await?;
     let built = Built::new(answer, &summary, started.elapsed())?;
     to.print(&built, &built)
-}
-
-/// Streams the archive while it is made.
-///
-/// When the tree turns out unreadable midway the call is dropped, so that capsuled sees it broken off and
-/// never a shorter archive that ended well.
-async fn publish(client: &Client, header: v1::BuildHeader, plan: Plan) -> Result<v1::BuildResponse, Error> {
-    let (sender, receiver) = mpsc::channel(CHUNKS_IN_FLIGHT);
-    let first = v1::BuildRequest { part: Some(Part::Header(header)) };
-    if sender.try_send(first).is_err() {
-        return Err(Error::Answer("build")); // cannot happen: the channel is new and has room
-    }
-    let mut archiver = tokio::task::spawn_blocking(move || {
-        let sent = plan.stream(|chunk| {
-            let part = v1::BuildRequest { part: Some(Part::Tar(chunk)) };
-            sender.blocking_send(part).is_ok()
-        });
-        (sent, sender)
-    });
-    let mut capsules = client.capsules();
-    let call = capsules.build(ReceiverStream::new(receiver));
-    tokio::pin!(call);
-    tokio::select! {
-        biased;
-        answer = &mut call => Ok(answer?.into_inner()),
-        done = &mut archiver => {
-            let (sent, sender) = done.map_err(Error::Archiver)?;
-            sent?;
-            drop(sender);
-            Ok(call.await?.into_inner())
-        }
-    }
 }
 
 async fn ls(to: Target<'_>, name: Option<String>) -> Result<(), Error> {

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use tonic::{Code, Status};
 
 use crate::archive;
+use crate::declaration::Mistake;
 use crate::text::escape_control;
 
 /// Why a command failed.
@@ -42,6 +43,22 @@ pub enum Error {
     /// The tree cannot be made into a version.
     #[error(transparent)]
     Archive(#[from] archive::Error),
+    /// `capsule.toml` cannot be read.
+    #[error("cannot read `{}`: {source}", path.display())]
+    ReadDeclaration {
+        /// The file.
+        path: PathBuf,
+        /// What open(2) or read(2) said.
+        source: io::Error,
+    },
+    /// `capsule.toml` is wrong.
+    #[error("`{}` line {}: {}", path.display(), mistake.line, mistake.what)]
+    Declaration {
+        /// The file.
+        path: PathBuf,
+        /// The first mistake.
+        mistake: Mistake,
+    },
     /// The archiving thread is gone.
     #[error("the archive was not finished: {0}")]
     Archiver(#[source] tokio::task::JoinError),

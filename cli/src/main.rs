@@ -1,14 +1,17 @@
 //! capsulectl: publish capsules, and attach, upgrade, roll back and detach them in live containers.
 //!
-//! The rooms, in the direction of flow: `args` (what was typed) → `request` (the wire, pure) → `client` and
-//! `archive` (effects) → `view` (our own values) → `text` (what is read). `commands` joins them.
+//! The rooms, in the direction of flow: `args` (what was typed) and `declaration` (what a tree's `capsule.toml`
+//! says) → `request` (the wire, pure) → `client` and `archive` (effects) → `view` (our own values) → `text` (what is
+//! read). `commands` and `publish` join them.
 //! Nothing here needs root by itself, enters a namespace or opens a database: capsuled does.
 
 mod archive;
 mod args;
 mod client;
 mod commands;
+mod declaration;
 mod error;
+mod publish;
 mod request;
 mod table;
 mod text;
@@ -17,12 +20,14 @@ mod view;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use crate::error::Error;
 
 fn main() -> ExitCode {
-    match run(args::Cli::parse()) {
+    let cli = match args::Cli::parse_line(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(e) => e.exit(),
+    };
+    match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader went away (`capsulectl ps | head -1`): that is no failure of ours.
         Err(Error::Print(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
@@ -37,5 +42,8 @@ fn main() -> ExitCode {
 fn run(cli: args::Cli) -> Result<(), Error> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(Error::Runtime)?;
-    runtime.block_on(commands::run(cli))
+    let outcome = runtime.block_on(commands::run(cli));
+    // A thread may still wait for a tar on standard input that nobody wants any more.
+    runtime.shutdown_background();
+    outcome
 }

@@ -1,8 +1,11 @@
 //! From the command line to the wire: pure, one function per call.
 
+use std::collections::{BTreeMap, HashMap};
+
 use capsule_proto::capsule::v1;
 
-use crate::args::{AttachArgs, AttachmentArgs, BuildArgs, CapsuleRef, ContainerArg, ModeArg};
+use crate::args::{AttachArgs, AttachmentArgs, BuildArgs, CapsuleRef, ContainerArg, KeyValue, ModeArg};
+use crate::declaration::{Declaration, Filled};
 use crate::error::Error;
 
 /// The wire form of a mode; unspecified leaves it to the capsule.
@@ -32,24 +35,60 @@ pub fn container(arg: ContainerArg, namespace: Option<&str>) -> Result<v1::Conta
     }
 }
 
-/// The first message of a build.
+/// The first message of a build: what the command line says, and for the rest what the file declares. `place` is where
+/// a field could be declared.
 ///
 /// # Errors
-/// Usage, when an annotation is given twice.
-pub fn build_header(args: &BuildArgs) -> Result<v1::BuildHeader, Error> {
-    let mut header = v1::BuildHeader {
-        name: args.name.clone(),
-        version: args.version.clone(),
-        default_target: args.target.clone().unwrap_or_default(),
-        default_mode: mode(args.mode),
-        ..v1::BuildHeader::default()
+/// Usage, when the name or the version is nowhere, or an annotation or variable is given twice.
+pub fn build_header(args: &BuildArgs, file: Declaration, place: &str) -> Result<v1::BuildHeader, Error> {
+    let given = |option: &str, typed: &Option<String>, declared: Option<Filled>| {
+        typed.clone().or(declared.map(|text| text.0)).ok_or_else(|| {
+            Error::Usage(format!("no {option} is given: pass --{option}, or write `{option}` in {place}"))
+        })
     };
-    for pair in &args.annotations {
-        if header.annotations.insert(pair.key.clone(), pair.value.clone()).is_some() {
-            return Err(Error::Usage(format!("annotation `{}` is given twice", pair.key)));
+    let resources = file.resources.into_iter().map(|(key, amount)| (key, amount.0)).collect();
+    Ok(v1::BuildHeader {
+        name: given("name", &args.name, file.name)?,
+        version: given("version", &args.version, file.version)?,
+        default_target: args.target.clone().or(file.target.map(|t| t.0)).unwrap_or_default(),
+        default_mode: mode(args.mode.or(file.mode)),
+        annotations: pairs("annotation", &args.annotations, file.annotations)?,
+        requires: requires(&args.requires, file.requires),
+        environment: pairs("variable", &args.environment, file.environment)?,
+        resources,
+        devices: file.devices,
+    })
+}
+
+/// The file's pairs, and over them those of the command line.
+fn pairs(
+    what: &str,
+    typed: &[KeyValue],
+    declared: BTreeMap<String, String>,
+) -> Result<HashMap<String, String>, Error> {
+    let mut own = HashMap::new();
+    for pair in typed {
+        if own.insert(pair.key.clone(), pair.value.clone()).is_some() {
+            return Err(Error::Usage(format!("{what} `{}` is given twice", pair.key)));
         }
     }
-    Ok(header)
+    let mut all: HashMap<_, _> = declared.into_iter().collect();
+    all.extend(own);
+    Ok(all)
+}
+
+/// The file's requirements, but of capsules that the command line has something to say about; then that.
+fn requires(typed: &[String], declared: Vec<String>) -> Vec<String> {
+    let named: Vec<_> = typed.iter().map(|requirement| required_name(requirement)).collect();
+    let kept = declared.into_iter().filter(|requirement| !named.contains(&required_name(requirement)));
+    kept.chain(typed.iter().cloned()).collect()
+}
+
+/// The capsule in `NAME RANGE`. Whether it is a name is for capsuled to say.
+fn required_name(requirement: &str) -> &str {
+    let text = requirement.trim_start();
+    let end = text.find(|c: char| !c.is_ascii_alphanumeric() && !"._-".contains(c));
+    &text[..end.unwrap_or(text.len())]
 }
 
 /// An attach of one or several capsules.
@@ -69,6 +108,7 @@ pub fn attach(args: AttachArgs, namespace: Option<&str>) -> Result<v1::AttachReq
         version: capsule.version.unwrap_or_default(),
         target: target.clone(),
         mode: mode(args.mode),
+        ..v1::AttachmentSpec::default()
     });
     Ok(v1::AttachRequest { specs: specs.collect(), container: Some(container(args.container, namespace)?) })
 }
@@ -131,6 +171,8 @@ pub fn list_attachments(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::{Cli, Command};
+    use crate::declaration::parse;
 
     fn arg(id: &str, namespace: Option<&str>) -> ContainerArg {
         ContainerArg { id: id.into(), namespace: namespace.map(Into::into) }
@@ -164,21 +206,76 @@ mod tests {
         assert_eq!(error.exit_code(), 2);
     }
 
+    /// The header of `build` with these words and this file.
+    fn header(words: &[&str], file: &str) -> Result<v1::BuildHeader, Error> {
+        let line = ["capsulectl", "build", "d"].into_iter().chain(words.iter().copied());
+        let Command::Build(args) = Cli::parse_line(line).expect("a command line").command else {
+            panic!("another command");
+        };
+        build_header(&args, parse(file.as_bytes()).expect("a file"), "`d/capsule.toml`")
+    }
+
+    const FILE: &str = "
+        name = 'n'
+        version = '1'
+        target = '/file'
+        mode = 'union'
+        requires = ['a >=1', 'b', 'cc']
+        devices = ['v.com/c=d']
+        environment = { A = '1', B = '2' }
+        resources = { 'pids.max' = 3 }
+        annotations = { x = '1', y = '2' }";
+
+    fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
     #[test]
-    fn an_annotation_is_given_once() {
-        let args = |pairs: &[&str]| BuildArgs {
-            dir: ".".into(),
+    fn the_file_says_what_the_line_does_not() {
+        let want = v1::BuildHeader {
             name: "n".into(),
             version: "1".into(),
-            target: None,
-            mode: Some(ModeArg::Union),
-            annotations: pairs.iter().map(|p| p.parse().expect("a pair")).collect(),
-            keep_owner: false,
-            source_date_epoch: 0,
+            default_target: "/file".into(),
+            default_mode: v1::Mode::Union.into(),
+            annotations: map(&[("x", "1"), ("y", "2")]),
+            requires: vec!["a >=1".into(), "b".into(), "cc".into()],
+            environment: map(&[("A", "1"), ("B", "2")]),
+            resources: map(&[("pids.max", "3")]),
+            devices: vec!["v.com/c=d".into()],
         };
-        let header = build_header(&args(&["a=1", "b=2"])).expect("two keys");
-        assert_eq!(header.annotations["b"], "2");
-        assert_eq!(header.default_mode(), v1::Mode::Union);
-        assert!(build_header(&args(&["a=1", "a=2"])).is_err());
+        assert_eq!(header(&[], FILE).expect("a header"), want);
+    }
+
+    #[test]
+    fn the_line_wins_over_the_file() {
+        let words = ["--name", "m", "--version", "2", "--target", "/line", "--mode", "ro"];
+        let more =
+            ["--env", "B=", "--env", "C=4", "--annotation", "y=5", "--require", "c", "--require", "a<3"];
+        let want = v1::BuildHeader {
+            name: "m".into(),
+            version: "2".into(),
+            default_target: "/line".into(),
+            default_mode: v1::Mode::Ro.into(),
+            annotations: map(&[("x", "1"), ("y", "5")]),
+            requires: vec!["b".into(), "cc".into(), "c".into(), "a<3".into()],
+            environment: map(&[("A", "1"), ("B", ""), ("C", "4")]),
+            resources: map(&[("pids.max", "3")]),
+            devices: vec!["v.com/c=d".into()],
+        };
+        assert_eq!(header(&[&words[..], &more].concat(), FILE).expect("a header"), want);
+    }
+
+    #[test]
+    fn what_is_wrong_usage_of_build() {
+        for (words, file, want) in [
+            (&["--version", "1"][..], "", "pass --name, or write `name` in `d/capsule.toml`"),
+            (&["--name", "n"], "mode = 'ro'", "pass --version, or write `version` in `d/capsule.toml`"),
+            (&["--annotation", "a=1", "--annotation", "a=2"], FILE, "annotation `a` is given twice"),
+            (&["--env", "a=1", "--env", "a=1"], FILE, "variable `a` is given twice"),
+        ] {
+            let error = header(words, file).expect_err(want);
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.line().contains(want), "{want}: {}", error.line());
+        }
     }
 }

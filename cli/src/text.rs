@@ -1,5 +1,6 @@
 //! Results as a person reads them. Pure: the present instant is an argument.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::SystemTime;
 
@@ -16,12 +17,13 @@ impl Text for Built {
     fn text(&self, _: SystemTime) -> String {
         let Version { capsule, version, digest, .. } = &self.version;
         let existed = if self.existed { "already published, " } else { "" };
-        let (files, ms) = (self.files, self.elapsed_ms);
-        let noun = if files == 1 { "file" } else { "files" };
-        line(format!(
-            "{capsule}@{version}  {digest}  ({existed}{files} {noun}, {}, {ms} ms)",
-            size(self.bytes)
-        ))
+        let files = match self.files {
+            None => String::new(),
+            Some(1) => "1 file, ".to_owned(),
+            Some(n) => format!("{n} files, "),
+        };
+        let (size, ms) = (size(self.bytes), self.elapsed_ms);
+        line(format!("{capsule}@{version}  {digest}  ({existed}{files}{size}, {ms} ms)"))
     }
 }
 
@@ -68,6 +70,7 @@ impl Text for Inspection {
             let value = if value.is_empty() { "-" } else { &value };
             text.push_str(&line(format!("{key:<10}  {value}")));
         }
+        text.push_str(&declared(v));
         for (key, value) in &self.annotations {
             text.push_str(&line(format!("Annotation  {key}={value}")));
         }
@@ -82,6 +85,23 @@ impl Text for Inspection {
         }
         text
     }
+}
+
+/// What the version needs, a line for each.
+fn declared(v: &Version) -> String {
+    let pairs = |map: &BTreeMap<String, String>| -> Vec<String> {
+        map.iter().map(|(key, value)| format!("{key}={value}")).collect()
+    };
+    let lists = [
+        ("Requires", v.requires.clone()),
+        ("Variable", pairs(&v.environment)),
+        ("Resource", pairs(&v.resources)),
+        ("Device", v.devices.clone()),
+    ];
+    let lines = lists
+        .into_iter()
+        .flat_map(|(key, values)| values.into_iter().map(move |value| line(format!("{key:<10}  {value}"))));
+    lines.collect()
 }
 
 impl Text for Moves {

@@ -33,6 +33,12 @@ pub struct Version {
     pub incomplete: Option<String>,
     /// How many attachments have it mounted now; draining ones are not counted.
     pub attachments: u32,
+    /// Other capsules that it needs: `NAME`, or `NAME RANGE`.
+    pub requires: Vec<String>,
+    pub environment: BTreeMap<String, String>,
+    pub resources: BTreeMap<String, String>,
+    /// CDI names.
+    pub devices: Vec<String>,
 }
 
 /// One layer of a version's image.
@@ -79,7 +85,8 @@ pub struct User {
 pub struct Built {
     pub version: Version,
     pub existed: bool,
-    pub files: u64,
+    /// `null` for a tar: nobody counted.
+    pub files: Option<u64>,
     pub bytes: u64,
     pub elapsed_ms: u64,
 }
@@ -156,6 +163,10 @@ impl From<v1::Version> for Version {
             complete: v.complete,
             incomplete: filled(v.incomplete),
             attachments: v.attachments,
+            requires: v.requires,
+            environment: v.environment.into_iter().collect(),
+            resources: v.resources.into_iter().collect(),
+            devices: v.devices,
         }
     }
 }
@@ -278,6 +289,7 @@ mod tests {
             since: Some(Timestamp { seconds: 1_700_000_000, nanos: 0 }),
             previous_version: String::new(),
             users: vec![v1::User { pid: 7, command: "sh".into(), path: "/f".into(), how: "fd 5".into() }],
+            ..v1::Attachment::default()
         };
         let want = serde_json::json!({
             "id": "a1", "container": "web", "namespace": "default", "capsule": "tzdata", "version": "2026.1",

@@ -21,8 +21,8 @@ fn json(text: &str) -> serde_json::Value {
 }
 
 fn spec(capsule: &str, version: &str, target: &str, mode: Mode) -> v1::AttachmentSpec {
-    let mode = mode.into();
-    v1::AttachmentSpec { capsule: capsule.into(), version: version.into(), target: target.into(), mode }
+    let (capsule, version, target) = (capsule.into(), version.into(), target.into());
+    v1::AttachmentSpec { capsule, version, target, mode: mode.into(), ..v1::AttachmentSpec::default() }
 }
 
 const ZONE: &str = "/usr/share/zoneinfo";
@@ -154,6 +154,10 @@ fn inspect_shows_all_of_a_version() {
         "Digest      sha256:0123456789abcdef0123",
         "Image       capsule.local/tzdata:2026.1 (containerd namespace capsules)",
         "Status      ready",
+        "Requires    ca-bundle >=2026",
+        "Variable    TZDIR=/usr/share/zoneinfo",
+        "Resource    memory.max=16M",
+        "Device      example.com/clock=rtc",
         "Annotation  team=time",
         "sha256:aa   2.0 KiB   application/vnd.oci.image.layer.v1.tar",
         "draining",
@@ -182,7 +186,12 @@ fn what_programs_read() {
     let ran = fake.run(&["ls", "-o", "json"]);
     assert_eq!(json(&ran.stdout)["versions"][1]["incomplete"], "layer sha256:11 is missing");
     let ran = fake.run(&["inspect", "tzdata", "-o", "json"]);
-    assert_eq!(json(&ran.stdout)["annotations"]["team"], "time");
+    let inspected = json(&ran.stdout);
+    assert_eq!(inspected["annotations"]["team"], "time");
+    assert_eq!(inspected["version"]["requires"], serde_json::json!(["ca-bundle >=2026"]));
+    assert_eq!(inspected["version"]["environment"]["TZDIR"], ZONE);
+    assert_eq!(inspected["version"]["resources"]["memory.max"], "16M");
+    assert_eq!(inspected["version"]["devices"], serde_json::json!(["example.com/clock=rtc"]));
     let ran = fake.run(&["ps", "-o", "json"]);
     assert_eq!(json(&ran.stdout)["attachments"][2]["users"][0]["pid"], 41);
 }
@@ -321,6 +330,11 @@ fn wrong_usage_is_two() {
         "rollback web tzdata@1",
         "frobnicate",
         "build . --name a --version 1 --annotation k=1 --annotation k=2",
+        "build . --name a",
+        "build --name a --version 1",
+        "build . --tar x.tar --name a --version 1",
+        "build --tar x.tar --name a --version 1 --keep-owner",
+        "build --tar x.tar --name a --version 1 --source-date-epoch 1",
     ] {
         let ran = fake.run(&line.split(' ').collect::<Vec<_>>());
         assert_eq!(ran.code, Some(2), "{line}: {ran:?}");

@@ -9,7 +9,8 @@
 //! * hard links among the tree's files are kept (the first path holds the content), symbolic links verbatim;
 //! * of the extended attributes `security.capability` and `user.*` are kept, as PAX `SCHILY.xattr.*` records;
 //! * devices and FIFOs are members, as in the OCI layer specification; sockets are left out, as containerd does;
-//! * names that mean "whiteout" in an OCI layer are refused, since their files would vanish.
+//! * names that mean "whiteout" in an OCI layer are refused, since their files would vanish;
+//! * what `.capsuleignore` excludes is not a member, nor are that file and `capsule.toml`: see `exclude` (pure).
 //!
 //! Symbolic links are never followed below the given directory. A tree that changes while it is read is an
 //! error, never a torn archive.
@@ -17,12 +18,15 @@
 //! Format: POSIX.1-2001 pax (IEEE Std 1003.1, `pax`), the dialect of the OCI image specification's `layer.md`.
 
 mod encode;
+mod exclude;
 mod plan;
 mod stream;
+mod tarball;
 #[cfg(test)]
 mod tests;
 mod walk;
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -30,18 +34,29 @@ use std::path::{Path, PathBuf};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 
+use self::exclude::Exclude;
 use self::plan::Member;
+pub use self::tarball::Tarball;
+pub use self::walk::SMALL;
 
 /// The largest modification time that eleven octal digits hold: in the year 2242.
 pub const MAX_MTIME: u64 = 0o777_7777_7777;
 
-/// What of the tree's metadata goes into the archive.
+/// The file of a tree's root that describes the version; never part of the tree.
+pub const DECLARATION: &str = "capsule.toml";
+
+/// The file of a tree's root that says what to leave out; never part of the tree.
+const IGNORE: &str = ".capsuleignore";
+
+/// What of the tree goes into the archive, and how.
 #[derive(Debug, Clone, Copy)]
-pub struct Options {
+pub struct Options<'a> {
     /// Keep user and group ids; otherwise all is owned by 0:0.
     pub keep_owner: bool,
     /// Modification time of every member, in seconds since 1970; at most [`MAX_MTIME`].
     pub mtime: u64,
+    /// A file that describes the version; where it lies in the tree it is not part of it.
+    pub declaration: Option<&'a Path>,
 }
 
 /// A tree that has been read and judged, ready to be streamed.
@@ -54,12 +69,12 @@ pub struct Plan {
     pub left_out: Vec<PathBuf>,
 }
 
-/// How much a plan holds.
+/// How much was archived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Summary {
-    /// Members that are not directories.
-    pub files: u64,
-    /// Bytes of content.
+    /// Members that are not directories; `None` for an archive that was passed on as it is.
+    pub files: Option<u64>,
+    /// Bytes of content, or of the archive that was passed on.
     pub bytes: u64,
 }
 
@@ -70,8 +85,17 @@ pub enum Error {
     #[error("cannot open the directory `{}`: {errno}", path.display())]
     OpenRoot { path: PathBuf, errno: Errno },
     /// Nothing is in it.
-    #[error("`{}` is empty: there is nothing to publish", path.display())]
+    #[error("`{}` is empty, or all of it is excluded: there is nothing to publish", path.display())]
     Empty { path: PathBuf },
+    /// `capsule.toml` or `.capsuleignore` is something that cannot simply be read.
+    #[error("`{}` is not a regular file: make it one, or remove it", path.display())]
+    Special { path: PathBuf },
+    /// `capsule.toml` or `.capsuleignore` is absurdly large.
+    #[error("`{}` has more than {limit} bytes: it is not what its name says", path.display())]
+    TooLarge { path: PathBuf, limit: u64 },
+    /// A line of `.capsuleignore` that could match nothing.
+    #[error("`{}` line {line} is no pattern of gitignore(5): {what}", path.display())]
+    Pattern { path: PathBuf, line: usize, what: String },
     /// A file, directory or link of it cannot be read.
     #[error("cannot {step} `{}`: {errno}", path.display())]
     Read { step: &'static str, path: PathBuf, errno: Errno },
@@ -90,17 +114,34 @@ pub enum Error {
     /// Somebody writes to the tree.
     #[error("`{}` changed while it was read ({what}): publish a tree that nobody writes to", path.display())]
     Changed { path: PathBuf, what: String },
+    /// The archive given is compressed.
+    #[error(
+        "{name} is compressed: decompress it on the way, with `{tool} -dc FILE | capsulectl build --tar - …`"
+    )]
+    Compressed { name: String, tool: &'static str },
+    /// The archive given is none.
+    #[error("{name} is not a tar: {what}")]
+    NotTar { name: String, what: &'static str },
+    /// The archive given ends too early.
+    #[error(
+        "{name} is broken off: it ends after {bytes} bytes without the two blocks of zeros that end a tar; make it anew"
+    )]
+    BrokenOff { name: String, bytes: u64 },
+    /// The archive given cannot be read.
+    #[error("cannot {step} {name}: {source}")]
+    ReadTar { step: &'static str, name: String, source: std::io::Error },
 }
 
 /// Reads the tree at `dir` and decides what its archive holds.
 ///
-/// `dir` itself may be a symbolic link. Mount points below it are entered.
+/// `dir` itself may be a symbolic link. Mount points below it are entered; excluded paths are not even opened.
 ///
 /// # Errors
 /// Any of [`Error`] but content that changes later.
-pub fn plan(dir: &Path, options: Options) -> Result<Plan, Error> {
+pub fn plan(dir: &Path, options: Options<'_>) -> Result<Plan, Error> {
     let root = walk::open_root(dir)?;
-    let found = walk::read_tree(&root, dir)?;
+    let exclude = read_exclude(&root, dir, options.declaration)?;
+    let found = walk::read_tree(&root, dir, &exclude)?;
     let plan::Planned { members, left_out } =
         plan::plan_members(found, options).map_err(|refusal| refusal.in_tree(dir))?;
     if members.is_empty() {
@@ -110,12 +151,31 @@ pub fn plan(dir: &Path, options: Options) -> Result<Plan, Error> {
     Ok(Plan { root, dir: dir.to_owned(), members, left_out })
 }
 
+/// Reads the `capsule.toml` of the tree at `dir`; `None` if it has none.
+///
+/// # Errors
+/// [`Error::OpenRoot`] and [`Error::Read`], and what such a file may not be: a link, a device, too large.
+pub fn read_declaration(dir: &Path) -> Result<Option<Vec<u8>>, Error> {
+    walk::read_small(&walk::open_root(dir)?, dir, DECLARATION)
+}
+
+fn read_exclude(root: &OwnedFd, dir: &Path, declaration: Option<&Path>) -> Result<Exclude, Error> {
+    let mut own = BTreeSet::from([DECLARATION, IGNORE].map(|name| name.as_bytes().to_vec()));
+    own.extend(declaration.and_then(|file| walk::path_below(dir, file)));
+    let patterns = walk::read_small(root, dir, IGNORE)?.unwrap_or_default();
+    Exclude::parse(&patterns, own).map_err(|bad| Error::Pattern {
+        path: dir.join(IGNORE),
+        line: bad.line,
+        what: bad.what,
+    })
+}
+
 impl Plan {
     /// How much it holds.
     pub fn summary(&self) -> Summary {
         let files = self.members.iter().filter(|m| !m.is_directory()).count() as u64;
         let bytes = self.members.iter().filter_map(|m| m.content.as_ref()).map(|c| c.size).sum();
-        Summary { files, bytes }
+        Summary { files: Some(files), bytes }
     }
 
     /// Reads the content and passes the archive to `emit` in chunks of at most [`stream::CHUNK`] bytes, until

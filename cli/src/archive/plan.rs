@@ -87,7 +87,7 @@ impl Member {
 
 /// Orders the entries by the bytes of their paths (a parent comes before what it holds), finds hard links, and
 /// replaces what would differ between two builds of the same tree.
-pub fn plan_members(mut found: Vec<Found>, options: Options) -> Result<Planned, Refusal> {
+pub fn plan_members(mut found: Vec<Found>, options: Options<'_>) -> Result<Planned, Refusal> {
     found.sort_by(|a, b| a.path.cmp(&b.path));
     let mut planned = Planned::default();
     let mut first_paths = HashMap::new();

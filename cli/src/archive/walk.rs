@@ -2,16 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
+use super::exclude::Exclude;
 use super::{Error, join};
 
 /// `XATTR_SIZE_MAX` and `XATTR_LIST_MAX` of Linux: no value and no list of names is longer.
 const XATTR_MAX: usize = 65_536;
+
+/// Most bytes of a file that is read for what it says about the tree.
+pub const SMALL: u64 = 1 << 20;
 
 /// Extended attributes: values by name.
 pub type Attributes = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -76,9 +83,42 @@ pub fn open_below(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
     rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)
 }
 
-/// Reads the whole tree, in whatever order the file system gives it.
-pub fn read_tree(root: &OwnedFd, dir: &Path) -> Result<Vec<Found>, Error> {
-    let mut reader = Reader { root: root.as_fd(), dir, found: Vec::new(), buffer: vec![0; XATTR_MAX] };
+/// Reads the file `name` of the root, of at most [`SMALL`] bytes; `None` if there is none. It may not be a link: a
+/// tree from elsewhere could lead to a file that its author must not see quoted.
+pub fn read_small(root: &OwnedFd, dir: &Path, name: &str) -> Result<Option<Vec<u8>>, Error> {
+    let path = || dir.join(name);
+    let failed = |step, errno| Error::Read { step, path: path(), errno };
+    let fd = match open_below(root.as_fd(), name.as_bytes()) {
+        Ok(fd) => fd,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(Errno::LOOP | Errno::NXIO) => return Err(Error::Special { path: path() }),
+        Err(errno) => return Err(failed("open", errno)),
+    };
+    let stat = rustix::fs::fstat(&fd).map_err(|errno| failed("read", errno))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(Error::Special { path: path() });
+    }
+    let mut content = Vec::new();
+    let read = File::from(fd).take(SMALL + 1).read_to_end(&mut content);
+    read.map_err(|e| failed("read", Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
+    if content.len() as u64 > SMALL {
+        return Err(Error::TooLarge { path: path(), limit: SMALL });
+    }
+    Ok(Some(content))
+}
+
+/// Where below `dir` the file lies, by the names that lead to it; `None` if it lies elsewhere.
+pub fn path_below(dir: &Path, file: &Path) -> Option<Vec<u8>> {
+    let parent = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let place = parent.canonicalize().ok()?.join(file.file_name()?);
+    let below = place.strip_prefix(dir.canonicalize().ok()?).ok()?;
+    Some(below.as_os_str().as_bytes().to_vec())
+}
+
+/// Reads the whole tree but what is excluded, in whatever order the file system gives it.
+pub fn read_tree(root: &OwnedFd, dir: &Path, exclude: &Exclude) -> Result<Vec<Found>, Error> {
+    let mut reader =
+        Reader { root: root.as_fd(), dir, exclude, found: Vec::new(), buffer: vec![0; XATTR_MAX] };
     let mut pending = vec![Vec::new()];
     while let Some(path) = pending.pop() {
         reader.read_directory(&path, &mut pending)?;
@@ -89,6 +129,7 @@ pub fn read_tree(root: &OwnedFd, dir: &Path) -> Result<Vec<Found>, Error> {
 struct Reader<'a> {
     root: BorrowedFd<'a>,
     dir: &'a Path,
+    exclude: &'a Exclude,
     found: Vec<Found>,
     buffer: Vec<u8>,
 }
@@ -109,13 +150,37 @@ impl Reader<'_> {
             if matches!(name.to_bytes(), b"." | b"..") {
                 continue;
             }
-            let found = self.read_entry(&fd, name, child(path, name.to_bytes()))?;
+            let path = child(path, name.to_bytes());
+            if self.is_excluded(&fd, name, &path, entry.file_type())? {
+                continue;
+            }
+            let found = self.read_entry(&fd, name, path)?;
             if found.kind == Kind::Directory {
                 pending.push(found.path.clone());
             }
             self.found.push(found);
         }
         Ok(())
+    }
+
+    /// Asks the file itself for its type only where the directory does not tell it: an excluded one may be out of
+    /// reach, as another user's FUSE mount is.
+    fn is_excluded(
+        &self,
+        parent: &OwnedFd,
+        name: &CStr,
+        path: &[u8],
+        listed: FileType,
+    ) -> Result<bool, Error> {
+        let kind = match listed {
+            FileType::Unknown => {
+                let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
+                    .map_err(self.failed("read", path))?;
+                FileType::from_raw_mode(stat.st_mode)
+            }
+            known => known,
+        };
+        Ok(self.exclude.excludes(path, kind == FileType::Directory))
     }
 
     fn read_entry(&mut self, parent: &OwnedFd, name: &CStr, path: Vec<u8>) -> Result<Found, Error> {

@@ -61,6 +61,10 @@ pub fn version() -> v1::Version {
         complete: true,
         incomplete: String::new(),
         attachments: 1,
+        requires: vec!["ca-bundle >=2026".into()],
+        environment: [("TZDIR".to_owned(), "/usr/share/zoneinfo".to_owned())].into(),
+        resources: [("memory.max".to_owned(), "16M".to_owned())].into(),
+        devices: vec!["example.com/clock=rtc".into()],
     }
 }
 
@@ -91,7 +95,7 @@ pub fn attachment(state: AttachmentState) -> v1::Attachment {
         state: state.into(),
         since: Some(prost_types::Timestamp { seconds: INSTANT, nanos: 0 }),
         previous_version: "2024.2".into(),
-        users: Vec::new(),
+        ..v1::Attachment::default()
     }
 }
 
@@ -226,6 +230,10 @@ impl Attachments for Service {
         Ok(Response::new(v1::DetachResponse { attachments: vec![answer] }))
     }
 
+    async fn resolve(&self, _: Request<v1::ResolveRequest>) -> Result<Response<v1::ResolveResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn list_attachments(
         &self,
         request: Request<v1::ListAttachmentsRequest>,
@@ -294,12 +302,19 @@ pub struct Ran {
 
 /// Runs the real capsulectl.
 pub fn capsulectl(socket: &std::path::Path, args: &[&str]) -> Ran {
-    let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_capsulectl"))
-        .args(args)
-        .env("CAPSULE_ADDRESS", socket)
-        .env_remove("SOURCE_DATE_EPOCH")
-        .output()
-        .expect("capsulectl runs");
+    finish(&mut command(socket, args))
+}
+
+/// The real capsulectl, not started yet.
+pub fn command(socket: &std::path::Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_capsulectl"));
+    command.args(args).env("CAPSULE_ADDRESS", socket).env_remove("SOURCE_DATE_EPOCH");
+    command
+}
+
+/// Runs it to its end.
+pub fn finish(command: &mut Command) -> Ran {
+    let Output { status, stdout, stderr } = command.output().expect("capsulectl runs");
     let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
     Ran { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
 }

@@ -1,0 +1,107 @@
+//! The command line of `build`.
+
+use std::path::{Path, PathBuf};
+
+use clap::builder::NonEmptyStringValueParser;
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, Command, ValueHint};
+
+use super::{KeyValue, ModeArg};
+
+pub const EXAMPLES: &str = "\
+Examples:
+  capsulectl build ./zoneinfo                    # as ./zoneinfo/capsule.toml says
+  capsulectl build ./zoneinfo --name tzdata --version 2026.1 --target /usr/share/zoneinfo
+  capsulectl build ./tools --name debug-tools --version 1.0.0 --target / --mode union
+  capsulectl build ./app --file app.toml --require 'cuda-runtime >=12.4, <13' --env APP=/opt/app
+  zstd -dc tools.tar.zst | capsulectl build --tar - --name debug-tools --version 1.0.0 --target /
+  SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) capsulectl build ./site --name site --version 1.4.2
+
+The same tree gives the same digest, whoever builds it and when. Modification times become
+SOURCE_DATE_EPOCH (1970-01-01 when unset), owners become root unless --keep-owner is given.
+File capabilities and user.* attributes are kept. Links are never followed. Sockets are left out.
+
+DIR/capsule.toml declares the version; options win over it. DIR/.capsuleignore, in the syntax of
+.gitignore, says what to leave out. Neither is part of the tree. A tar is published as it is, with
+its own times and owners, and only --file declares something of it.";
+
+/// Arguments of `build`.
+#[derive(Debug, Args)]
+pub struct BuildArgs {
+    /// What is published.
+    #[command(flatten)]
+    pub source: SourceArgs,
+    /// The file that declares the version [default: DIR/capsule.toml, where there is one]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub file: Option<PathBuf>,
+    /// The capsule
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
+    pub name: Option<String>,
+    /// The version: it can be published once, with one content
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
+    pub version: Option<String>,
+    /// Where attach puts it unless told otherwise: an absolute path
+    #[arg(long, value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
+    pub target: Option<String>,
+    /// How attach mounts it unless told otherwise; see `attach`
+    #[arg(long, value_enum, value_name = "ro|union", hide_possible_values = true)]
+    pub mode: Option<ModeArg>,
+    /// Another capsule that it needs, and the versions that do; may be given several times
+    #[arg(long = "require", value_name = "NAME RANGE", value_parser = NonEmptyStringValueParser::new())]
+    pub requires: Vec<String>,
+    /// A variable for processes that use it; may be given several times
+    #[arg(long = "env", value_name = "KEY=VALUE")]
+    pub environment: Vec<KeyValue>,
+    /// An annotation of the image manifest; may be given several times
+    #[arg(long = "annotation", value_name = "KEY=VALUE")]
+    pub annotations: Vec<KeyValue>,
+    /// Keep the files' user and group ids instead of giving all to root
+    #[arg(long, conflicts_with = "tar")]
+    pub keep_owner: bool,
+    /// The modification time of all files, in seconds since 1970
+    #[arg(long, env = "SOURCE_DATE_EPOCH", value_name = "SECONDS", default_value_t = 0,
+          hide_default_value = true, value_parser = clap::value_parser!(u64).range(..=crate::archive::MAX_MTIME))]
+    pub source_date_epoch: u64,
+}
+
+/// What is published: one of the two.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct SourceArgs {
+    /// The directory whose content becomes the version
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub dir: Option<PathBuf>,
+    /// An uncompressed tar to publish as it is, instead of a directory; `-` for standard input
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub tar: Option<PathBuf>,
+}
+
+/// What is published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source<'a> {
+    /// The content of this directory.
+    Directory(&'a Path),
+    /// This tar; `-` for standard input.
+    Tar(&'a Path),
+}
+
+impl SourceArgs {
+    /// The one that was given; `None` only where clap did not see to it.
+    pub fn given(&self) -> Option<Source<'_>> {
+        let tar = self.tar.as_deref().map(Source::Tar);
+        tar.or_else(|| self.dir.as_deref().map(Source::Directory))
+    }
+}
+
+/// What clap cannot express: a tar's times are its own, so the option is refused with one. The environment
+/// variable is not: scripts set it for all that they build.
+pub fn check(command: &mut Command, matches: &ArgMatches) -> Result<(), clap::Error> {
+    let Some(("build", build)) = matches.subcommand() else { return Ok(()) };
+    let typed = build.value_source("source_date_epoch") == Some(ValueSource::CommandLine);
+    if typed && build.contains_id("tar") {
+        let what = "--source-date-epoch cannot be used with --tar: a tar is published with the times it has";
+        return Err(command.error(ErrorKind::ArgumentConflict, what));
+    }
+    Ok(())
+}
