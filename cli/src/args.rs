@@ -95,7 +95,10 @@ pub enum Command {
         #[arg(value_name = "NAME[@VERSION]")]
         capsule: CapsuleRef,
     },
-    /// Attach capsules to a running container: all of them or none
+    /// Show which versions go together: of capsules, and of all that they require
+    #[command(after_help = RESOLVE_EXAMPLES)]
+    Resolve(ResolveArgs),
+    /// Attach capsules to a running container, with what they require: all of them or none
     #[command(after_help = ATTACH_EXAMPLES)]
     Attach(AttachArgs),
     /// Move a container to another version of a capsule, with no instant at which a path is missing
@@ -143,7 +146,15 @@ Examples:
   capsulectl attach web tzdata                               # newest version, default target
   capsulectl attach web tzdata@2026.1 --target /opt/zoneinfo
   capsulectl attach web debug-tools --mode union --target /
-  capsulectl attach k8s.io/3f2a tzdata ca-bundle@2026.3      # both or none";
+  capsulectl attach k8s.io/3f2a tzdata ca-bundle@2026.3      # both or none
+  capsulectl attach web app --dry-run                        # what would be attached with it
+  capsulectl attach web --locked app.lock                    # what `resolve --lock` chose";
+
+const RESOLVE_EXAMPLES: &str = "\
+Examples:
+  capsulectl resolve app                              # the newest that go together
+  capsulectl resolve app plugin@2 --container web     # what the container has counts
+  capsulectl resolve app --lock app.lock              # for `attach --locked app.lock`";
 
 const UPGRADE_EXAMPLES: &str = "\
 Examples:
@@ -166,14 +177,37 @@ pub struct AttachArgs {
     /// The container
     pub container: ContainerArg,
     /// The capsules; the newest version of each unless one is named
-    #[arg(value_name = "CAPSULE[@VERSION]", required = true)]
+    #[arg(value_name = "CAPSULE[@VERSION]", required_unless_present = "locked", conflicts_with = "locked")]
     pub capsules: Vec<CapsuleRef>,
+    /// Exactly the versions in a file that `resolve --lock` wrote
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with_all = ["target", "mode"])]
+    pub locked: Option<PathBuf>,
+    /// Show what would be attached, and attach nothing
+    #[arg(long)]
+    pub dry_run: bool,
     /// The absolute path in the container, instead of the capsule's default; with one capsule only
     #[arg(long, value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
     pub target: Option<String>,
     /// ro: the capsule alone; union: over what the target holds [default: the capsule's, or ro]
     #[arg(long, value_enum, value_name = "ro|union", hide_possible_values = true)]
     pub mode: Option<ModeArg>,
+}
+
+/// Arguments of `resolve`.
+#[derive(Debug, Args)]
+pub struct ResolveArgs {
+    /// The capsules; the newest version that will do of each unless one is named
+    #[arg(value_name = "CAPSULE[@VERSION]", required = true)]
+    pub capsules: Vec<CapsuleRef>,
+    /// What this container has counts
+    #[arg(long, value_name = "CONTAINER")]
+    pub container: Option<ContainerArg>,
+    /// Write the versions to a file, for `attach --locked`
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub lock: Option<PathBuf>,
+    /// Show the plan, and write no lock file
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Which attachment of a container.

@@ -1,5 +1,6 @@
 //! One function per command: request, call, view, print.
 
+use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::time::{Instant, SystemTime};
@@ -8,13 +9,14 @@ use capsule_proto::capsule::v1;
 use clap::CommandFactory;
 use serde::Serialize;
 
-use crate::args::{BuildArgs, CapsuleRef, Cli, Command, Output};
+use crate::args::{BuildArgs, CapsuleRef, Cli, Command, Output, ResolveArgs};
 use crate::client::Client;
 use crate::error::Error;
+use crate::lock::Lock;
 use crate::publish;
 use crate::request;
 use crate::text::{Attached, Detached, Listed, Text};
-use crate::view::{Attachments, Built, Inspection, Moves, Versions};
+use crate::view::{Attachments, Built, Inspection, Moves, Plan, Versions};
 
 /// Carries out the command.
 ///
@@ -28,7 +30,13 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
         Command::Build(args) => build(to, &args).await,
         Command::Ls { name } => ls(to, name).await,
         Command::Inspect { capsule } => inspect(to, capsule).await,
-        Command::Attach(args) => attach(to, request::attach(args, namespace)?).await,
+        Command::Resolve(args) => resolve(to, args, namespace).await,
+        Command::Attach(args) => {
+            let locked = args.locked.as_deref().map(read_lock).transpose()?;
+            let dry_run = args.dry_run;
+            let request = request::attach(args, locked, namespace)?;
+            if dry_run { plan(to, request::dry_run(request)).await } else { attach(to, request).await }
+        }
         Command::Upgrade { container, capsule, target } => {
             upgrade(to, request::upgrade(container, capsule, target, namespace)?).await
         }
@@ -95,6 +103,33 @@ async fn inspect(to: Target<'_>, capsule: CapsuleRef) -> Result<(), Error> {
     let answer = to.connect().await?.capsules().inspect_capsule(request).await?.into_inner();
     let inspection = Inspection::try_from(answer)?;
     to.print(&inspection, &inspection)
+}
+
+async fn resolve(to: Target<'_>, args: ResolveArgs, namespace: Option<&str>) -> Result<(), Error> {
+    let ResolveArgs { capsules, container, lock, dry_run } = args;
+    let request = request::resolve(capsules, container, namespace)?;
+    let answer = to.connect().await?.attachments().resolve(request).await?.into_inner();
+    if let Some(path) = lock.filter(|_| !dry_run) {
+        let text = Lock::of(&answer.planned).text().map_err(Error::Toml)?;
+        fs::write(&path, text).map_err(|source| Error::WriteLock { path, source })?;
+    }
+    let plan = Plan::from(answer.planned);
+    to.print(&plan, &plan)
+}
+
+async fn plan(to: Target<'_>, request: v1::ResolveRequest) -> Result<(), Error> {
+    let answer = to.connect().await?.attachments().resolve(request).await?.into_inner();
+    let plan = Plan::from(answer.planned);
+    to.print(&plan, &plan)
+}
+
+fn read_lock(path: &Path) -> Result<Lock, Error> {
+    let path = path.to_owned();
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(source) => return Err(Error::ReadDeclaration { path, source }),
+    };
+    Lock::parse(&text).map_err(|mistake| Error::Declaration { path, mistake })
 }
 
 async fn attach(to: Target<'_>, request: v1::AttachRequest) -> Result<(), Error> {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Visitor};
+use serde::de::{DeserializeOwned, Deserializer, Visitor};
 
 use crate::args::ModeArg;
 
@@ -99,6 +99,14 @@ pub struct Mistake {
 /// # Errors
 /// The first [`Mistake`]: what is no TOML, a field that does not exist, a value of another type.
 pub fn parse(text: &[u8]) -> Result<Declaration, Mistake> {
+    parse_toml(text)
+}
+
+/// Parses any file of ours.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_toml<T: DeserializeOwned>(text: &[u8]) -> Result<T, Mistake> {
     let line_at = |at: usize| 1 + text[..at.min(text.len())].iter().filter(|b| **b == b'\n').count();
     let checked = std::str::from_utf8(text)
         .map_err(|e| Mistake { line: line_at(e.valid_up_to()), what: "it is not UTF-8".to_owned() })?;

@@ -59,6 +59,17 @@ pub enum Error {
         /// The first mistake.
         mistake: Mistake,
     },
+    /// A lock file cannot be written.
+    #[error("cannot write the lock file {}: {source}", path.display())]
+    WriteLock {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// TOML cannot be written.
+    #[error("cannot write the lock file: {0}")]
+    Toml(#[source] toml::ser::Error),
     /// The archiving thread is gone.
     #[error("the archive was not finished: {0}")]
     Archiver(#[source] tokio::task::JoinError),

@@ -11,6 +11,7 @@ mod client;
 mod commands;
 mod declaration;
 mod error;
+mod lock;
 mod publish;
 mod request;
 mod table;

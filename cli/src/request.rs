@@ -7,6 +7,7 @@ use capsule_proto::capsule::v1;
 use crate::args::{AttachArgs, AttachmentArgs, BuildArgs, CapsuleRef, ContainerArg, KeyValue, ModeArg};
 use crate::declaration::{Declaration, Filled};
 use crate::error::Error;
+use crate::lock::Lock;
 
 /// The wire form of a mode; unspecified leaves it to the capsule.
 fn mode(mode: Option<ModeArg>) -> i32 {
@@ -95,7 +96,11 @@ fn required_name(requirement: &str) -> &str {
 ///
 /// # Errors
 /// Usage, when `--target` is given with several capsules or the namespaces differ.
-pub fn attach(args: AttachArgs, namespace: Option<&str>) -> Result<v1::AttachRequest, Error> {
+pub fn attach(
+    args: AttachArgs,
+    locked: Option<Lock>,
+    namespace: Option<&str>,
+) -> Result<v1::AttachRequest, Error> {
     if args.target.is_some() && args.capsules.len() > 1 {
         return Err(Error::Usage(format!(
             "--target places one capsule and {} are named: attach them one by one, or leave each at its default",
@@ -103,14 +108,40 @@ pub fn attach(args: AttachArgs, namespace: Option<&str>) -> Result<v1::AttachReq
         )));
     }
     let target = args.target.unwrap_or_default();
-    let specs = args.capsules.into_iter().map(|capsule| v1::AttachmentSpec {
+    let spec =
+        |capsule| v1::AttachmentSpec { target: target.clone(), mode: mode(args.mode), ..unplaced(capsule) };
+    let specs = match locked {
+        Some(lock) => lock.specs(),
+        None => args.capsules.into_iter().map(spec).collect(),
+    };
+    Ok(v1::AttachRequest { specs, container: Some(container(args.container, namespace)?) })
+}
+
+/// A capsule, with the rest as it says itself.
+fn unplaced(capsule: CapsuleRef) -> v1::AttachmentSpec {
+    v1::AttachmentSpec {
         capsule: capsule.name,
         version: capsule.version.unwrap_or_default(),
-        target: target.clone(),
-        mode: mode(args.mode),
         ..v1::AttachmentSpec::default()
-    });
-    Ok(v1::AttachRequest { specs: specs.collect(), container: Some(container(args.container, namespace)?) })
+    }
+}
+
+/// A plan.
+///
+/// # Errors
+/// Usage, when the namespaces differ.
+pub fn resolve(
+    capsules: Vec<CapsuleRef>,
+    arg: Option<ContainerArg>,
+    namespace: Option<&str>,
+) -> Result<v1::ResolveRequest, Error> {
+    let container = arg.map(|arg| container(arg, namespace)).transpose()?;
+    Ok(v1::ResolveRequest { container, specs: capsules.into_iter().map(unplaced).collect() })
+}
+
+/// The plan of an attach.
+pub fn dry_run(attach: v1::AttachRequest) -> v1::ResolveRequest {
+    v1::ResolveRequest { container: attach.container, specs: attach.specs }
 }
 
 /// An upgrade.
@@ -197,12 +228,14 @@ mod tests {
         let args = |capsules: &[&str]| AttachArgs {
             container: arg("c", None),
             capsules: capsules.iter().map(|c| c.parse().expect("a capsule")).collect(),
+            locked: None,
+            dry_run: false,
             target: Some("/x".into()),
             mode: None,
         };
-        let one = attach(args(&["a@1"]), None).expect("one capsule");
+        let one = attach(args(&["a@1"]), None, None).expect("one capsule");
         assert_eq!((one.specs[0].target.as_str(), one.specs[0].version.as_str()), ("/x", "1"));
-        let error = attach(args(&["a", "b"]), None).expect_err("two capsules");
+        let error = attach(args(&["a", "b"]), None, None).expect_err("two capsules");
         assert_eq!(error.exit_code(), 2);
     }
 

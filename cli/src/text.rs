@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::time::SystemTime;
 
 use crate::table::Table;
-use crate::view::{Attachment, Attachments, Built, Inspection, Moves, Time, User, Version, Versions};
+use crate::view::{Attachment, Attachments, Built, Inspection, Moves, Plan, Time, User, Version, Versions};
 
 /// A result that can be read by people.
 pub trait Text {
@@ -84,6 +84,29 @@ impl Text for Inspection {
             let _ = write!(text, "\n{}", attachments_table(&self.attachments, now));
         }
         text
+    }
+}
+
+impl Text for Plan {
+    fn text(&self, _: SystemTime) -> String {
+        let mut table = Table::new(["CAPSULE", "VERSION", "DIGEST", "TARGET", "MODE", "WHY"]);
+        for p in &self.planned {
+            let why = match (p.present, p.required_by.join(", ")) {
+                (true, by) if by.is_empty() => "attached already".to_owned(),
+                (true, by) => format!("attached already, required by {by}"),
+                (false, by) if by.is_empty() => "asked for".to_owned(),
+                (false, by) => format!("required by {by}"),
+            };
+            table.row([
+                p.capsule.clone(),
+                p.version.clone(),
+                short_digest(&p.digest).to_owned(),
+                p.target.clone(),
+                p.mode.unwrap_or_default().to_owned(),
+                why,
+            ]);
+        }
+        table.to_string()
     }
 }
 

@@ -69,6 +69,8 @@ pub struct Attachment {
     /// Where a rollback would go; `null` when nowhere.
     pub previous_version: Option<String>,
     pub users: Vec<User>,
+    /// Capsules in the container that require it.
+    pub required_by: Vec<String>,
 }
 
 /// A process that keeps a draining version alive.
@@ -110,6 +112,27 @@ pub struct Inspection {
 #[derive(Debug, Serialize)]
 pub struct Attachments {
     pub attachments: Vec<Attachment>,
+}
+
+/// Result of `resolve`, and of `attach --dry-run`.
+#[derive(Debug, Serialize)]
+pub struct Plan {
+    pub planned: Vec<Planned>,
+}
+
+/// One capsule of a plan.
+#[derive(Debug, Serialize)]
+pub struct Planned {
+    pub capsule: String,
+    pub version: String,
+    pub digest: String,
+    pub target: String,
+    /// `ro` or `union`.
+    pub mode: Option<&'static str>,
+    /// The container has it already.
+    pub present: bool,
+    /// Capsules of the plan that require it.
+    pub required_by: Vec<String>,
 }
 
 /// Result of `upgrade` and `rollback`.
@@ -203,7 +226,23 @@ impl From<v1::Attachment> for Attachment {
             since: a.since.map(Time),
             previous_version: filled(a.previous_version),
             users: a.users.into_iter().map(User::from).collect(),
+            required_by: a.required_by,
         }
+    }
+}
+
+impl From<Vec<v1::Planned>> for Plan {
+    fn from(list: Vec<v1::Planned>) -> Self {
+        let planned = |p: v1::Planned| Planned {
+            mode: mode_name(p.mode()),
+            capsule: p.capsule,
+            version: p.version,
+            digest: p.digest,
+            target: p.target,
+            present: p.present,
+            required_by: p.required_by,
+        };
+        Self { planned: list.into_iter().map(planned).collect() }
     }
 }
 
@@ -296,6 +335,7 @@ mod tests {
             "digest": "sha256:00", "target": "/usr/share/zoneinfo", "mode": "union", "state": "draining",
             "since": "2023-11-14T22:13:20Z", "previous_version": null,
             "users": [{"pid": 7, "command": "sh", "path": "/f", "how": "fd 5"}],
+            "required_by": [],
         });
         assert_eq!(serde_json::to_value(Attachment::from(wire)).expect("JSON"), want);
     }

@@ -27,6 +27,7 @@ pub enum Asked {
     Build { header: v1::BuildHeader, tar: Vec<u8>, chunks: usize, whole: bool },
     Ls(v1::ListCapsulesRequest),
     Inspect(v1::InspectCapsuleRequest),
+    Resolve(v1::ResolveRequest),
     Attach(v1::AttachRequest),
     Upgrade(v1::UpgradeRequest),
     Rollback(v1::RollbackRequest),
@@ -230,8 +231,26 @@ impl Attachments for Service {
         Ok(Response::new(v1::DetachResponse { attachments: vec![answer] }))
     }
 
-    async fn resolve(&self, _: Request<v1::ResolveRequest>) -> Result<Response<v1::ResolveResponse>, Status> {
-        Err(Status::unimplemented(""))
+    async fn resolve(
+        &self,
+        request: Request<v1::ResolveRequest>,
+    ) -> Result<Response<v1::ResolveResponse>, Status> {
+        self.heard(Asked::Resolve(request.into_inner()));
+        let planned = |capsule: &str, present: bool, by: &[&str]| v1::Planned {
+            capsule: capsule.into(),
+            version: "1.5".into(),
+            digest: version().digest,
+            target: format!("/opt/{capsule}"),
+            mode: Mode::Ro.into(),
+            present,
+            required_by: by.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let planned = vec![
+            planned("lib", true, &["app", "tool"]),
+            planned("tool", false, &["app"]),
+            planned("app", false, &[]),
+        ];
+        Ok(Response::new(v1::ResolveResponse { planned }))
     }
 
     async fn list_attachments(

@@ -41,6 +41,8 @@ pub struct AttachSpec {
     pub mode: Option<Mode>,
     /// Refused unless the version has this digest.
     pub digest: Option<Digest>,
+    /// Where the container has this version, it is not attached once more.
+    pub unless_present: bool,
     /// The entry of the container's annotation that this is; none when a person asks.
     pub named: Option<String>,
 }

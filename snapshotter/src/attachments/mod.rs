@@ -1,6 +1,6 @@
 //! Attachments: capsules in live containers.
 //!
-//! `controller` (calls) with `set` (what goes together), `named` and `restore` (before a container's first process) and `recovery` (after a restart) → `effects` → `plan` (pure) → `records`, `marks`,
+//! `controller` (calls) with `set` (what goes together), `named` and `restore` (before a container's first process) and `recovery` (after a restart) → `effects` → {`plan`, `unmet`} (pure) → `records`, `marks`,
 //! [`crate::shims`], [`crate::capsules`]. An intent is on record before its effect; the shim's all-or-nothing answer decides whether it
 //! becomes the record or is given up; what a crash leaves between is settled by asking the shim.
 
@@ -16,6 +16,7 @@ mod records;
 mod recovery;
 mod restore;
 mod set;
+mod unmet;
 mod watch;
 
 use crate::{

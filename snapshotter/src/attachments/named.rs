@@ -49,6 +49,7 @@ fn parse_entry(entry: &str) -> Result<AttachSpec, AttachmentError> {
         target: target.map(|target| target.as_str().to_owned()),
         mode,
         digest: None,
+        unless_present: false,
         named: Some(entry.to_owned()),
     })
 }

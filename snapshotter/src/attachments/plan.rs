@@ -13,7 +13,6 @@ use super::{
 use crate::capsules::{
     Resolved,
     model::{CapsuleName, Mode, Version},
-    requirement::Requirement,
 };
 
 /// One capsule to attach, as far as it is known before anything is looked up.
@@ -40,30 +39,6 @@ pub fn plan_place(wanted: &Wanted) -> Result<(ContainerPath, Mode), AttachmentEr
         return Err(AttachmentError::RoRoot);
     }
     Ok((target, mode))
-}
-
-/// A capsule version in a container, and what it requires there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holding {
-    /// The capsule.
-    pub capsule: CapsuleName,
-    /// The version.
-    pub version: Version,
-    /// Of the others.
-    pub requires: Vec<Requirement>,
-}
-
-/// A requirement that a change leaves unmet, and whose it is: one that was met before, or of what was not there before.
-pub fn plan_unmet<'a>(before: &[Holding], after: &'a [Holding]) -> Option<(&'a Holding, &'a Requirement)> {
-    let met = |all: &[Holding], requirement: &Requirement| {
-        all.iter().any(|h| h.capsule == requirement.name && requirement.versions.contains(&h.version))
-    };
-    after
-        .iter()
-        .flat_map(|holding| holding.requires.iter().map(move |requirement| (holding, requirement)))
-        .find(|(holding, requirement)| {
-            !met(after, requirement) && (met(before, requirement) || !before.contains(holding))
-        })
 }
 
 /// Refuses places that are taken, by what the container has or by each other.

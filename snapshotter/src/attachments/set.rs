@@ -7,7 +7,8 @@ use super::{
     containers::Wanted as WantedContainer,
     error::AttachmentError,
     model::Attachment,
-    plan::{self, Holding, Wanted},
+    plan::{self, Wanted},
+    unmet::{Holding, unmet},
 };
 use crate::capsules::{
     CapsuleError, Resolved,
@@ -73,7 +74,10 @@ impl Attachments {
             let (of_it, others) = left.into_iter().partition(|spec| asks_for(spec, &member.version));
             left = others;
             for spec in of_it {
-                planned.push(place(&member, spec)?);
+                let has = existing
+                    .iter()
+                    .any(|a| a.capsule == member.version.name && a.current.version == member.version.version);
+                planned.push(Planned { present: has && spec.unless_present, ..place(&member, spec)? });
             }
         }
         Ok(planned)
@@ -92,7 +96,7 @@ impl Attachments {
             None => Some(self.holding(a, &a.current.version)),
         });
         let after: Vec<Holding> = after.collect();
-        match plan::plan_unmet(&before, &after) {
+        match unmet(&before, &after) {
             Some((holding, requirement)) => Err(AttachmentError::Unmet {
                 container: existing.first().map(|a| a.container.to_string()).unwrap_or_default(),
                 label: format!("{}@{}", holding.capsule, holding.version),

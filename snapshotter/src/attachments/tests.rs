@@ -283,6 +283,7 @@ fn spec(text: &str) -> AttachSpec {
         target: None,
         mode: None,
         digest: None,
+        unless_present: false,
         named: None,
     }
 }

@@ -3,9 +3,9 @@
 use overlayfs_utils::InvalidPath;
 
 use super::{
+    conflict::Conflict,
     model::{CapsuleName, Digest, ModelError, Version},
     oci::OciError,
-    resolve::Conflict,
 };
 use crate::containerd::ContainerdError;
 

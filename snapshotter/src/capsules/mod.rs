@@ -4,6 +4,7 @@
 //! [`crate::containerd`] and asks the snapshot engine for directories; it knows nothing of containers.
 
 pub mod catalogue;
+mod conflict;
 pub mod declared;
 mod error;
 pub mod model;

@@ -13,14 +13,13 @@ use std::{
     rc::Rc,
 };
 
-use pubgrub::{
-    Dependencies, DependencyProvider, DerivationTree, External, PackageResolutionStatistics, PubGrubError,
-};
+use pubgrub::{Dependencies, DependencyProvider, PackageResolutionStatistics, PubGrubError};
 use version_ranges::Ranges;
 
 use super::{
+    conflict::{Conflict, explain},
     model::{CapsuleName, Version},
-    requirement::{Requirement, show},
+    requirement::Requirement,
 };
 
 /// A published version.
@@ -54,11 +53,6 @@ pub struct Chosen {
     pub required_by: Vec<CapsuleName>,
 }
 
-/// Why nothing goes together, in the facts that contradict each other.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no versions go together: {}", .0.join("; "))]
-pub struct Conflict(Vec<String>);
-
 /// The versions that go together. What is required comes before what requires it; otherwise by name.
 ///
 /// `shelf` gives the versions of a capsule, in any order.
@@ -70,7 +64,7 @@ pub fn resolve(
     shelf: &dyn Fn(&CapsuleName) -> Vec<Candidate>,
 ) -> Result<Vec<Chosen>, Conflict> {
     let provider = Provider { asked, shelf, seen: RefCell::default() };
-    let Ok(root) = ROOT.parse::<Version>() else { return Err(Conflict(Vec::new())) };
+    let Ok(root) = ROOT.parse::<Version>() else { return Err(Conflict::of(Vec::new())) };
     match pubgrub::resolve(&provider, Package::Asked, root) {
         Ok(selected) => {
             let versions = selected.into_iter().filter_map(|(package, version)| match package {
@@ -81,7 +75,7 @@ pub fn resolve(
         }
         Err(PubGrubError::NoSolution(error)) => Err(explain(&provider, &error)),
         // Providers of memory fail in no other way.
-        Err(other) => Err(Conflict(vec![other.to_string()])),
+        Err(other) => Err(Conflict::of(vec![other.to_string()])),
     }
 }
 
@@ -89,9 +83,10 @@ pub fn resolve(
 const ROOT: &str = "0";
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Package {
+pub(super) enum Package {
     /// The call, which depends on what it asks for.
     Asked,
+    /// A capsule.
     Capsule(CapsuleName),
 }
 
@@ -104,19 +99,19 @@ impl fmt::Display for Package {
     }
 }
 
-struct Provider<'a> {
-    asked: &'a Asked,
+pub(super) struct Provider<'a> {
+    pub(super) asked: &'a Asked,
     shelf: &'a dyn Fn(&CapsuleName) -> Vec<Candidate>,
     seen: RefCell<HashMap<CapsuleName, Rc<Vec<Candidate>>>>,
 }
 
 impl Provider<'_> {
-    fn is_wanted(&self, name: &CapsuleName) -> bool {
+    pub(super) fn is_wanted(&self, name: &CapsuleName) -> bool {
         self.asked.wanted.iter().any(|(wanted, _)| wanted == name)
     }
 
     /// The versions that a capsule can have, highest first.
-    fn candidates(&self, name: &CapsuleName) -> Rc<Vec<Candidate>> {
+    pub(super) fn candidates(&self, name: &CapsuleName) -> Rc<Vec<Candidate>> {
         if let Some(seen) = self.seen.borrow().get(name) {
             return seen.clone();
         }
@@ -238,72 +233,6 @@ fn put(
     let (name, version) = (name.clone(), version.clone());
     chosen.push(Chosen { name, version, present, required_by: Vec::new() });
 }
-
-/// The facts at the leaves of the derivation, each once, in the order of the reasoning.
-fn explain(provider: &Provider<'_>, tree: &DerivationTree<Package, Ranges<Version>, String>) -> Conflict {
-    let mut facts: Vec<String> = Vec::new();
-    let mut pending = vec![tree];
-    while let Some(tree) = pending.pop() {
-        match tree {
-            DerivationTree::Derived(derived) => pending.extend([&*derived.cause2, &*derived.cause1]),
-            DerivationTree::External(external) => {
-                facts.extend(
-                    fact(provider, external)
-                        .filter(|fact| !facts.contains(fact))
-                        .into_iter()
-                        .collect::<Vec<_>>(),
-                );
-            }
-        }
-    }
-    Conflict(facts)
-}
-
-fn fact(provider: &Provider<'_>, external: &External<Package, Ranges<Version>, String>) -> Option<String> {
-    let label = |package: &Package, range: &Ranges<Version>| match range.as_singleton() {
-        Some(version) => format!("{package}@{version}"),
-        None => format!("{package} {}", show(range)).trim_end().to_owned(),
-    };
-    match external {
-        External::NotRoot(..) => None,
-        External::FromDependencyOf(Package::Asked, _, package, range) => {
-            Some(format!("{} is asked for", label(package, range)))
-        }
-        External::FromDependencyOf(package, of, required, range) => {
-            let range = show(range);
-            Some(format!("{} requires {required} {range}", label(package, of)).trim_end().to_owned())
-        }
-        External::NoVersions(Package::Capsule(name), range) => Some(missing(provider, name, range)),
-        External::NoVersions(Package::Asked, _) => None,
-        External::Custom(package, range, reason) => {
-            Some(format!("{} cannot be used: {reason}", label(package, range)))
-        }
-    }
-}
-
-fn missing(provider: &Provider<'_>, name: &CapsuleName, range: &Ranges<Version>) -> String {
-    let all = provider.candidates(name);
-    if all.is_empty() {
-        return format!("capsule {name} is not known here: publish or pull it");
-    }
-    let mut have: Vec<&str> = all.iter().map(|c| c.version.as_str()).take(SHOWN).collect();
-    if all.len() > SHOWN {
-        have.push("and older ones");
-    }
-    let have = have.join(", ");
-    let only = provider.asked.present.contains_key(name) && !provider.is_wanted(name);
-    match (only, show(range)) {
-        (true, _) => format!("the container has {name}@{have}: upgrade it first"),
-        // All but some that have been ruled out.
-        (false, range) if range.is_empty() || range.contains(" or ") => {
-            format!("there is no other {name} than {have}")
-        }
-        (false, range) => format!("there is no {name} {range}, only {have}"),
-    }
-}
-
-/// How many versions an explanation names.
-const SHOWN: usize = 8;
 
 #[cfg(test)]
 mod tests {

@@ -57,6 +57,7 @@ pub fn parse_spec(spec: wire::AttachmentSpec) -> Result<AttachSpec, Status> {
         target: non_empty(spec.target),
         mode: parse_mode(spec.mode)?,
         digest: non_empty(spec.digest).map(|digest| digest.parse()).transpose().map_err(from_model)?,
+        unless_present: spec.unless_present,
         named: None,
     })
 }

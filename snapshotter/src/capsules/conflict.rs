@@ -1,0 +1,86 @@
+//! Why no versions go together, told in facts that a person can act on. Pure.
+
+use pubgrub::{DerivationTree, External};
+use version_ranges::Ranges;
+
+use super::{
+    model::{CapsuleName, Version},
+    requirement::show,
+    resolve::{Package, Provider},
+};
+
+/// Why nothing goes together, in the facts that contradict each other.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no versions go together: {}", .0.join("; "))]
+pub struct Conflict(Vec<String>);
+
+impl Conflict {
+    pub(super) fn of(facts: Vec<String>) -> Self {
+        Self(facts)
+    }
+}
+
+/// The facts at the leaves of the derivation, each once, in the order of the reasoning.
+pub(super) fn explain(
+    provider: &Provider<'_>,
+    tree: &DerivationTree<Package, Ranges<Version>, String>,
+) -> Conflict {
+    let mut facts: Vec<String> = Vec::new();
+    let mut pending = vec![tree];
+    while let Some(tree) = pending.pop() {
+        match tree {
+            DerivationTree::Derived(derived) => pending.extend([&*derived.cause2, &*derived.cause1]),
+            DerivationTree::External(external) => match fact(provider, external) {
+                Some(fact) if !facts.contains(&fact) => facts.push(fact),
+                _ => {}
+            },
+        }
+    }
+    Conflict(facts)
+}
+
+fn fact(provider: &Provider<'_>, external: &External<Package, Ranges<Version>, String>) -> Option<String> {
+    let label = |package: &Package, range: &Ranges<Version>| match range.as_singleton() {
+        Some(version) => format!("{package}@{version}"),
+        None => format!("{package} {}", show(range)).trim_end().to_owned(),
+    };
+    match external {
+        External::NotRoot(..) => None,
+        External::FromDependencyOf(Package::Asked, _, package, range) => {
+            Some(format!("{} is asked for", label(package, range)))
+        }
+        External::FromDependencyOf(package, of, required, range) => {
+            let range = show(range);
+            Some(format!("{} requires {required} {range}", label(package, of)).trim_end().to_owned())
+        }
+        External::NoVersions(Package::Capsule(name), range) => Some(missing(provider, name, range)),
+        External::NoVersions(Package::Asked, _) => None,
+        External::Custom(package, range, reason) => {
+            Some(format!("{} cannot be used: {reason}", label(package, range)))
+        }
+    }
+}
+
+fn missing(provider: &Provider<'_>, name: &CapsuleName, range: &Ranges<Version>) -> String {
+    let all = provider.candidates(name);
+    if all.is_empty() {
+        return format!("capsule {name} is not known here: publish or pull it");
+    }
+    let mut have: Vec<&str> = all.iter().map(|c| c.version.as_str()).take(SHOWN).collect();
+    if all.len() > SHOWN {
+        have.push("and older ones");
+    }
+    let have = have.join(", ");
+    let only = provider.asked.present.contains_key(name) && !provider.is_wanted(name);
+    match (only, show(range)) {
+        (true, _) => format!("the container has {name}@{have}: upgrade it first"),
+        // All but some that have been ruled out.
+        (false, range) if range.is_empty() || range.contains(" or ") => {
+            format!("there is no other {name} than {have}")
+        }
+        (false, range) => format!("there is no {name} {range}, only {have}"),
+    }
+}
+
+/// How many versions an explanation names.
+const SHOWN: usize = 8;
