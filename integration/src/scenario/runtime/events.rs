@@ -79,6 +79,22 @@ impl Log {
         }
     }
 
+    /// A container with a task that runs, and what is told of it from then on. It is listened to from before: a client has
+    /// its answer before the event is told.
+    pub fn started<'a>(
+        bed: &'a Bed,
+        hint: &str,
+        options: &[&str],
+        command: &[&str],
+    ) -> Result<(Task<'a>, Self)> {
+        let task = Task::container(bed, hint, options, command)?;
+        let log = Self::of(bed.client(), &task.id)?;
+        task.create(&Stdio::default())?;
+        task.start("")?;
+        log.until("start")?;
+        Ok((task, log))
+    }
+
     /// The next event of the container.
     pub fn next(&self) -> Result<Told> {
         self.next_before(Instant::now() + PATIENCE)?.context("no further event came")
@@ -226,8 +242,7 @@ fn whole_life(bed: &Bed) -> Result<String> {
 }
 
 fn exec_life(bed: &Bed) -> Result<String> {
-    let task = Task::started(bed, "exec", &Stdio::default(), &SLEEP)?;
-    let log = Log::of(bed.client(), &task.id)?;
+    let (task, log) = Log::started(bed, "exec", &[], &SLEEP)?;
     let pid = task.run_exec("e1", &Stdio::default(), &["/bin/sh", "-c", "exit 5"])?;
     let waited = task.wait("e1")?;
     let deleted = task.delete_exec("e1")?;
@@ -254,8 +269,7 @@ fn exec_life(bed: &Bed) -> Result<String> {
 }
 
 fn exits_in_order(bed: &Bed) -> Result<String> {
-    let task = Task::started(bed, "order", &Stdio::default(), &SLEEP)?;
-    let log = Log::of(bed.client(), &task.id)?;
+    let (task, log) = Log::started(bed, "order", &[], &SLEEP)?;
     for n in 0..5 {
         task.run_exec(&format!("e{n}"), &Stdio::default(), &SLEEP)?;
     }
@@ -269,8 +283,7 @@ fn exits_in_order(bed: &Bed) -> Result<String> {
 }
 
 fn pause_and_resume(bed: &Bed) -> Result<String> {
-    let task = Task::started(bed, "pause", &Stdio::default(), &SLEEP)?;
-    let log = Log::of(bed.client(), &task.id)?;
+    let (task, log) = Log::started(bed, "pause", &[], &SLEEP)?;
     task.pause()?;
     task.resume()?;
     task.end()?;
@@ -305,8 +318,7 @@ fn never_started(bed: &Bed) -> Result<String> {
 }
 
 fn exec_not_started(bed: &Bed) -> Result<String> {
-    let task = Task::started(bed, "broken", &Stdio::default(), &SLEEP)?;
-    let log = Log::of(bed.client(), &task.id)?;
+    let (task, log) = Log::started(bed, "broken", &[], &SLEEP)?;
     let refused = task.run_exec("e1", &Stdio::default(), &["/no/such/program"]);
     let error = refused.err().context("a program that is not there was started")?;
     ensure!(format!("{error:#}").contains("/no/such/program"), "does not name the program: {error:#}");

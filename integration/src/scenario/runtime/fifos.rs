@@ -214,10 +214,12 @@ fn slow_reader(bed: &Bed) -> Result<String> {
     let (of_init, of_exec) = (Stdio::fifos(bed, &["stdout"])?, Stdio::fifos(bed, &["stdout"])?);
     let hurry = Arc::new(AtomicBool::new(false));
     let reading = [&of_init, &of_exec].map(|stdio| read_slowly(&stdio.stdout, hurry.clone()));
-    let task = Task::started(bed, "slow", &of_init, &WRITES)?;
-    task.run_exec("e1", &of_exec, &WRITES)?;
-    std::thread::sleep(Duration::from_millis(500));
+    let task = Task::created(bed, "slow", &of_init, &WRITES)?;
     let log = Log::of(bed.client(), &task.id)?;
+    task.start("")?;
+    task.run_exec("e1", &of_exec, &WRITES)?;
+    log.until("exec-started")?;
+    std::thread::sleep(Duration::from_millis(500));
     let began = Instant::now();
     ensure!(task.end()? == 137, "not by SIGKILL");
     let told = lines(&[log.next()?, log.next()?]);

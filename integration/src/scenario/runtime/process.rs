@@ -16,7 +16,7 @@ use super::Need::{Cgroups, Containerd2};
 use super::asked::{runc_options, toml_options};
 use super::bed::{Bed, FILES, SLEEP, eventually};
 use super::events::{Log, lines};
-use super::task::{Stdio, Task};
+use super::task::Stdio;
 use crate::scenario::ctr::{Container, OURS, ctr};
 use crate::scenario::world::{CONTAINERD_SOCKET, path};
 
@@ -325,11 +325,12 @@ fn adopted(bed: &Bed) -> Result<String> {
 const DOWN: Duration = Duration::from_secs(2);
 
 fn told_late(bed: &Bed) -> Result<String> {
-    let task = Task::started(bed, "late", &Stdio::default(), &SLEEP)?;
+    let (task, log) = Log::started(bed, "late", &[], &SLEEP)?;
     let execs = ["one", "two", "three"];
     let mut pids = Vec::new();
     for exec in execs {
         pids.push(task.run_exec(exec, &Stdio::default(), &SLEEP)?);
+        log.until("exec-started")?;
     }
     let (down, is_down) = mpsc::channel();
     let (client, id) = (bed.client(), task.id.clone());

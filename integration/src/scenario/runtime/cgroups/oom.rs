@@ -53,10 +53,7 @@ fn init(bed: &Bed) -> Result<String> {
 }
 
 fn exec(bed: &Bed) -> Result<String> {
-    let task = Task::container(bed, "oom", &LIMIT, &SLEEP)?;
-    task.create(&Stdio::default())?;
-    task.start("")?;
-    let log = Log::of(bed.client(), &task.id)?;
+    let (task, log) = Log::started(bed, "oom", &LIMIT, &SLEEP)?;
     for exec in ["e1", "e2"] {
         task.run_exec(exec, &Stdio::default(), &EATER)?;
         let status = task.wait(exec)?.exit_status;
@@ -83,15 +80,12 @@ fn exec(bed: &Bed) -> Result<String> {
 fn child(bed: &Bed) -> Result<String> {
     // The kernel kills the largest, not the shell.
     let script = "trap 'tail /dev/zero' USR1; while :; do sleep 0.1; done";
-    let task = Task::container(bed, "oom", &LIMIT, &["/bin/sh", "-c", script])?;
-    task.create(&Stdio::default())?;
-    task.start("")?;
+    let (task, log) = Log::started(bed, "oom", &LIMIT, &["/bin/sh", "-c", script])?;
     // The trap is set once a process of the loop is there.
     eventually("the loop to begin", || {
         ensure!(task.pids()?.len() > 1, "it has not");
         Ok(())
     })?;
-    let log = Log::of(bed.client(), &task.id)?;
     for _ in 0..3 {
         task.kill("", 10, false)?;
         log.until("oom")?;
