@@ -10,6 +10,7 @@ use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::mount::{MountFlags, mount};
@@ -25,6 +26,8 @@ use super::record::Record;
 use super::tree;
 use crate::workspace::{output_of, remove_tree};
 
+/// How long capsuled may take to remove what nobody needs.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// How many images of failures a worker keeps: the record, which is kept too, has all.
 const IMAGES_KEPT: usize = 2;
 
@@ -168,12 +171,7 @@ fn check_mounted(task: &Task, folder: &Path, root: &Path, expected: &Expected) -
     let found = client.list()?;
     expected.check(&found).context("snapshots")?;
     let snapshots = root.join("snapshots");
-    let directories = read_names(&snapshots)?;
-    ensure!(
-        directories.len() == found.len(),
-        "{} snapshots and after the start the directories {directories:?}",
-        found.len()
-    );
+    let directories = settled(&snapshots, found.len())?;
     let compared = check_directories(&mut client, &found, expected)?;
     must(&mut client, &Call::Cleanup)?;
     ensure!(
@@ -186,6 +184,19 @@ fn check_mounted(task: &Task, folder: &Path, root: &Path, expected: &Expected) -
     ensure!(client.list()? == found, "work that was undone changed something");
     ensure!(read_names(&snapshots)? == directories, "work that was undone left directories");
     Ok(compared)
+}
+
+/// The directories, once there are as many as snapshots: what removed snapshots had is removed after the start.
+fn settled(snapshots: &Path, count: usize) -> Result<BTreeSet<String>> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let directories = read_names(snapshots)?;
+        if directories.len() == count {
+            return Ok(directories);
+        }
+        ensure!(Instant::now() < deadline, "{count} snapshots and, long after the start, {directories:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Killed when it is dropped: it is to hold the mount no longer.
