@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
 use capsule_proto::capsule::v1;
@@ -35,7 +35,7 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
             let locked = args.locked.as_deref().map(read_lock).transpose()?;
             let dry_run = args.dry_run;
             let request = request::attach(args, locked, namespace)?;
-            if dry_run { plan(to, request::dry_run(request)).await } else { attach(to, request).await }
+            if dry_run { plan(to, request::dry_run(request), None).await } else { attach(to, request).await }
         }
         Command::Upgrade { container, capsule, target } => {
             upgrade(to, request::upgrade(container, capsule, target, namespace)?).await
@@ -108,17 +108,16 @@ async fn inspect(to: Target<'_>, capsule: CapsuleRef) -> Result<(), Error> {
 async fn resolve(to: Target<'_>, args: ResolveArgs, namespace: Option<&str>) -> Result<(), Error> {
     let ResolveArgs { capsules, container, lock, dry_run } = args;
     let request = request::resolve(capsules, container, namespace)?;
+    plan(to, request, lock.filter(|_| !dry_run)).await
+}
+
+/// Shows a plan, and locks its versions where a file is named for that.
+async fn plan(to: Target<'_>, request: v1::ResolveRequest, lock: Option<PathBuf>) -> Result<(), Error> {
     let answer = to.connect().await?.attachments().resolve(request).await?.into_inner();
-    if let Some(path) = lock.filter(|_| !dry_run) {
+    if let Some(path) = lock {
         let text = Lock::of(&answer.planned).text().map_err(Error::Toml)?;
         fs::write(&path, text).map_err(|source| Error::WriteLock { path, source })?;
     }
-    let plan = Plan::from(answer.planned);
-    to.print(&plan, &plan)
-}
-
-async fn plan(to: Target<'_>, request: v1::ResolveRequest) -> Result<(), Error> {
-    let answer = to.connect().await?.attachments().resolve(request).await?.into_inner();
     let plan = Plan::from(answer.planned);
     to.print(&plan, &plan)
 }

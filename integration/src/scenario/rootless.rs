@@ -29,8 +29,8 @@ pub struct Cgroups {
 
 /// Whether this process is root in a user namespace only (user_namespaces(7)).
 pub fn is_here() -> bool {
-    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    !map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
+    // Where that cannot be read, nothing of the host's root is to be expected.
+    overlayfs_utils::in_user_namespace().unwrap_or(true)
 }
 
 /// Finds out what control groups there are to be had here.

@@ -246,7 +246,7 @@ impl Attachments {
             (self.records.shown(key), Vec::new())
         });
         self.records.tidy(key);
-        let requirers: Vec<_> = attached.iter().map(|a| self.requirers(&attached, a)).collect();
+        let requirers = self.requirers(&attached);
         let attached = attached.into_iter().zip(requirers).map(|(a, by)| Listed::Attached(Box::new(a), by));
         attached.chain(draining.into_iter().map(|d| Listed::Draining(key.clone(), Box::new(d)))).collect()
     }

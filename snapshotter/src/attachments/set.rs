@@ -1,5 +1,7 @@
 //! Sets: what a call asks for, with all that it requires, and where each of it goes.
 
+use std::collections::BTreeSet;
+
 use overlayfs_utils::ContainerPath;
 
 use super::{
@@ -13,6 +15,7 @@ use super::{
 use crate::capsules::{
     CapsuleError, Resolved,
     model::{CapsuleName, Mode, Version},
+    requirement::Requirement,
     set::{Member, Present},
 };
 
@@ -90,10 +93,12 @@ impl Attachments {
         existing: &[Attachment],
         moved: &[(&Attachment, Option<&Version>)],
     ) -> Result<(), AttachmentError> {
-        let before: Vec<Holding> = existing.iter().map(|a| self.holding(a, &a.current.version)).collect();
-        let after = existing.iter().filter_map(|a| match moved.iter().find(|(m, _)| m.id == a.id) {
-            Some((_, version)) => version.map(|version| self.holding(a, version)),
-            None => Some(self.holding(a, &a.current.version)),
+        let before = self.holdings(existing);
+        let after = existing.iter().zip(&before).filter_map(|(a, held)| {
+            match moved.iter().find(|(m, _)| m.id == a.id) {
+                Some((_, version)) => version.map(|version| self.holding(a, version)),
+                None => Some(held.clone()),
+            }
         });
         let after: Vec<Holding> = after.collect();
         match unmet(&before, &after) {
@@ -106,15 +111,23 @@ impl Attachments {
         }
     }
 
-    /// The capsules in a container that require an attachment.
-    pub(super) fn requirers(&self, all: &[Attachment], of: &Attachment) -> Vec<CapsuleName> {
-        let requires = |other: &&Attachment| {
-            let holding = self.holding(other, &other.current.version);
-            holding.requires.iter().any(|r| r.name == of.capsule && r.versions.contains(&of.current.version))
+    /// For each attachment of a container, the capsules there that require it.
+    pub(super) fn requirers(&self, all: &[Attachment]) -> Vec<Vec<CapsuleName>> {
+        let holdings = self.holdings(all);
+        let of = |required: &Holding| {
+            let requires = |other: &&Holding| {
+                let meant =
+                    |r: &Requirement| r.name == required.capsule && r.versions.contains(&required.version);
+                other.requires.iter().any(meant)
+            };
+            let names: BTreeSet<_> = holdings.iter().filter(requires).map(|h| h.capsule.clone()).collect();
+            names.into_iter().collect()
         };
-        let mut names: Vec<_> = all.iter().filter(requires).map(|other| other.capsule.clone()).collect();
-        names.dedup();
-        names
+        holdings.iter().map(of).collect()
+    }
+
+    fn holdings(&self, all: &[Attachment]) -> Vec<Holding> {
+        all.iter().map(|a| self.holding(a, &a.current.version)).collect()
     }
 
     /// One whose image is gone requires nothing that is known.
