@@ -4,6 +4,7 @@
 //! what the command line itself means is checked.
 
 mod build;
+mod moves;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +17,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, 
 use serde::Deserialize;
 
 pub use self::build::{BuildArgs, Source};
+pub use self::moves::{RollbackArgs, UpgradeArgs};
 
 /// Where capsuled listens unless told otherwise.
 pub const DEFAULT_ADDRESS: &str = "/run/capsule/capsuled.sock";
@@ -101,20 +103,12 @@ pub enum Command {
     /// Attach capsules to a running container, with what they require: all of them or none
     #[command(after_help = ATTACH_EXAMPLES)]
     Attach(AttachArgs),
-    /// Move a container to another version of a capsule, with no instant at which a path is missing
-    #[command(after_help = UPGRADE_EXAMPLES)]
-    Upgrade {
-        /// The container
-        container: ContainerArg,
-        /// The capsule; its newest version unless one is named
-        #[arg(value_name = "CAPSULE[@VERSION]")]
-        capsule: CapsuleRef,
-        /// Only the attachment at this path
-        #[arg(long, value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
-        target: Option<String>,
-    },
-    /// Move a container back to the version that the last upgrade left
-    Rollback(AttachmentArgs),
+    /// Move a container to other versions of capsules, with no instant at which a path is missing
+    #[command(after_help = moves::UPGRADE_EXAMPLES)]
+    Upgrade(UpgradeArgs),
+    /// Move a container back to the versions that the last upgrade left
+    #[command(after_help = moves::ROLLBACK_EXAMPLES)]
+    Rollback(RollbackArgs),
     /// Take a capsule away from a container
     #[command(after_help = DETACH_EXAMPLES)]
     Detach {
@@ -155,11 +149,6 @@ Examples:
   capsulectl resolve app                              # the newest that go together
   capsulectl resolve app plugin@2 --container web     # what the container has counts
   capsulectl resolve app --lock app.lock              # for `attach --locked app.lock`";
-
-const UPGRADE_EXAMPLES: &str = "\
-Examples:
-  capsulectl upgrade web tzdata           # to the newest version on this node
-  capsulectl upgrade web tzdata@2026.2";
 
 const DETACH_EXAMPLES: &str = "\
 Examples:

@@ -37,9 +37,7 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
             let request = request::attach(args, locked, namespace)?;
             if dry_run { plan(to, request::dry_run(request), None).await } else { attach(to, request).await }
         }
-        Command::Upgrade { container, capsule, target } => {
-            upgrade(to, request::upgrade(container, capsule, target, namespace)?).await
-        }
+        Command::Upgrade(args) => upgrade(to, request::upgrade(args, namespace)?).await,
         Command::Rollback(args) => rollback(to, request::rollback(args, namespace)?).await,
         Command::Detach { attachment, lazy } => {
             detach(to, request::detach(attachment, lazy, namespace)?).await
@@ -138,7 +136,12 @@ async fn attach(to: Target<'_>, request: v1::AttachRequest) -> Result<(), Error>
 }
 
 async fn upgrade(to: Target<'_>, request: v1::UpgradeRequest) -> Result<(), Error> {
+    let dry_run = request.dry_run;
     let answer = to.connect().await?.attachments().upgrade(request).await?.into_inner();
+    if dry_run {
+        let plan = Plan::from(answer.planned);
+        return to.print(&plan, &plan);
+    }
     let moves = Moves::new("upgrade", answer.attachments, answer.from_versions)?;
     to.print(&moves, &moves)
 }

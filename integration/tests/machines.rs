@@ -47,6 +47,12 @@ fn privileged_native_forky_sets() -> Result<()> {
     run(Kind::Native, Suite::Forky, "sets")
 }
 
+/// Upgrades of sets, and what is proved of them.
+#[test]
+fn privileged_native_forky_moves() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "moves")
+}
+
 #[test]
 fn privileged_native_forky_idmapped() -> Result<()> {
     run(Kind::Native, Suite::Forky, "idmapped")

@@ -5,12 +5,11 @@ use tonic::service::Routes;
 
 use crate::{
     agreement,
-    attachments::{Attachments, Marks},
+    attachments::Attachments,
     capsules::Capsules,
     config::Config,
     containerd::Containerd,
     service::{AttachmentsService, CapsulesService, NodeService, NodeServiceError},
-    shims::Shims,
     snapshots::Snapshots,
     store::{
         Store, StoreError, Watch,
@@ -61,14 +60,8 @@ impl Node {
         let containerd = Containerd::new(&config.containerd.address);
         let (namespace, snapshotter) = (&config.containerd.namespace, &config.containerd.snapshotter);
         let capsules = Capsules::new(containerd.clone(), snapshots.clone(), namespace, snapshotter);
-        let attachments = Attachments::new(
-            containerd.clone(),
-            capsules.clone(),
-            snapshots,
-            Shims::new(&config.run),
-            journal,
-            Marks::new(&config.run),
-        );
+        let attachments =
+            Attachments::new(containerd.clone(), capsules.clone(), snapshots, journal, &config.run);
         attachments.pin_recorded(&recorded);
         attachments.recover(recorded).await;
         Ok(Self { capsules, attachments, records, containerd, config: config.clone() })

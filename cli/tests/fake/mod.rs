@@ -185,6 +185,19 @@ impl Capsules for Service {
     }
 }
 
+fn planned(capsule: &str, present: bool, by: &[&str]) -> v1::Planned {
+    v1::Planned {
+        capsule: capsule.into(),
+        version: "1.5".into(),
+        digest: version().digest,
+        target: format!("/opt/{capsule}"),
+        mode: Mode::Ro.into(),
+        present,
+        required_by: by.iter().map(|name| (*name).to_owned()).collect(),
+        from_version: String::new(),
+    }
+}
+
 #[tonic::async_trait]
 impl Attachments for Service {
     async fn attach(
@@ -202,12 +215,28 @@ impl Attachments for Service {
         request: Request<v1::UpgradeRequest>,
     ) -> Result<Response<v1::UpgradeResponse>, Status> {
         let request = request.into_inner();
-        let from = if request.version == "2026.1" { "2026.1" } else { "2024.2" };
+        let from = if request.specs[0].version == "2026.1" { "2026.1" } else { "2024.2" };
+        let (dry_run, brings) = (request.dry_run, request.specs[0].capsule == "app");
         self.heard(Asked::Upgrade(request));
-        Ok(Response::new(v1::UpgradeResponse {
+        if dry_run {
+            let planned = vec![
+                v1::Planned { from_version: from.into(), ..planned("tool", false, &["app"]) },
+                planned("lib", false, &["app"]),
+                v1::Planned { from_version: "1.4".into(), ..planned("app", false, &[]) },
+            ];
+            return Ok(Response::new(v1::UpgradeResponse { planned, ..Default::default() }));
+        }
+        let mut answer = v1::UpgradeResponse {
             attachments: vec![attachment(AttachmentState::Attached)],
             from_versions: vec![from.into()],
-        }))
+            planned: Vec::new(),
+        };
+        if brings {
+            let extra = v1::Attachment { capsule: "extra".into(), ..attachment(AttachmentState::Attached) };
+            answer.attachments.push(extra);
+            answer.from_versions.push(String::new());
+        }
+        Ok(Response::new(answer))
     }
 
     async fn rollback(
@@ -236,15 +265,6 @@ impl Attachments for Service {
         request: Request<v1::ResolveRequest>,
     ) -> Result<Response<v1::ResolveResponse>, Status> {
         self.heard(Asked::Resolve(request.into_inner()));
-        let planned = |capsule: &str, present: bool, by: &[&str]| v1::Planned {
-            capsule: capsule.into(),
-            version: "1.5".into(),
-            digest: version().digest,
-            target: format!("/opt/{capsule}"),
-            mode: Mode::Ro.into(),
-            present,
-            required_by: by.iter().map(|name| (*name).to_owned()).collect(),
-        };
         let planned = vec![
             planned("lib", true, &["app", "tool"]),
             planned("tool", false, &["app"]),

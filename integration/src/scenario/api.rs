@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use capsule_proto::capsule::v1::attachments_client::AttachmentsClient;
 use capsule_proto::capsule::v1::{
-    AttachRequest, AttachmentSpec, ContainerRef, DetachRequest, RollbackRequest, UpgradeRequest,
+    AttachRequest, AttachmentSpec, ContainerRef, DetachRequest, MoveSpec, RollbackRequest, UpgradeRequest,
 };
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -47,20 +47,15 @@ impl Api {
     pub fn upgrade(&mut self, container: &str, capsule: &str, version: &str) -> Result<()> {
         let request = UpgradeRequest {
             container: reference(container),
-            capsule: capsule.to_owned(),
-            version: version.to_owned(),
-            target: String::new(),
+            specs: vec![a_move(capsule, version)],
+            ..Default::default()
         };
         self.runtime.block_on(self.attachments.upgrade(request)).context("upgrade").map(drop)
     }
 
     /// Moves back.
     pub fn rollback(&mut self, container: &str, capsule: &str) -> Result<()> {
-        let request = RollbackRequest {
-            container: reference(container),
-            capsule: capsule.to_owned(),
-            target: String::new(),
-        };
+        let request = RollbackRequest { container: reference(container), specs: vec![a_move(capsule, "")] };
         self.runtime.block_on(self.attachments.rollback(request)).context("rollback").map(drop)
     }
 
@@ -74,6 +69,10 @@ impl Api {
         };
         self.runtime.block_on(self.attachments.detach(request)).context("detach").map(drop)
     }
+}
+
+fn a_move(capsule: &str, version: &str) -> MoveSpec {
+    MoveSpec { capsule: capsule.to_owned(), version: version.to_owned(), target: String::new() }
 }
 
 /// By its whole id and namespace, as a controller knows it.

@@ -29,6 +29,7 @@ pub mod demo;
 pub mod errors;
 pub mod idmapped;
 pub mod images;
+pub mod moves;
 pub mod readers;
 pub mod rootless;
 pub mod runtime;
@@ -70,6 +71,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "demo" => demo::run(reporter),
         "errors" => errors::run(reporter),
         "sets" => sets::run(reporter),
+        "moves" => moves::run(reporter),
         "upgrade" => upgrade::take_over(reporter, 50),
         "upgrade-systemd" => upgrade::systemd(reporter, 10),
         _ => match runtime::Choice::parse(name) {

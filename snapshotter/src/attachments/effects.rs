@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use super::{
     Attachments,
     error::AttachmentError,
+    health::HealthCheck,
     model::{Attachment, ContainerKey, Phase},
     plan,
-    records::{self, OfContainer},
+    records::{self, Locked, OfContainer},
     restore::is_waiting,
 };
 use crate::{
+    fresh_id,
     shims::{Draining, ShimError},
     store::attachments::Change,
 };
@@ -24,66 +26,101 @@ impl Attachments {
         })
     }
 
-    /// Carries out replacements, all or none.
-    pub(super) async fn replace(
+    /// Carries out intents to attach and to replace in their order, all or none. With `proof`, none too if the container is
+    /// not well then.
+    pub(super) async fn carry_out(
         &self,
         key: &ContainerKey,
-        existing: &mut OfContainer,
-        intents: Vec<Attachment>,
-    ) -> Result<(), AttachmentError> {
-        if intents.is_empty() {
-            return Ok(());
+        existing: &mut Locked,
+        mut intents: Vec<Attachment>,
+        proof: Option<&HealthCheck>,
+    ) -> Result<Vec<Attachment>, AttachmentError> {
+        let call = fresh_id();
+        plan::plan_call(&mut intents, &call, proof.is_some());
+        if let Err(error) = self.journal.write(puts(&intents)).await {
+            self.let_go(existing, &intents);
+            return Err(error.into());
         }
-        self.journal.write(puts(&intents)).await?;
         for (index, intent) in intents.iter().enumerate() {
-            let Phase::Replacing { current, .. } = &intent.phase else { continue };
-            if let Err(error) = self.shims.replace(intent, current).await {
+            let made = match &intent.phase {
+                Phase::Replacing { current, .. } => self.shims.replace(intent, current).await,
+                _ => self.shims.attach(intent).await,
+            };
+            if let Err(error) = made {
                 let maybe_done = if is_refusal(&error) { &intents[..index] } else { &intents[..=index] };
-                for earlier in maybe_done.iter().rev() {
-                    if let Err(undo) = self.shims.replace(earlier, &earlier.current).await {
-                        tracing::error!(attachment = earlier.id, %undo, "could not go back to {}", earlier.label());
-                    }
-                }
-                let undone: Vec<Attachment> = intents.iter().filter_map(plan::plan_undone).collect();
-                self.journal.post(puts(&undone));
+                self.undo(key, existing, maybe_done, &intents).await;
                 self.settle_if_unsure(key, &error);
                 return Err(self.explain(key, error).await);
             }
         }
         let done: Vec<Attachment> = intents.iter().filter_map(plan::plan_done).collect();
-        self.journal.post(puts(&done));
-        for attachment in done {
-            records::put(existing, attachment);
+        if let Some(check) = proof {
+            existing.show(&done);
+            if let Err(reason) = self.prove(key, &call, check).await {
+                self.undo(key, existing, &intents, &intents).await;
+                return Err(AttachmentError::Unhealthy { container: key.clone(), reason });
+            }
         }
-        Ok(())
+        self.journal.post(puts(&done));
+        for attachment in &done {
+            records::put(existing, attachment.clone());
+        }
+        Ok(done)
     }
 
-    /// Undoes an attach: those that may be there are detached in reverse order, and no record is kept. One that
-    /// cannot be detached stays on record: it is there.
-    pub(super) async fn take_back(
+    /// Undoes intents to attach and to replace, of which `maybe_done` may be carried out, in reverse order. What cannot be
+    /// undone stays on record as it is: it is there.
+    async fn undo(
         &self,
+        key: &ContainerKey,
         existing: &mut OfContainer,
-        maybe_there: &[Attachment],
+        maybe_done: &[Attachment],
         intents: &[Attachment],
     ) {
-        let mut changes = removals(intents);
         let mut stuck = Vec::new();
-        for intent in maybe_there.iter().rev() {
-            // Lazily: a process may have opened a file of it already, and must not keep half a set alive.
-            match self.shims.detach(intent, true).await {
-                Ok(_) | Err(ShimError::NoShim(_)) => {}
+        for intent in maybe_done.iter().rev() {
+            let undone = match &intent.phase {
+                Phase::Replacing { .. } => self.shims.replace(intent, &intent.current).await,
+                // Lazily: a process may have opened a file of it already, and must not keep half a set alive.
+                _ => self.shims.detach(intent, true).await.map(drop),
+            };
+            match undone {
+                Ok(()) | Err(ShimError::NoShim(_)) => {}
+                // With the task ended all that it had.
+                Err(_) if self.is_gone(key).await.unwrap_or(false) => {}
                 Err(undo) => {
-                    tracing::error!(attachment = intent.id, %undo, "could not take {} back", intent.label());
+                    tracing::error!(attachment = intent.id, %undo, "could not undo what was made of {}", intent.label());
                     stuck.extend(plan::plan_done(intent));
                 }
             }
         }
-        changes.extend(puts(&stuck));
+        let undone = intents.iter().filter(|intent| !stuck.iter().any(|s| s.id == intent.id));
+        let (mut changes, mut given_up) = (puts(&stuck), Vec::new());
+        for intent in undone {
+            changes.extend(change(&intent.id, plan::plan_undone(intent)));
+            given_up.push(intent.clone());
+        }
         self.journal.post(changes);
-        let gone: Vec<Attachment> =
-            intents.iter().filter(|i| !stuck.iter().any(|s| s.id == i.id)).cloned().collect();
-        self.unpin(&gone);
-        existing.extend(stuck);
+        let unsure = !stuck.is_empty();
+        for attachment in stuck {
+            records::put(existing, attachment);
+        }
+        self.let_go(existing, &given_up);
+        if maybe_done.iter().any(|intent| intent.phase != Phase::Attaching) {
+            self.hold_draining(key).await;
+        }
+        if unsure {
+            drop(self.settle_in_background(key.clone()));
+        }
+    }
+
+    /// Lets go the snapshots that only intents that are given up need.
+    pub(super) fn let_go(&self, existing: &[Attachment], given_up: &[Attachment]) {
+        for intent in given_up {
+            let record = existing.iter().find(|a| a.id == intent.id);
+            let tops = record.into_iter().flat_map(Attachment::contents).filter_map(|c| c.layers.first());
+            self.snapshots.repin_layers(tops.map(PathBuf::as_path), &intent.pin_owner());
+        }
     }
 
     /// Undoes a detach: what went is attached again, the records stay.
@@ -153,6 +190,11 @@ fn draining_owner(key: &ContainerKey) -> String {
 /// The shim answered that it did nothing; any other error leaves that open.
 pub(super) fn is_refusal(error: &ShimError) -> bool {
     matches!(error, ShimError::Refused { .. } | ShimError::NoShim(_))
+}
+
+/// What becomes of the record of this id.
+pub(super) fn change(id: &str, after: Option<Attachment>) -> Vec<Change> {
+    after.map_or_else(|| vec![Change::Remove(id.to_owned())], |a| puts(std::slice::from_ref(&a)))
 }
 
 pub(super) fn puts(attachments: &[Attachment]) -> Vec<Change> {

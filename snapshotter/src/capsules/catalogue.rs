@@ -126,7 +126,7 @@ impl Catalogue {
         versions.retain(|_, all| !all.is_empty());
     }
 
-    fn replace(&self, all: Vec<Published>) {
+    pub(crate) fn replace(&self, all: Vec<Published>) {
         self.versions.write().unwrap_or_else(PoisonError::into_inner).clear();
         for published in all {
             self.put(published);

@@ -162,6 +162,7 @@ mod tests {
             history: vec![],
             replaced: false,
             phase: Phase::Detaching { lazy: true },
+            call: None,
         }
     }
 
