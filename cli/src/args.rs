@@ -4,6 +4,7 @@
 //! what the command line itself means is checked.
 
 mod build;
+mod events;
 mod moves;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, 
 use serde::Deserialize;
 
 pub use self::build::{BuildArgs, Source};
+pub use self::events::EventsArgs;
 pub use self::moves::{RollbackArgs, UpgradeArgs};
 
 /// Where capsuled listens unless told otherwise.
@@ -127,6 +129,9 @@ pub enum Command {
         #[arg(long)]
         users: bool,
     },
+    /// Follow what happens to capsules and attachments
+    #[command(after_help = events::EXAMPLES)]
+    Events(EventsArgs),
     /// Print a completion script for a shell
     #[command(after_help = COMPLETION_EXAMPLES)]
     Completion {

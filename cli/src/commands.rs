@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::args::{BuildArgs, CapsuleRef, Cli, Command, Output, ResolveArgs};
 use crate::client::Client;
 use crate::error::Error;
+use crate::events;
 use crate::lock::Lock;
 use crate::publish;
 use crate::request;
@@ -47,19 +48,24 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
             let only = namespace.filter(|_| container.is_none());
             ps(to, request::list_attachments(container, namespace)?, only, users).await
         }
+        Command::Events(args) => events::follow(to, request::events(args, namespace)?).await,
         Command::Completion { shell } => completion(shell),
     }
 }
 
 /// Where calls go and how results are printed.
 #[derive(Clone, Copy)]
-struct Target<'a> {
+pub struct Target<'a> {
     address: &'a Path,
-    output: Output,
+    pub output: Output,
 }
 
 impl Target<'_> {
-    async fn connect(self) -> Result<Client, Error> {
+    /// Connects to capsuled.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn connect(self) -> Result<Client, Error> {
         Client::connect(self.address).await
     }
 
@@ -75,7 +81,11 @@ impl Target<'_> {
     }
 }
 
-fn write_out(bytes: &[u8]) -> Result<(), Error> {
+/// Writes to standard output.
+///
+/// # Errors
+/// [`Error::Print`].
+pub fn write_out(bytes: &[u8]) -> Result<(), Error> {
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(Error::Print)
 }

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use capsule_proto::capsule::v1;
 
 use crate::args::{
-    AttachArgs, AttachmentArgs, BuildArgs, CapsuleRef, ContainerArg, KeyValue, ModeArg, RollbackArgs,
-    UpgradeArgs,
+    AttachArgs, AttachmentArgs, BuildArgs, CapsuleRef, ContainerArg, EventsArgs, KeyValue, ModeArg,
+    RollbackArgs, UpgradeArgs,
 };
 use crate::declaration::{Declaration, Filled};
 use crate::error::Error;
@@ -202,6 +202,22 @@ pub fn detach(args: AttachmentArgs, lazy: bool, namespace: Option<&str>) -> Resu
         capsule: args.capsule.0,
         target: args.target.unwrap_or_default(),
         lazy,
+    })
+}
+
+/// A watch over events.
+///
+/// # Errors
+/// Usage, when the namespaces differ.
+pub fn events(args: EventsArgs, namespace: Option<&str>) -> Result<v1::WatchRequest, Error> {
+    let container = args.container.map(|arg| container(arg, namespace)).transpose()?;
+    let (id, of) = container.map(|c| (c.id, c.namespace)).unwrap_or_default();
+    Ok(v1::WatchRequest {
+        after: if args.all { Some(0) } else { args.after },
+        no_follow: args.no_follow,
+        container: id,
+        namespace: if of.is_empty() { namespace.unwrap_or_default().to_owned() } else { of },
+        capsule: args.capsule.map(|name| name.0).unwrap_or_default(),
     })
 }
 

@@ -53,6 +53,12 @@ fn privileged_native_forky_moves() -> Result<()> {
     run(Kind::Native, Suite::Forky, "moves")
 }
 
+/// Attachments over a restart of the node, and events.
+#[test]
+fn privileged_native_forky_keep() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "keep")
+}
+
 #[test]
 fn privileged_native_forky_idmapped() -> Result<()> {
     run(Kind::Native, Suite::Forky, "idmapped")

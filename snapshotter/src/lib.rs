@@ -1,7 +1,7 @@
 //! capsuled, the node daemon of Resource Capsules.
 //!
 //! Rooms, each of which may use only those to its right:
-//! `service` → `snapshots`, `capsules`, `attachments` → `store`, `dirs`, `containerd`, `shims` → `config`.
+//! `service` → `snapshots`, `capsules`, `attachments` → `events` → `store`, `dirs`, `containerd`, `shims` → `config`.
 //! `daemon` puts them together; `server`, `handover` and `notify` are about its sockets and its life, `agreement` about what
 //! containerd believes of it.
 //! The pure types of `snapshots` and `attachments` (`model`, the mount options) belong to all rooms.
@@ -15,6 +15,7 @@ pub mod config;
 pub mod containerd;
 pub mod daemon;
 pub mod dirs;
+pub mod events;
 pub mod filters;
 pub mod handover;
 pub mod node;

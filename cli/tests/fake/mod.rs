@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use capsule_proto::capsule::v1::attachments_server::{Attachments, AttachmentsServer};
 use capsule_proto::capsule::v1::build_request::Part;
 use capsule_proto::capsule::v1::capsules_server::{Capsules, CapsulesServer};
+use capsule_proto::capsule::v1::events_server::{Events, EventsServer};
 use capsule_proto::capsule::v1::{self, AttachmentState, Mode};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -33,6 +34,7 @@ pub enum Asked {
     Rollback(v1::RollbackRequest),
     Detach(v1::DetachRequest),
     Ps(v1::ListAttachmentsRequest),
+    Watch(v1::WatchRequest),
 }
 
 type Log = Arc<Mutex<Vec<Asked>>>;
@@ -285,6 +287,38 @@ impl Attachments for Service {
     }
 }
 
+#[tonic::async_trait]
+impl Events for Service {
+    type WatchStream = tokio_stream::Iter<std::vec::IntoIter<Result<v1::WatchResponse, Status>>>;
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let request = request.into_inner();
+        let after = request.after.unwrap_or(100);
+        self.heard(Asked::Watch(request));
+        if after == 7 {
+            return Err(Status::out_of_range("events after 7 are no longer kept"));
+        }
+        let event = v1::Event {
+            sequence: after + 1,
+            at: Some(prost_types::Timestamp { seconds: INSTANT, nanos: 0 }),
+            kind: v1::EventKind::Upgraded.into(),
+            container: "web".into(),
+            namespace: "default".into(),
+            attachment_id: "a1".into(),
+            target: "/t".into(),
+            capsule: "tzdata".into(),
+            version: "2".into(),
+            from_version: "1".into(),
+            digest: "sha256:00".into(),
+            message: "all \x1b[31mwell".into(),
+        };
+        Ok(Response::new(tokio_stream::iter(vec![
+            Ok(v1::WatchResponse { event: None, sequence: after }),
+            Ok(v1::WatchResponse { event: Some(event), sequence: after + 1 }),
+        ])))
+    }
+}
+
 /// The fake, listening.
 pub struct Fake {
     dir: tempfile::TempDir,
@@ -306,7 +340,8 @@ impl Fake {
                 ready.send(()).expect("the test waits");
                 tonic::transport::Server::builder()
                     .add_service(CapsulesServer::new(service.clone()))
-                    .add_service(AttachmentsServer::new(service))
+                    .add_service(AttachmentsServer::new(service.clone()))
+                    .add_service(EventsServer::new(service))
                     .serve_with_incoming(UnixListenerStream::new(listener))
                     .await
                     .expect("served");

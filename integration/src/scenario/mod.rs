@@ -29,8 +29,10 @@ pub mod demo;
 pub mod errors;
 pub mod idmapped;
 pub mod images;
+pub mod keep;
 pub mod moves;
 pub mod readers;
+pub mod reboot;
 pub mod rootless;
 pub mod runtime;
 pub mod runtimes;
@@ -72,6 +74,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "errors" => errors::run(reporter),
         "sets" => sets::run(reporter),
         "moves" => moves::run(reporter),
+        "keep" => keep::run(reporter),
         "upgrade" => upgrade::take_over(reporter, 50),
         "upgrade-systemd" => upgrade::systemd(reporter, 10),
         _ => match runtime::Choice::parse(name) {

@@ -2,14 +2,14 @@
 //! has what it had.
 
 use std::fs;
-use std::path::Path;
 use std::thread::{sleep, spawn};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::capsulectl::{capsulectl, done, json, refused};
-use super::ctr::{Container, OURS, run as command};
+use super::ctr::{Container, OURS};
+use super::reboot::{kill, shim_of};
 use super::sets::{expect, publish};
 use super::world::{World, send_logs};
 use crate::event::Reporter;
@@ -184,7 +184,7 @@ fn shim_killed() -> Result<String> {
             move || capsulectl(&["upgrade", &id, "app"])
         });
         sleep(Duration::from_micros(700 * round));
-        command("kill", &["-KILL", &shim_of(&shop)?], b"")?;
+        kill(shim_of(&shop)?)?;
         caller.join().map_err(|_| anyhow::anyhow!("the caller's thread"))??;
         until("its attachments wait", || Ok(states(&id)?.iter().all(|state| state.ends_with(" waiting"))))?;
         let all = states(&id)?;
@@ -218,13 +218,6 @@ fn ended() -> Result<String> {
     until("its attachments wait", || Ok(states("shop")? == ["app@1 waiting", "lib@1.5 waiting"]))?;
     shop.remove()?;
     Ok(line)
-}
-
-fn shim_of(shop: &Container) -> Result<String> {
-    let registration = Path::new("/run/capsule/tasks/default").join(format!("{}.json", shop.id));
-    let text = fs::read_to_string(&registration).context("read a registration")?;
-    let registration: serde_json::Value = serde_json::from_str(&text).context("a registration")?;
-    Ok(registration["shim_pid"].to_string())
 }
 
 /// Nothing of a check is left.

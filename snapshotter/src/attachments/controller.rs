@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::{
     Attachments,
     containers::Wanted as WantedContainer,
-    effects::{puts, removals},
+    effects::removals,
     error::AttachmentError,
     model::{Attachment, ContainerKey, Content, Phase},
     plan,
@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     capsules::model::{CapsuleName, Digest, Mode, Version},
+    events::{Event, Kind},
     fresh_id,
     shims::{Draining, ShimError, User},
 };
@@ -114,7 +115,7 @@ impl Attachments {
         let intent = |a: &Attachment| Attachment { phase: Phase::Detaching { lazy }, ..a.clone() };
         let mut intents: Vec<Attachment> = chosen.iter().map(intent).collect();
         plan::plan_call(&mut intents, &fresh_id(), false);
-        self.journal.write(puts(&intents)).await?;
+        self.ledger.intend(&intents).await?;
         let mut draining = Vec::with_capacity(chosen.len());
         // Newest first: a later attachment may lie on an earlier one.
         for (done, attachment) in chosen.iter().rev().enumerate() {
@@ -142,7 +143,12 @@ impl Attachments {
             self.put_back(&mut existing, gone, &chosen).await;
             return Err(failed);
         }
-        self.journal.post(removals(&chosen));
+        if let Err(error) = self.ledger.keep_no_more(&chosen).await {
+            self.put_back(&mut existing, &chosen, &chosen).await;
+            return Err(error.into());
+        }
+        draining.reverse();
+        self.ledger.done(removals(&chosen), detached(&chosen, &draining));
         existing.retain(|a| !chosen.iter().any(|c| c.id == a.id));
         drop(existing);
         let may_drain = chosen.iter().any(|a| a.replaced) || draining.iter().any(|users| !users.is_empty());
@@ -151,7 +157,6 @@ impl Attachments {
         }
         self.unpin(&chosen);
         self.records.tidy(&key);
-        draining.reverse();
         Ok(chosen.into_iter().zip(draining).collect())
     }
 
@@ -268,6 +273,15 @@ impl Attachments {
         let state = state.unwrap_or_else(|| "not there".to_owned());
         Ok(AttachmentError::NotRunning { container: key.clone(), state })
     }
+}
+
+/// What is told of attachments that are detached, and who still uses each.
+fn detached(all: &[Attachment], users: &[Vec<User>]) -> Vec<Event> {
+    let told = |(attachment, users): (&Attachment, &Vec<User>)| {
+        let event = Event::of(attachment, Kind::Detached);
+        if users.is_empty() { event } else { event.because(format!("draining: {} users", users.len())) }
+    };
+    all.iter().zip(users).map(told).collect()
 }
 
 /// The runtime that can hot-plug.

@@ -2,16 +2,20 @@
 
 use std::path::PathBuf;
 
+use futures::future::join;
+
 use super::{
     Attachments,
     error::AttachmentError,
     health::HealthCheck,
+    ledger::told,
     model::{Attachment, ContainerKey, Phase},
     plan,
     records::{self, Locked, OfContainer},
     restore::is_waiting,
 };
 use crate::{
+    events::{Event, Kind},
     fresh_id,
     shims::{Draining, ShimError},
     store::attachments::Change,
@@ -37,45 +41,61 @@ impl Attachments {
     ) -> Result<Vec<Attachment>, AttachmentError> {
         let call = fresh_id();
         plan::plan_call(&mut intents, &call, proof.is_some());
-        if let Err(error) = self.journal.write(puts(&intents)).await {
+        if let Err(error) = self.ledger.intend(&intents).await {
             self.let_go(existing, &intents);
             return Err(error.into());
         }
-        for (index, intent) in intents.iter().enumerate() {
-            let made = match &intent.phase {
-                Phase::Replacing { current, .. } => self.shims.replace(intent, current).await,
-                _ => self.shims.attach(intent).await,
-            };
-            if let Err(error) = made {
-                let maybe_done = if is_refusal(&error) { &intents[..index] } else { &intents[..=index] };
-                self.undo(key, existing, maybe_done, &intents).await;
-                self.settle_if_unsure(key, &error);
-                return Err(self.explain(key, error).await);
-            }
-        }
         let done: Vec<Attachment> = intents.iter().filter_map(plan::plan_done).collect();
+        // Side by side where nothing has to be proved first: the disk takes as long as the mounts do.
+        let early = async { if proof.is_none() { self.ledger.keep(&done).await } else { Ok(()) } };
+        let (made, mut kept) = join(self.make(&intents), early).await;
+        if let Err((index, error)) = made {
+            let maybe_done = if is_refusal(&error) { &intents[..index] } else { &intents[..=index] };
+            self.undo(key, existing, maybe_done, &intents, None).await;
+            self.settle_if_unsure(key, &error);
+            return Err(self.explain(key, error).await);
+        }
         if let Some(check) = proof {
             existing.show(&done);
             if let Err(reason) = self.prove(key, &call, check).await {
-                self.undo(key, existing, &intents, &intents).await;
+                self.undo(key, existing, &intents, &intents, Some(&reason)).await;
                 return Err(AttachmentError::Unhealthy { container: key.clone(), reason });
             }
+            kept = self.ledger.keep(&done).await;
         }
-        self.journal.post(puts(&done));
+        if let Err(error) = kept {
+            self.undo(key, existing, &intents, &intents, None).await;
+            return Err(error.into());
+        }
+        let events = intents.iter().zip(&done).map(|(intent, done)| told(intent, done)).collect();
+        self.ledger.done(puts(&done), events);
         for attachment in &done {
             records::put(existing, attachment.clone());
         }
         Ok(done)
     }
 
+    /// Asks the shim for intents to attach and to replace, in their order. The first that fails, and why.
+    async fn make(&self, intents: &[Attachment]) -> Result<(), (usize, ShimError)> {
+        for (index, intent) in intents.iter().enumerate() {
+            let made = match &intent.phase {
+                Phase::Replacing { current, .. } => self.shims.replace(intent, current).await,
+                _ => self.shims.attach(intent).await,
+            };
+            made.map_err(|error| (index, error))?;
+        }
+        Ok(())
+    }
+
     /// Undoes intents to attach and to replace, of which `maybe_done` may be carried out, in reverse order. What cannot be
-    /// undone stays on record as it is: it is there.
+    /// undone stays on record as it is: it is there. It is told where somebody may have seen it, with the reason.
     async fn undo(
         &self,
         key: &ContainerKey,
         existing: &mut OfContainer,
         maybe_done: &[Attachment],
         intents: &[Attachment],
+        told: Option<&str>,
     ) {
         let mut stuck = Vec::new();
         for intent in maybe_done.iter().rev() {
@@ -94,13 +114,13 @@ impl Attachments {
                 }
             }
         }
-        let undone = intents.iter().filter(|intent| !stuck.iter().any(|s| s.id == intent.id));
-        let (mut changes, mut given_up) = (puts(&stuck), Vec::new());
-        for intent in undone {
+        let (mut changes, mut given_up, mut events) = (puts(&stuck), Vec::new(), Vec::new());
+        for intent in intents.iter().filter(|intent| !stuck.iter().any(|s| s.id == intent.id)) {
             changes.extend(change(&intent.id, plan::plan_undone(intent)));
+            events.extend(told.map(|reason| Event::of(intent, Kind::Undone).because(reason)));
             given_up.push(intent.clone());
         }
-        self.journal.post(changes);
+        self.ledger.found(changes, events);
         let unsure = !stuck.is_empty();
         for attachment in stuck {
             records::put(existing, attachment);
@@ -142,7 +162,7 @@ impl Attachments {
                 self.unpin(std::slice::from_ref(attachment));
             }
         }
-        self.journal.post(changes);
+        self.ledger.found(changes, Vec::new());
     }
 
     /// Follows up a call of which it is not known what the shim has done of it.

@@ -9,6 +9,7 @@ mod controller;
 mod effects;
 mod error;
 pub mod health;
+mod ledger;
 mod marks;
 pub mod model;
 mod moves;
@@ -23,16 +24,14 @@ mod watch;
 
 use std::path::Path;
 
-use crate::{
-    capsules::Capsules, containerd::Containerd, shims::Shims, snapshots::Snapshots,
-    store::attachments::Journal,
-};
+use crate::{capsules::Capsules, containerd::Containerd, shims::Shims, snapshots::Snapshots};
 
 use self::{containers::Containers, health::Checks, marks::Marks, records::Records};
 pub use self::{
     controller::{AttachSpec, Choice, Listed},
     error::AttachmentError,
     health::HealthCheck,
+    ledger::Ledger,
     moves::{Move, Moved, Outcome},
     set::Planned,
 };
@@ -45,7 +44,7 @@ pub struct Attachments {
     capsules: Capsules,
     snapshots: Snapshots,
     shims: Shims,
-    journal: Journal,
+    ledger: Ledger,
     records: Records,
     marks: Marks,
     checks: Checks,
@@ -57,7 +56,7 @@ impl Attachments {
         containerd: Containerd,
         capsules: Capsules,
         snapshots: Snapshots,
-        journal: Journal,
+        ledger: Ledger,
         run: &Path,
     ) -> Self {
         let marks = Marks::new(run);
@@ -67,7 +66,7 @@ impl Attachments {
             capsules,
             snapshots,
             shims: Shims::new(run),
-            journal,
+            ledger,
             records: Records::new(marks.clone()),
             marks,
             checks: Checks::new(run),

@@ -13,8 +13,8 @@ use tokio::{
 
 use super::{
     Attachments,
-    effects::change,
     error::AttachmentError,
+    ledger::told_found,
     model::{Attachment, ContainerKey, Phase},
     plan::{self, Seen},
     records::OfContainer,
@@ -108,7 +108,7 @@ impl Attachments {
         let undone = plan::plan_undoing(&before, |a| seen(report, &a.id));
         self.end_checks(&before);
         let mut records = OfContainer::with_capacity(before.len());
-        let mut changes = Vec::new();
+        let (mut became, mut events) = (Vec::with_capacity(before.len()), Vec::new());
         for attachment in before.into_iter().rev() {
             let seen = seen(report, &attachment.id);
             let is_undone = attachment.call.as_ref().is_some_and(|call| undone.contains(&call.id));
@@ -118,20 +118,15 @@ impl Attachments {
                 plan::plan_recovered(&attachment, seen)
             };
             tell(&attachment, after.as_ref());
-            if after.as_ref() != Some(&attachment) {
-                changes.extend(change(&attachment.id, after.clone()));
-            }
-            match after {
-                Some(after) => records.push(after),
-                None => self.unpin(std::slice::from_ref(&attachment)),
-            }
+            events.extend(told_found(&attachment, after.as_ref()));
+            became.push((attachment, after.clone()));
+            records.extend(after);
         }
         // One transaction: another crash finds the call as this one did, or nothing of it.
-        self.journal.post(changes);
+        self.ledger.became(&became, events);
         records.reverse();
-        for record in &records {
-            self.let_go(&records, std::slice::from_ref(record));
-        }
+        let touched: Vec<Attachment> = became.into_iter().map(|(before, _)| before).collect();
+        self.let_go(&records, &touched);
         records
     }
 

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use ttrpc::r#async::TtrpcContext;
 
 use super::{
-    AttachmentError, Attachments, Choice, Listed, Move, Moved, Outcome,
+    AttachmentError, Attachments, Choice, Ledger, Listed, Move, Moved, Outcome,
     containers::{Known, Wanted},
     controller::AttachSpec,
     model::{Attachment, Call, ContainerKey, Phase},
@@ -147,6 +147,7 @@ struct TestNode {
     dir: TempDir,
     shim: FakeShim,
     store: Store,
+    kept: Store,
     snapshots: Snapshots,
     published: Vec<Published>,
     engine: Attachments,
@@ -170,14 +171,16 @@ impl TestNode {
             ("app", "2", "lib >=2; extra"),
         ];
         let published = published.map(|(name, v, requires)| publish(&snapshots, name, v, requires)).to_vec();
-        let engine = open_engine(dir.path(), &store, &snapshots, &published).await;
-        Self { dir, shim, store, snapshots, published, engine, _server: server }
+        let kept = Store::open(&dir.path().join("lib/kept.redb")).unwrap();
+        let engine = open_engine(dir.path(), [&store, &kept], &snapshots, &published).await;
+        Self { dir, shim, store, kept, snapshots, published, engine, _server: server }
     }
 
     /// As after `kill -9`: a new engine over what the old one wrote.
     async fn restart(&mut self) {
         let recorded = read_all(&self.store).unwrap();
-        self.engine = open_engine(self.dir.path(), &self.store, &self.snapshots, &self.published).await;
+        let stores = [&self.store, &self.kept];
+        self.engine = open_engine(self.dir.path(), stores, &self.snapshots, &self.published).await;
         self.engine.pin_recorded(&recorded);
         self.engine.recover(recorded).await;
     }
@@ -220,8 +223,14 @@ impl TestNode {
 
     /// What is durable, once the journal has written everything that was posted.
     async fn durable(&self) -> Vec<Attachment> {
-        self.engine.journal.write(Vec::new()).await.unwrap();
+        self.engine.ledger.flush().await;
         read_all(&self.store).unwrap().into_values().collect()
+    }
+
+    /// Puts records in the place of what capsuled has written of them.
+    async fn write(&self, changes: Vec<Change>) {
+        self.engine.ledger.flush().await;
+        Journal::start(self.store.clone()).unwrap().write(changes).await.unwrap();
     }
 }
 
@@ -248,17 +257,19 @@ async fn serve(dir: &Path, shim: FakeShim) -> ttrpc::r#async::Server {
 
 async fn open_engine(
     dir: &Path,
-    store: &Store,
+    [store, kept]: [&Store; 2],
     snapshots: &Snapshots,
     published: &[Published],
 ) -> Attachments {
     let containerd = Containerd::new(&dir.join("no-containerd.sock"));
-    let capsules = Capsules::new(containerd.clone(), snapshots.clone(), "capsules", "capsule");
+    let journal = |store: &Store| Journal::start(store.clone()).unwrap();
+    let live = journal(store);
+    let capsules = Capsules::new(containerd.clone(), snapshots.clone(), "capsules", "capsule", live.clone());
     for one in published {
         capsules.catalogue().put(one.clone());
     }
-    let journal = Journal::start(store.clone()).unwrap();
-    let engine = Attachments::new(containerd, capsules, snapshots.clone(), journal, &dir.join("run"));
+    let ledger = Ledger::new(live, journal(kept));
+    let engine = Attachments::new(containerd, capsules, snapshots.clone(), ledger, &dir.join("run"));
     let known = Known { runtime: "io.containerd.capsule.v1".to_owned(), ..Known::default() };
     engine.containers.put(&key(), known);
     engine
@@ -387,14 +398,14 @@ async fn the_intent_is_durable_before_the_shim_is_asked() {
     // The shim did its work, and capsuled died before it could say so: the record is still the intent.
     let done = node.attach(&["tzdata@1"]).await.unwrap().remove(0);
     let intent = Attachment { phase: Phase::Attaching, ..done };
-    node.engine.journal.write(vec![Change::Put(Box::new(intent.clone()))]).await.unwrap();
+    node.write(vec![Change::Put(Box::new(intent.clone()))]).await;
     node.restart().await;
     assert_eq!(node.listed().await, ["tzdata@1"]);
     node.upgrade(&["tzdata"]).await.unwrap();
     node.engine.detach(&choice("tzdata"), false).await.unwrap();
 
     // It died before the shim was asked: nothing is mounted, and nothing stays on record.
-    node.engine.journal.write(vec![Change::Put(Box::new(intent))]).await.unwrap();
+    node.write(vec![Change::Put(Box::new(intent))]).await;
     node.restart().await;
     assert_eq!(node.listed().await, Vec::<String>::new());
     assert_eq!(node.durable().await, []);
@@ -410,18 +421,18 @@ async fn after_a_crash_the_record_follows_what_is_mounted() {
     // Half-done rollback, of which the shim did nothing.
     let phase = Phase::Replacing { current: before.clone(), history: vec![] };
     let intent = Attachment { phase: phase.clone(), ..record.clone() };
-    node.engine.journal.write(vec![Change::Put(Box::new(intent.clone()))]).await.unwrap();
+    node.write(vec![Change::Put(Box::new(intent.clone()))]).await;
     node.restart().await;
     assert_eq!(node.listed().await, ["tzdata@2"]);
     // Half-done rollback, which the shim did.
     node.rollback(&["tzdata"]).await.unwrap();
-    node.engine.journal.write(vec![Change::Put(Box::new(intent))]).await.unwrap();
+    node.write(vec![Change::Put(Box::new(intent))]).await;
     node.restart().await;
     assert_eq!(node.listed().await, ["tzdata@1"]);
     assert_eq!(node.durable().await[0].phase, Phase::Attached);
     // Half-done detach, of which the shim did nothing.
     let intent = Attachment { phase: Phase::Detaching { lazy: false }, ..node.durable().await.remove(0) };
-    node.engine.journal.write(vec![Change::Put(Box::new(intent))]).await.unwrap();
+    node.write(vec![Change::Put(Box::new(intent))]).await;
     node.restart().await;
     assert_eq!(node.listed().await, ["tzdata@1"]);
     node.engine.detach(&choice("tzdata"), false).await.unwrap();

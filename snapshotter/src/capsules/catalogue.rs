@@ -4,7 +4,7 @@
 //! version if its labels say so, or else by its reference: `…/NAME:VERSION`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -17,7 +17,11 @@ use super::{
     model::{CapsuleName, Digest, Version},
     oci::{self, Image},
 };
-use crate::containerd::{ContainerdError, ImageRecord, Scope};
+use crate::{
+    containerd::{ContainerdError, ImageRecord, Scope},
+    events::{Event, Kind},
+    store::attachments::Change,
+};
 
 /// Repository of the images that we make. Not a registry: a version is retagged before it is pushed.
 pub const REPOSITORY: &str = "localhost/capsules";
@@ -59,6 +63,8 @@ pub struct Resolved {
     pub image: Image,
 }
 
+type Identity = (CapsuleName, Version, Digest);
+type Identities = BTreeSet<Identity>;
 type Versions = BTreeMap<CapsuleName, BTreeMap<Version, Published>>;
 
 /// The published versions: cheap to clone, shared.
@@ -118,6 +124,17 @@ impl Catalogue {
         }
     }
 
+    fn is_listed(&self) -> bool {
+        self.listed.load(Ordering::Acquire)
+    }
+
+    /// Which versions there are, of those that `is`.
+    fn identities(&self, is: impl Fn(&Published) -> bool) -> Identities {
+        let versions = self.versions.read().unwrap_or_else(PoisonError::into_inner);
+        let all = versions.values().flat_map(BTreeMap::values).filter(|p| is(p));
+        all.map(|p| (p.name.clone(), p.version.clone(), p.digest.clone())).collect()
+    }
+
     fn forget(&self, image_name: &str) {
         let mut versions = self.versions.write().unwrap_or_else(PoisonError::into_inner);
         for all in versions.values_mut() {
@@ -149,8 +166,22 @@ impl Capsules {
                 all.push(published);
             }
         }
+        let before = self.catalogue.is_listed().then(|| self.catalogue.identities(|_| true));
         self.catalogue.replace(all);
+        if let Some(before) = before {
+            self.tell(&before, &self.catalogue.identities(|_| true));
+        }
         Ok(())
+    }
+
+    /// Tells what came and what went.
+    fn tell(&self, before: &Identities, after: &Identities) {
+        let event = |(name, version, digest): &Identity, kind| {
+            Change::Tell(Box::new(Event::of_version(name, version, digest, kind)))
+        };
+        let removed = before.difference(after).map(|gone| event(gone, Kind::Removed));
+        let published = after.difference(before).map(|new| event(new, Kind::Published));
+        self.journal.post(removed.chain(published).collect());
     }
 
     /// The catalogue, read now if it has not been read since the start.
@@ -158,7 +189,7 @@ impl Capsules {
     /// # Errors
     /// containerd's, then only: a node whose capsules are unknown is not one without capsules.
     pub async fn listed(&self) -> Result<&Catalogue, CapsuleError> {
-        if !self.catalogue.listed.load(Ordering::Acquire) {
+        if !self.catalogue.is_listed() {
             self.reload().await?;
         }
         Ok(&self.catalogue)
@@ -168,12 +199,16 @@ impl Capsules {
     pub async fn refresh(&self, image_name: &str) -> Result<(), CapsuleError> {
         let scope = self.containerd.namespace(&self.namespace)?;
         let record = scope.image(image_name).await?;
+        let published = match record {
+            Some(record) => self.read_published(&scope, &record).await?,
+            None => None,
+        };
+        let before = self.catalogue.identities(|p| p.image_name == image_name);
         self.catalogue.forget(image_name);
-        if let Some(record) = record
-            && let Some(published) = self.read_published(&scope, &record).await?
-        {
+        if let Some(published) = published {
             self.catalogue.put(published);
         }
+        self.tell(&before, &self.catalogue.identities(|p| p.image_name == image_name));
         Ok(())
     }
 

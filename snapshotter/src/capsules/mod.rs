@@ -15,7 +15,7 @@ pub mod resolve;
 pub mod set;
 mod unpack;
 
-use crate::{containerd::Containerd, snapshots::Snapshots};
+use crate::{containerd::Containerd, snapshots::Snapshots, store::attachments::Journal};
 
 pub use self::{
     catalogue::{Catalogue, Published, Resolved},
@@ -34,17 +34,26 @@ pub struct Capsules {
     /// The name by which containerd knows our snapshotter.
     snapshotter: String,
     catalogue: Catalogue,
+    /// Where it is told what is published and removed.
+    journal: Journal,
 }
 
 impl Capsules {
     /// Nothing is read yet: see [`Capsules::reload`].
-    pub fn new(containerd: Containerd, snapshots: Snapshots, namespace: &str, snapshotter: &str) -> Self {
+    pub fn new(
+        containerd: Containerd,
+        snapshots: Snapshots,
+        namespace: &str,
+        snapshotter: &str,
+        journal: Journal,
+    ) -> Self {
         Self {
             containerd,
             snapshots,
             namespace: namespace.to_owned(),
             snapshotter: snapshotter.to_owned(),
             catalogue: Catalogue::default(),
+            journal,
         }
     }
 

@@ -5,12 +5,14 @@
 mod attachments;
 mod capsules;
 mod convert;
+mod events;
 mod node;
 mod snapshots;
 
 pub use self::{
     attachments::AttachmentsService,
     capsules::CapsulesService,
+    events::EventsService,
     node::{NodeService, NodeServiceError},
     snapshots::SnapshotsService,
 };

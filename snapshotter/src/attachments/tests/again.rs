@@ -91,7 +91,7 @@ async fn a_crash_while_it_is_given_back_loses_nothing() {
     node.engine.restore_named(&key(), "").await.unwrap();
     // The shim has mounted both, and nothing of it is on record: capsuled was killed.
     let changes = before.into_iter().map(|a| Change::Put(Box::new(a))).collect();
-    node.engine.journal.write(changes).await.unwrap();
+    node.write(changes).await;
     node.restart().await;
     assert!(node.durable().await.iter().all(|a| a.phase == Phase::Attached));
     node.shim.calls();

@@ -33,7 +33,7 @@ async fn a_shim_that_does_not_answer_holds_up_neither_the_start_nor_a_list() {
         current: Content { layers: Vec::new(), ..done.current.clone() },
         ..done
     };
-    node.engine.journal.write(vec![Change::Put(Box::new(of_hung))]).await.unwrap();
+    node.write(vec![Change::Put(Box::new(of_hung))]).await;
     let began = Instant::now();
     node.restart().await;
     assert_eq!(node.listed().await, ["tzdata@1", "tzdata@1"]);

@@ -21,7 +21,7 @@ impl TestNode {
     /// The records as they were while the last call was under way, and the shim with what `mounted` says it had made.
     async fn crash_with(&mut self, intents: Vec<Attachment>) {
         let changes = intents.into_iter().map(|a| Change::Put(Box::new(a))).collect();
-        self.engine.journal.write(changes).await.unwrap();
+        self.write(changes).await;
         self.engine.capsules.catalogue().replace(self.published.clone());
         self.restart().await;
     }
