@@ -23,7 +23,7 @@ const CONTAINERD_FILES: &[&str] = &[
     "events/snapshot.proto",
     "events/task.proto",
 ];
-const CAPSULE: &str = "capsule/v1/capsule.proto";
+const CAPSULE: &[&str] = &["capsule/v1/capsule.proto", "capsule/v1/tags.proto"];
 /// Both are served over ttrpc: the shim's service, and what the shim asks of capsuled.
 const TTRPC: [&str; 2] = ["proto/capsule/hotplug/v1/hotplug.proto", "proto/capsule/node/v1/node.proto"];
 
@@ -40,8 +40,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn generate_grpc() -> Result<(), Box<dyn Error>> {
-    let files: Vec<String> =
-        CONTAINERD_FILES.iter().map(|f| format!("{CONTAINERD}/{f}")).chain([CAPSULE.to_owned()]).collect();
+    let containerd = CONTAINERD_FILES.iter().map(|f| format!("{CONTAINERD}/{f}"));
+    let files: Vec<String> = containerd.chain(CAPSULE.iter().map(|f| (*f).to_owned())).collect();
     let set = protox::compile(&files, [VENDOR, OURS])?;
     tonic_prost_build::configure().build_client(true).build_server(true).compile_fds(set)?;
     Ok(())

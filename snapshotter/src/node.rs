@@ -1,6 +1,8 @@
 //! The capsule side of the daemon, put together: what `main` starts beside the snapshotter.
 
-use capsule_proto::capsule::v1::{attachments_server::AttachmentsServer, capsules_server::CapsulesServer};
+use capsule_proto::capsule::v1::{
+    attachments_server::AttachmentsServer, capsules_server::CapsulesServer, tags_server::TagsServer,
+};
 use tonic::service::Routes;
 
 use crate::{
@@ -9,7 +11,7 @@ use crate::{
     capsules::Capsules,
     config::Config,
     containerd::Containerd,
-    service::{AttachmentsService, CapsulesService, NodeService, NodeServiceError},
+    service::{AttachmentsService, CapsulesService, NodeService, NodeServiceError, TagsService},
     shims::Shims,
     snapshots::Snapshots,
     store::{
@@ -98,7 +100,9 @@ impl Node {
     pub fn routes(&self) -> Routes {
         let capsules = CapsulesService::new(self.capsules.clone(), self.attachments.clone());
         let attachments = AttachmentsService::new(self.attachments.clone());
+        let tags = TagsService::new(self.capsules.clone(), capsules.clone());
         Routes::new(CapsulesServer::new(capsules).max_decoding_message_size(MESSAGE_MAX))
             .add_service(AttachmentsServer::new(attachments))
+            .add_service(TagsServer::new(tags))
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use capsule_proto::capsule::v1::attachments_server::{Attachments, AttachmentsServer};
 use capsule_proto::capsule::v1::build_request::Part;
 use capsule_proto::capsule::v1::capsules_server::{Capsules, CapsulesServer};
+use capsule_proto::capsule::v1::tags_server::{Tags, TagsServer};
 use capsule_proto::capsule::v1::{self, AttachmentState, Mode};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -24,7 +25,7 @@ pub const INSTANT: i64 = 1_700_000_000;
 /// What the fake was asked.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Asked {
-    Build { header: v1::BuildHeader, tar: Vec<u8>, chunks: usize, whole: bool },
+    Build { header: Box<v1::BuildHeader>, tar: Vec<u8>, chunks: usize, whole: bool },
     Ls(v1::ListCapsulesRequest),
     Inspect(v1::InspectCapsuleRequest),
     Resolve(v1::ResolveRequest),
@@ -33,6 +34,8 @@ pub enum Asked {
     Rollback(v1::RollbackRequest),
     Detach(v1::DetachRequest),
     Ps(v1::ListAttachmentsRequest),
+    Tag(v1::TagRequest),
+    Untag(v1::UntagRequest),
 }
 
 type Log = Arc<Mutex<Vec<Asked>>>;
@@ -66,6 +69,7 @@ pub fn version() -> v1::Version {
         environment: [("TZDIR".to_owned(), "/usr/share/zoneinfo".to_owned())].into(),
         resources: [("memory.max".to_owned(), "16M".to_owned())].into(),
         devices: vec!["example.com/clock=rtc".into()],
+        tags: vec!["next".into(), "stable".into()],
     }
 }
 
@@ -79,6 +83,7 @@ fn incomplete() -> v1::Version {
         attachments: 0,
         size: 10,
         created_at: None,
+        tags: Vec::new(),
         ..version()
     }
 }
@@ -152,7 +157,7 @@ impl Capsules for Service {
             }
         };
         let existed = header.annotations.contains_key("again");
-        self.heard(Asked::Build { header, tar, chunks, whole });
+        self.heard(Asked::Build { header: Box::new(header), tar, chunks, whole });
         Ok(Response::new(v1::BuildResponse { version: Some(version()), existed }))
     }
 
@@ -182,6 +187,21 @@ impl Capsules for Service {
             annotations: [("team".to_owned(), "time".to_owned())].into(),
             attachments: vec![draining()],
         }))
+    }
+}
+
+#[tonic::async_trait]
+impl Tags for Service {
+    async fn tag(&self, request: Request<v1::TagRequest>) -> Result<Response<v1::TagResponse>, Status> {
+        self.heard(Asked::Tag(request.into_inner()));
+        Ok(Response::new(v1::TagResponse { version: Some(version()) }))
+    }
+
+    async fn untag(&self, request: Request<v1::UntagRequest>) -> Result<Response<v1::UntagResponse>, Status> {
+        let request = request.into_inner();
+        let version = (request.tag == "stable").then(version);
+        self.heard(Asked::Untag(request));
+        Ok(Response::new(v1::UntagResponse { version }))
     }
 }
 
@@ -286,6 +306,7 @@ impl Fake {
                 ready.send(()).expect("the test waits");
                 tonic::transport::Server::builder()
                     .add_service(CapsulesServer::new(service.clone()))
+                    .add_service(TagsServer::new(service.clone()))
                     .add_service(AttachmentsServer::new(service))
                     .serve_with_incoming(UnixListenerStream::new(listener))
                     .await

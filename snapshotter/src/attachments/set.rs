@@ -66,6 +66,7 @@ impl Attachments {
             let versions = present.entry(attachment.capsule.clone()).or_default();
             versions.insert(attachment.current.version.clone());
         }
+        let specs = &self.settle_tags(specs).await?;
         let wanted: Vec<_> = specs.iter().map(|spec| (spec.capsule.clone(), spec.version.clone())).collect();
         let mut left: Vec<&AttachSpec> = specs.iter().collect();
         let mut planned = Vec::new();
@@ -84,6 +85,17 @@ impl Attachments {
             }
         }
         Ok(planned)
+    }
+
+    /// With the version in place of a tag.
+    async fn settle_tags(&self, specs: &[AttachSpec]) -> Result<Vec<AttachSpec>, AttachmentError> {
+        let mut settled = specs.to_vec();
+        for spec in &mut settled {
+            if let Some(version) = &mut spec.version {
+                *version = self.capsules.resolve(&spec.capsule, Some(version)).await?.version;
+            }
+        }
+        Ok(settled)
     }
 
     /// Refuses a change after which something lacks what it requires. `moved`: attachments and the version they are to have;

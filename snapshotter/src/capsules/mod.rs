@@ -1,9 +1,10 @@
 //! Capsules: names, versions and the images that carry them.
 //!
-//! `publish`, `unpack` and `set` → `catalogue` → {`resolve`, `oci`} → {`declared`, `requirement`, `model`} (pure). This room speaks to containerd through
+//! `publish`, `unpack`, `tags` and `set` → `catalogue` → `claim` → {`resolve`, `oci`} → {`declared`, `requirement`, `model`} (pure). This room speaks to containerd through
 //! [`crate::containerd`] and asks the snapshot engine for directories; it knows nothing of containers.
 
 pub mod catalogue;
+mod claim;
 mod conflict;
 pub mod declared;
 mod error;
@@ -13,7 +14,12 @@ mod publish;
 pub mod requirement;
 pub mod resolve;
 pub mod set;
+mod tags;
 mod unpack;
+
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
 
 use crate::{containerd::Containerd, snapshots::Snapshots};
 
@@ -22,6 +28,7 @@ pub use self::{
     declared::Declared,
     error::CapsuleError,
     oci::Declaration,
+    tags::TagError,
 };
 
 /// Capsules of this node: cheap to clone.
@@ -34,6 +41,8 @@ pub struct Capsules {
     /// The name by which containerd knows our snapshotter.
     snapshotter: String,
     catalogue: Catalogue,
+    /// Held while what a reference stands for is looked at and then changed.
+    names: Arc<Mutex<()>>,
 }
 
 impl Capsules {
@@ -45,6 +54,7 @@ impl Capsules {
             namespace: namespace.to_owned(),
             snapshotter: snapshotter.to_owned(),
             catalogue: Catalogue::default(),
+            names: Arc::default(),
         }
     }
 

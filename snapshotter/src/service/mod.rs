@@ -7,12 +7,14 @@ mod capsules;
 mod convert;
 mod node;
 mod snapshots;
+mod tags;
 
 pub use self::{
     attachments::AttachmentsService,
     capsules::CapsulesService,
     node::{NodeService, NodeServiceError},
     snapshots::SnapshotsService,
+    tags::TagsService,
 };
 
 use std::error::Error;
