@@ -6,6 +6,7 @@
 mod build;
 mod events;
 mod moves;
+mod tags;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ use serde::Deserialize;
 pub use self::build::{BuildArgs, Source};
 pub use self::events::EventsArgs;
 pub use self::moves::{RollbackArgs, UpgradeArgs};
+pub use self::tags::{TagArgs, TagRef};
 
 /// Where capsuled listens unless told otherwise.
 pub const DEFAULT_ADDRESS: &str = "/run/capsule/capsuled.sock";
@@ -98,6 +100,15 @@ pub enum Command {
         /// The capsule; its newest version unless one is named
         #[arg(value_name = "NAME[@VERSION]")]
         capsule: CapsuleRef,
+    },
+    /// Let names that move, as `stable`, stand for a version
+    #[command(after_help = tags::EXAMPLES)]
+    Tag(TagArgs),
+    /// Take a tag away; the version stays
+    Untag {
+        /// The tag
+        #[arg(value_name = "NAME@TAG")]
+        tag: TagRef,
     },
     /// Show which versions go together: of capsules, and of all that they require
     #[command(after_help = RESOLVE_EXAMPLES)]

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use capsule_proto::capsule::v1::attachments_client::AttachmentsClient;
 use capsule_proto::capsule::v1::capsules_client::CapsulesClient;
 use capsule_proto::capsule::v1::events_client::EventsClient;
+use capsule_proto::capsule::v1::tags_client::TagsClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -52,6 +53,11 @@ impl Client {
     /// What happens on the node.
     pub fn events(&self) -> EventsClient<Channel> {
         EventsClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// Names of versions that move.
+    pub fn tags(&self) -> TagsClient<Channel> {
+        TagsClient::new(self.channel.clone())
     }
 
     /// Capsules in live containers.

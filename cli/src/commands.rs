@@ -1,5 +1,7 @@
 //! One function per command: request, call, view, print.
 
+mod tags;
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -31,6 +33,8 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
         Command::Build(args) => build(to, &args).await,
         Command::Ls { name } => ls(to, name).await,
         Command::Inspect { capsule } => inspect(to, capsule).await,
+        Command::Tag(args) => tags::tag(to, args).await,
+        Command::Untag { tag } => tags::untag(to, tag).await,
         Command::Resolve(args) => resolve(to, args, namespace).await,
         Command::Attach(args) => {
             let locked = args.locked.as_deref().map(read_lock).transpose()?;

@@ -61,6 +61,7 @@ pub fn build_header(args: &BuildArgs, file: Declaration, place: &str) -> Result<
         environment: pairs("variable", &args.environment, file.environment)?,
         resources,
         devices: file.devices,
+        tags: args.tags.clone(),
     })
 }
 
@@ -309,6 +310,7 @@ mod tests {
             environment: map(&[("A", "1"), ("B", "2")]),
             resources: map(&[("pids.max", "3")]),
             devices: vec!["v.com/c=d".into()],
+            tags: Vec::new(),
         };
         assert_eq!(header(&[], FILE).expect("a header"), want);
     }
@@ -318,6 +320,7 @@ mod tests {
         let words = ["--name", "m", "--version", "2", "--target", "/line", "--mode", "ro"];
         let more =
             ["--env", "B=", "--env", "C=4", "--annotation", "y=5", "--require", "c", "--require", "a<3"];
+        let tags = ["--tag", "stable", "--tag", "next"];
         let want = v1::BuildHeader {
             name: "m".into(),
             version: "2".into(),
@@ -328,8 +331,9 @@ mod tests {
             environment: map(&[("A", "1"), ("B", ""), ("C", "4")]),
             resources: map(&[("pids.max", "3")]),
             devices: vec!["v.com/c=d".into()],
+            tags: vec!["stable".into(), "next".into()],
         };
-        assert_eq!(header(&[&words[..], &more].concat(), FILE).expect("a header"), want);
+        assert_eq!(header(&[&words[..], &more, &tags].concat(), FILE).expect("a header"), want);
     }
 
     #[test]

@@ -30,12 +30,13 @@ impl Text for Built {
 impl Text for Versions {
     fn text(&self, now: SystemTime) -> String {
         let mut table = Table::new([
-            "CAPSULE", "VERSION", "DIGEST", "SIZE", "CREATED", "TARGET", "MODE", "IN USE", "STATUS",
+            "CAPSULE", "VERSION", "TAGS", "DIGEST", "SIZE", "CREATED", "TARGET", "MODE", "IN USE", "STATUS",
         ]);
         for v in &self.versions {
             table.row([
                 v.capsule.clone(),
                 v.version.clone(),
+                v.tags.join(","),
                 short_digest(&v.digest).to_owned(),
                 size(v.size),
                 age(v.created_at, now),
@@ -56,6 +57,7 @@ impl Text for Inspection {
         for (key, value) in [
             ("Capsule", v.capsule.clone()),
             ("Version", v.version.clone()),
+            ("Tags", v.tags.join(", ")),
             ("Digest", v.digest.clone()),
             ("Image", format!("{} (containerd namespace {})", v.image, v.namespace)),
             ("Size", size(v.size)),

@@ -39,6 +39,8 @@ pub struct Version {
     pub resources: BTreeMap<String, String>,
     /// CDI names.
     pub devices: Vec<String>,
+    /// Names that move and stand for it now.
+    pub tags: Vec<String>,
 }
 
 /// One layer of a version's image.
@@ -192,6 +194,7 @@ impl From<v1::Version> for Version {
             environment: v.environment.into_iter().collect(),
             resources: v.resources.into_iter().collect(),
             devices: v.devices,
+            tags: v.tags,
         }
     }
 }

@@ -58,7 +58,7 @@ fn text(path: &Path) -> &str {
 /// The one build that the fake heard, to its end.
 fn heard(fake: &Fake) -> (v1::BuildHeader, Vec<u8>) {
     match <[Asked; 1]>::try_from(fake.asked()).expect("one call") {
-        [Asked::Build { header, tar, whole: true, .. }] => (header, tar),
+        [Asked::Build { header, tar, whole: true, .. }] => (*header, tar),
         [other] => panic!("{other:?}"),
     }
 }
@@ -97,6 +97,7 @@ fn a_declared_tree_needs_no_options() {
         environment: pair("TZDIR", "/usr/share/zoneinfo"),
         resources: pair("pids.max", "64"),
         devices: vec!["example.com/clock=rtc".into()],
+        tags: Vec::new(),
     };
     assert_eq!(header, want);
     assert_eq!(names(&tar), ["UTC"]);

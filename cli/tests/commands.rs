@@ -60,6 +60,18 @@ fn changing_calls() -> Vec<(&'static str, Asked)> {
             }),
         ),
         (
+            "tag tzdata@2026.1 stable next",
+            Asked::Tag(v1::TagRequest {
+                name: "tzdata".into(),
+                version: "2026.1".into(),
+                tags: vec!["stable".into(), "next".into()],
+            }),
+        ),
+        (
+            "untag tzdata@stable",
+            Asked::Untag(v1::UntagRequest { name: "tzdata".into(), tag: "stable".into() }),
+        ),
+        (
             "upgrade web tzdata@2026.2 --target /usr/share/zoneinfo",
             Asked::Upgrade(v1::UpgradeRequest {
                 container: container("", "web"),
@@ -119,11 +131,17 @@ fn what_people_read() {
         (
             "ls",
             "\
-CAPSULE   VERSION   DIGEST         SIZE      CREATED   TARGET                MODE   IN USE   STATUS
-tzdata    2026.1    0123456789ab   1.5 MiB   3d ago    /usr/share/zoneinfo   ro     1        ready
-tzdata    2024.2    0123456789ab   10 B      -         -                     -      0        incomplete
+CAPSULE   VERSION   TAGS          DIGEST         SIZE      CREATED   TARGET                MODE   IN USE   STATUS
+tzdata    2026.1    next,stable   0123456789ab   1.5 MiB   3d ago    /usr/share/zoneinfo   ro     1        ready
+tzdata    2024.2    -             0123456789ab   10 B      -         -                     -      0        incomplete
 ",
         ),
+        (
+            "tag tzdata@2026.1 stable next",
+            "tzdata@stable is tzdata@2026.1\ntzdata@next is tzdata@2026.1\n",
+        ),
+        ("untag tzdata@stable", "tzdata@stable is no tag any more, was tzdata@2026.1\n"),
+        ("untag tzdata@lost", "tzdata@lost is no tag any more\n"),
         ("attach web tzdata", "default/web: tzdata@2026.1 attached at /usr/share/zoneinfo (ro)\n"),
         ("upgrade web tzdata", "default/web: tzdata 2024.2 -> 2026.1 at /usr/share/zoneinfo\n"),
         ("upgrade web tzdata@2026.1", "default/web: tzdata is at 2026.1 already, at /usr/share/zoneinfo\n"),
@@ -165,6 +183,7 @@ PID   COMMAND   HOW    PATH                             CAPSULE         CONTAINE
 fn inspect_shows_all_of_a_version() {
     let ran = Fake::start().run(&["inspect", "tzdata"]);
     for part in [
+        "Tags        next, stable",
         "Digest      sha256:0123456789abcdef0123",
         "Image       capsule.local/tzdata:2026.1 (containerd namespace capsules)",
         "Status      ready",
@@ -352,6 +371,8 @@ fn wrong_usage_is_two() {
         "rollback web",
         "attach k8s.io/web a -n moby",
         "rollback web tzdata@1",
+        "tag tzdata@1",
+        "untag tzdata",
         "frobnicate",
         "build . --name a --version 1 --annotation k=1 --annotation k=2",
         "build . --name a",

@@ -35,7 +35,7 @@ impl fmt::Display for Suite {
     }
 }
 
-const PACKAGES: &str = "busybox-static,containerd,crun,dbus,e2fsprogs,erofs-utils,fuse-overlayfs,fuse3,iproute2,kmod,\
+const PACKAGES: &str = "busybox-static,containerd,crun,dbus,docker-registry,e2fsprogs,erofs-utils,fuse-overlayfs,fuse3,iproute2,kmod,\
                         linux-image-amd64,procps,runc,strace,systemd-sysv,udev,zstd";
 
 /// Read by nobody in a machine, and a third of the tree.
@@ -122,9 +122,12 @@ fn finish(tree: &Path) -> Result<()> {
         let path = tree.join(file);
         fs::write(&path, content).with_context(|| format!("write {}", path.display()))?;
     }
-    // The machine's own containerd would be in the way of the private one.
-    let masked = tree.join("etc/systemd/system/containerd.service");
-    symlink("/dev/null", &masked).with_context(|| format!("mask {}", masked.display()))
+    // The machine's own daemons would be in the way of the private ones.
+    for unit in ["containerd.service", "docker-registry.service"] {
+        let masked = tree.join("etc/systemd/system").join(unit);
+        symlink("/dev/null", &masked).with_context(|| format!("mask {}", masked.display()))?;
+    }
+    Ok(())
 }
 
 /// The kernel and the initial RAM disk of a tree.

@@ -59,6 +59,12 @@ fn privileged_native_forky_keep() -> Result<()> {
     run(Kind::Native, Suite::Forky, "keep")
 }
 
+/// Tags, and versions that move between machines.
+#[test]
+fn privileged_native_forky_registry() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "registry")
+}
+
 #[test]
 fn privileged_native_forky_idmapped() -> Result<()> {
     run(Kind::Native, Suite::Forky, "idmapped")

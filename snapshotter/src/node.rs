@@ -2,6 +2,7 @@
 
 use capsule_proto::capsule::v1::{
     attachments_server::AttachmentsServer, capsules_server::CapsulesServer, events_server::EventsServer,
+    tags_server::TagsServer,
 };
 use tokio::sync::watch;
 use tonic::service::Routes;
@@ -13,7 +14,9 @@ use crate::{
     config::Config,
     containerd::Containerd,
     events::Feed,
-    service::{AttachmentsService, CapsulesService, EventsService, NodeService, NodeServiceError},
+    service::{
+        AttachmentsService, CapsulesService, EventsService, NodeService, NodeServiceError, TagsService,
+    },
     snapshots::Snapshots,
     store::{
         Store, StoreError, Watch,
@@ -107,8 +110,10 @@ impl Node {
     pub fn routes(&self) -> Routes {
         let capsules = CapsulesService::new(self.capsules.clone(), self.attachments.clone());
         let attachments = AttachmentsService::new(self.attachments.clone());
+        let tags = TagsService::new(self.capsules.clone(), capsules.clone());
         Routes::new(CapsulesServer::new(capsules).max_decoding_message_size(MESSAGE_MAX))
             .add_service(AttachmentsServer::new(attachments))
             .add_service(EventsServer::new(EventsService::new(self.feed.clone(), self.closing.subscribe())))
+            .add_service(TagsServer::new(tags))
     }
 }

@@ -56,6 +56,9 @@ pub struct BuildArgs {
     /// An annotation of the image manifest; may be given several times
     #[arg(long = "annotation", value_name = "KEY=VALUE")]
     pub annotations: Vec<KeyValue>,
+    /// A name that moves, as `stable`, to stand for it; see `tag`; may be given several times
+    #[arg(long = "tag", value_name = "TAG", value_parser = NonEmptyStringValueParser::new())]
+    pub tags: Vec<String>,
     /// Keep the files' user and group ids instead of giving all to root
     #[arg(long, conflicts_with = "tar")]
     pub keep_owner: bool,

@@ -9,6 +9,7 @@ use capsule_proto::capsule::v1::attachments_server::{Attachments, AttachmentsSer
 use capsule_proto::capsule::v1::build_request::Part;
 use capsule_proto::capsule::v1::capsules_server::{Capsules, CapsulesServer};
 use capsule_proto::capsule::v1::events_server::{Events, EventsServer};
+use capsule_proto::capsule::v1::tags_server::{Tags, TagsServer};
 use capsule_proto::capsule::v1::{self, AttachmentState, Mode};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -25,7 +26,7 @@ pub const INSTANT: i64 = 1_700_000_000;
 /// What the fake was asked.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Asked {
-    Build { header: v1::BuildHeader, tar: Vec<u8>, chunks: usize, whole: bool },
+    Build { header: Box<v1::BuildHeader>, tar: Vec<u8>, chunks: usize, whole: bool },
     Ls(v1::ListCapsulesRequest),
     Inspect(v1::InspectCapsuleRequest),
     Resolve(v1::ResolveRequest),
@@ -35,6 +36,8 @@ pub enum Asked {
     Detach(v1::DetachRequest),
     Ps(v1::ListAttachmentsRequest),
     Watch(v1::WatchRequest),
+    Tag(v1::TagRequest),
+    Untag(v1::UntagRequest),
 }
 
 type Log = Arc<Mutex<Vec<Asked>>>;
@@ -68,6 +71,7 @@ pub fn version() -> v1::Version {
         environment: [("TZDIR".to_owned(), "/usr/share/zoneinfo".to_owned())].into(),
         resources: [("memory.max".to_owned(), "16M".to_owned())].into(),
         devices: vec!["example.com/clock=rtc".into()],
+        tags: vec!["next".into(), "stable".into()],
     }
 }
 
@@ -81,6 +85,7 @@ fn incomplete() -> v1::Version {
         attachments: 0,
         size: 10,
         created_at: None,
+        tags: Vec::new(),
         ..version()
     }
 }
@@ -154,7 +159,7 @@ impl Capsules for Service {
             }
         };
         let existed = header.annotations.contains_key("again");
-        self.heard(Asked::Build { header, tar, chunks, whole });
+        self.heard(Asked::Build { header: Box::new(header), tar, chunks, whole });
         Ok(Response::new(v1::BuildResponse { version: Some(version()), existed }))
     }
 
@@ -197,6 +202,21 @@ fn planned(capsule: &str, present: bool, by: &[&str]) -> v1::Planned {
         present,
         required_by: by.iter().map(|name| (*name).to_owned()).collect(),
         from_version: String::new(),
+    }
+}
+
+#[tonic::async_trait]
+impl Tags for Service {
+    async fn tag(&self, request: Request<v1::TagRequest>) -> Result<Response<v1::TagResponse>, Status> {
+        self.heard(Asked::Tag(request.into_inner()));
+        Ok(Response::new(v1::TagResponse { version: Some(version()) }))
+    }
+
+    async fn untag(&self, request: Request<v1::UntagRequest>) -> Result<Response<v1::UntagResponse>, Status> {
+        let request = request.into_inner();
+        let version = (request.tag == "stable").then(version);
+        self.heard(Asked::Untag(request));
+        Ok(Response::new(v1::UntagResponse { version }))
     }
 }
 
@@ -340,6 +360,7 @@ impl Fake {
                 ready.send(()).expect("the test waits");
                 tonic::transport::Server::builder()
                     .add_service(CapsulesServer::new(service.clone()))
+                    .add_service(TagsServer::new(service.clone()))
                     .add_service(AttachmentsServer::new(service.clone()))
                     .add_service(EventsServer::new(service))
                     .serve_with_incoming(UnixListenerStream::new(listener))

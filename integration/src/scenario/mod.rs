@@ -11,6 +11,7 @@
 //! | [`demo`] | the main job, end to end |
 //! | [`errors`] | every refusal: one line, cause and cure, nothing changed |
 //! | [`sets`] | what a capsule requires comes with it, stays while it is needed, and is explained |
+//! | [`registry`] | tags; versions move between machines, by a registry and by archives |
 //! | [`snapshots`] | nothing: snapshots as `ctr` drives them |
 //! | [`images`] | images of many layers come out as containerd's overlayfs makes them |
 //! | [`snapshotters`] | nothing but that every call succeeds: it measures snapshotters |
@@ -33,6 +34,7 @@ pub mod keep;
 pub mod moves;
 pub mod readers;
 pub mod reboot;
+pub mod registry;
 pub mod rootless;
 pub mod runtime;
 pub mod runtimes;
@@ -75,6 +77,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "sets" => sets::run(reporter),
         "moves" => moves::run(reporter),
         "keep" => keep::run(reporter),
+        "registry" => registry::run(reporter),
         "upgrade" => upgrade::take_over(reporter, 50),
         "upgrade-systemd" => upgrade::systemd(reporter, 10),
         _ => match runtime::Choice::parse(name) {

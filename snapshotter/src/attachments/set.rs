@@ -64,6 +64,7 @@ impl Attachments {
             return Err(AttachmentError::NoSpecs);
         }
         let present = present(existing);
+        let specs = &self.settle_tags(specs).await?;
         let wanted: Vec<_> = specs.iter().map(|spec| (spec.capsule.clone(), spec.version.clone())).collect();
         let mut left: Vec<&AttachSpec> = specs.iter().collect();
         let mut planned = Vec::new();
@@ -82,6 +83,17 @@ impl Attachments {
             }
         }
         Ok(planned)
+    }
+
+    /// With the version in place of a tag.
+    async fn settle_tags(&self, specs: &[AttachSpec]) -> Result<Vec<AttachSpec>, AttachmentError> {
+        let mut settled = specs.to_vec();
+        for spec in &mut settled {
+            if let Some(version) = &mut spec.version {
+                *version = self.capsules.resolve(&spec.capsule, Some(version)).await?.version;
+            }
+        }
+        Ok(settled)
     }
 
     /// Refuses a change after which something lacks what it requires. `moved`: attachments and the version they are to have;

@@ -1,12 +1,12 @@
 //! What is published, held in memory so that an attach asks containerd nothing.
 //!
-//! Filled by listing once, then kept true by containerd's image events. An image of the capsule namespace is a
-//! version if its labels say so, or else by its reference: `…/NAME:VERSION`.
+//! Filled by listing once, then kept true by containerd's image events. Several images may be one version: it is there
+//! as long as one of them is.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicBool, Ordering},
     },
     time::SystemTime,
@@ -14,21 +14,21 @@ use std::{
 
 use super::{
     CapsuleError, Capsules,
+    claim::{Claim, read_claim},
     model::{CapsuleName, Digest, Version},
-    oci::{self, Image},
+    oci::Image,
 };
 use crate::{
-    containerd::{ContainerdError, ImageRecord, Scope},
     events::{Event, Kind},
     store::attachments::Change,
 };
 
 /// Repository of the images that we make. Not a registry: a version is retagged before it is pushed.
 pub const REPOSITORY: &str = "localhost/capsules";
-/// Largest manifest or configuration that is read: what registries accept.
-const JSON_LIMIT: usize = 4 << 20;
+/// The newest version, unless a tag is called so.
+pub const LATEST: &str = "latest";
 
-/// The reference of a version that we publish.
+/// The reference of a version that we publish, and of a tag that we make.
 pub fn image_name(name: &CapsuleName, version: &Version) -> String {
     format!("{REPOSITORY}/{name}:{version}")
 }
@@ -63,14 +63,45 @@ pub struct Resolved {
     pub image: Image,
 }
 
-type Identity = (CapsuleName, Version, Digest);
-type Identities = BTreeSet<Identity>;
-type Versions = BTreeMap<CapsuleName, BTreeMap<Version, Published>>;
+type Key = (CapsuleName, Version);
+/// What versions are: their digests.
+type Identities = BTreeMap<Key, Digest>;
 
-/// The published versions: cheap to clone, shared.
+/// A moving name of a version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tagged {
+    /// The capsule.
+    pub name: CapsuleName,
+    /// The name that moves.
+    pub tag: Version,
+    /// The version it stands for.
+    pub version: Version,
+    /// That version's identity: a tag of other content stands for nothing.
+    pub digest: Digest,
+    /// The image's name in containerd.
+    pub image_name: String,
+}
+
+/// Images that claim to be one version, or one tag; the one that counts first.
+type Claims<T> = BTreeMap<CapsuleName, BTreeMap<Version, Vec<T>>>;
+
+#[derive(Debug, Default)]
+struct Shelf {
+    versions: Claims<Published>,
+    tags: Claims<Tagged>,
+}
+
+impl Shelf {
+    fn tagged(&self, name: &CapsuleName, tag: &Version) -> Option<&Published> {
+        let tagged = self.tags.get(name)?.get(tag)?.first()?;
+        self.versions.get(name)?.get(&tagged.version)?.iter().find(|p| p.digest == tagged.digest)
+    }
+}
+
+/// What is published: cheap to clone, shared.
 #[derive(Debug, Clone, Default)]
 pub struct Catalogue {
-    versions: Arc<RwLock<Versions>>,
+    shelf: Arc<RwLock<Shelf>>,
     /// Whether containerd has been listed: until then, nothing found means nothing.
     listed: Arc<AtomicBool>,
 }
@@ -78,82 +109,171 @@ pub struct Catalogue {
 impl Catalogue {
     /// Versions of one capsule, or of all; by name, then newest first.
     pub fn list(&self, name: Option<&CapsuleName>) -> Vec<Published> {
-        let versions = self.versions.read().unwrap_or_else(PoisonError::into_inner);
-        versions
+        let shelf = self.read();
+        shelf
+            .versions
             .iter()
             .filter(|(n, _)| name.is_none_or(|wanted| wanted == *n))
-            .flat_map(|(_, all)| all.values().rev().cloned())
+            .flat_map(|(_, all)| all.values().rev().filter_map(|claims| claims.first()).cloned())
             .collect()
     }
 
-    /// The version asked for, or the newest: the highest release, or the highest pre-release if there is no
-    /// release.
+    /// The version asked for: by its own name, by a tag, or by [`LATEST`] where no tag is called that. With no name the
+    /// newest: the highest release, or the highest pre-release if there is no release.
     pub fn find(&self, name: &CapsuleName, version: Option<&Version>) -> Result<Published, CapsuleError> {
-        let versions = self.versions.read().unwrap_or_else(PoisonError::into_inner);
-        let all = versions
-            .get(name)
-            .filter(|all| !all.is_empty())
-            .ok_or_else(|| CapsuleError::UnknownCapsule { name: name.clone() })?;
-        let Some(version) = version else {
-            let release = all.values().rev().find(|p| !p.version.is_prerelease());
-            let newest = release.or_else(|| all.values().next_back());
-            return newest.cloned().ok_or_else(|| CapsuleError::UnknownCapsule { name: name.clone() });
-        };
-        all.get(version).cloned().ok_or_else(|| CapsuleError::UnknownVersion {
-            name: name.clone(),
-            version: version.clone(),
-            have: all.keys().rev().map(Version::as_str).collect::<Vec<_>>().join(", "),
+        let shelf = self.read();
+        let unknown = || CapsuleError::UnknownCapsule { name: name.clone() };
+        let all = shelf.versions.get(name).filter(|all| !all.is_empty()).ok_or_else(unknown)?;
+        let Some(wanted) = version else { return newest(all).cloned().ok_or_else(unknown) };
+        let found = all.get(wanted).and_then(|claims| claims.first());
+        let found = found.or_else(|| shelf.tagged(name, wanted));
+        let found = found.or_else(|| newest(all).filter(|_| wanted.as_str() == LATEST));
+        found.cloned().ok_or_else(|| {
+            let versions = all.keys().rev().map(ToString::to_string);
+            let tags = shelf.tags.get(name).into_iter().flat_map(BTreeMap::keys);
+            let tags = tags.filter(|tag| !all.contains_key(tag) && shelf.tagged(name, tag).is_some());
+            let tags = tags.map(|tag| format!("{tag} (tag)"));
+            CapsuleError::UnknownVersion {
+                name: name.clone(),
+                version: wanted.clone(),
+                have: versions.chain(tags).collect::<Vec<_>>().join(", "),
+            }
         })
     }
 
+    /// The version under exactly this name: no tag, and no [`LATEST`] that is none.
+    pub fn version(&self, name: &CapsuleName, version: &Version) -> Option<Published> {
+        self.read().versions.get(name)?.get(version)?.first().cloned()
+    }
+
+    /// The tag, whatever it stands for.
+    pub fn tag(&self, name: &CapsuleName, tag: &Version) -> Option<Tagged> {
+        self.read().tags.get(name)?.get(tag)?.first().cloned()
+    }
+
+    /// The tags by which a version is found, in order.
+    pub fn tags_of(&self, published: &Published) -> Vec<Version> {
+        let shelf = self.read();
+        let versions = shelf.versions.get(&published.name);
+        let hidden = |tag: &Version| versions.is_some_and(|all| all.contains_key(tag));
+        let of_name = shelf.tags.get(&published.name).into_iter().flatten();
+        of_name
+            .filter(|(tag, claims)| {
+                let first = claims.first();
+                let of_it = |t: &Tagged| {
+                    t.version == published.version && t.digest == published.digest && !hidden(tag)
+                };
+                first.is_some_and(of_it)
+            })
+            .map(|(tag, _)| tag.clone())
+            .collect()
+    }
+
+    /// Names of all images that hold this version, tags included: while one of them is there, so is the version.
+    pub fn images_of(&self, name: &CapsuleName, version: &Version) -> Vec<String> {
+        let shelf = self.read();
+        let claims = shelf.versions.get(name).and_then(|all| all.get(version)).into_iter().flatten();
+        claims.map(|p| p.image_name.clone()).collect()
+    }
+
     pub(crate) fn put(&self, published: Published) {
-        let mut versions = self.versions.write().unwrap_or_else(PoisonError::into_inner);
-        let of_name = versions.entry(published.name.clone()).or_default();
-        match of_name.get(&published.version) {
-            // Two images that claim one version: the one under our own reference wins, then the first by name.
-            Some(old) if rank(&old.image_name, old) < rank(&published.image_name, &published) => {
-                tracing::warn!(
-                    capsule = %published.name, version = %published.version,
-                    kept = old.image_name, ignored = published.image_name,
-                    "two images claim the same version"
-                );
-            }
-            _ => {
-                of_name.insert(published.version.clone(), published);
-            }
+        let mut shelf = self.shelf.write().unwrap_or_else(PoisonError::into_inner);
+        let of_name = shelf.versions.entry(published.name.clone()).or_default();
+        let claims = of_name.entry(published.version.clone()).or_default();
+        if let Some(first) = claims.first().filter(|first| first.digest != published.digest) {
+            tracing::warn!(
+                capsule = %published.name, version = %published.version,
+                one = first.image_name, other = published.image_name,
+                "two images claim the same version"
+            );
         }
+        claims.push(published);
+        // The one under our own reference counts, then the first by name.
+        claims.sort_by_cached_key(|p| rank(&p.image_name, &p.name, &p.version));
+    }
+
+    pub(crate) fn put_tag(&self, tagged: Tagged) {
+        let mut shelf = self.shelf.write().unwrap_or_else(PoisonError::into_inner);
+        let of_name = shelf.tags.entry(tagged.name.clone()).or_default();
+        let claims = of_name.entry(tagged.tag.clone()).or_default();
+        claims.push(tagged);
+        claims.sort_by_cached_key(|t| rank(&t.image_name, &t.name, &t.tag));
     }
 
     fn is_listed(&self) -> bool {
         self.listed.load(Ordering::Acquire)
     }
 
-    /// Which versions there are, of those that `is`.
-    fn identities(&self, is: impl Fn(&Published) -> bool) -> Identities {
-        let versions = self.versions.read().unwrap_or_else(PoisonError::into_inner);
-        let all = versions.values().flat_map(BTreeMap::values).filter(|p| is(p));
-        all.map(|p| (p.name.clone(), p.version.clone(), p.digest.clone())).collect()
+    /// The versions that an image claims to be.
+    fn keys_of(&self, image_name: &str) -> Vec<Key> {
+        let shelf = self.read();
+        let all = shelf
+            .versions
+            .iter()
+            .flat_map(|(name, all)| all.iter().map(move |(v, claims)| (name, v, claims)));
+        let claims = |claims: &[Published]| claims.iter().any(|p| p.image_name == image_name);
+        all.filter(|(_, _, all)| claims(all))
+            .map(|(name, version, _)| (name.clone(), version.clone()))
+            .collect()
+    }
+
+    fn identities(&self, keys: &BTreeSet<Key>) -> Identities {
+        let shelf = self.read();
+        let first =
+            |(name, version): &Key| Some(shelf.versions.get(name)?.get(version)?.first()?.digest.clone());
+        keys.iter().filter_map(|key| Some((key.clone(), first(key)?))).collect()
+    }
+
+    fn keys(&self) -> BTreeSet<Key> {
+        let shelf = self.read();
+        let all =
+            shelf.versions.iter().flat_map(|(name, all)| all.keys().map(move |v| (name.clone(), v.clone())));
+        all.collect()
     }
 
     fn forget(&self, image_name: &str) {
-        let mut versions = self.versions.write().unwrap_or_else(PoisonError::into_inner);
-        for all in versions.values_mut() {
-            all.retain(|_, p| p.image_name != image_name);
-        }
-        versions.retain(|_, all| !all.is_empty());
+        let mut shelf = self.shelf.write().unwrap_or_else(PoisonError::into_inner);
+        forget(&mut shelf.versions, |p| p.image_name == image_name);
+        forget(&mut shelf.tags, |t| t.image_name == image_name);
     }
 
-    pub(crate) fn replace(&self, all: Vec<Published>) {
-        self.versions.write().unwrap_or_else(PoisonError::into_inner).clear();
-        for published in all {
-            self.put(published);
+    pub(crate) fn replace(&self, all: Vec<Claim>) {
+        *self.shelf.write().unwrap_or_else(PoisonError::into_inner) = Shelf::default();
+        for claim in all {
+            self.add(claim);
         }
         self.listed.store(true, Ordering::Release);
     }
+
+    fn add(&self, claim: Claim) {
+        self.put(claim.version);
+        if let Some(tagged) = claim.tag {
+            self.put_tag(tagged);
+        }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Shelf> {
+        self.shelf.read().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-fn rank<'a>(image: &'a str, published: &Published) -> (bool, &'a str) {
-    (image != image_name(&published.name, &published.version), image)
+fn forget<T>(claims: &mut Claims<T>, of_image: impl Fn(&T) -> bool) {
+    claims.retain(|_, all| {
+        all.retain(|_, claims| {
+            claims.retain(|claim| !of_image(claim));
+            !claims.is_empty()
+        });
+        !all.is_empty()
+    });
+}
+
+fn newest(all: &BTreeMap<Version, Vec<Published>>) -> Option<&Published> {
+    let mut first = all.values().rev().filter_map(|claims| claims.first());
+    first.clone().find(|p| !p.version.is_prerelease()).or_else(|| first.next())
+}
+
+fn rank(image: &str, name: &CapsuleName, version: &Version) -> (bool, String) {
+    (image != image_name(name, version), image.to_owned())
 }
 
 impl Capsules {
@@ -162,25 +282,26 @@ impl Capsules {
         let scope = self.containerd.namespace(&self.namespace)?;
         let mut all = Vec::new();
         for record in scope.images().await? {
-            if let Some(published) = self.read_published(&scope, &record).await? {
-                all.push(published);
-            }
+            all.extend(read_claim(&scope, &record).await?);
         }
-        let before = self.catalogue.is_listed().then(|| self.catalogue.identities(|_| true));
+        let before = self.catalogue.is_listed().then(|| self.catalogue.identities(&self.catalogue.keys()));
         self.catalogue.replace(all);
         if let Some(before) = before {
-            self.tell(&before, &self.catalogue.identities(|_| true));
+            self.tell(&before, &self.catalogue.identities(&self.catalogue.keys()));
         }
         Ok(())
     }
 
     /// Tells what came and what went.
     fn tell(&self, before: &Identities, after: &Identities) {
-        let event = |(name, version, digest): &Identity, kind| {
+        let event = |((name, version), digest): (&Key, &Digest), kind| {
             Change::Tell(Box::new(Event::of_version(name, version, digest, kind)))
         };
-        let removed = before.difference(after).map(|gone| event(gone, Kind::Removed));
-        let published = after.difference(before).map(|new| event(new, Kind::Published));
+        let other = |all: &Identities, key: &Key, digest: &Digest| all.get(key) != Some(digest);
+        let removed = before.iter().filter(|(key, digest)| other(after, key, digest));
+        let removed = removed.map(|gone| event(gone, Kind::Removed));
+        let published = after.iter().filter(|(key, digest)| other(before, key, digest));
+        let published = published.map(|new| event(new, Kind::Published));
         self.journal.post(removed.chain(published).collect());
     }
 
@@ -199,16 +320,19 @@ impl Capsules {
     pub async fn refresh(&self, image_name: &str) -> Result<(), CapsuleError> {
         let scope = self.containerd.namespace(&self.namespace)?;
         let record = scope.image(image_name).await?;
-        let published = match record {
-            Some(record) => self.read_published(&scope, &record).await?,
+        let claim = match &record {
+            Some(record) => read_claim(&scope, record).await?,
             None => None,
         };
-        let before = self.catalogue.identities(|p| p.image_name == image_name);
+        let came = claim.as_ref().map(|claim| (claim.version.name.clone(), claim.version.version.clone()));
+        let touched = self.catalogue.keys_of(image_name);
+        let touched: BTreeSet<Key> = touched.into_iter().chain(came).collect();
+        let before = self.catalogue.identities(&touched);
         self.catalogue.forget(image_name);
-        if let Some(published) = published {
-            self.catalogue.put(published);
+        if let Some(claim) = claim {
+            self.catalogue.add(claim);
         }
-        self.tell(&before, &self.catalogue.identities(|p| p.image_name == image_name));
+        self.tell(&before, &self.catalogue.identities(&touched));
         Ok(())
     }
 
@@ -248,99 +372,11 @@ impl Capsules {
             namespace: self.namespace.clone(),
         }
     }
-
-    async fn read_published(
-        &self,
-        scope: &Scope,
-        record: &ImageRecord,
-    ) -> Result<Option<Published>, CapsuleError> {
-        let (Some((name, version)), Ok(digest)) = (identify(record), record.digest.parse::<Digest>()) else {
-            return Ok(None);
-        };
-        let image = match read_image(scope, &record.media_type, &digest).await {
-            Ok(image) => Ok(image),
-            Err(ReadError::Unusable(why)) => Err(why),
-            Err(ReadError::Containerd(e)) => return Err(e.into()),
-        };
-        Ok(Some(Published {
-            name,
-            version,
-            digest,
-            image_name: record.name.clone(),
-            created_at: record.created_at,
-            image,
-        }))
-    }
-}
-
-/// The capsule and version that an image is, by its labels or else its reference; `None` if it can be neither.
-fn identify(record: &ImageRecord) -> Option<(CapsuleName, Version)> {
-    if let (Some(name), Some(version)) = (record.labels.get(oci::NAME), record.labels.get(oci::VERSION)) {
-        return Some((name.parse().ok()?, version.parse().ok()?));
-    }
-    let last = record.name.rsplit('/').next()?;
-    let last = last.split('@').next()?;
-    let (name, version) = last.split_once(':')?;
-    // CRI keeps a record of each image under `sha256:ID`.
-    if name == "sha256" {
-        return None;
-    }
-    Some((name.parse().ok()?, version.parse().ok()?))
-}
-
-enum ReadError {
-    Unusable(String),
-    Containerd(ContainerdError),
-}
-
-impl From<ContainerdError> for ReadError {
-    fn from(e: ContainerdError) -> Self {
-        Self::Containerd(e)
-    }
-}
-
-async fn read_image(scope: &Scope, media_type: &str, digest: &Digest) -> Result<Image, ReadError> {
-    let unusable = |e: oci::OciError| ReadError::Unusable(describe(&e));
-    let mut manifest = digest.clone();
-    if oci::INDEXES.contains(&media_type) {
-        let bytes = read_part(scope, "index", digest).await?;
-        let chosen = oci::parse_index(digest, &bytes).map_err(unusable)?;
-        manifest = chosen
-            .ok_or_else(|| ReadError::Unusable(format!("index {digest} has no image for this machine")))?
-            .digest;
-    }
-    let bytes = read_part(scope, "manifest", &manifest).await?;
-    let image = oci::parse_manifest(&manifest, &bytes).map_err(unusable)?;
-    let bytes = read_part(scope, "configuration", &image.config.digest).await?;
-    oci::parse_config(image, &bytes).map_err(unusable)
-}
-
-async fn read_part(scope: &Scope, what: &str, digest: &Digest) -> Result<Vec<u8>, ReadError> {
-    let bytes = scope.read_blob(digest.as_str(), JSON_LIMIT).await?;
-    bytes.ok_or_else(|| ReadError::Unusable(format!("{what} {digest} is not in containerd's content store")))
-}
-
-fn describe(e: &dyn std::error::Error) -> String {
-    match e.source() {
-        Some(source) => format!("{e}: {source}"),
-        None => e.to_string(),
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn record(name: &str, labels: &[(&str, &str)]) -> ImageRecord {
-        ImageRecord {
-            name: name.into(),
-            labels: labels.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
-            media_type: oci::MANIFEST.into(),
-            digest: Digest::from_sha256(&[1; 32]).to_string(),
-            size: 1,
-            created_at: None,
-        }
-    }
 
     fn published(name: &str, version: &str, image: &str) -> Published {
         Published {
@@ -351,18 +387,6 @@ mod tests {
             created_at: None,
             image: Err("unread".into()),
         }
-    }
-
-    #[test]
-    fn images_are_identified_by_label_or_reference() {
-        let id = |r: &ImageRecord| identify(r).map(|(n, v)| format!("{n}@{v}"));
-        let labels = [(oci::NAME, "tzdata"), (oci::VERSION, "2024.1")];
-        assert_eq!(id(&record("whatever", &labels)).as_deref(), Some("tzdata@2024.1"));
-        assert_eq!(id(&record("localhost/capsules/a:1", &[])).as_deref(), Some("a@1"));
-        assert_eq!(id(&record("host:5000/x/b:2.0", &[])).as_deref(), Some("b@2.0"));
-        assert_eq!(id(&record("b:2.0@sha256:00", &[])).as_deref(), Some("b@2.0"));
-        assert_eq!(id(&record("sha256:abc", &[])), None);
-        assert_eq!(id(&record("no-tag", &[])), None);
     }
 
     #[test]
@@ -392,5 +416,56 @@ mod tests {
         other.put(published("a", "1", "elsewhere/a:1"));
         other.put(published("a", "1", "localhost/capsules/a:1"));
         assert_eq!(other.list(None)[0].image_name, "localhost/capsules/a:1");
+    }
+
+    fn tagged(tag: &str, version: &str, digest: u8) -> Tagged {
+        Tagged {
+            name: "a".parse().unwrap(),
+            tag: tag.parse().unwrap(),
+            version: version.parse().unwrap(),
+            digest: Digest::from_sha256(&[digest; 32]),
+            image_name: format!("localhost/capsules/a:{tag}"),
+        }
+    }
+
+    #[test]
+    fn a_version_is_found_by_its_name_then_by_a_tag_then_as_the_latest() {
+        let catalogue = Catalogue::default();
+        for version in ["1", "2", "3-rc.1"] {
+            catalogue.put(published("a", version, &format!("localhost/capsules/a:{version}")));
+        }
+        catalogue.put_tag(tagged("stable", "1", 1));
+        catalogue.put_tag(tagged("2", "1", 1)); // hidden by the version
+        catalogue.put_tag(tagged("moved", "1", 9)); // of content that is not there
+        let name: CapsuleName = "a".parse().unwrap();
+        let find =
+            |tag: &str| catalogue.find(&name, Some(&tag.parse().unwrap())).map(|p| p.version.to_string());
+        for (tag, version) in [("1", "1"), ("2", "2"), ("stable", "1"), (LATEST, "2")] {
+            assert_eq!(find(tag).unwrap(), version, "{tag}");
+        }
+        let unknown = find("moved").unwrap_err().to_string();
+        assert_eq!(unknown, "capsule a has no version moved: it has 3-rc.1, 2, 1, stable (tag)");
+        let tags =
+            |version: &str| catalogue.tags_of(&catalogue.version(&name, &version.parse().unwrap()).unwrap());
+        assert_eq!(tags("1"), ["stable".parse().unwrap()]);
+        assert!(tags("2").is_empty());
+        catalogue.put_tag(tagged(LATEST, "1", 1));
+        assert_eq!(find(LATEST).unwrap(), "1");
+        catalogue.forget("localhost/capsules/a:stable");
+        assert!(find("stable").is_err());
+    }
+
+    #[test]
+    fn a_version_is_there_while_an_image_of_it_is() {
+        let catalogue = Catalogue::default();
+        catalogue.put(published("a", "1", "elsewhere/a:1"));
+        catalogue.put(published("a", "1", "localhost/capsules/a:1"));
+        let name: CapsuleName = "a".parse().unwrap();
+        let version: Version = "1".parse().unwrap();
+        assert_eq!(catalogue.images_of(&name, &version), ["localhost/capsules/a:1", "elsewhere/a:1"]);
+        catalogue.forget("localhost/capsules/a:1");
+        assert_eq!(catalogue.version(&name, &version).unwrap().image_name, "elsewhere/a:1");
+        catalogue.forget("elsewhere/a:1");
+        assert!(catalogue.list(None).is_empty());
     }
 }

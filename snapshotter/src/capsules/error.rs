@@ -6,6 +6,7 @@ use super::{
     conflict::Conflict,
     model::{CapsuleName, Digest, ModelError, Version},
     oci::OciError,
+    tags::TagError,
 };
 use crate::containerd::ContainerdError;
 
@@ -92,6 +93,9 @@ pub enum CapsuleError {
         /// Digest of what was to be.
         digest: Digest,
     },
+    /// Something about a tag.
+    #[error(transparent)]
+    Tag(#[from] TagError),
     /// The stream of the tree broke off.
     #[error("the tree of {name}@{version} did not arrive whole: {reason}")]
     Stream {

@@ -1,9 +1,10 @@
 //! Capsules: names, versions and the images that carry them.
 //!
-//! `publish`, `unpack` and `set` → `catalogue` → {`resolve`, `oci`} → {`declared`, `requirement`, `model`} (pure). This room speaks to containerd through
+//! `publish`, `unpack`, `tags` and `set` → `catalogue` → `claim` → {`resolve`, `oci`} → {`declared`, `requirement`, `model`} (pure). This room speaks to containerd through
 //! [`crate::containerd`] and asks the snapshot engine for directories; it knows nothing of containers.
 
 pub mod catalogue;
+pub(crate) mod claim;
 mod conflict;
 pub mod declared;
 mod error;
@@ -13,7 +14,12 @@ mod publish;
 pub mod requirement;
 pub mod resolve;
 pub mod set;
+mod tags;
 mod unpack;
+
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
 
 use crate::{containerd::Containerd, snapshots::Snapshots, store::attachments::Journal};
 
@@ -22,6 +28,7 @@ pub use self::{
     declared::Declared,
     error::CapsuleError,
     oci::Declaration,
+    tags::TagError,
 };
 
 /// Capsules of this node: cheap to clone.
@@ -36,6 +43,8 @@ pub struct Capsules {
     catalogue: Catalogue,
     /// Where it is told what is published and removed.
     journal: Journal,
+    /// Held while what a reference stands for is looked at and then changed.
+    names: Arc<Mutex<()>>,
 }
 
 impl Capsules {
@@ -54,6 +63,7 @@ impl Capsules {
             snapshotter: snapshotter.to_owned(),
             catalogue: Catalogue::default(),
             journal,
+            names: Arc::default(),
         }
     }
 

@@ -29,6 +29,8 @@ pub const PREFIX: &str = "resourcecapsules.io/";
 pub const NAME: &str = "resourcecapsules.io/name";
 /// Annotation and image label: the version.
 pub const VERSION: &str = "resourcecapsules.io/version";
+/// Image label: the tag that the record is.
+pub const TAG: &str = "resourcecapsules.io/tag";
 /// Annotation: where attach puts it unless told otherwise.
 pub const TARGET: &str = "resourcecapsules.io/target";
 /// Annotation: `ro` or `union`.

@@ -14,6 +14,7 @@ use super::{
     catalogue::{Published, image_name},
     model::Digest,
     oci::{self, Blobs, Declaration, Descriptor},
+    tags::taken,
 };
 use crate::{
     containerd::{ImageRecord, Scope},
@@ -35,6 +36,7 @@ impl Capsules {
         tar: impl Stream<Item = Result<Vec<u8>, String>> + Send + Unpin,
     ) -> Result<(Published, bool), CapsuleError> {
         check(&declaration)?;
+        self.check_version(&declaration.name, &declaration.version).await?;
         self.containerd.ensure_namespace(&self.namespace).await?;
         let id = format!("capsule-publish-{}", fresh_id());
         let scope = self.containerd.namespace(&self.namespace)?.leased(&id, LEASE_SECONDS).await?;
@@ -76,6 +78,7 @@ impl Capsules {
             size: i64::try_from(blobs.manifest.1.size).unwrap_or(i64::MAX),
             created_at: None,
         };
+        let _names = self.names.lock().await;
         match scope.create_image(&record).await {
             Ok(()) => Ok(false),
             // Another publish of the same version was faster.
@@ -94,6 +97,11 @@ impl Capsules {
     ) -> Result<bool, CapsuleError> {
         match scope.image(image).await? {
             None => Ok(false),
+            Some(existing) if existing.labels.contains_key(oci::TAG) => {
+                let of = existing.labels.get(oci::VERSION).and_then(|of| of.parse().ok());
+                let of = of.unwrap_or_else(|| declaration.version.clone());
+                Err(taken(&declaration.name, &declaration.version, of))
+            }
             Some(existing) if existing.digest == digest.as_str() => Ok(true),
             Some(existing) => Err(CapsuleError::Exists {
                 name: declaration.name.clone(),

@@ -38,21 +38,21 @@ impl Capsules {
         present: &Present,
     ) -> Result<Vec<Member>, CapsuleError> {
         let mut members = Vec::with_capacity(wanted.len());
+        let mut ranges = Vec::with_capacity(wanted.len());
         let mut requires = false;
-        for (name, version) in wanted {
-            let version = self.resolve(name, version.as_ref()).await?;
+        for (name, asked) in wanted {
+            let version = self.resolve(name, asked.as_ref()).await?;
+            // A tag is asked for by what it stands for now.
+            let range =
+                asked.as_ref().map_or_else(Ranges::full, |_| Ranges::singleton(version.version.clone()));
+            ranges.push((name.clone(), range));
             requires |= !requirements(&version)?.is_empty();
             members.push(Member { version, present: false, required_by: Vec::new() });
         }
         if !requires {
             return Ok(members);
         }
-        let range = |version: &Option<Version>| version.clone().map_or_else(Ranges::full, Ranges::singleton);
-        let asked = Asked {
-            wanted: wanted.iter().map(|(name, version)| (name.clone(), range(version))).collect(),
-            present: present.clone(),
-            moves: None,
-        };
+        let asked = Asked { wanted: ranges, present: present.clone(), moves: None };
         let catalogue = self.listed().await?;
         let shelf = |name: &CapsuleName| catalogue.list(Some(name)).iter().map(candidate).collect();
         let chosen = resolve(&asked, &shelf)?;

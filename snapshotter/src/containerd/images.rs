@@ -4,7 +4,8 @@ use std::{collections::HashMap, time::SystemTime};
 
 use capsule_proto::containerd::{
     services::images::v1::{
-        CreateImageRequest, GetImageRequest, Image, ListImagesRequest, images_client::ImagesClient,
+        CreateImageRequest, DeleteImageRequest, GetImageRequest, Image, ListImagesRequest,
+        UpdateImageRequest, images_client::ImagesClient,
     },
     types::Descriptor as WireDescriptor,
 };
@@ -50,24 +51,49 @@ impl Scope {
 
     /// Creates an image record. Fails with `AlreadyExists` if the name is taken, whatever it stands for.
     pub async fn create_image(&self, image: &ImageRecord) -> Result<(), ContainerdError> {
-        let target = WireDescriptor {
-            media_type: image.media_type.clone(),
-            digest: image.digest.clone(),
-            size: image.size,
-            ..Default::default()
-        };
-        let wire = Image {
-            name: image.name.clone(),
-            labels: image.labels.clone(),
-            target: Some(target),
-            ..Default::default()
-        };
-        let request = CreateImageRequest { image: Some(wire), source_date_epoch: None };
+        let request = CreateImageRequest { image: Some(wire(image)), source_date_epoch: None };
         ImagesClient::new(self.channel())
             .create(self.request(request))
             .await
             .map_err(|e| self.failed(&format!("create the image {}", image.name), e))?;
         Ok(())
+    }
+
+    /// Changes an image record's target and labels. Fails with `NotFound` if there is none of this name.
+    pub async fn update_image(&self, image: &ImageRecord) -> Result<(), ContainerdError> {
+        let request =
+            UpdateImageRequest { image: Some(wire(image)), update_mask: None, source_date_epoch: None };
+        ImagesClient::new(self.channel())
+            .update(self.request(request))
+            .await
+            .map_err(|e| self.failed(&format!("update the image {}", image.name), e))?;
+        Ok(())
+    }
+
+    /// Deletes an image record; one that is not there is a success. What only it held goes with containerd's next
+    /// garbage collection.
+    pub async fn delete_image(&self, name: &str) -> Result<(), ContainerdError> {
+        let request = DeleteImageRequest { name: name.to_owned(), ..Default::default() };
+        match ImagesClient::new(self.channel()).delete(self.request(request)).await {
+            Ok(_) => Ok(()),
+            Err(status) if status.code() == tonic::Code::NotFound => Ok(()),
+            Err(status) => Err(self.failed(&format!("delete the image {name}"), status)),
+        }
+    }
+}
+
+fn wire(image: &ImageRecord) -> Image {
+    let target = WireDescriptor {
+        media_type: image.media_type.clone(),
+        digest: image.digest.clone(),
+        size: image.size,
+        ..Default::default()
+    };
+    Image {
+        name: image.name.clone(),
+        labels: image.labels.clone(),
+        target: Some(target),
+        ..Default::default()
     }
 }
 

@@ -23,14 +23,18 @@ impl CapsulesService {
         Self { capsules, attachments }
     }
 
-    async fn describe(&self, published: &Published) -> Result<wire::Version, Status> {
+    pub(super) async fn describe(&self, published: &Published) -> Result<wire::Version, Status> {
         let missing = match &published.image {
             Ok(image) => self.capsules.missing(image).await?,
             Err(why) => Some(why.clone()),
         };
         let attachments = self.attachments.users_of(published.digest.as_str()).len();
         let attachments = u32::try_from(attachments).unwrap_or(u32::MAX);
-        Ok(convert::version(published, self.capsules.namespace(), missing, attachments))
+        let tags = self.capsules.catalogue().tags_of(published);
+        Ok(wire::Version {
+            tags: tags.iter().map(ToString::to_string).collect(),
+            ..convert::version(published, self.capsules.namespace(), missing, attachments)
+        })
     }
 }
 
@@ -57,9 +61,17 @@ impl wire::capsules_server::Capsules for CapsulesService {
             default_mode: convert::parse_mode(header.default_mode)?,
             annotations: header.annotations.into_iter().collect(),
         };
+        let tags = convert::parse_tags(&header.tags)?;
+        self.capsules.check_tags(&declaration.name, &declaration.version, &tags).await?;
         let this = self.clone();
         // Of its own, so that a caller who goes away ends the stream and not the clean-up.
-        let published = tokio::spawn(async move { this.capsules.publish(declaration, pieces(parts)).await });
+        let published = tokio::spawn(async move {
+            let (published, existed) = this.capsules.publish(declaration, pieces(parts)).await?;
+            if tags.is_empty() {
+                return Ok((published, existed));
+            }
+            this.capsules.tag(&published.name, Some(&published.version), &tags).await.map(|p| (p, existed))
+        });
         let (published, existed) = published.await.map_err(|e| Status::internal(e.to_string()))??;
         let version = Some(self.describe(&published).await?);
         Ok(Response::new(wire::BuildResponse { version, existed }))

@@ -12,7 +12,7 @@ use crate::{
         model::{Attachment, Phase},
     },
     capsules::{
-        CapsuleError, Published,
+        CapsuleError, Published, TagError,
         model::{CapsuleName, Mode, ModelError, Version},
     },
     shims::{Draining, ShimError, User},
@@ -96,6 +96,15 @@ pub fn parse_choice(
         capsule: parse_name(capsule)?,
         target: non_empty(target),
     })
+}
+
+/// Names that move.
+pub fn parse_tags(tags: &[String]) -> Result<Vec<Version>, Status> {
+    let mut parsed: Vec<Version> =
+        tags.iter().map(|tag| tag.parse()).collect::<Result<_, _>>().map_err(from_model)?;
+    parsed.sort();
+    parsed.dedup();
+    Ok(parsed)
 }
 
 /// A capsule's name.
@@ -221,6 +230,7 @@ pub fn version(p: &Published, namespace: &str, missing: Option<String>, attachme
         environment: declared.environment.into_iter().collect(),
         resources: declared.resources.into_iter().collect(),
         devices: declared.devices,
+        tags: Vec::new(),
     }
 }
 
@@ -256,6 +266,7 @@ impl From<CapsuleError> for Status {
             | CapsuleError::Declared { .. }
             | CapsuleError::OtherDigest { .. } => Code::FailedPrecondition,
             CapsuleError::Exists { .. } => Code::AlreadyExists,
+            CapsuleError::Tag(error) => tag(error),
             CapsuleError::Stream { .. } => Code::Aborted,
             CapsuleError::DiffId { .. } => Code::DataLoss,
             CapsuleError::Containerd(e) => return containerd(e),
@@ -295,6 +306,15 @@ impl From<AttachmentError> for Status {
             AttachmentError::Capsule(e) => e.into(),
             other => Self::new(code, one_line(&other)),
         }
+    }
+}
+
+fn tag(error: &TagError) -> Code {
+    match error {
+        TagError::IsVersion { .. } | TagError::Taken { .. } => Code::AlreadyExists,
+        TagError::IsItself { .. } => Code::InvalidArgument,
+        TagError::Unknown { .. } => Code::NotFound,
+        TagError::Foreign { .. } => Code::FailedPrecondition,
     }
 }
 

@@ -8,6 +8,7 @@ mod convert;
 mod events;
 mod node;
 mod snapshots;
+mod tags;
 
 pub use self::{
     attachments::AttachmentsService,
@@ -15,6 +16,7 @@ pub use self::{
     events::EventsService,
     node::{NodeService, NodeServiceError},
     snapshots::SnapshotsService,
+    tags::TagsService,
 };
 
 use std::error::Error;

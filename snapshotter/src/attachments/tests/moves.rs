@@ -3,13 +3,19 @@
 use std::time::Duration;
 
 use super::*;
-use crate::attachments::HealthCheck;
+use crate::{attachments::HealthCheck, capsules::claim::Claim};
 
 impl TestNode {
     async fn start_listed() -> Self {
         let node = Self::start().await;
-        node.engine.capsules.catalogue().replace(node.published.clone());
+        node.list();
         node
+    }
+
+    /// As when containerd has been listed.
+    fn list(&self) {
+        let claims = self.published.iter().map(|one| Claim { version: one.clone(), tag: None });
+        self.engine.capsules.catalogue().replace(claims.collect());
     }
 
     async fn upgrade_checked(&self, to: &[&str]) -> Result<Outcome, AttachmentError> {
@@ -22,7 +28,7 @@ impl TestNode {
     async fn crash_with(&mut self, intents: Vec<Attachment>) {
         let changes = intents.into_iter().map(|a| Change::Put(Box::new(a))).collect();
         self.write(changes).await;
-        self.engine.capsules.catalogue().replace(self.published.clone());
+        self.list();
         self.restart().await;
     }
 }

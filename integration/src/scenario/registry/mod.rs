@@ -1,0 +1,57 @@
+//! Versions under names that move, and on their way between machines.
+//!
+//! | room | what it asserts |
+//! | --- | --- |
+//! | [`tags`] | a tag is found wherever a version is, moves, and hides none |
+
+mod tags;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use super::capsulectl::done;
+use super::ctr::OURS;
+use super::world::{World, send_logs};
+use crate::event::Reporter;
+
+const SLEEP: [&str; 2] = ["/bin/sleep", "100000"];
+/// Where trees and archives are.
+const FILES: &str = "/tmp/registry";
+
+/// Runs every case.
+pub fn run(reporter: &mut Reporter) -> Result<()> {
+    let outcome = cases(reporter);
+    if outcome.is_err() || !reporter.all_ok() {
+        send_logs(reporter);
+    }
+    outcome
+}
+
+fn cases(reporter: &mut Reporter) -> Result<()> {
+    let world = World::start(true)?;
+    reporter.must("an image is there", || {
+        OURS.import()?;
+        Ok(((), String::new()))
+    })?;
+    tags::run(reporter)?;
+    world.stop()
+}
+
+/// Publishes a tree of one file that holds the version, with more words for `build`. Its target is `/opt/NAME`.
+fn publish(label: &str, more: &[&str]) -> Result<String> {
+    let (name, version) = label.split_once('@').context("NAME@VERSION")?;
+    let tree = tree(label, version)?;
+    let tree = tree.to_str().context("a path")?;
+    let target = format!("/opt/{name}");
+    let args = ["build", tree, "--name", name, "--version", version, "--target", &target];
+    done(&[&args[..], more].concat())
+}
+
+fn tree(label: &str, content: &str) -> Result<PathBuf> {
+    let tree = Path::new(FILES).join(label);
+    fs::create_dir_all(&tree).with_context(|| format!("create {}", tree.display()))?;
+    fs::write(tree.join("version"), content).context("write a file")?;
+    Ok(tree)
+}

@@ -1,0 +1,228 @@
+//! Tags: names of versions that move, as `latest`, `stable`, `dev-BRANCH-COMMIT`.
+//!
+//! A tag is an image record of its own that stands for the version's manifest. It and the versions of its capsule share
+//! one space of names, because they share one of references: no tag is called as a version, and no version as a tag.
+
+use std::collections::HashMap;
+
+use super::{
+    CapsuleError, Capsules,
+    catalogue::{Published, image_name},
+    model::{CapsuleName, Version},
+    oci,
+};
+use crate::containerd::{ImageRecord, Scope};
+
+/// What is wrong with a tag.
+#[derive(Debug, thiserror::Error)]
+pub enum TagError {
+    /// A tag of this name would hide a version, or be hidden by it.
+    #[error("{name}@{tag} is a version: give the tag another name")]
+    IsVersion {
+        /// The capsule.
+        name: CapsuleName,
+        /// What was to be a tag.
+        tag: Version,
+    },
+    /// The version itself is to be published under this name.
+    #[error("{name}@{tag} is what is published: give the tag another name")]
+    IsItself {
+        /// The capsule.
+        name: CapsuleName,
+        /// What was to be a tag.
+        tag: Version,
+    },
+    /// A version of this name would be hidden by a tag.
+    #[error(
+        "{name}@{version} is a tag of {name}@{of}: choose another version, or take the tag away with \
+         \"capsulectl untag {name}@{version}\""
+    )]
+    Taken {
+        /// The capsule.
+        name: CapsuleName,
+        /// What was to be a version.
+        version: Version,
+        /// What the tag stands for.
+        of: Version,
+    },
+    /// There is no such tag.
+    #[error("capsule {name} has no tag {tag}: see \"capsulectl ls {name}\"")]
+    Unknown {
+        /// The capsule.
+        name: CapsuleName,
+        /// What was asked for.
+        tag: Version,
+    },
+    /// The tag is in the reference of an image that we did not make.
+    #[error(
+        "the tag {name}@{tag} is the reference of the image {image}: remove that with \"ctr -n {namespace} images rm \
+         {image}\""
+    )]
+    Foreign {
+        /// The capsule.
+        name: CapsuleName,
+        /// What was to go.
+        tag: Version,
+        /// The image.
+        image: String,
+        /// Its containerd namespace.
+        namespace: String,
+    },
+}
+
+/// How a change is taken back.
+enum Undo {
+    Delete(String),
+    Restore(ImageRecord),
+}
+
+impl Capsules {
+    /// Refuses tags that a version could not have, before anything is done.
+    ///
+    /// # Errors
+    /// [`TagError`]; containerd's.
+    pub async fn check_tags(
+        &self,
+        name: &CapsuleName,
+        version: &Version,
+        tags: &[Version],
+    ) -> Result<(), CapsuleError> {
+        let catalogue = self.listed().await?;
+        for tag in tags {
+            let (name, tag) = (name.clone(), tag.clone());
+            if tag == *version {
+                return Err(TagError::IsItself { name, tag }.into());
+            }
+            if catalogue.version(&name, &tag).is_some() {
+                return Err(TagError::IsVersion { name, tag }.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses to publish a version that is called as a tag. From memory; the record's own name is the judge.
+    pub(super) async fn check_version(
+        &self,
+        name: &CapsuleName,
+        version: &Version,
+    ) -> Result<(), CapsuleError> {
+        match self.listed().await?.tag(name, version) {
+            Some(tagged) => Err(taken(name, version, tagged.version)),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets each of `tags` stand for a version, whatever it stood for: all of them or none. Durable when it returns.
+    ///
+    /// # Errors
+    /// [`TagError::IsVersion`]; as [`Capsules::resolve`].
+    pub async fn tag(
+        &self,
+        name: &CapsuleName,
+        version: Option<&Version>,
+        tags: &[Version],
+    ) -> Result<Published, CapsuleError> {
+        let found = self.resolve(name, version).await?;
+        let _names = self.names.lock().await;
+        self.check_tags(name, &found.version, tags).await?;
+        let scope = self.containerd.namespace(&self.namespace)?;
+        let published = self.catalogue().find(name, Some(&found.version))?;
+        let of = scope.image(&published.image_name).await?.ok_or_else(|| {
+            let missing = format!("its image {} is gone", published.image_name);
+            self.incomplete(name, &found.version, missing)
+        })?;
+        let mut undo = Vec::new();
+        for tag in tags {
+            match apply(&scope, &of, &published, tag).await {
+                Ok(Some(one)) => undo.push(one),
+                Ok(None) => {}
+                Err(error) => {
+                    self.take_back(&scope, undo).await;
+                    return Err(error);
+                }
+            }
+        }
+        for tag in tags {
+            self.refresh(&image_name(name, tag)).await?;
+        }
+        self.catalogue().find(name, Some(&found.version))
+    }
+
+    /// Takes a tag away; the version that it stood for, if that is there.
+    ///
+    /// # Errors
+    /// [`TagError::Unknown`], [`TagError::Foreign`]; containerd's.
+    pub async fn untag(&self, name: &CapsuleName, tag: &Version) -> Result<Option<Published>, CapsuleError> {
+        let _names = self.names.lock().await;
+        let scope = self.containerd.namespace(&self.namespace)?;
+        let reference = image_name(name, tag);
+        self.refresh(&reference).await?;
+        let Some(tagged) = self.listed().await?.tag(name, tag) else {
+            return Err(TagError::Unknown { name: name.clone(), tag: tag.clone() }.into());
+        };
+        if tagged.image_name != reference {
+            return Err(TagError::Foreign {
+                name: name.clone(),
+                tag: tag.clone(),
+                image: tagged.image_name,
+                namespace: self.namespace.clone(),
+            }
+            .into());
+        }
+        scope.delete_image(&reference).await?;
+        self.refresh(&reference).await?;
+        Ok(self.catalogue().version(name, &tagged.version))
+    }
+
+    async fn take_back(&self, scope: &Scope, undo: Vec<Undo>) {
+        for one in undo.into_iter().rev() {
+            let (name, done) = match &one {
+                Undo::Delete(name) => (name, scope.delete_image(name).await),
+                Undo::Restore(record) => (&record.name, scope.update_image(record).await),
+            };
+            if let Err(error) = done {
+                tracing::warn!(image = name, %error, "a tag could not be put back");
+            }
+            // The event will tell what this cannot.
+            self.refresh(name).await.ok();
+        }
+    }
+}
+
+/// `None` where the tag stands for it already.
+async fn apply(
+    scope: &Scope,
+    of: &ImageRecord,
+    published: &Published,
+    tag: &Version,
+) -> Result<Option<Undo>, CapsuleError> {
+    let record = ImageRecord {
+        name: image_name(&published.name, tag),
+        labels: HashMap::from([
+            (oci::NAME.to_owned(), published.name.to_string()),
+            (oci::VERSION.to_owned(), published.version.to_string()),
+            (oci::TAG.to_owned(), tag.to_string()),
+        ]),
+        created_at: None,
+        ..of.clone()
+    };
+    match scope.image(&record.name).await? {
+        None => {
+            scope.create_image(&record).await?;
+            Ok(Some(Undo::Delete(record.name)))
+        }
+        Some(old) if !old.labels.contains_key(oci::TAG) => {
+            Err(TagError::IsVersion { name: published.name.clone(), tag: tag.clone() }.into())
+        }
+        Some(old) if old.digest == record.digest && old.labels == record.labels => Ok(None),
+        Some(old) => {
+            scope.update_image(&record).await?;
+            Ok(Some(Undo::Restore(old)))
+        }
+    }
+}
+
+/// The error for a version that is called as a tag of `of`.
+pub(super) fn taken(name: &CapsuleName, version: &Version, of: Version) -> CapsuleError {
+    TagError::Taken { name: name.clone(), version: version.clone(), of }.into()
+}
