@@ -23,7 +23,8 @@ const CONTAINERD_FILES: &[&str] = &[
     "events/snapshot.proto",
     "events/task.proto",
 ];
-const CAPSULE: &str = "capsule/v1/capsule.proto";
+/// `capsule.v1`, a file for each group of services.
+const CAPSULE: [&str; 2] = ["capsule/v1/capsule.proto", "capsule/v1/tree.proto"];
 /// Both are served over ttrpc: the shim's service, and what the shim asks of capsuled.
 const TTRPC: [&str; 2] = ["proto/capsule/hotplug/v1/hotplug.proto", "proto/capsule/node/v1/node.proto"];
 
@@ -40,8 +41,11 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn generate_grpc() -> Result<(), Box<dyn Error>> {
-    let files: Vec<String> =
-        CONTAINERD_FILES.iter().map(|f| format!("{CONTAINERD}/{f}")).chain([CAPSULE.to_owned()]).collect();
+    let files: Vec<String> = CONTAINERD_FILES
+        .iter()
+        .map(|f| format!("{CONTAINERD}/{f}"))
+        .chain(CAPSULE.map(str::to_owned))
+        .collect();
     let set = protox::compile(&files, [VENDOR, OURS])?;
     tonic_prost_build::configure().build_client(true).build_server(true).compile_fds(set)?;
     Ok(())

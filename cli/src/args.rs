@@ -4,6 +4,7 @@
 //! what the command line itself means is checked.
 
 mod build;
+mod diff;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +17,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, 
 use serde::Deserialize;
 
 pub use self::build::{BuildArgs, Source};
+pub use self::diff::DiffArgs;
 
 /// Where capsuled listens unless told otherwise.
 pub const DEFAULT_ADDRESS: &str = "/run/capsule/capsuled.sock";
@@ -95,6 +97,9 @@ pub enum Command {
         #[arg(value_name = "NAME[@VERSION]")]
         capsule: CapsuleRef,
     },
+    /// Show what differs between the trees of two versions
+    #[command(after_help = diff::EXAMPLES)]
+    Diff(DiffArgs),
     /// Show which versions go together: of capsules, and of all that they require
     #[command(after_help = RESOLVE_EXAMPLES)]
     Resolve(ResolveArgs),

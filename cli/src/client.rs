@@ -1,4 +1,4 @@
-//! The connection to capsuled: one Unix socket, one HTTP/2 connection, the two services of `capsule.v1`.
+//! The connection to capsuled: one Unix socket, one HTTP/2 connection, the services of `capsule.v1`.
 
 use std::io;
 use std::path::Path;
@@ -6,6 +6,7 @@ use std::sync::Mutex;
 
 use capsule_proto::capsule::v1::attachments_client::AttachmentsClient;
 use capsule_proto::capsule::v1::capsules_client::CapsulesClient;
+use capsule_proto::capsule::v1::trees_client::TreesClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -46,6 +47,11 @@ impl Client {
     /// Publishing and looking at versions.
     pub fn capsules(&self) -> CapsulesClient<Channel> {
         CapsulesClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// What is in versions.
+    pub fn trees(&self) -> TreesClient<Channel> {
+        TreesClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Capsules in live containers.

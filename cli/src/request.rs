@@ -58,6 +58,11 @@ pub fn build_header(args: &BuildArgs, file: Declaration, place: &str) -> Result<
         environment: pairs("variable", &args.environment, file.environment)?,
         resources,
         devices: file.devices,
+        base: None,
+        image: args.source.image.as_ref().map(|reference| v1::BuildImage {
+            reference: reference.clone(),
+            namespace: args.image_namespace.clone().unwrap_or_default(),
+        }),
     })
 }
 
@@ -275,6 +280,7 @@ mod tests {
             environment: map(&[("A", "1"), ("B", "2")]),
             resources: map(&[("pids.max", "3")]),
             devices: vec!["v.com/c=d".into()],
+            ..v1::BuildHeader::default()
         };
         assert_eq!(header(&[], FILE).expect("a header"), want);
     }
@@ -294,6 +300,7 @@ mod tests {
             environment: map(&[("A", "1"), ("B", ""), ("C", "4")]),
             resources: map(&[("pids.max", "3")]),
             devices: vec!["v.com/c=d".into()],
+            ..v1::BuildHeader::default()
         };
         assert_eq!(header(&[&words[..], &more].concat(), FILE).expect("a header"), want);
     }

@@ -1,6 +1,8 @@
 //! The capsule side of the daemon, put together: what `main` starts beside the snapshotter.
 
-use capsule_proto::capsule::v1::{attachments_server::AttachmentsServer, capsules_server::CapsulesServer};
+use capsule_proto::capsule::v1::{
+    attachments_server::AttachmentsServer, capsules_server::CapsulesServer, trees_server::TreesServer,
+};
 use tonic::service::Routes;
 
 use crate::{
@@ -9,7 +11,7 @@ use crate::{
     capsules::Capsules,
     config::Config,
     containerd::Containerd,
-    service::{AttachmentsService, CapsulesService, NodeService, NodeServiceError},
+    service::{AttachmentsService, CapsulesService, NodeService, NodeServiceError, TreesService},
     shims::Shims,
     snapshots::Snapshots,
     store::{
@@ -100,5 +102,6 @@ impl Node {
         let attachments = AttachmentsService::new(self.attachments.clone());
         Routes::new(CapsulesServer::new(capsules).max_decoding_message_size(MESSAGE_MAX))
             .add_service(AttachmentsServer::new(attachments))
+            .add_service(TreesServer::new(TreesService::new(self.capsules.clone())))
     }
 }

@@ -11,6 +11,7 @@
 //! | [`demo`] | the main job, end to end |
 //! | [`errors`] | every refusal: one line, cause and cure, nothing changed |
 //! | [`sets`] | what a capsule requires comes with it, stays while it is needed, and is explained |
+//! | [`versions`] | versions are compared, built on each other and from images, and stored once |
 //! | [`snapshots`] | nothing: snapshots as `ctr` drives them |
 //! | [`images`] | images of many layers come out as containerd's overlayfs makes them |
 //! | [`snapshotters`] | nothing but that every call succeeds: it measures snapshotters |
@@ -38,6 +39,7 @@ pub mod snapshots;
 pub mod snapshotters;
 pub mod suite;
 pub mod upgrade;
+pub mod versions;
 pub mod world;
 
 use std::path::PathBuf;
@@ -70,6 +72,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "demo" => demo::run(reporter),
         "errors" => errors::run(reporter),
         "sets" => sets::run(reporter),
+        "versions" => versions::run(reporter),
         "upgrade" => upgrade::take_over(reporter, 50),
         "upgrade-systemd" => upgrade::systemd(reporter, 10),
         _ => match runtime::Choice::parse(name) {

@@ -253,7 +253,7 @@ fn identify(record: &ImageRecord) -> Option<(CapsuleName, Version)> {
     Some((name.parse().ok()?, version.parse().ok()?))
 }
 
-enum ReadError {
+pub(super) enum ReadError {
     Unusable(String),
     Containerd(ContainerdError),
 }
@@ -264,7 +264,7 @@ impl From<ContainerdError> for ReadError {
     }
 }
 
-async fn read_image(scope: &Scope, media_type: &str, digest: &Digest) -> Result<Image, ReadError> {
+pub(super) async fn read_image(scope: &Scope, media_type: &str, digest: &Digest) -> Result<Image, ReadError> {
     let unusable = |e: oci::OciError| ReadError::Unusable(describe(&e));
     let mut manifest = digest.clone();
     if oci::INDEXES.contains(&media_type) {

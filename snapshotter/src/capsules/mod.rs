@@ -1,14 +1,16 @@
 //! Capsules: names, versions and the images that carry them.
 //!
-//! `publish`, `unpack` and `set` → `catalogue` → {`resolve`, `oci`} → {`declared`, `requirement`, `model`} (pure). This room speaks to containerd through
+//! `publish` (with `origin`), `unpack`, `held` and `set` → `catalogue` → {`resolve`, `oci`} → {`declared`, `requirement`, `model`} (pure). This room speaks to containerd through
 //! [`crate::containerd`] and asks the snapshot engine for directories; it knows nothing of containers.
 
 pub mod catalogue;
 mod conflict;
 pub mod declared;
 mod error;
+mod held;
 pub mod model;
 pub mod oci;
+mod origin;
 mod publish;
 pub mod requirement;
 pub mod resolve;
@@ -21,7 +23,9 @@ pub use self::{
     catalogue::{Catalogue, Published, Resolved},
     declared::Declared,
     error::CapsuleError,
+    held::Held,
     oci::Declaration,
+    origin::{BaseRef, ImageRef, Origin},
 };
 
 /// Capsules of this node: cheap to clone.

@@ -7,12 +7,14 @@ mod capsules;
 mod convert;
 mod node;
 mod snapshots;
+mod trees;
 
 pub use self::{
     attachments::AttachmentsService,
     capsules::CapsulesService,
     node::{NodeService, NodeServiceError},
     snapshots::SnapshotsService,
+    trees::TreesService,
 };
 
 use std::error::Error;
