@@ -4,6 +4,7 @@
 //! what the command line itself means is checked.
 
 mod build;
+mod diff;
 mod events;
 mod moves;
 mod tags;
@@ -19,6 +20,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, 
 use serde::Deserialize;
 
 pub use self::build::{BuildArgs, Source};
+pub use self::diff::DiffArgs;
 pub use self::events::EventsArgs;
 pub use self::moves::{RollbackArgs, UpgradeArgs};
 pub use self::tags::{TagArgs, TagRef};
@@ -110,6 +112,9 @@ pub enum Command {
         #[arg(value_name = "NAME@TAG")]
         tag: TagRef,
     },
+    /// Show what differs between the trees of two versions
+    #[command(after_help = diff::EXAMPLES)]
+    Diff(DiffArgs),
     /// Show which versions go together: of capsules, and of all that they require
     #[command(after_help = RESOLVE_EXAMPLES)]
     Resolve(ResolveArgs),

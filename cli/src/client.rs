@@ -8,6 +8,7 @@ use capsule_proto::capsule::v1::attachments_client::AttachmentsClient;
 use capsule_proto::capsule::v1::capsules_client::CapsulesClient;
 use capsule_proto::capsule::v1::events_client::EventsClient;
 use capsule_proto::capsule::v1::tags_client::TagsClient;
+use capsule_proto::capsule::v1::trees_client::TreesClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -58,6 +59,11 @@ impl Client {
     /// Names of versions that move.
     pub fn tags(&self) -> TagsClient<Channel> {
         TagsClient::new(self.channel.clone())
+    }
+
+    /// What is in versions.
+    pub fn trees(&self) -> TreesClient<Channel> {
+        TreesClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Capsules in live containers.

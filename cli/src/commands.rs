@@ -11,8 +11,10 @@ use capsule_proto::capsule::v1;
 use clap::CommandFactory;
 use serde::Serialize;
 
-use crate::args::{BuildArgs, CapsuleRef, Cli, Command, Output, ResolveArgs};
+use crate::args::{BuildArgs, CapsuleRef, Cli, Command, DiffArgs, Output, ResolveArgs};
+use crate::base;
 use crate::client::Client;
+use crate::diff;
 use crate::error::Error;
 use crate::events;
 use crate::lock::Lock;
@@ -35,6 +37,7 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
         Command::Inspect { capsule } => inspect(to, capsule).await,
         Command::Tag(args) => tags::tag(to, args).await,
         Command::Untag { tag } => tags::untag(to, tag).await,
+        Command::Diff(args) => diff(to, args).await,
         Command::Resolve(args) => resolve(to, args, namespace).await,
         Command::Attach(args) => {
             let locked = args.locked.as_deref().map(read_lock).transpose()?;
@@ -96,8 +99,19 @@ pub fn write_out(bytes: &[u8]) -> Result<(), Error> {
 
 async fn build(to: Target<'_>, args: &BuildArgs) -> Result<(), Error> {
     let started = Instant::now();
-    let offer = publish::prepare(args)?;
-    let (answer, summary) = publish::send(&to.connect().await?, offer).await?;
+    // What can be judged without capsuled is judged before it is asked.
+    let (client, offer) = match args.base.clone() {
+        None => {
+            let offer = publish::prepare(args, None)?;
+            (to.connect().await?, offer)
+        }
+        Some(base) => {
+            let client = to.connect().await?;
+            let base = base::read(&client, base).await?;
+            (client, publish::prepare(args, Some(base))?)
+        }
+    };
+    let (answer, summary) = publish::send(&client, offer).await?;
     let built = Built::new(answer, &summary, started.elapsed())?;
     to.print(&built, &built)
 }
@@ -115,6 +129,11 @@ async fn inspect(to: Target<'_>, capsule: CapsuleRef) -> Result<(), Error> {
     let answer = to.connect().await?.capsules().inspect_capsule(request).await?.into_inner();
     let inspection = Inspection::try_from(answer)?;
     to.print(&inspection, &inspection)
+}
+
+async fn diff(to: Target<'_>, args: DiffArgs) -> Result<(), Error> {
+    let differences = diff::read(&to.connect().await?, args).await?;
+    to.print(&differences, &differences)
 }
 
 async fn resolve(to: Target<'_>, args: ResolveArgs, namespace: Option<&str>) -> Result<(), Error> {

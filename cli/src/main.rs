@@ -2,14 +2,16 @@
 //!
 //! The rooms, in the direction of flow: `args` (what was typed) and `declaration` (what a tree's `capsule.toml`
 //! says) → `request` (the wire, pure) → `client` and `archive` (effects) → `view` (our own values) → `text` (what is
-//! read). `commands`, `publish` and `events` join them.
+//! read). `commands`, `publish` (with `base`), `diff` and `events` join them.
 //! Nothing here needs root by itself, enters a namespace or opens a database: capsuled does.
 
 mod archive;
 mod args;
+mod base;
 mod client;
 mod commands;
 mod declaration;
+mod diff;
 mod error;
 mod events;
 mod lock;

@@ -62,6 +62,11 @@ pub fn build_header(args: &BuildArgs, file: Declaration, place: &str) -> Result<
         resources,
         devices: file.devices,
         tags: args.tags.clone(),
+        base: None,
+        image: args.source.image.as_ref().map(|reference| v1::BuildImage {
+            reference: reference.clone(),
+            namespace: args.image_namespace.clone().unwrap_or_default(),
+        }),
     })
 }
 
@@ -310,7 +315,7 @@ mod tests {
             environment: map(&[("A", "1"), ("B", "2")]),
             resources: map(&[("pids.max", "3")]),
             devices: vec!["v.com/c=d".into()],
-            tags: Vec::new(),
+            ..v1::BuildHeader::default()
         };
         assert_eq!(header(&[], FILE).expect("a header"), want);
     }
@@ -332,6 +337,7 @@ mod tests {
             resources: map(&[("pids.max", "3")]),
             devices: vec!["v.com/c=d".into()],
             tags: vec!["stable".into(), "next".into()],
+            ..v1::BuildHeader::default()
         };
         assert_eq!(header(&[&words[..], &more, &tags].concat(), FILE).expect("a header"), want);
     }

@@ -65,6 +65,18 @@ fn privileged_native_forky_registry() -> Result<()> {
     run(Kind::Native, Suite::Forky, "registry")
 }
 
+/// Differences between versions, versions on versions and on images, and what they share.
+#[test]
+fn privileged_native_forky_versions() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "versions")
+}
+
+/// containerd 1.7.
+#[test]
+fn privileged_native_trixie_versions() -> Result<()> {
+    run(Kind::Native, Suite::Trixie, "versions")
+}
+
 #[test]
 fn privileged_native_forky_idmapped() -> Result<()> {
     run(Kind::Native, Suite::Forky, "idmapped")

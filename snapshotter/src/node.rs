@@ -2,7 +2,7 @@
 
 use capsule_proto::capsule::v1::{
     attachments_server::AttachmentsServer, capsules_server::CapsulesServer, events_server::EventsServer,
-    tags_server::TagsServer,
+    tags_server::TagsServer, trees_server::TreesServer,
 };
 use tokio::sync::watch;
 use tonic::service::Routes;
@@ -16,6 +16,7 @@ use crate::{
     events::Feed,
     service::{
         AttachmentsService, CapsulesService, EventsService, NodeService, NodeServiceError, TagsService,
+        TreesService,
     },
     snapshots::Snapshots,
     store::{
@@ -115,5 +116,6 @@ impl Node {
             .add_service(AttachmentsServer::new(attachments))
             .add_service(EventsServer::new(EventsService::new(self.feed.clone(), self.closing.subscribe())))
             .add_service(TagsServer::new(tags))
+            .add_service(TreesServer::new(TreesService::new(self.capsules.clone())))
     }
 }

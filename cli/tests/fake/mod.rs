@@ -1,5 +1,7 @@
 //! A capsuled of the tests: serves `capsule.v1` on a temporary socket, keeps what it was asked, gives fixed answers.
 
+mod trees;
+
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
@@ -10,6 +12,7 @@ use capsule_proto::capsule::v1::build_request::Part;
 use capsule_proto::capsule::v1::capsules_server::{Capsules, CapsulesServer};
 use capsule_proto::capsule::v1::events_server::{Events, EventsServer};
 use capsule_proto::capsule::v1::tags_server::{Tags, TagsServer};
+use capsule_proto::capsule::v1::trees_server::TreesServer;
 use capsule_proto::capsule::v1::{self, AttachmentState, Mode};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -25,10 +28,13 @@ pub const INSTANT: i64 = 1_700_000_000;
 
 /// What the fake was asked.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant)] // a handful at a time
 pub enum Asked {
     Build { header: Box<v1::BuildHeader>, tar: Vec<u8>, chunks: usize, whole: bool },
     Ls(v1::ListCapsulesRequest),
     Inspect(v1::InspectCapsuleRequest),
+    ListTree(v1::ListTreeRequest),
+    Diff(v1::DiffTreesRequest),
     Resolve(v1::ResolveRequest),
     Attach(v1::AttachRequest),
     Upgrade(v1::UpgradeRequest),
@@ -361,6 +367,7 @@ impl Fake {
                 tonic::transport::Server::builder()
                     .add_service(CapsulesServer::new(service.clone()))
                     .add_service(TagsServer::new(service.clone()))
+                    .add_service(TreesServer::new(service.clone()))
                     .add_service(AttachmentsServer::new(service.clone()))
                     .add_service(EventsServer::new(service))
                     .serve_with_incoming(UnixListenerStream::new(listener))

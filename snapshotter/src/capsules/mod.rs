@@ -1,6 +1,6 @@
 //! Capsules: names, versions and the images that carry them.
 //!
-//! `publish`, `unpack`, `tags` and `set` → `catalogue` → `claim` → {`resolve`, `oci`} → {`declared`, `requirement`, `model`} (pure). This room speaks to containerd through
+//! `publish` (with `origin`), `unpack`, `held`, `tags` and `set` → `catalogue` → `claim` → {`resolve`, `oci`} → {`declared`, `requirement`, `model`} (pure). This room speaks to containerd through
 //! [`crate::containerd`] and asks the snapshot engine for directories; it knows nothing of containers.
 
 pub mod catalogue;
@@ -8,8 +8,10 @@ pub(crate) mod claim;
 mod conflict;
 pub mod declared;
 mod error;
+mod held;
 pub mod model;
 pub mod oci;
+mod origin;
 mod publish;
 pub mod requirement;
 pub mod resolve;
@@ -27,7 +29,9 @@ pub use self::{
     catalogue::{Catalogue, Published, Resolved},
     declared::Declared,
     error::CapsuleError,
+    held::Held,
     oci::Declaration,
+    origin::{BaseRef, ImageRef, Origin},
     tags::TagError,
 };
 

@@ -256,18 +256,23 @@ pub fn layers(p: &Published) -> Vec<wire::Layer> {
 impl From<CapsuleError> for Status {
     fn from(error: CapsuleError) -> Self {
         let code = match &error {
-            CapsuleError::Model(_) | CapsuleError::Target(_) | CapsuleError::ReservedAnnotation(_) => {
-                Code::InvalidArgument
-            }
-            CapsuleError::UnknownCapsule { .. } | CapsuleError::UnknownVersion { .. } => Code::NotFound,
+            CapsuleError::Model(_)
+            | CapsuleError::Target(_)
+            | CapsuleError::ReservedAnnotation(_)
+            | CapsuleError::BaseAnnotation(_) => Code::InvalidArgument,
+            CapsuleError::UnknownCapsule { .. }
+            | CapsuleError::UnknownVersion { .. }
+            | CapsuleError::UnknownImage { .. } => Code::NotFound,
             CapsuleError::Incomplete { .. }
+            | CapsuleError::Image { .. }
+            | CapsuleError::TooManyLayers { .. }
             | CapsuleError::Oci(_)
             | CapsuleError::Conflict(_)
             | CapsuleError::Declared { .. }
             | CapsuleError::OtherDigest { .. } => Code::FailedPrecondition,
             CapsuleError::Exists { .. } => Code::AlreadyExists,
             CapsuleError::Tag(error) => tag(error),
-            CapsuleError::Stream { .. } => Code::Aborted,
+            CapsuleError::Stream { .. } | CapsuleError::BaseMoved { .. } => Code::Aborted,
             CapsuleError::DiffId { .. } => Code::DataLoss,
             CapsuleError::Containerd(e) => return containerd(e),
         };

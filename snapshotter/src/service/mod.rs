@@ -9,6 +9,7 @@ mod events;
 mod node;
 mod snapshots;
 mod tags;
+mod trees;
 
 pub use self::{
     attachments::AttachmentsService,
@@ -17,6 +18,7 @@ pub use self::{
     node::{NodeService, NodeServiceError},
     snapshots::SnapshotsService,
     tags::TagsService,
+    trees::TreesService,
 };
 
 use std::error::Error;
