@@ -24,8 +24,13 @@ const CONTAINERD_FILES: &[&str] = &[
     "events/task.proto",
 ];
 /// The files of `capsule.v1`: one for each part of the API.
-const CAPSULE: [&str; 4] =
-    ["capsule/v1/capsule.proto", "capsule/v1/events.proto", "capsule/v1/tags.proto", "capsule/v1/tree.proto"];
+const CAPSULE: [&str; 5] = [
+    "capsule/v1/capsule.proto",
+    "capsule/v1/collect.proto",
+    "capsule/v1/events.proto",
+    "capsule/v1/tags.proto",
+    "capsule/v1/tree.proto",
+];
 /// Both are served over ttrpc: the shim's service, and what the shim asks of capsuled.
 const TTRPC: [&str; 2] = ["proto/capsule/hotplug/v1/hotplug.proto", "proto/capsule/node/v1/node.proto"];
 

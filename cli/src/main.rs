@@ -2,7 +2,7 @@
 //!
 //! The rooms, in the direction of flow: `args` (what was typed) and `declaration` (what a tree's `capsule.toml`
 //! says) → `request` (the wire, pure) → `client` and `archive` (effects) → `view` (our own values) → `text` (what is
-//! read). `commands`, `publish` (with `base`), `diff` and `events` join them.
+//! read). `commands`, `publish` (with `base`), `diff`, `prune` and `events` join them.
 //! Nothing here needs root by itself, enters a namespace or opens a database: capsuled does.
 
 mod archive;
@@ -15,6 +15,7 @@ mod diff;
 mod error;
 mod events;
 mod lock;
+mod prune;
 mod publish;
 mod request;
 mod table;

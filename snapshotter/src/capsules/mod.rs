@@ -13,6 +13,7 @@ pub mod model;
 pub mod oci;
 mod origin;
 mod publish;
+mod removal;
 pub mod requirement;
 pub mod resolve;
 pub mod set;
@@ -25,6 +26,7 @@ use tokio::sync::Mutex;
 
 use crate::{containerd::Containerd, snapshots::Snapshots, store::attachments::Journal};
 
+use self::removal::Leaving;
 pub use self::{
     catalogue::{Catalogue, Published, Resolved},
     declared::Declared,
@@ -47,6 +49,7 @@ pub struct Capsules {
     catalogue: Catalogue,
     /// Where it is told what is published and removed.
     journal: Journal,
+    leaving: Leaving,
     /// Held while what a reference stands for is looked at and then changed.
     names: Arc<Mutex<()>>,
 }
@@ -67,6 +70,7 @@ impl Capsules {
             snapshotter: snapshotter.to_owned(),
             catalogue: Catalogue::default(),
             journal,
+            leaving: Leaving::default(),
             names: Arc::default(),
         }
     }

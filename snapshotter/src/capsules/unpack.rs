@@ -11,7 +11,19 @@ const LEASE_SECONDS: u64 = 3600;
 impl Capsules {
     /// The version's lower directories, topmost first, kept from removal until `owner` is unpinned. From memory when
     /// the version is unpacked (always, for what [`Capsules::publish`] made); otherwise it is unpacked now.
+    ///
+    /// # Errors
+    /// Whatever `owner` has pinned by then is for the caller to let go.
     pub async fn pin(&self, version: &Resolved, owner: &str) -> Result<Vec<PathBuf>, CapsuleError> {
+        let layers = self.pin_unpacked(version, owner).await?;
+        // In this order: who removes it says so first, and looks for pins then.
+        if self.leaving.has(&version.digest) {
+            return Err(CapsuleError::Leaving { name: version.name.clone(), version: version.version.clone() });
+        }
+        Ok(layers)
+    }
+
+    async fn pin_unpacked(&self, version: &Resolved, owner: &str) -> Result<Vec<PathBuf>, CapsuleError> {
         let top = top_chain(&version.image);
         if let Some(layers) = self.snapshots.pin(&self.namespace, &top, owner) {
             return Ok(layers);
@@ -97,6 +109,6 @@ impl Capsules {
 }
 
 /// The name of the snapshot that holds all layers. An image has at least one layer: `parse_manifest` sees to it.
-fn top_chain(image: &Image) -> String {
+pub(super) fn top_chain(image: &Image) -> String {
     image.chain_ids().last().map(ToString::to_string).unwrap_or_default()
 }

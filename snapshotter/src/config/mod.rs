@@ -3,6 +3,7 @@
 //! Pure but for [`Config::load`], which reads one file. `configs/config.toml` documents every field for
 //! operators and is tested to say what [`Config::default`] says.
 
+mod collect;
 mod parse;
 #[cfg(test)]
 mod tests;
@@ -10,9 +11,13 @@ mod tests;
 use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use crate::snapshots::{Behaviour, MountOption};
+use crate::{
+    collect::{Policy, Rules},
+    snapshots::{Behaviour, MountOption},
+};
 
 /// Where the configuration is looked for unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/capsule/config.toml";
@@ -30,6 +35,8 @@ pub struct Config {
     pub containerd: Containerd,
     /// How snapshots are made, mounted and removed.
     pub snapshots: Snapshots,
+    /// When versions that nobody needs are removed.
+    pub collect: Policy,
     /// What is logged.
     pub log: Log,
 }
@@ -114,6 +121,11 @@ impl Default for Config {
             snapshots: Snapshots {
                 mount_options: Vec::new(),
                 behaviour: Behaviour { remap_ids: true, upperdir_label: false, async_remove: true },
+            },
+            collect: Policy {
+                interval: Duration::ZERO,
+                rules: Rules { keep_last: 3, keep_tagged: true, older_than: Some(Duration::from_secs(7 * 24 * 3600)) },
+                watermarks: None,
             },
             log: Log { level: Level::Info },
         }

@@ -9,9 +9,11 @@ mod content;
 mod events;
 mod execs;
 mod images;
+mod leases;
 mod plugins;
 mod snapshots;
 
+use std::error::Error as _;
 use std::path::{Path, PathBuf};
 
 use hyper_util::rt::TokioIo;
@@ -141,8 +143,9 @@ impl Containerd {
     }
 
     fn failed(&self, what: &str, status: Status) -> ContainerdError {
-        // tonic reports a socket that nobody listens on as Unavailable.
-        if status.code() == Code::Unavailable {
+        // tonic reports a socket that nobody listens on as Unavailable, with a source; containerd a snapshotter that it cannot
+        // reach, without one.
+        if status.code() == Code::Unavailable && status.source().is_some() {
             ContainerdError::Unreachable { address: self.address.clone(), source: Box::new(status) }
         } else {
             ContainerdError::Call { what: what.to_owned(), source: Box::new(status) }

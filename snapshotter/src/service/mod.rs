@@ -4,6 +4,7 @@
 
 mod attachments;
 mod capsules;
+mod collect;
 mod convert;
 mod events;
 mod node;
@@ -14,6 +15,7 @@ mod trees;
 pub use self::{
     attachments::AttachmentsService,
     capsules::CapsulesService,
+    collect::CollectorService,
     events::EventsService,
     node::{NodeService, NodeServiceError},
     snapshots::SnapshotsService,
