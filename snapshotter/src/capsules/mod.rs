@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
-use crate::{containerd::Containerd, snapshots::Snapshots, store::attachments::Journal};
+use crate::{containerd::Containerd, fresh_id, snapshots::Snapshots, store::attachments::Journal};
 
 use self::removal::Leaving;
 pub use self::{
@@ -50,6 +50,8 @@ pub struct Capsules {
     /// Where it is told what is published and removed.
     journal: Journal,
     leaving: Leaving,
+    /// In the names of the leases of this run of capsuled.
+    session: String,
     /// Held while what a reference stands for is looked at and then changed.
     names: Arc<Mutex<()>>,
 }
@@ -71,6 +73,7 @@ impl Capsules {
             catalogue: Catalogue::default(),
             journal,
             leaving: Leaving::default(),
+            session: fresh_id(),
             names: Arc::default(),
         }
     }

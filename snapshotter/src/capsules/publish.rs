@@ -19,7 +19,6 @@ use super::{
 };
 use crate::{
     containerd::{ImageRecord, Scope},
-    fresh_id,
 };
 
 /// How long a publish may take before containerd may collect what it wrote, in seconds.
@@ -36,7 +35,7 @@ impl Capsules {
         check(&declaration, matches!(origin, Origin::Tree(_)))?;
         self.check_version(&declaration.name, &declaration.version).await?;
         self.containerd.ensure_namespace(&self.namespace).await?;
-        let id = format!("capsule-publish-{}", fresh_id());
+        let id = self.lease_id("publish");
         let scope = self.containerd.namespace(&self.namespace)?.leased(&id, LEASE_SECONDS).await?;
         let published = self.publish_leased(&scope, &id, &declaration, origin).await;
         let released = scope.release().await;

@@ -192,6 +192,14 @@ impl Scope {
             .create(self.request(request))
             .await
             .map_err(|e| self.failed(&format!("create the lease {id}"), e))?;
+        self.under(id)
+    }
+
+    /// Under a lease that is there already.
+    ///
+    /// # Errors
+    /// [`ContainerdError::Header`].
+    pub fn under(&self, id: &str) -> Result<Self, ContainerdError> {
         Ok(Self { lease: Some(header(id)?), ..self.clone() })
     }
 
