@@ -52,7 +52,8 @@ impl Text for Pruned {
         let mut table = Table::new(["CAPSULE", "VERSION", "DIGEST", "SIZE", "VERDICT"]);
         let would = if self.dry_run { "would be removed" } else { "removed" };
         for one in self.removed.iter().chain(&self.kept) {
-            let verdict = one.reason.as_ref().map_or_else(|| would.to_owned(), |reason| format!("kept: {reason}"));
+            let verdict =
+                one.reason.as_ref().map_or_else(|| would.to_owned(), |reason| format!("kept: {reason}"));
             table.row([
                 one.capsule.clone(),
                 one.version.clone(),

@@ -44,7 +44,8 @@ fn versions_are_removed_by_name() {
     let ran = fake.run(&["rm", "tzdata@1", "tzdata@stable"]);
     assert_eq!(ran.code, Some(0));
     assert!(ran.stdout.ends_with("\n2 removed, 4.0 KiB of layers\n"), "{}", ran.stdout);
-    let asked = |version: &str| Asked::Remove(RemoveRequest { name: "tzdata".into(), version: version.into() });
+    let asked =
+        |version: &str| Asked::Remove(RemoveRequest { name: "tzdata".into(), version: version.into() });
     assert_eq!(fake.asked(), [asked("1"), asked("stable")]);
     let ran = fake.run(&["rm", &format!("tzdata@{TAKEN}")]);
     assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), ""));

@@ -59,6 +59,12 @@ fn privileged_native_forky_keep() -> Result<()> {
     run(Kind::Native, Suite::Forky, "keep")
 }
 
+/// A thousand operations at random, with daemons killed in the middle of a third of them.
+#[test]
+fn privileged_native_forky_life() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "life")
+}
+
 /// What is removed, and what is not.
 #[test]
 fn privileged_native_forky_collect() -> Result<()> {

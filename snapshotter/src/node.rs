@@ -1,9 +1,9 @@
 //! The capsule side of the daemon, put together: what `main` starts beside the snapshotter.
 
 use capsule_proto::capsule::v1::{
-    attachments_server::AttachmentsServer, capsules_server::CapsulesServer, collector_server::CollectorServer,
-    events_server::EventsServer,
-    tags_server::TagsServer, trees_server::TreesServer,
+    attachments_server::AttachmentsServer, capsules_server::CapsulesServer,
+    collector_server::CollectorServer, events_server::EventsServer, tags_server::TagsServer,
+    trees_server::TreesServer,
 };
 use tokio::sync::watch;
 use tonic::service::Routes;
@@ -17,8 +17,8 @@ use crate::{
     containerd::Containerd,
     events::Feed,
     service::{
-        AttachmentsService, CapsulesService, CollectorService, EventsService, NodeService, NodeServiceError, TagsService,
-        TreesService,
+        AttachmentsService, CapsulesService, CollectorService, EventsService, NodeService, NodeServiceError,
+        TagsService, TreesService,
     },
     snapshots::Snapshots,
     store::{
@@ -93,6 +93,7 @@ impl Node {
         tokio::spawn(self.attachments.clone().watch());
         let namespace = self.config.containerd.namespace.clone();
         tokio::spawn(self.feed.clone().publish(self.containerd.clone(), namespace));
+        tokio::spawn(self.capsules.clone().keep_clean());
         let collector = self.collector();
         tokio::spawn(collector.collect(self.config.collect.clone(), self.config.root.clone()));
         tokio::spawn(agreement::check(self.containerd.clone(), self.config.clone()));

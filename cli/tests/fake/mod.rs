@@ -335,7 +335,10 @@ impl Collector for Service {
         Ok(Response::new(v1::PruneResponse { judged }))
     }
 
-    async fn remove(&self, request: Request<v1::RemoveRequest>) -> Result<Response<v1::RemoveResponse>, Status> {
+    async fn remove(
+        &self,
+        request: Request<v1::RemoveRequest>,
+    ) -> Result<Response<v1::RemoveResponse>, Status> {
         let request = request.into_inner();
         let version = request.version.clone();
         self.heard(Asked::Remove(request));

@@ -137,12 +137,14 @@ fn leased() -> Result<String> {
         leases.add_resource(add).await.context("add to a lease")
     })?;
     let image = "localhost/capsules/pinned:1";
-    ctr(&["-n", "capsules", "images", "label", image, "io.cri-containerd.pinned=pinned"])?.success("ctr images label")?;
+    ctr(&["-n", "capsules", "images", "label", image, "io.cri-containerd.pinned=pinned"])?
+        .success("ctr images label")?;
     let kept = kept(&["--keep-last", "0"])?;
     ensure!(kept.iter().any(|line| line.contains("the lease rent")), "{kept:?}");
     ensure!(kept.iter().any(|line| line.contains("io.cri-containerd.pinned")), "{kept:?}");
     expect(&["pinned@1", "rented@1"])?;
-    ctr(&["-n", "capsules", "images", "label", image, "io.cri-containerd.pinned="])?.success("ctr images label")?;
+    ctr(&["-n", "capsules", "images", "label", image, "io.cri-containerd.pinned="])?
+        .success("ctr images label")?;
     let delete = DeleteRequest { id: "rent".to_owned(), sync: true };
     runtime.block_on(leases.delete(delete)).context("delete a lease")?;
     clear()?;
@@ -216,7 +218,11 @@ fn nothing_left() -> Result<String> {
     })?;
     // One is the image's, which containers run on.
     let directories = fs::read_dir("/var/lib/capsule/snapshots").context("read the snapshots")?.count();
-    let others = ctr(&["snapshots", "--snapshotter", "capsule", "ls"])?.success("ctr")?.lines().count().saturating_sub(1);
+    let others = ctr(&["snapshots", "--snapshotter", "capsule", "ls"])?
+        .success("ctr")?
+        .lines()
+        .count()
+        .saturating_sub(1);
     ensure!(directories == others, "{directories} directories, {others} snapshots");
     Ok(format!("{others} snapshots of other images are left"))
 }
@@ -274,7 +280,9 @@ fn killed(world: &mut World) -> Result<String> {
             let shop: Container = OURS.start("shop", &[], &SLEEP)?;
             done(&["attach", "shop", &format!("x@{}", one["version"].as_str().context("a version")?)])?;
             shop.remove()?;
-            until("nothing is in use", || Ok(json(&["ps"])?["attachments"].as_array().is_some_and(Vec::is_empty)))?;
+            until("nothing is in use", || {
+                Ok(json(&["ps"])?["attachments"].as_array().is_some_and(Vec::is_empty))
+            })?;
         }
         clear()?;
     }

@@ -33,6 +33,7 @@ pub mod errors;
 pub mod idmapped;
 pub mod images;
 pub mod keep;
+pub mod life;
 pub mod moves;
 pub mod readers;
 pub mod reboot;
@@ -80,6 +81,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "sets" => sets::run(reporter),
         "moves" => moves::run(reporter),
         "keep" => keep::run(reporter),
+        "life" => life::run(reporter, 1, 10),
         "collect" => collect::run(reporter),
         "registry" => registry::run(reporter),
         "versions" => versions::run(reporter),

@@ -32,6 +32,7 @@ impl Attachments {
         self.containers.reload().await?;
         self.capsules.reload().await?;
         self.capsules.release_stale().await?;
+        self.capsules.is_to_sweep();
         for container in self.records.containers() {
             // Not waited for: a shim that does not answer must not delay the events of other containers.
             let this = self.clone();

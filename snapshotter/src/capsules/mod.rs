@@ -20,13 +20,13 @@ pub mod set;
 mod tags;
 mod unpack;
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
 
 use tokio::sync::Mutex;
 
-use crate::{containerd::Containerd, fresh_id, snapshots::Snapshots, store::attachments::Journal};
+use crate::{containerd::Containerd, snapshots::Snapshots, store::attachments::Journal};
 
-use self::removal::Leaving;
+use self::removal::{Leaving, LiveLeases};
 pub use self::{
     catalogue::{Catalogue, Published, Resolved},
     declared::Declared,
@@ -50,8 +50,9 @@ pub struct Capsules {
     /// Where it is told what is published and removed.
     journal: Journal,
     leaving: Leaving,
-    /// In the names of the leases of this run of capsuled.
-    session: String,
+    live: LiveLeases,
+    /// containerd may have snapshots that it does not know of.
+    unswept: Arc<AtomicBool>,
     /// Held while what a reference stands for is looked at and then changed.
     names: Arc<Mutex<()>>,
 }
@@ -73,7 +74,8 @@ impl Capsules {
             catalogue: Catalogue::default(),
             journal,
             leaving: Leaving::default(),
-            session: fresh_id(),
+            live: LiveLeases::default(),
+            unswept: Arc::default(),
             names: Arc::default(),
         }
     }

@@ -203,7 +203,7 @@ impl DependencyProvider for Provider<'_> {
     type V = Version;
     type VS = Ranges<Version>;
     type M = String;
-    type Priority = (u32, Reverse<usize>);
+    type Priority = (bool, u32, Reverse<usize>);
     type Err = Infallible;
 
     fn prioritize(
@@ -212,9 +212,10 @@ impl DependencyProvider for Provider<'_> {
         range: &Ranges<Version>,
         statistics: &PackageResolutionStatistics,
     ) -> Self::Priority {
-        let Package::Capsule(name) = package else { return (u32::MAX, Reverse(0)) };
+        let Package::Capsule(name) = package else { return (true, u32::MAX, Reverse(0)) };
         let count = self.candidates(name).iter().filter(|c| range.contains(&c.version)).count();
-        (statistics.conflict_count(), Reverse(count))
+        // What is asked for is chosen first: what is there must not hold it back where it can be moved.
+        (self.is_wanted(name), statistics.conflict_count(), Reverse(count))
     }
 
     fn choose_version(
@@ -444,6 +445,14 @@ mod tests {
             ),
             (&["app =3"], &["app@1", "lib@1.0", "lame@1"], &[], "other@2 app@3"),
             (&["lib >=1.0"], &["app@1", "lib@1.0"], &[], "lib@1.5"),
+            // The newest, though older ones would leave more as it is.
+            (&["app >=1, <=2"], &["app@1", "lib@1.0"], &[], "base@1 lib@2.5 extra@1 app@2"),
+            (
+                &["app >=1, <=2", "other"],
+                &["app@1", "lib@1.0", "other@1"],
+                &[],
+                "base@1 lib@2.5 extra@1 app@2 other@2",
+            ),
         ] {
             assert_eq!(
                 moved(published, wanted, present, earlier).as_deref(),

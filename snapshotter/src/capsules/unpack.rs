@@ -18,7 +18,10 @@ impl Capsules {
         let layers = self.pin_unpacked(version, owner).await?;
         // In this order: who removes it says so first, and looks for pins then.
         if self.leaving.has(&version.digest) {
-            return Err(CapsuleError::Leaving { name: version.name.clone(), version: version.version.clone() });
+            return Err(CapsuleError::Leaving {
+                name: version.name.clone(),
+                version: version.version.clone(),
+            });
         }
         Ok(layers)
     }
@@ -32,7 +35,8 @@ impl Capsules {
         if let Some(missing) = self.missing_blob(&scope, &version.image).await? {
             return Err(self.incomplete(&version.name, &version.version, missing));
         }
-        let scope = scope.leased(&self.lease_id("unpack"), LEASE_SECONDS).await?;
+        let lease = self.lease("unpack");
+        let scope = scope.leased(lease.as_str(), LEASE_SECONDS).await?;
         let unpacked = self.unpack(&scope, &version.image).await;
         let pinned = self.snapshots.pin(&self.namespace, &top, owner);
         scope.release().await?;

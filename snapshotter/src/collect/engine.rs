@@ -105,11 +105,13 @@ impl Collector {
     /// [`CollectError::Needed`]; [`CapsuleError::UnknownVersion`]; containerd's.
     pub async fn remove(&self, name: &CapsuleName, version: &Version) -> Result<Judged, CollectError> {
         let found = self.capsules.listed().await?.find(name, Some(version))?;
-        let needed = |reason| CollectError::Needed { name: name.clone(), version: found.version.clone(), reason };
+        let needed =
+            |reason| CollectError::Needed { name: name.clone(), version: found.version.clone(), reason };
         let judged = self.judge(&Rules::default()).await?;
-        let Some(mut one) = judged.into_iter().find(|one| {
-            (&one.published.name, &one.published.version) == (name, &found.version)
-        }) else {
+        let Some(mut one) = judged
+            .into_iter()
+            .find(|one| (&one.published.name, &one.published.version) == (name, &found.version))
+        else {
             return Err(needed("it is gone already".to_owned()));
         };
         match std::mem::replace(&mut one.verdict, Verdict::Remove) {
@@ -183,7 +185,8 @@ impl Collector {
     /// Names of the images that are not to be collected.
     async fn pinned(&self, scope: &Scope) -> Result<BTreeSet<String>, CollectError> {
         let images = scope.images().await?.into_iter();
-        let is = |image: &crate::containerd::ImageRecord| image.labels.get(PINNED).is_some_and(|v| v == "pinned");
+        let is =
+            |image: &crate::containerd::ImageRecord| image.labels.get(PINNED).is_some_and(|v| v == "pinned");
         Ok(images.filter(is).map(|image| image.name).collect())
     }
 

@@ -9,7 +9,7 @@ mod plan;
 mod policy;
 
 pub use self::{
-    engine::{Collector, CollectError, Judged},
+    engine::{CollectError, Collector, Judged},
     plan::{Rules, Verdict},
     policy::{Policy, Watermarks},
 };

@@ -84,7 +84,8 @@ fn needed(found: &[Found]) -> BTreeMap<usize, String> {
     while let Some(index) = pending.pop() {
         let by = format!("{}@{}", found[index].name, found[index].version);
         for requirement in &found[index].requires {
-            let meets = |one: &Found| one.name == requirement.name && requirement.versions.contains(&one.version);
+            let meets =
+                |one: &Found| one.name == requirement.name && requirement.versions.contains(&one.version);
             let Some(best) = found.iter().position(meets) else { continue };
             if seen.insert(best) {
                 needed.insert(best, by.clone());
@@ -105,7 +106,9 @@ mod tests {
     fn found(all: &[(&str, u32, &str)], now: SystemTime) -> Vec<Found> {
         let parse = |(label, days, words): &(&str, u32, &str)| {
             let (name, version) = label.split_once('@').unwrap();
-            let word = |key: &str| words.split("; ").filter_map(|w| w.strip_prefix(key)).map(str::to_owned).collect::<Vec<_>>();
+            let word = |key: &str| {
+                words.split("; ").filter_map(|w| w.strip_prefix(key)).map(str::to_owned).collect::<Vec<_>>()
+            };
             Found {
                 name: name.parse().unwrap(),
                 version: version.parse().unwrap(),

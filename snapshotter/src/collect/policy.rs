@@ -73,7 +73,12 @@ impl Collector {
         let wanted = fill.above(watermarks.low);
         match self.make_room(wanted).await {
             Ok((removed, bytes)) if removed > 0 => {
-                tracing::info!(removed, bytes, used = fill.percent(), "the disk was full: removed the oldest that nobody needs");
+                tracing::info!(
+                    removed,
+                    bytes,
+                    used = fill.percent(),
+                    "the disk was full: removed the oldest that nobody needs"
+                );
             }
             Ok(_) => tracing::warn!(used = fill.percent(), "the disk is full, and every version is needed"),
             Err(error) => tracing::warn!(%error, "the disk is full, and nothing can be collected"),

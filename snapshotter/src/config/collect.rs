@@ -50,7 +50,9 @@ impl Reader<'_> {
             }
             Marks { high, .. } => self.mistake(
                 value.span(),
-                format!("collect.low_watermark must be above 0 and below collect.high_watermark, which is {high}"),
+                format!(
+                    "collect.low_watermark must be above 0 and below collect.high_watermark, which is {high}"
+                ),
             ),
         }
     }
@@ -60,9 +62,17 @@ impl Reader<'_> {
         percent.and_then(|percent| u8::try_from(percent).ok()).unwrap_or_default()
     }
 
-    fn integer(&mut self, name: &str, value: &Value<'_>, range: std::ops::RangeInclusive<u16>) -> Option<u16> {
+    fn integer(
+        &mut self,
+        name: &str,
+        value: &Value<'_>,
+        range: std::ops::RangeInclusive<u16>,
+    ) -> Option<u16> {
         let DeValue::Integer(integer) = value.get_ref() else {
-            self.mistake(value.span(), format!("{name} is {}, and must be an integer", article(value.get_ref())));
+            self.mistake(
+                value.span(),
+                format!("{name} is {}, and must be an integer", article(value.get_ref())),
+            );
             return None;
         };
         let text = integer.as_str();

@@ -124,7 +124,11 @@ impl Default for Config {
             },
             collect: Policy {
                 interval: Duration::ZERO,
-                rules: Rules { keep_last: 3, keep_tagged: true, older_than: Some(Duration::from_secs(7 * 24 * 3600)) },
+                rules: Rules {
+                    keep_last: 3,
+                    keep_tagged: true,
+                    older_than: Some(Duration::from_secs(7 * 24 * 3600)),
+                },
                 watermarks: None,
             },
             log: Log { level: Level::Info },

@@ -60,7 +60,10 @@ fn snapshots_can_be_told_how_to_behave() {
 fn collecting_can_be_told_when_and_what() {
     let text = "[collect]\ninterval = '1day'\nkeep_last = 5\nkeep_tagged = false\nolder_than = '0s'\nhigh_watermark = 85\nlow_watermark = 70\n";
     let collect = parse_config(text).unwrap().collect;
-    assert_eq!((collect.interval.as_secs(), collect.rules.keep_last, collect.rules.keep_tagged), (86_400, 5, false));
+    assert_eq!(
+        (collect.interval.as_secs(), collect.rules.keep_last, collect.rules.keep_tagged),
+        (86_400, 5, false)
+    );
     assert_eq!(collect.rules.older_than, Some(std::time::Duration::ZERO));
     assert_eq!(collect.watermarks, Some(Watermarks { high: 85, low: 70 }));
     for (text, word) in [
@@ -107,7 +110,10 @@ sync_remove = true
     let found = mistakes(text);
     let expected = [
         (1, "root is an integer, and must be a string"),
-        (2, "unknown key rum: known here are root, run, socket, [containerd], [snapshots], [collect] and [log]"),
+        (
+            2,
+            "unknown key rum: known here are root, run, socket, [containerd], [snapshots], [collect] and [log]",
+        ),
         (3, "run is \"relative\": it must be an absolute path below /, without .."),
         (6, "containerd.address is \"/a/../b\": it must be an absolute path below /, without .."),
         (
@@ -121,7 +127,10 @@ sync_remove = true
         (9, "unknown key containerd.snapshoter: known here are address, namespace and snapshotter"),
         (12, "log.level is \"loud\": it must be error, warn, info, debug or trace"),
         (13, "duplicate key"),
-        (15, "unknown key metrics: known here are root, run, socket, [containerd], [snapshots], [collect] and [log]"),
+        (
+            15,
+            "unknown key metrics: known here are root, run, socket, [containerd], [snapshots], [collect] and [log]",
+        ),
         (
             19,
             "an item of snapshots.mount_options is \"lowerdir=/etc\": capsuled sets lowerdir itself, as each snapshot and this machine need it: leave it out",

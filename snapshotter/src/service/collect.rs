@@ -28,12 +28,14 @@ impl wire::collector_server::Collector for CollectorService {
         request: Request<wire::PruneRequest>,
     ) -> Result<Response<wire::PruneResponse>, Status> {
         let request = request.into_inner();
-        let names = request.names.iter().map(|name| convert::parse_name(name)).collect::<Result<Vec<_>, _>>()?;
+        let names =
+            request.names.iter().map(|name| convert::parse_name(name)).collect::<Result<Vec<_>, _>>()?;
         let older_than = request.older_than.map(Duration::try_from).transpose();
         let rules = Rules {
             keep_last: usize::try_from(request.keep_last.unwrap_or(1)).unwrap_or(usize::MAX),
             keep_tagged: request.keep_tagged,
-            older_than: older_than.map_err(|_| Status::invalid_argument("older_than is no length of time"))?,
+            older_than: older_than
+                .map_err(|_| Status::invalid_argument("older_than is no length of time"))?,
         };
         let (engine, dry_run) = (self.engine.clone(), request.dry_run);
         let judged = to_the_end(async move { engine.prune(&names, &rules, dry_run).await }).await?;

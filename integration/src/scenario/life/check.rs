@@ -1,0 +1,154 @@
+//! What a node has: as capsuled says, as the kernel says, and as containerd says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::model::Node;
+use crate::scenario::capsulectl::json;
+use crate::scenario::ctr::{Container, ctr};
+
+/// How long a node may take to settle.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What capsuled says.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Seen {
+    published: BTreeMap<String, BTreeSet<u32>>,
+    /// (container, capsule) → version, the one before, and the state.
+    held: BTreeMap<(String, String), (u32, Option<u32>, String)>,
+}
+
+/// Asks capsuled.
+pub fn observe() -> Result<Seen> {
+    let mut seen = Seen { published: BTreeMap::new(), held: BTreeMap::new() };
+    for version in array(&json(&["ls"])?, "versions")? {
+        ensure!(version["complete"] == true, "{version}");
+        seen.published.entry(text(&version, "capsule")?).or_default().insert(number(&version["version"])?);
+    }
+    for a in array(&json(&["ps"])?, "attachments")? {
+        let previous = Some(&a["previous_version"]).filter(|v| !v.is_null()).map(number).transpose()?;
+        let value = (number(&a["version"])?, previous, text(&a, "state")?);
+        let twice = seen.held.insert((text(&a, "container")?, text(&a, "capsule")?), value);
+        ensure!(twice.is_none(), "twice: {a}");
+    }
+    Ok(seen)
+}
+
+impl Seen {
+    /// Whether this is the node.
+    pub fn is(&self, node: &Node) -> bool {
+        self.held == held(node) && self.published == published(node)
+    }
+
+    /// The node between `before` and `after` that this is, where only versions were published or removed.
+    pub fn between(&self, before: &Node, after: &Node) -> Option<Node> {
+        let (one, other) = (published(before), published(after));
+        let all: BTreeSet<&String> = one.keys().chain(other.keys()).chain(self.published.keys()).collect();
+        let none = BTreeSet::new();
+        let is = |name: &&&String| {
+            let [one, other, seen] =
+                [&one, &other, &self.published].map(|all| all.get(**name).unwrap_or(&none));
+            one.intersection(other).all(|v| seen.contains(v))
+                && seen.iter().all(|v| one.contains(v) || other.contains(v))
+        };
+        let fits = self.held == held(before) && all.iter().all(|name| is(&name));
+        fits.then(|| Node { published: self.published.clone(), ..before.clone() })
+    }
+}
+
+fn held(node: &Node) -> BTreeMap<(String, String), (u32, Option<u32>, String)> {
+    let all = node.vessels.iter().flat_map(|(id, vessel)| vessel.held.iter().map(move |held| (id, held)));
+    all.map(|(id, (name, held))| {
+        ((id.clone(), name.clone()), (held.version, held.history.last().copied(), "attached".to_owned()))
+    })
+    .collect()
+}
+
+fn published(node: &Node) -> BTreeMap<String, BTreeSet<u32>> {
+    node.published.clone().into_iter().filter(|(_, all)| !all.is_empty()).collect()
+}
+
+/// Each container has mounted what it should have, and nothing else.
+pub fn mounts(node: &Node, containers: &BTreeMap<String, Container>) -> Result<()> {
+    for (id, vessel) in &node.vessels {
+        let container = containers.get(id).context("a container")?;
+        let root = format!("/proc/{}/root", container.pid()?);
+        for (name, held) in &vessel.held {
+            let path = format!("{root}/opt/{name}/version");
+            let found = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+            ensure!(found == held.version.to_string(), "{id}: {path} holds {found:?}, not {}", held.version);
+        }
+        let table = container.mounts()?;
+        let targets: BTreeSet<String> = table
+            .iter()
+            .filter_map(|line| line.split(' ').nth(4)?.strip_prefix("/opt/").map(str::to_owned))
+            .collect();
+        let wanted: BTreeSet<String> = vessel.held.keys().cloned().collect();
+        ensure!(targets == wanted, "{id} has mounts at {targets:?}, and should at {wanted:?}: {table:?}");
+        let count = table.iter().filter(|line| line.contains(" /opt/")).count();
+        ensure!(count == wanted.len(), "{id} has {count} mounts at {wanted:?}");
+    }
+    Ok(())
+}
+
+/// No lease, pipe, mark or directory is there that nothing needs.
+pub fn nothing_left(node: &Node) -> Result<()> {
+    let marked = |id: &String| fs::exists(format!("/run/capsule/kept/default/{id}")).unwrap_or_default();
+    for (id, vessel) in &node.vessels {
+        ensure!(marked(id) != vessel.held.is_empty(), "{id} is marked: {}", marked(id));
+    }
+    let pipes = fs::read_dir("/run/capsule/checks").map(Iterator::count).unwrap_or_default();
+    ensure!(pipes == 0, "{pipes} pipes are left");
+    let mut last = String::new();
+    let settled = until(|| {
+        let list = |args: &[&str]| ctr(args)?.success("ctr");
+        let leases = list(&["-n", "capsules", "leases", "ls", "-q"])?;
+        let mut snapshots = 0;
+        for namespace in ["default", "capsules"] {
+            let all = list(&["-n", namespace, "snapshots", "--snapshotter", "capsule", "ls"])?;
+            snapshots += all.lines().count().saturating_sub(1);
+        }
+        let directories = fs::read_dir("/var/lib/capsule/snapshots").context("read the snapshots")?.count();
+        last = format!("leases: {leases:?}; {snapshots} snapshots, {directories} directories");
+        let is = leases.trim().is_empty() && snapshots == directories;
+        if !is {
+            // What a crash left is garbage: it goes with the next collection, which this makes.
+            list(&["-n", "capsules", "leases", "create", "--id", "collect"])?;
+            list(&["-n", "capsules", "leases", "rm", "--sync", "collect"])?;
+        }
+        Ok(is.then_some(()))
+    })?;
+    ensure!(settled.is_some(), "{last}");
+    Ok(())
+}
+
+/// What `look` gives, looked for until the node has had time to settle.
+pub fn until<T>(mut look: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let last = Instant::now() > deadline;
+        match look() {
+            Ok(Some(found)) => return Ok(Some(found)),
+            Ok(None) if last => return Ok(None),
+            Err(error) if last => return Err(error),
+            _ => sleep(Duration::from_millis(40)),
+        }
+    }
+}
+
+fn array(value: &Value, field: &str) -> Result<Vec<Value>> {
+    Ok(value[field].as_array().with_context(|| format!("no {field}"))?.clone())
+}
+
+fn text(value: &Value, field: &str) -> Result<String> {
+    Ok(value[field].as_str().with_context(|| format!("no {field} in {value}"))?.to_owned())
+}
+
+fn number(value: &Value) -> Result<u32> {
+    value.as_str().context("a version")?.parse().context("a number")
+}

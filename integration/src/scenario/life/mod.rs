@@ -1,0 +1,301 @@
+//! The life of capsules at random: operations on a node whose daemons are killed in the middle of them. After each recovery the
+//! node has what the model says, as a whole: what was done is done, what was not is not, and nothing is left between.
+
+mod check;
+mod model;
+
+use std::collections::BTreeMap;
+use std::thread::{sleep, spawn};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+
+use self::check::{observe, until};
+use self::model::{Node, Op, PLAIN, Vessel};
+use super::capsulectl::capsulectl;
+use super::ctr::{Container, OURS, Output, ctr};
+use super::reboot::{kill, shim_of};
+use super::sets::publish;
+use super::world::{World, send_logs};
+use crate::event::Reporter;
+use crate::power::random::Random;
+
+const SLEEP: [&str; 2] = ["/bin/sleep", "100000"];
+const VESSELS: [&str; 3] = ["v0", "v1", "v2"];
+/// How many operations are told of at a time.
+const ROUND: usize = 100;
+
+/// How long containerd may take for a call whose caller was killed.
+const LATE: Duration = Duration::from_millis(400);
+
+/// What is killed in the middle of an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Victim {
+    Capsuled,
+    Containerd,
+    Shim,
+}
+
+/// Runs `rounds` of a hundred operations, from `seed`.
+pub fn run(reporter: &mut Reporter, seed: u64, rounds: usize) -> Result<()> {
+    let outcome = rounds_of(reporter, seed, rounds);
+    if outcome.is_err() || !reporter.all_ok() {
+        send_logs(reporter);
+    }
+    outcome
+}
+
+fn rounds_of(reporter: &mut Reporter, seed: u64, rounds: usize) -> Result<()> {
+    let mut life = reporter.must("three containers, and capsules to begin with", || {
+        Ok((Life::start(seed)?, format!("seed {seed}")))
+    })?;
+    for round in 1..=rounds {
+        let name = format!("{} operations, daemons killed in the middle", round * ROUND);
+        // What goes wrong once would go wrong ever after.
+        reporter.must(&name, || Ok(((), life.round()?)))?;
+    }
+    life.end()
+}
+
+/// A node and its model.
+struct Life {
+    world: World,
+    node: Node,
+    containers: BTreeMap<String, Container>,
+    random: Random,
+    kills: BTreeMap<Victim, usize>,
+    refused: usize,
+    /// containerd may not have connected to the capsuled that was started last.
+    behind: bool,
+}
+
+impl Life {
+    fn start(seed: u64) -> Result<Self> {
+        let world = World::start(true)?;
+        OURS.import()?;
+        let mut life = Self {
+            world,
+            node: Node::default(),
+            containers: BTreeMap::new(),
+            random: Random::new(seed),
+            kills: BTreeMap::new(),
+            refused: 0,
+            behind: false,
+        };
+        for name in PLAIN.into_iter().chain(["app"]) {
+            for version in 1..=2 {
+                life.carry_out(&Op::Publish(name.to_owned(), version))?;
+                let after = life.node.after(&Op::Publish(name.to_owned(), version));
+                life.node = after.context("a version is published")?;
+            }
+        }
+        for id in VESSELS {
+            life.containers.insert(id.to_owned(), OURS.start(id, &[], &SLEEP)?);
+            life.node.vessels.insert(id.to_owned(), Vessel { runs: true, ..Vessel::default() });
+        }
+        Ok(life)
+    }
+
+    fn round(&mut self) -> Result<String> {
+        let (before, refused) = (self.kills.clone(), self.refused);
+        for index in 0..ROUND {
+            let op = self.node.choose(&mut self.random, &VESSELS);
+            let victim = self.victim(&op);
+            self.step(&op, victim)
+                .with_context(|| format!("operation {index}: {op:?}, killed: {victim:?}"))?;
+            if victim.is_some() || index % 20 == 0 {
+                self.check()
+                    .with_context(|| format!("after operation {index}: {op:?}, killed: {victim:?}"))?;
+            }
+        }
+        let kills = |victim| {
+            self.kills.get(&victim).copied().unwrap_or(0) - before.get(&victim).copied().unwrap_or(0)
+        };
+        Ok(format!(
+            "{} refused; {} kills of capsuled, {} of containerd, {} of shims",
+            self.refused - refused,
+            kills(Victim::Capsuled),
+            kills(Victim::Containerd),
+            kills(Victim::Shim)
+        ))
+    }
+
+    fn victim(&mut self, op: &Op) -> Option<Victim> {
+        if matches!(op, Op::Restart(_) | Op::Renew(_)) || !self.random.percent(38) {
+            return None;
+        }
+        Some(match self.random.below(10) {
+            0..2 => Victim::Containerd,
+            2..4 if op.vessel().is_some() => Victim::Shim,
+            _ => Victim::Capsuled,
+        })
+    }
+
+    /// Does it, with `victim` killed in the middle, and finds what became of it.
+    fn step(&mut self, op: &Op, victim: Option<Victim>) -> Result<()> {
+        let after = self.node.after(op);
+        let Some(victim) = victim else {
+            let output = self.carry_out(op)?;
+            ensure!((output.code == 0) == after.is_some(), "{output:?}, and the model says {after:?}");
+            self.refused += usize::from(after.is_none());
+            self.node = after.unwrap_or_else(|| self.node.clone());
+            return self.agree(&[self.node.clone()], op);
+        };
+        *self.kills.entry(victim).or_default() += 1;
+        let output = self.interrupted(op, victim)?;
+        let mut allowed = vec![self.node.clone()];
+        match (output.code, after) {
+            // What was acknowledged is there.
+            (0, Some(after)) => allowed = vec![after],
+            (0, None) => return Err(anyhow!("{output:?}, and the model refuses it")),
+            (_, after) => allowed.extend(after),
+        }
+        if let (Victim::Shim, Some(id)) = (victim, op.vessel()) {
+            self.start_again(id)?;
+        }
+        if op.vessel().is_none() {
+            // containerd may still be about a call that nobody waits for any more.
+            sleep(LATE);
+        }
+        self.agree(&allowed, op)
+    }
+
+    /// The node is one of `allowed`; of a removal or a publish that was broken off, anything between.
+    fn agree(&mut self, allowed: &[Node], op: &Op) -> Result<()> {
+        let mut seen = None;
+        let agreed = until(|| {
+            let now = observe()?;
+            let matching = allowed.iter().find(|node| now.is(node));
+            let between = || match op {
+                Op::Prune(_) | Op::Publish(..) => now.between(allowed.first()?, allowed.last()?),
+                _ => None,
+            };
+            let found = matching.cloned().or_else(between);
+            seen = Some(now);
+            Ok(found)
+        })?;
+        self.node = agreed.ok_or_else(|| anyhow!("the node has {seen:?}\nand may have {allowed:?}"))?;
+        Ok(())
+    }
+
+    fn carry_out(&mut self, op: &Op) -> Result<Output> {
+        match op {
+            Op::Publish(name, version) => {
+                self.wait_for_snapshotter()?;
+                publish_both(name, *version)
+            }
+            Op::Restart(id) => {
+                let container = self.containers.get(id).context("a container")?;
+                container.kill("SIGKILL")?;
+                container.wait_for("STOPPED")?;
+                self.start_again(id)?;
+                Ok(done())
+            }
+            Op::Renew(id) => {
+                self.wait_for_snapshotter()?;
+                self.containers.remove(id).context("a container")?.remove()?;
+                self.containers.insert(id.clone(), OURS.start(id, &[], &SLEEP)?);
+                Ok(done())
+            }
+            other => command(other),
+        }
+    }
+
+    /// Does it in another thread, kills `victim` after a moment, and starts it again.
+    fn interrupted(&mut self, op: &Op, victim: Victim) -> Result<Output> {
+        if matches!(op, Op::Publish(..)) {
+            self.wait_for_snapshotter()?;
+        }
+        let pid = match (victim, op.vessel()) {
+            (Victim::Shim, Some(id)) => Some(shim_of(self.containers.get(id).context("a container")?)?),
+            _ => None,
+        };
+        let wait = Duration::from_micros(self.random.number() % 25_000);
+        let caller = spawn({
+            let op = op.clone();
+            move || match &op {
+                Op::Publish(name, version) => publish_both(name, *version),
+                other => command(other),
+            }
+        });
+        sleep(wait);
+        match (victim, pid) {
+            (Victim::Shim, Some(pid)) => kill(pid)?,
+            (Victim::Containerd, _) => {
+                self.world.kill_containerd()?;
+                self.world.start_containerd()?;
+            }
+            _ => {
+                self.world.kill_capsuled()?;
+                self.world.restart_capsuled()?;
+                self.behind = true;
+            }
+        }
+        caller.join().map_err(|_| anyhow!("the caller's thread"))?
+    }
+
+    /// Starts a container's next task, once the last one is gone.
+    fn start_again(&mut self, id: &str) -> Result<()> {
+        self.wait_for_snapshotter()?;
+        let container = self.containers.get(id).context("a container")?;
+        let mut said = String::new();
+        // containerd clears up behind a shim that was killed in its own time.
+        let started = until(|| {
+            if container.task()?.is_some_and(|(_, status)| status == "STOPPED") {
+                ctr(&["task", "rm", id])?;
+            }
+            let output = ctr(&["task", "start", "-d", "--null-io", id])?;
+            said = output.err;
+            Ok((output.code == 0).then_some(()))
+        })?;
+        ensure!(started.is_some(), "{id} does not start again: {said}");
+        container.wait_for("RUNNING")
+    }
+
+    /// containerd waits before it connects again to a snapshotter that was away.
+    fn wait_for_snapshotter(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.behind) {
+            let listed = until(|| {
+                Ok((ctr(&["snapshots", "--snapshotter", "capsule", "ls"])?.code == 0).then_some(()))
+            })?;
+            ensure!(listed.is_some(), "containerd does not reach its snapshotter");
+        }
+        Ok(())
+    }
+
+    /// Looks behind what capsuled says.
+    fn check(&mut self) -> Result<()> {
+        self.wait_for_snapshotter()?;
+        check::mounts(&self.node, &self.containers)?;
+        check::nothing_left(&self.node)
+    }
+
+    fn end(mut self) -> Result<()> {
+        for (_, container) in std::mem::take(&mut self.containers) {
+            container.remove()?;
+        }
+        self.world.stop()
+    }
+}
+
+/// What each version requires is published before it.
+fn publish_both(name: &str, version: u32) -> Result<Output> {
+    let publish = |name: &str, requires: &[&str]| publish(&format!("{name}@{version}"), requires);
+    let published = match name {
+        "app" => publish("lib", &[]).and_then(|()| publish("app", &[&format!("lib ={version}")])),
+        name => publish(name, &[]),
+    };
+    Ok(match published {
+        Ok(()) => done(),
+        Err(error) => Output { code: 1, out: String::new(), err: format!("{error:#}") },
+    })
+}
+
+fn command(op: &Op) -> Result<Output> {
+    let words = op.words().context("not for capsulectl")?;
+    capsulectl(&words.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+fn done() -> Output {
+    Output { code: 0, out: String::new(), err: String::new() }
+}
