@@ -7,6 +7,13 @@ const OURS: &str = "proto";
 const CONTAINERD: &str = "github.com/containerd/containerd/api";
 const CONTAINERD_FILES: &[&str] = &[
     "services/snapshots/v1/snapshots.proto",
+    "services/streaming/v1/streaming.proto",
+    "services/transfer/v1/transfer.proto",
+    "types/transfer/imagestore.proto",
+    "types/transfer/importexport.proto",
+    "types/transfer/progress.proto",
+    "types/transfer/registry.proto",
+    "types/transfer/streaming.proto",
     "services/containers/v1/containers.proto",
     "services/content/v1/content.proto",
     "services/diff/v1/diff.proto",
@@ -23,7 +30,7 @@ const CONTAINERD_FILES: &[&str] = &[
     "events/snapshot.proto",
     "events/task.proto",
 ];
-const CAPSULE: &[&str] = &["capsule/v1/capsule.proto", "capsule/v1/tags.proto"];
+const CAPSULE: &[&str] = &["capsule/v1/capsule.proto", "capsule/v1/tags.proto", "capsule/v1/transfer.proto"];
 /// Both are served over ttrpc: the shim's service, and what the shim asks of capsuled.
 const TTRPC: [&str; 2] = ["proto/capsule/hotplug/v1/hotplug.proto", "proto/capsule/node/v1/node.proto"];
 
@@ -43,7 +50,13 @@ fn generate_grpc() -> Result<(), Box<dyn Error>> {
     let containerd = CONTAINERD_FILES.iter().map(|f| format!("{CONTAINERD}/{f}"));
     let files: Vec<String> = containerd.chain(CAPSULE.iter().map(|f| (*f).to_owned())).collect();
     let set = protox::compile(&files, [VENDOR, OURS])?;
-    tonic_prost_build::configure().build_client(true).build_server(true).compile_fds(set)?;
+    // containerd's streams carry messages by their names.
+    let mut config = tonic_prost_build::Config::new();
+    config.enable_type_names();
+    tonic_prost_build::configure()
+        .build_client(true)
+        .build_server(true)
+        .compile_fds_with_config(set, config)?;
     Ok(())
 }
 

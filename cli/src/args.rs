@@ -7,6 +7,7 @@ mod build;
 mod tags;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use serde::Deserialize;
 
 pub use self::build::{BuildArgs, Source};
 pub use self::tags::{TagArgs, TagRef};
+pub use self::transfer::{ImportArgs, LoginArgs, PullArgs, PushArgs, SaveArgs};
 
 /// Where capsuled listens unless told otherwise.
 pub const DEFAULT_ADDRESS: &str = "/run/capsule/capsuled.sock";
@@ -30,7 +32,7 @@ pub struct Cli {
     #[arg(long, global = true, env = "CAPSULE_ADDRESS", default_value = DEFAULT_ADDRESS,
           value_name = "SOCKET", value_hint = ValueHint::FilePath, help_heading = GLOBAL)]
     pub address: PathBuf,
-    /// The containerd namespace of the container [default: wherever the id is found]
+    /// The containerd namespace of the container, or of the image [default: wherever the container is found]
     #[arg(short, long, global = true, value_name = "NS", help_heading = GLOBAL)]
     pub namespace: Option<String>,
     /// How results are printed: tables and sentences for people, or one JSON document for programs
@@ -106,6 +108,25 @@ pub enum Command {
         #[arg(value_name = "NAME@TAG")]
         tag: TagRef,
     },
+    /// Fetch a version from a registry
+    #[command(after_help = transfer::PULL_EXAMPLES)]
+    Pull(PullArgs),
+    /// Send a version to a registry
+    #[command(after_help = transfer::PUSH_EXAMPLES)]
+    Push(PushArgs),
+    /// Write versions to an archive, for a machine without a registry
+    #[command(after_help = transfer::SAVE_EXAMPLES)]
+    Save(SaveArgs),
+    /// Make the images of an archive versions: all of them or none
+    #[command(after_help = transfer::LOAD_EXAMPLES)]
+    Load {
+        /// The archive; `-` for standard input
+        #[arg(short, long, value_name = "FILE", default_value = "-", value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
+    /// Make an image of another containerd namespace a version: what `ctr` or `nerdctl` pulled
+    #[command(after_help = transfer::IMPORT_EXAMPLES)]
+    Import(ImportArgs),
     /// Show which versions go together: of capsules, and of all that they require
     #[command(after_help = RESOLVE_EXAMPLES)]
     Resolve(ResolveArgs),

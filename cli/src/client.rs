@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use capsule_proto::capsule::v1::attachments_client::AttachmentsClient;
 use capsule_proto::capsule::v1::capsules_client::CapsulesClient;
 use capsule_proto::capsule::v1::tags_client::TagsClient;
+use capsule_proto::capsule::v1::transfers_client::TransfersClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -52,6 +53,11 @@ impl Client {
     /// Names of versions that move.
     pub fn tags(&self) -> TagsClient<Channel> {
         TagsClient::new(self.channel.clone())
+    }
+
+    /// Versions on their way between nodes.
+    pub fn transfers(&self) -> TransfersClient<Channel> {
+        TransfersClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Capsules in live containers.

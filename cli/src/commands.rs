@@ -1,6 +1,8 @@
 //! One function per command: request, call, view, print.
 
+mod archives;
 mod tags;
+mod transfer;
 
 use std::fs;
 use std::io::Write;
@@ -34,6 +36,11 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
         Command::Inspect { capsule } => inspect(to, capsule).await,
         Command::Tag(args) => tags::tag(to, args).await,
         Command::Untag { tag } => tags::untag(to, tag).await,
+        Command::Pull(args) => transfer::pull(to, args).await,
+        Command::Push(args) => transfer::push(to, args).await,
+        Command::Save(args) => archives::save(to, args).await,
+        Command::Load { file } => archives::load(to, &file).await,
+        Command::Import(args) => transfer::import(to, args, namespace).await,
         Command::Resolve(args) => resolve(to, args, namespace).await,
         Command::Attach(args) => {
             let locked = args.locked.as_deref().map(read_lock).transpose()?;

@@ -67,6 +67,20 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// An archive cannot be written.
+    #[error("cannot write the archive {}: {source}", path.display())]
+    WriteArchive {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The password cannot be read.
+    #[error("cannot read the password from standard input: {source}")]
+    Stdin {
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// TOML cannot be written.
     #[error("cannot write the lock file: {0}")]
     Toml(#[source] toml::ser::Error),

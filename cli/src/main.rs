@@ -2,16 +2,18 @@
 //!
 //! The rooms, in the direction of flow: `args` (what was typed) and `declaration` (what a tree's `capsule.toml`
 //! says) → `request` (the wire, pure) → `client` and `archive` (effects) → `view` (our own values) → `text` (what is
-//! read). `commands` and `publish` join them.
+//! read). `commands` and `publish` join them; `credentials` and `progress` are for transfers.
 //! Nothing here needs root by itself, enters a namespace or opens a database: capsuled does.
 
 mod archive;
 mod args;
 mod client;
 mod commands;
+mod credentials;
 mod declaration;
 mod error;
 mod lock;
+mod progress;
 mod publish;
 mod request;
 mod table;

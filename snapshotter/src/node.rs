@@ -2,6 +2,7 @@
 
 use capsule_proto::capsule::v1::{
     attachments_server::AttachmentsServer, capsules_server::CapsulesServer, tags_server::TagsServer,
+    transfers_server::TransfersServer,
 };
 use tonic::service::Routes;
 
@@ -11,7 +12,9 @@ use crate::{
     capsules::Capsules,
     config::Config,
     containerd::Containerd,
-    service::{AttachmentsService, CapsulesService, NodeService, NodeServiceError, TagsService},
+    service::{
+        AttachmentsService, CapsulesService, NodeService, NodeServiceError, TagsService, TransfersService,
+    },
     shims::Shims,
     snapshots::Snapshots,
     store::{
@@ -62,7 +65,8 @@ impl Node {
         let journal = Journal::start(store).map_err(NodeError::Journal)?;
         let containerd = Containerd::new(&config.containerd.address);
         let (namespace, snapshotter) = (&config.containerd.namespace, &config.containerd.snapshotter);
-        let capsules = Capsules::new(containerd.clone(), snapshots.clone(), namespace, snapshotter);
+        let capsules = Capsules::new(containerd.clone(), snapshots.clone(), namespace, snapshotter)
+            .with_hosts(config.containerd.hosts.clone());
         let attachments = Attachments::new(
             containerd.clone(),
             capsules.clone(),
@@ -101,8 +105,10 @@ impl Node {
         let capsules = CapsulesService::new(self.capsules.clone(), self.attachments.clone());
         let attachments = AttachmentsService::new(self.attachments.clone());
         let tags = TagsService::new(self.capsules.clone(), capsules.clone());
+        let transfers = TransfersService::new(self.capsules.clone(), capsules.clone());
         Routes::new(CapsulesServer::new(capsules).max_decoding_message_size(MESSAGE_MAX))
             .add_service(AttachmentsServer::new(attachments))
             .add_service(TagsServer::new(tags))
+            .add_service(TransfersServer::new(transfers).max_decoding_message_size(MESSAGE_MAX))
     }
 }

@@ -5,6 +5,7 @@ use overlayfs_utils::InvalidPath;
 use super::{
     conflict::Conflict,
     model::{CapsuleName, Digest, ModelError, Version},
+    moving::MoveError,
     oci::OciError,
     tags::TagError,
 };
@@ -96,6 +97,9 @@ pub enum CapsuleError {
     /// Something about a tag.
     #[error(transparent)]
     Tag(#[from] TagError),
+    /// Something on its way from or to elsewhere.
+    #[error(transparent)]
+    Move(#[from] MoveError),
     /// The stream of the tree broke off.
     #[error("the tree of {name}@{version} did not arrive whole: {reason}")]
     Stream {

@@ -1,6 +1,6 @@
 //! Capsules: names, versions and the images that carry them.
 //!
-//! `publish`, `unpack`, `tags` and `set` → `catalogue` → `claim` → {`resolve`, `oci`} → {`declared`, `requirement`, `model`} (pure). This room speaks to containerd through
+//! `publish`, `moving`, `unpack`, `tags` and `set` → `catalogue` → `claim` → {`resolve`, `oci`} → {`declared`, `requirement`, `model`} (pure). This room speaks to containerd through
 //! [`crate::containerd`] and asks the snapshot engine for directories; it knows nothing of containers.
 
 pub mod catalogue;
@@ -9,6 +9,7 @@ mod conflict;
 pub mod declared;
 mod error;
 pub mod model;
+mod moving;
 pub mod oci;
 mod publish;
 pub mod requirement;
@@ -17,7 +18,7 @@ pub mod set;
 mod tags;
 mod unpack;
 
-use std::sync::Arc;
+use std::{collections::HashSet, path::PathBuf, sync::Arc};
 
 use tokio::sync::Mutex;
 
@@ -25,8 +26,10 @@ use crate::{containerd::Containerd, snapshots::Snapshots};
 
 pub use self::{
     catalogue::{Catalogue, Published, Resolved},
+    claim::Naming,
     declared::Declared,
     error::CapsuleError,
+    moving::{Arrived, MoveError, Trouble},
     oci::Declaration,
     tags::TagError,
 };
@@ -41,6 +44,12 @@ pub struct Capsules {
     /// The name by which containerd knows our snapshotter.
     snapshotter: String,
     catalogue: Catalogue,
+    /// containerd's directory of registry hosts.
+    hosts: PathBuf,
+    /// What is on its way, by its id.
+    transits: Arc<std::sync::Mutex<HashSet<String>>>,
+    /// Held while an image is read and what it is is noted.
+    reading: Arc<Mutex<()>>,
     /// Held while what a reference stands for is looked at and then changed.
     names: Arc<Mutex<()>>,
 }
@@ -54,8 +63,16 @@ impl Capsules {
             namespace: namespace.to_owned(),
             snapshotter: snapshotter.to_owned(),
             catalogue: Catalogue::default(),
+            hosts: PathBuf::new(),
+            transits: Arc::default(),
+            reading: Arc::default(),
             names: Arc::default(),
         }
+    }
+
+    /// With containerd's directory of registry hosts (containerd `docs/hosts.md`).
+    pub fn with_hosts(self, hosts: PathBuf) -> Self {
+        Self { hosts, ..self }
     }
 
     /// containerd namespace of capsule images.

@@ -40,7 +40,11 @@ impl Capsules {
         self.missing_blob(&scope, image).await
     }
 
-    async fn missing_blob(&self, scope: &Scope, image: &Image) -> Result<Option<String>, CapsuleError> {
+    pub(super) async fn missing_blob(
+        &self,
+        scope: &Scope,
+        image: &Image,
+    ) -> Result<Option<String>, CapsuleError> {
         for layer in &image.layers {
             if scope.blob_labels(layer.digest.as_str()).await?.is_none() {
                 return Ok(Some(format!("layer {} is not in containerd's content store", layer.digest)));
@@ -97,6 +101,6 @@ impl Capsules {
 }
 
 /// The name of the snapshot that holds all layers. An image has at least one layer: `parse_manifest` sees to it.
-fn top_chain(image: &Image) -> String {
+pub(super) fn top_chain(image: &Image) -> String {
     image.chain_ids().last().map(ToString::to_string).unwrap_or_default()
 }

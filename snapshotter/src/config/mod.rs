@@ -53,6 +53,8 @@ pub struct Containerd {
     pub namespace: String,
     /// The name under which containerd's configuration lists this snapshotter. Default `capsule`.
     pub snapshotter: String,
+    /// Its directory of registry hosts, for pull and push. Default `/etc/containerd/certs.d`.
+    pub hosts: PathBuf,
 }
 
 /// What is logged, on standard error.
@@ -110,6 +112,7 @@ impl Default for Config {
                 address: "/run/containerd/containerd.sock".into(),
                 namespace: "capsules".to_owned(),
                 snapshotter: "capsule".to_owned(),
+                hosts: "/etc/containerd/certs.d".into(),
             },
             snapshots: Snapshots {
                 mount_options: Vec::new(),

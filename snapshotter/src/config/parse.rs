@@ -91,10 +91,11 @@ impl Reader<'_> {
                 "snapshotter" => {
                     self.set(&mut containerd.snapshotter, "containerd.snapshotter", value, parse_snapshotter);
                 }
+                "hosts" => self.set(&mut containerd.hosts, "containerd.hosts", value, parse_path),
                 _ => self.unknown(
                     key.span(),
                     &format!("containerd.{}", key.get_ref()),
-                    "address, namespace and snapshotter",
+                    "address, namespace, snapshotter and hosts",
                 ),
             }
         }

@@ -19,7 +19,7 @@ fn mistakes(text: &str) -> Vec<(usize, String)> {
 fn the_shipped_file_says_the_defaults_and_names_every_key() {
     assert_eq!(parse_config(SHIPPED), Ok(Config::default()));
     assert_eq!(parse_config(""), Ok(Config::default()));
-    let keys = "root run socket address namespace snapshotter mount_options remap_ids upperdir_label \
+    let keys = "root run socket address namespace snapshotter hosts mount_options remap_ids upperdir_label \
                 async_remove level";
     for key in keys.split_whitespace() {
         assert!(SHIPPED.lines().any(|line| line.starts_with(&format!("{key} = "))), "{key}");
@@ -29,7 +29,7 @@ fn the_shipped_file_says_the_defaults_and_names_every_key() {
 #[test]
 fn what_is_set_is_taken() {
     let config = parse_config(
-        "root = '/srv/c'\nrun = '/run/c'\nlog.level = 'debug'\n[containerd]\naddress = '/c.sock'\nnamespace = 'a.b'\nsnapshotter = 'x-1'\n",
+        "root = '/srv/c'\nrun = '/run/c'\nlog.level = 'debug'\n[containerd]\naddress = '/c.sock'\nnamespace = 'a.b'\nsnapshotter = 'x-1'\nhosts = '/h'\n",
     )
     .unwrap();
     assert_eq!(config.root, Path::new("/srv/c"));
@@ -37,6 +37,7 @@ fn what_is_set_is_taken() {
     assert_eq!(config.log.level, Level::Debug);
     assert_eq!(config.containerd.address, Path::new("/c.sock"));
     assert_eq!((&*config.containerd.namespace, &*config.containerd.snapshotter), ("a.b", "x-1"));
+    assert_eq!(config.containerd.hosts, Path::new("/h"));
     assert_eq!(parse_config("socket = '/s'").unwrap().socket, Path::new("/s"));
 }
 
@@ -95,7 +96,7 @@ sync_remove = true
             8,
             "containerd.snapshotter is \"overlayfs\": containerd has a snapshotter of that name itself: choose another",
         ),
-        (9, "unknown key containerd.snapshoter: known here are address, namespace and snapshotter"),
+        (9, "unknown key containerd.snapshoter: known here are address, namespace, snapshotter and hosts"),
         (12, "log.level is \"loud\": it must be error, warn, info, debug or trace"),
         (13, "duplicate key"),
         (15, "unknown key metrics: known here are root, run, socket, [containerd], [snapshots] and [log]"),

@@ -10,6 +10,8 @@ mod events;
 mod images;
 mod plugins;
 mod snapshots;
+mod streams;
+mod transfer;
 
 use std::path::{Path, PathBuf};
 
@@ -26,6 +28,7 @@ pub use self::{
     content::BlobWriter,
     events::{Event, EventStream},
     images::ImageRecord,
+    transfer::{Credential, Listener, Moved, RegistryImage},
 };
 
 /// A call to containerd that failed.
@@ -57,6 +60,12 @@ pub enum ContainerdError {
         /// What is not there.
         missing: &'static str,
     },
+    /// What was to be sent to containerd could not be had.
+    #[error("{0}")]
+    Source(String),
+    /// Nobody waits for the answer any more.
+    #[error("nobody waits for the answer any more")]
+    Abandoned,
     /// A namespace or lease that cannot be a gRPC header.
     #[error("{0:?} cannot be sent as a gRPC header")]
     Header(String),
@@ -67,6 +76,8 @@ impl ContainerdError {
     pub fn code(&self) -> Option<Code> {
         match self {
             Self::Call { source, .. } | Self::Unreachable { source, .. } => Some(source.code()),
+            Self::Source(_) => Some(Code::Aborted),
+            Self::Abandoned => Some(Code::Cancelled),
             Self::Incomplete { .. } | Self::Header(_) => None,
         }
     }
@@ -193,15 +204,39 @@ impl Scope {
 
     /// Deletes the scope's lease, if it has one.
     pub async fn release(self) -> Result<(), ContainerdError> {
-        use capsule_proto::containerd::services::leases::v1::{DeleteRequest, leases_client::LeasesClient};
+        self.release_then(false).await
+    }
+
+    /// Deletes the scope's lease, if it has one, and waits until what only it held is collected.
+    pub async fn release_and_collect(self) -> Result<(), ContainerdError> {
+        self.release_then(true).await
+    }
+
+    async fn release_then(self, collect: bool) -> Result<(), ContainerdError> {
         let Some(lease) = &self.lease else { return Ok(()) };
         let id = String::from_utf8_lossy(lease.as_bytes()).into_owned();
-        let request = DeleteRequest { id: id.clone(), sync: false };
+        Self { lease: None, ..self.clone() }.delete_lease(&id, collect).await
+    }
+
+    /// Deletes a lease; one that is not there is a success.
+    pub async fn delete_lease(&self, id: &str, collect: bool) -> Result<(), ContainerdError> {
+        use capsule_proto::containerd::services::leases::v1::{DeleteRequest, leases_client::LeasesClient};
+        let request = DeleteRequest { id: id.to_owned(), sync: collect };
         match LeasesClient::new(self.channel()).delete(self.request(request)).await {
             Ok(_) => Ok(()),
             Err(status) if status.code() == Code::NotFound => Ok(()),
             Err(status) => Err(self.failed(&format!("delete the lease {id}"), status)),
         }
+    }
+
+    /// The ids of all leases of the namespace.
+    pub async fn leases(&self) -> Result<Vec<String>, ContainerdError> {
+        use capsule_proto::containerd::services::leases::v1::{ListRequest, leases_client::LeasesClient};
+        let reply = LeasesClient::new(self.channel())
+            .list(self.request(ListRequest::default()))
+            .await
+            .map_err(|e| self.failed("list its leases", e))?;
+        Ok(reply.into_inner().leases.into_iter().map(|lease| lease.id).collect())
     }
 }
 

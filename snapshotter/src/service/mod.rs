@@ -8,6 +8,7 @@ mod convert;
 mod node;
 mod snapshots;
 mod tags;
+mod transfers;
 
 pub use self::{
     attachments::AttachmentsService,
@@ -15,6 +16,7 @@ pub use self::{
     node::{NodeService, NodeServiceError},
     snapshots::SnapshotsService,
     tags::TagsService,
+    transfers::TransfersService,
 };
 
 use std::error::Error;

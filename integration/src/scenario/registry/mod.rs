@@ -3,7 +3,15 @@
 //! | room | what it asserts |
 //! | --- | --- |
 //! | [`tags`] | a tag is found wherever a version is, moves, and hides none |
+//! | [`moves`] | versions come through a registry as they were sent, or not at all and without a trace |
+//! | [`archives`] | the same in a file, and from one containerd namespace to another |
+//! | [`daemon`] | nothing: a registry, and a bad line to it |
+//! | [`store`] | nothing: what containerd holds |
 
+mod archives;
+mod daemon;
+mod moves;
+mod store;
 mod tags;
 
 use std::fs;
@@ -30,12 +38,14 @@ pub fn run(reporter: &mut Reporter) -> Result<()> {
 }
 
 fn cases(reporter: &mut Reporter) -> Result<()> {
-    let world = World::start(true)?;
+    let mut world = World::start(true)?;
     reporter.must("an image is there", || {
         OURS.import()?;
         Ok(((), String::new()))
     })?;
     tags::run(reporter)?;
+    moves::run(reporter, &mut world)?;
+    archives::run(reporter)?;
     world.stop()
 }
 
