@@ -1,5 +1,7 @@
 //! A capsuled of the tests: serves `capsule.v1` on a temporary socket, keeps what it was asked, gives fixed answers.
 
+pub mod transfers;
+
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
@@ -9,6 +11,7 @@ use capsule_proto::capsule::v1::attachments_server::{Attachments, AttachmentsSer
 use capsule_proto::capsule::v1::build_request::Part;
 use capsule_proto::capsule::v1::capsules_server::{Capsules, CapsulesServer};
 use capsule_proto::capsule::v1::tags_server::{Tags, TagsServer};
+use capsule_proto::capsule::v1::transfers_server::TransfersServer;
 use capsule_proto::capsule::v1::{self, AttachmentState, Mode};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -36,6 +39,11 @@ pub enum Asked {
     Ps(v1::ListAttachmentsRequest),
     Tag(v1::TagRequest),
     Untag(v1::UntagRequest),
+    Pull(v1::PullRequest),
+    Push(v1::PushRequest),
+    Save(v1::SaveRequest),
+    Load(Vec<u8>),
+    Import(v1::ImportRequest),
 }
 
 type Log = Arc<Mutex<Vec<Asked>>>;
@@ -307,6 +315,7 @@ impl Fake {
                 tonic::transport::Server::builder()
                     .add_service(CapsulesServer::new(service.clone()))
                     .add_service(TagsServer::new(service.clone()))
+                    .add_service(TransfersServer::new(service.clone()))
                     .add_service(AttachmentsServer::new(service))
                     .serve_with_incoming(UnixListenerStream::new(listener))
                     .await

@@ -1,5 +1,5 @@
 //! containerd's transfer service: images from and to registries and archives, by containerd itself, with its registry
-//! hosts (containerd `docs/transfer.md`; what 1.7 lacks of it: `docs/adr/0017`).
+//! hosts (containerd `docs/transfer.md`; what 1.7 lacks of it: `docs/adr/0019`).
 
 use std::path::{Path, PathBuf};
 
