@@ -63,7 +63,7 @@ pub async fn save(to: Target<'_>, args: SaveArgs) -> Result<(), Error> {
     let first = archive.message().await?;
     if to_stdout {
         let mut stdout = io::stdout().lock();
-        write(&mut stdout, &mut archive, first, |source| Error::Print(source)).await?;
+        write(&mut stdout, &mut archive, first, Error::Print).await?;
         return stdout.flush().map_err(Error::Print);
     }
     // What broke off is not under the name that was asked for.
