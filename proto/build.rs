@@ -30,7 +30,14 @@ const CONTAINERD_FILES: &[&str] = &[
     "events/snapshot.proto",
     "events/task.proto",
 ];
-const CAPSULE: &[&str] = &["capsule/v1/capsule.proto", "capsule/v1/tags.proto", "capsule/v1/transfer.proto"];
+/// The files of `capsule.v1`: one for each part of the API.
+const CAPSULE: [&str; 5] = [
+    "capsule/v1/capsule.proto",
+    "capsule/v1/events.proto",
+    "capsule/v1/tags.proto",
+    "capsule/v1/transfer.proto",
+    "capsule/v1/tree.proto",
+];
 /// Both are served over ttrpc: the shim's service, and what the shim asks of capsuled.
 const TTRPC: [&str; 2] = ["proto/capsule/hotplug/v1/hotplug.proto", "proto/capsule/node/v1/node.proto"];
 
@@ -47,8 +54,11 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn generate_grpc() -> Result<(), Box<dyn Error>> {
-    let containerd = CONTAINERD_FILES.iter().map(|f| format!("{CONTAINERD}/{f}"));
-    let files: Vec<String> = containerd.chain(CAPSULE.iter().map(|f| (*f).to_owned())).collect();
+    let files: Vec<String> = CONTAINERD_FILES
+        .iter()
+        .map(|f| format!("{CONTAINERD}/{f}"))
+        .chain(CAPSULE.map(str::to_owned))
+        .collect();
     let set = protox::compile(&files, [VENDOR, OURS])?;
     // containerd's streams carry messages by their names.
     let mut config = tonic_prost_build::Config::new();

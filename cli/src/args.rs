@@ -4,6 +4,9 @@
 //! what the command line itself means is checked.
 
 mod build;
+mod diff;
+mod events;
+mod moves;
 mod tags;
 #[cfg(test)]
 mod tests;
@@ -18,6 +21,9 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, 
 use serde::Deserialize;
 
 pub use self::build::{BuildArgs, Source};
+pub use self::diff::DiffArgs;
+pub use self::events::EventsArgs;
+pub use self::moves::{RollbackArgs, UpgradeArgs};
 pub use self::tags::{TagArgs, TagRef};
 pub use self::transfer::{ImportArgs, LoginArgs, PullArgs, PushArgs, SaveArgs};
 
@@ -127,26 +133,21 @@ pub enum Command {
     /// Make an image of another containerd namespace a version: what `ctr` or `nerdctl` pulled
     #[command(after_help = transfer::IMPORT_EXAMPLES)]
     Import(ImportArgs),
+    /// Show what differs between the trees of two versions
+    #[command(after_help = diff::EXAMPLES)]
+    Diff(DiffArgs),
     /// Show which versions go together: of capsules, and of all that they require
     #[command(after_help = RESOLVE_EXAMPLES)]
     Resolve(ResolveArgs),
     /// Attach capsules to a running container, with what they require: all of them or none
     #[command(after_help = ATTACH_EXAMPLES)]
     Attach(AttachArgs),
-    /// Move a container to another version of a capsule, with no instant at which a path is missing
-    #[command(after_help = UPGRADE_EXAMPLES)]
-    Upgrade {
-        /// The container
-        container: ContainerArg,
-        /// The capsule; its newest version unless one is named
-        #[arg(value_name = "CAPSULE[@VERSION]")]
-        capsule: CapsuleRef,
-        /// Only the attachment at this path
-        #[arg(long, value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
-        target: Option<String>,
-    },
-    /// Move a container back to the version that the last upgrade left
-    Rollback(AttachmentArgs),
+    /// Move a container to other versions of capsules, with no instant at which a path is missing
+    #[command(after_help = moves::UPGRADE_EXAMPLES)]
+    Upgrade(UpgradeArgs),
+    /// Move a container back to the versions that the last upgrade left
+    #[command(after_help = moves::ROLLBACK_EXAMPLES)]
+    Rollback(RollbackArgs),
     /// Take a capsule away from a container
     #[command(after_help = DETACH_EXAMPLES)]
     Detach {
@@ -165,6 +166,9 @@ pub enum Command {
         #[arg(long)]
         users: bool,
     },
+    /// Follow what happens to capsules and attachments
+    #[command(after_help = events::EXAMPLES)]
+    Events(EventsArgs),
     /// Print a completion script for a shell
     #[command(after_help = COMPLETION_EXAMPLES)]
     Completion {
@@ -187,11 +191,6 @@ Examples:
   capsulectl resolve app                              # the newest that go together
   capsulectl resolve app plugin@2 --container web     # what the container has counts
   capsulectl resolve app --lock app.lock              # for `attach --locked app.lock`";
-
-const UPGRADE_EXAMPLES: &str = "\
-Examples:
-  capsulectl upgrade web tzdata           # to the newest version on this node
-  capsulectl upgrade web tzdata@2026.2";
 
 const DETACH_EXAMPLES: &str = "\
 Examples:

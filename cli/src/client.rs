@@ -6,8 +6,10 @@ use std::sync::Mutex;
 
 use capsule_proto::capsule::v1::attachments_client::AttachmentsClient;
 use capsule_proto::capsule::v1::capsules_client::CapsulesClient;
+use capsule_proto::capsule::v1::events_client::EventsClient;
 use capsule_proto::capsule::v1::tags_client::TagsClient;
 use capsule_proto::capsule::v1::transfers_client::TransfersClient;
+use capsule_proto::capsule::v1::trees_client::TreesClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -50,6 +52,11 @@ impl Client {
         CapsulesClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
+    /// What happens on the node.
+    pub fn events(&self) -> EventsClient<Channel> {
+        EventsClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
     /// Names of versions that move.
     pub fn tags(&self) -> TagsClient<Channel> {
         TagsClient::new(self.channel.clone())
@@ -58,6 +65,11 @@ impl Client {
     /// Versions on their way between nodes.
     pub fn transfers(&self) -> TransfersClient<Channel> {
         TransfersClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// What is in versions.
+    pub fn trees(&self) -> TreesClient<Channel> {
+        TreesClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Capsules in live containers.

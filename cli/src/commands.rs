@@ -13,9 +13,12 @@ use capsule_proto::capsule::v1;
 use clap::CommandFactory;
 use serde::Serialize;
 
-use crate::args::{BuildArgs, CapsuleRef, Cli, Command, Output, ResolveArgs};
+use crate::args::{BuildArgs, CapsuleRef, Cli, Command, DiffArgs, Output, ResolveArgs};
+use crate::base;
 use crate::client::Client;
+use crate::diff;
 use crate::error::Error;
+use crate::events;
 use crate::lock::Lock;
 use crate::publish;
 use crate::request;
@@ -41,6 +44,7 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
         Command::Save(args) => archives::save(to, args).await,
         Command::Load { file } => archives::load(to, &file).await,
         Command::Import(args) => transfer::import(to, args, namespace).await,
+        Command::Diff(args) => diff(to, args).await,
         Command::Resolve(args) => resolve(to, args, namespace).await,
         Command::Attach(args) => {
             let locked = args.locked.as_deref().map(read_lock).transpose()?;
@@ -48,9 +52,7 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
             let request = request::attach(args, locked, namespace)?;
             if dry_run { plan(to, request::dry_run(request), None).await } else { attach(to, request).await }
         }
-        Command::Upgrade { container, capsule, target } => {
-            upgrade(to, request::upgrade(container, capsule, target, namespace)?).await
-        }
+        Command::Upgrade(args) => upgrade(to, request::upgrade(args, namespace)?).await,
         Command::Rollback(args) => rollback(to, request::rollback(args, namespace)?).await,
         Command::Detach { attachment, lazy } => {
             detach(to, request::detach(attachment, lazy, namespace)?).await
@@ -60,19 +62,24 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
             let only = namespace.filter(|_| container.is_none());
             ps(to, request::list_attachments(container, namespace)?, only, users).await
         }
+        Command::Events(args) => events::follow(to, request::events(args, namespace)?).await,
         Command::Completion { shell } => completion(shell),
     }
 }
 
 /// Where calls go and how results are printed.
 #[derive(Clone, Copy)]
-struct Target<'a> {
+pub struct Target<'a> {
     address: &'a Path,
-    output: Output,
+    pub output: Output,
 }
 
 impl Target<'_> {
-    async fn connect(self) -> Result<Client, Error> {
+    /// Connects to capsuled.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn connect(self) -> Result<Client, Error> {
         Client::connect(self.address).await
     }
 
@@ -88,15 +95,30 @@ impl Target<'_> {
     }
 }
 
-fn write_out(bytes: &[u8]) -> Result<(), Error> {
+/// Writes to standard output.
+///
+/// # Errors
+/// [`Error::Print`].
+pub fn write_out(bytes: &[u8]) -> Result<(), Error> {
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(Error::Print)
 }
 
 async fn build(to: Target<'_>, args: &BuildArgs) -> Result<(), Error> {
     let started = Instant::now();
-    let offer = publish::prepare(args)?;
-    let (answer, summary) = publish::send(&to.connect().await?, offer).await?;
+    // What can be judged without capsuled is judged before it is asked.
+    let (client, offer) = match args.base.clone() {
+        None => {
+            let offer = publish::prepare(args, None)?;
+            (to.connect().await?, offer)
+        }
+        Some(base) => {
+            let client = to.connect().await?;
+            let base = base::read(&client, base).await?;
+            (client, publish::prepare(args, Some(base))?)
+        }
+    };
+    let (answer, summary) = publish::send(&client, offer).await?;
     let built = Built::new(answer, &summary, started.elapsed())?;
     to.print(&built, &built)
 }
@@ -114,6 +136,11 @@ async fn inspect(to: Target<'_>, capsule: CapsuleRef) -> Result<(), Error> {
     let answer = to.connect().await?.capsules().inspect_capsule(request).await?.into_inner();
     let inspection = Inspection::try_from(answer)?;
     to.print(&inspection, &inspection)
+}
+
+async fn diff(to: Target<'_>, args: DiffArgs) -> Result<(), Error> {
+    let differences = diff::read(&to.connect().await?, args).await?;
+    to.print(&differences, &differences)
 }
 
 async fn resolve(to: Target<'_>, args: ResolveArgs, namespace: Option<&str>) -> Result<(), Error> {
@@ -149,7 +176,12 @@ async fn attach(to: Target<'_>, request: v1::AttachRequest) -> Result<(), Error>
 }
 
 async fn upgrade(to: Target<'_>, request: v1::UpgradeRequest) -> Result<(), Error> {
+    let dry_run = request.dry_run;
     let answer = to.connect().await?.attachments().upgrade(request).await?.into_inner();
+    if dry_run {
+        let plan = Plan::from(answer.planned);
+        return to.print(&plan, &plan);
+    }
     let moves = Moves::new("upgrade", answer.attachments, answer.from_versions)?;
     to.print(&moves, &moves)
 }

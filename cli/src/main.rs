@@ -2,16 +2,20 @@
 //!
 //! The rooms, in the direction of flow: `args` (what was typed) and `declaration` (what a tree's `capsule.toml`
 //! says) → `request` (the wire, pure) → `client` and `archive` (effects) → `view` (our own values) → `text` (what is
-//! read). `commands` and `publish` join them; `credentials` and `progress` are for transfers.
+//! read). `commands`, `publish` (with `base`), `diff` and `events` join them; `credentials` and `progress` are for
+//! transfers.
 //! Nothing here needs root by itself, enters a namespace or opens a database: capsuled does.
 
 mod archive;
 mod args;
+mod base;
 mod client;
 mod commands;
 mod credentials;
 mod declaration;
+mod diff;
 mod error;
+mod events;
 mod lock;
 mod progress;
 mod publish;
@@ -44,7 +48,7 @@ fn main() -> ExitCode {
 
 fn run(cli: args::Cli) -> Result<(), Error> {
     let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(Error::Runtime)?;
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
     let outcome = runtime.block_on(commands::run(cli));
     // A thread may still wait for a tar on standard input that nobody wants any more.
     runtime.shutdown_background();

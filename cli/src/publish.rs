@@ -10,6 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::archive::{self, Plan, SMALL, Summary, Tarball};
 use crate::args::{BuildArgs, Source};
+use crate::base::Base;
 use crate::client::Client;
 use crate::declaration::{self, Declaration};
 use crate::error::Error;
@@ -28,6 +29,8 @@ pub struct Offer {
 enum Content {
     Tree(Plan),
     Tar(Tarball),
+    /// capsuled takes it from containerd.
+    Image,
 }
 
 impl Content {
@@ -35,32 +38,36 @@ impl Content {
         match self {
             Self::Tree(plan) => plan.stream(emit).map(|()| plan.summary()),
             Self::Tar(tarball) => tarball.stream(emit),
+            Self::Image => Ok(Summary { files: None, bytes: 0 }),
         }
     }
 }
 
-/// Reads and judges what can be judged before anything is sent.
+/// Reads and judges what can be judged before anything is sent. Of a tree, what differs from the base is sent.
 ///
 /// # Errors
 /// Wrong usage, a wrong `capsule.toml`, a tree or tar that cannot be published.
-pub fn prepare(args: &BuildArgs) -> Result<Offer, Error> {
+pub fn prepare(args: &BuildArgs, base: Option<Base>) -> Result<Offer, Error> {
     let Some(source) = args.source.given() else {
-        return Err(Error::Usage("nothing to publish: name a directory, or a tar with --tar".to_owned()));
+        let what = "nothing to publish: name a directory, a tar with --tar, or an image with --image";
+        return Err(Error::Usage(what.to_owned()));
     };
     let (file, place) = read_declaration(args.file.as_deref(), source)?;
-    let header = request::build_header(args, file, &place)?;
+    let mut header = request::build_header(args, file, &place)?;
     let content = match source {
         Source::Tar(path) => Content::Tar(Tarball::open(path)?),
-        Source::Directory(dir) => Content::Tree(plan(dir, args)?),
+        Source::Directory(dir) => Content::Tree(plan(dir, args, base.as_ref().map(|base| &base.tree))?),
+        Source::Image(_) => Content::Image,
     };
+    header.base = base.map(|base| base.version);
     Ok(Offer { header, content })
 }
 
-fn plan(dir: &Path, args: &BuildArgs) -> Result<Plan, Error> {
+fn plan(dir: &Path, args: &BuildArgs, base: Option<&archive::Base>) -> Result<Plan, Error> {
     let declaration = args.file.as_deref();
     let options =
         archive::Options { keep_owner: args.keep_owner, mtime: args.source_date_epoch, declaration };
-    let plan = archive::plan(dir, options)?;
+    let plan = archive::plan(dir, options, base)?;
     for path in &plan.left_out {
         let note =
             format!("capsulectl: note: left out `{}`: a socket has no place in an image", path.display());
@@ -76,7 +83,9 @@ fn read_declaration(file: Option<&Path>, source: Source<'_>) -> Result<(Declarat
         (None, Source::Directory(dir)) => {
             (dir.join(archive::DECLARATION), archive::read_declaration(dir)?.unwrap_or_default())
         }
-        (None, Source::Tar(_)) => return Ok((Declaration::default(), "a file that --file names".to_owned())),
+        (None, Source::Tar(_) | Source::Image(_)) => {
+            return Ok((Declaration::default(), "a file that --file names".to_owned()));
+        }
     };
     let place = format!("`{}`", path.display());
     let declared = declaration::parse(&text).map_err(|mistake| Error::Declaration { path, mistake })?;

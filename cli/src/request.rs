@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use capsule_proto::capsule::v1;
 
-use crate::args::{AttachArgs, AttachmentArgs, BuildArgs, CapsuleRef, ContainerArg, KeyValue, ModeArg};
+use crate::args::{
+    AttachArgs, AttachmentArgs, BuildArgs, CapsuleRef, ContainerArg, EventsArgs, KeyValue, ModeArg,
+    RollbackArgs, UpgradeArgs,
+};
 use crate::declaration::{Declaration, Filled};
 use crate::error::Error;
 use crate::lock::Lock;
@@ -59,6 +62,11 @@ pub fn build_header(args: &BuildArgs, file: Declaration, place: &str) -> Result<
         resources,
         devices: file.devices,
         tags: args.tags.clone(),
+        base: None,
+        image: args.source.image.as_ref().map(|reference| v1::BuildImage {
+            reference: reference.clone(),
+            namespace: args.image_namespace.clone().unwrap_or_default(),
+        }),
     })
 }
 
@@ -145,34 +153,49 @@ pub fn dry_run(attach: v1::AttachRequest) -> v1::ResolveRequest {
     v1::ResolveRequest { container: attach.container, specs: attach.specs }
 }
 
-/// An upgrade.
+/// An upgrade of one or several capsules.
 ///
 /// # Errors
-/// Usage, when the namespaces differ.
-pub fn upgrade(
-    arg: ContainerArg,
-    capsule: CapsuleRef,
-    target: Option<String>,
-    namespace: Option<&str>,
-) -> Result<v1::UpgradeRequest, Error> {
+/// Usage, when `--target` is given with several capsules or the namespaces differ.
+pub fn upgrade(args: UpgradeArgs, namespace: Option<&str>) -> Result<v1::UpgradeRequest, Error> {
+    let timeout = args.health_timeout.map(prost_types::Duration::try_from).transpose();
+    let timeout = timeout.map_err(|_| Error::Usage("--health-timeout is too long".to_owned()))?;
+    let health = args.wait_healthy.map(|command| v1::HealthCheck { args: command.0, timeout });
+    let named = args.capsules.into_iter().map(|c| (c.name, c.version.unwrap_or_default()));
     Ok(v1::UpgradeRequest {
-        container: Some(container(arg, namespace)?),
-        capsule: capsule.name,
-        version: capsule.version.unwrap_or_default(),
-        target: target.unwrap_or_default(),
+        container: Some(container(args.container, namespace)?),
+        specs: moves(named, args.target)?,
+        health,
+        dry_run: args.dry_run,
     })
 }
 
-/// A rollback.
+/// A rollback of one or several capsules.
 ///
 /// # Errors
-/// Usage, when the namespaces differ.
-pub fn rollback(args: AttachmentArgs, namespace: Option<&str>) -> Result<v1::RollbackRequest, Error> {
+/// As [`upgrade`].
+pub fn rollback(args: RollbackArgs, namespace: Option<&str>) -> Result<v1::RollbackRequest, Error> {
+    let named = args.capsules.into_iter().map(|c| (c.0, String::new()));
     Ok(v1::RollbackRequest {
         container: Some(container(args.container, namespace)?),
-        capsule: args.capsule.0,
-        target: args.target.unwrap_or_default(),
+        specs: moves(named, args.target)?,
     })
+}
+
+fn moves(
+    named: impl Iterator<Item = (String, String)>,
+    target: Option<String>,
+) -> Result<Vec<v1::MoveSpec>, Error> {
+    let only = target.clone().unwrap_or_default();
+    let spec = |(capsule, version)| v1::MoveSpec { capsule, version, target: only.clone() };
+    let specs: Vec<_> = named.map(spec).collect();
+    if target.is_some() && specs.len() > 1 {
+        return Err(Error::Usage(format!(
+            "--target names the place of one capsule and {} are named: move them one by one",
+            specs.len()
+        )));
+    }
+    Ok(specs)
 }
 
 /// A detach.
@@ -185,6 +208,22 @@ pub fn detach(args: AttachmentArgs, lazy: bool, namespace: Option<&str>) -> Resu
         capsule: args.capsule.0,
         target: args.target.unwrap_or_default(),
         lazy,
+    })
+}
+
+/// A watch over events.
+///
+/// # Errors
+/// Usage, when the namespaces differ.
+pub fn events(args: EventsArgs, namespace: Option<&str>) -> Result<v1::WatchRequest, Error> {
+    let container = args.container.map(|arg| container(arg, namespace)).transpose()?;
+    let (id, of) = container.map(|c| (c.id, c.namespace)).unwrap_or_default();
+    Ok(v1::WatchRequest {
+        after: if args.all { Some(0) } else { args.after },
+        no_follow: args.no_follow,
+        container: id,
+        namespace: if of.is_empty() { namespace.unwrap_or_default().to_owned() } else { of },
+        capsule: args.capsule.map(|name| name.0).unwrap_or_default(),
     })
 }
 
@@ -276,7 +315,7 @@ mod tests {
             environment: map(&[("A", "1"), ("B", "2")]),
             resources: map(&[("pids.max", "3")]),
             devices: vec!["v.com/c=d".into()],
-            tags: Vec::new(),
+            ..v1::BuildHeader::default()
         };
         assert_eq!(header(&[], FILE).expect("a header"), want);
     }
@@ -298,6 +337,7 @@ mod tests {
             resources: map(&[("pids.max", "3")]),
             devices: vec!["v.com/c=d".into()],
             tags: vec!["stable".into(), "next".into()],
+            ..v1::BuildHeader::default()
         };
         assert_eq!(header(&[&words[..], &more, &tags].concat(), FILE).expect("a header"), want);
     }

@@ -99,9 +99,13 @@ impl Text for Plan {
                 (false, by) if by.is_empty() => "asked for".to_owned(),
                 (false, by) => format!("required by {by}"),
             };
+            let version = match &p.from_version {
+                Some(from) if *from != p.version => format!("{from} -> {}", p.version),
+                _ => p.version.clone(),
+            };
             table.row([
                 p.capsule.clone(),
-                p.version.clone(),
+                version,
                 short_digest(&p.digest).to_owned(),
                 p.target.clone(),
                 p.mode.unwrap_or_default().to_owned(),
@@ -133,12 +137,13 @@ impl Text for Moves {
     fn text(&self, _: SystemTime) -> String {
         let sentences = self.attachments.iter().map(|moved| {
             let Attachment { namespace, container, capsule, version, target, .. } = &moved.attachment;
-            let from = &moved.from_version;
-            if from == version {
-                line(format!("{namespace}/{container}: {capsule} is at {version} already, at {target}"))
-            } else {
-                line(format!("{namespace}/{container}: {capsule} {from} -> {version} at {target}"))
-            }
+            line(match &moved.from_version {
+                None => format!("{namespace}/{container}: {capsule} {version} is new, at {target}"),
+                Some(from) if from == version => {
+                    format!("{namespace}/{container}: {capsule} is at {version} already, at {target}")
+                }
+                Some(from) => format!("{namespace}/{container}: {capsule} {from} -> {version} at {target}"),
+            })
         });
         sentences.collect()
     }

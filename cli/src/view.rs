@@ -135,6 +135,8 @@ pub struct Planned {
     pub present: bool,
     /// Capsules of the plan that require it.
     pub required_by: Vec<String>,
+    /// The version that it would be moved from; `null` for one that would be attached.
+    pub from_version: Option<String>,
 }
 
 /// Result of `upgrade` and `rollback`.
@@ -143,10 +145,10 @@ pub struct Moves {
     pub attachments: Vec<Moved>,
 }
 
-/// An attachment, and the version that it was at before the call.
+/// An attachment, and the version that it was at before the call; `null` for one that is new.
 #[derive(Debug, Serialize)]
 pub struct Moved {
-    pub from_version: String,
+    pub from_version: Option<String>,
     #[serde(flatten)]
     pub attachment: Attachment,
 }
@@ -244,6 +246,7 @@ impl From<Vec<v1::Planned>> for Plan {
             target: p.target,
             present: p.present,
             required_by: p.required_by,
+            from_version: filled(p.from_version),
         };
         Self { planned: list.into_iter().map(planned).collect() }
     }
@@ -291,7 +294,7 @@ impl Moves {
         }
         let moved = now.into_iter().zip(from);
         let attachments =
-            moved.map(|(a, from_version)| Moved { from_version, attachment: a.into() }).collect();
+            moved.map(|(a, from)| Moved { from_version: filled(from), attachment: a.into() }).collect();
         Ok(Self { attachments })
     }
 }

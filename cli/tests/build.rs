@@ -97,7 +97,7 @@ fn a_declared_tree_needs_no_options() {
         environment: pair("TZDIR", "/usr/share/zoneinfo"),
         resources: pair("pids.max", "64"),
         devices: vec!["example.com/clock=rtc".into()],
-        tags: Vec::new(),
+        ..v1::BuildHeader::default()
     };
     assert_eq!(header, want);
     assert_eq!(names(&tar), ["UTC"]);

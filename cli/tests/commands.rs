@@ -75,17 +75,27 @@ fn changing_calls() -> Vec<(&'static str, Asked)> {
             "upgrade web tzdata@2026.2 --target /usr/share/zoneinfo",
             Asked::Upgrade(v1::UpgradeRequest {
                 container: container("", "web"),
-                capsule: "tzdata".into(),
-                version: "2026.2".into(),
-                target: ZONE.into(),
+                specs: vec![moved("tzdata", "2026.2", ZONE)],
+                ..Default::default()
+            }),
+        ),
+        (
+            "upgrade web app lib@2 --wait-healthy /check --health-timeout 1m",
+            Asked::Upgrade(v1::UpgradeRequest {
+                container: container("", "web"),
+                specs: vec![moved("app", "", ""), moved("lib", "2", "")],
+                health: Some(v1::HealthCheck {
+                    args: vec!["/check".into()],
+                    timeout: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
+                }),
+                dry_run: false,
             }),
         ),
         (
             "rollback web tzdata",
             Asked::Rollback(v1::RollbackRequest {
                 container: container("", "web"),
-                capsule: "tzdata".into(),
-                target: String::new(),
+                specs: vec![moved("tzdata", "", "")],
             }),
         ),
         (
@@ -98,6 +108,10 @@ fn changing_calls() -> Vec<(&'static str, Asked)> {
             }),
         ),
     ]
+}
+
+fn moved(capsule: &str, version: &str, target: &str) -> v1::MoveSpec {
+    v1::MoveSpec { capsule: capsule.into(), version: version.into(), target: target.into() }
 }
 
 #[test]
@@ -351,6 +365,10 @@ fn wrong_usage_is_two() {
     for line in [
         "attach web",
         "attach web a b --target /x",
+        "upgrade web a b --target /x",
+        "upgrade web a --health-timeout 1s",
+        "upgrade web a --wait-healthy '",
+        "rollback web",
         "attach k8s.io/web a -n moby",
         "rollback web tzdata@1",
         "tag tzdata@1",

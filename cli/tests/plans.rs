@@ -85,3 +85,26 @@ fn a_lock_file_that_is_none_is_named() {
     assert!(nowhere.stderr.contains("cannot write the lock file /nowhere/app.lock"), "{nowhere:?}");
     assert_eq!(nowhere.stdout, "");
 }
+
+#[test]
+fn an_upgrade_shows_its_plan_and_what_came_along() {
+    let fake = Fake::start();
+    let ran = fake.run(&["upgrade", "web", "app", "tool", "--dry-run"]);
+    let plan = "\
+CAPSULE   VERSION         DIGEST         TARGET      MODE   WHY
+tool      2024.2 -> 1.5   0123456789ab   /opt/tool   ro     required by app
+lib       1.5             0123456789ab   /opt/lib    ro     required by app
+app       1.4 -> 1.5      0123456789ab   /opt/app    ro     asked for
+";
+    assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (Some(0), plan, ""));
+    let ran = fake.run(&["upgrade", "web", "app"]);
+    let moved = "\
+default/web: tzdata 2024.2 -> 2026.1 at /usr/share/zoneinfo
+default/web: extra 2026.1 is new, at /usr/share/zoneinfo
+";
+    assert_eq!(ran.stdout, moved);
+    let ran = fake.run(&["upgrade", "web", "app", "-o", "json"]);
+    let json: serde_json::Value = serde_json::from_str(&ran.stdout).expect("JSON");
+    assert_eq!(json["attachments"][0]["from_version"], "2024.2");
+    assert_eq!(json["attachments"][1]["from_version"], serde_json::Value::Null);
+}

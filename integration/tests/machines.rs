@@ -47,10 +47,34 @@ fn privileged_native_forky_sets() -> Result<()> {
     run(Kind::Native, Suite::Forky, "sets")
 }
 
+/// Upgrades of sets, and what is proved of them.
+#[test]
+fn privileged_native_forky_moves() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "moves")
+}
+
+/// Attachments over a restart of the node, and events.
+#[test]
+fn privileged_native_forky_keep() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "keep")
+}
+
 /// Tags, and versions that move between machines.
 #[test]
 fn privileged_native_forky_registry() -> Result<()> {
     run(Kind::Native, Suite::Forky, "registry")
+}
+
+/// Differences between versions, versions on versions and on images, and what they share.
+#[test]
+fn privileged_native_forky_versions() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "versions")
+}
+
+/// containerd 1.7.
+#[test]
+fn privileged_native_trixie_versions() -> Result<()> {
+    run(Kind::Native, Suite::Trixie, "versions")
 }
 
 #[test]

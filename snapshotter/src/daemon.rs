@@ -164,7 +164,7 @@ struct Session {
     runtime: Runtime,
     stop: oneshot::Sender<()>,
     served: JoinHandle<Result<(), DaemonError>>,
-    stores: [Watch; 2],
+    stores: [Watch; 3],
 }
 
 impl Session {
@@ -199,7 +199,7 @@ impl Session {
 
     /// Serves until something ends the session, and closes everything that it had open.
     async fn run(mut self, sockets: &Sockets, stop: &mut Stop) -> Result<Ending, DaemonError> {
-        let [snapshots, records] = &mut self.stores;
+        let [snapshots, live, kept] = &mut self.stores;
         let ending = tokio::select! {
             () = stop.requested() => {
                 tell(State::Stopping);
@@ -209,7 +209,8 @@ impl Session {
                 successor.map(Ending::Successor).map_err(process("listen for a successor"))
             }
             error = snapshots.failed() => Ok(Ending::Failed(error)),
-            error = records.failed() => Ok(Ending::Failed(error)),
+            error = live.failed() => Ok(Ending::Failed(error)),
+            error = kept.failed() => Ok(Ending::Failed(error)),
             served = &mut self.served => {
                 self.runtime.shutdown_background(); // dropped in async code, it would panic
                 return Err(joined(served).err().unwrap_or(DaemonError::NotClosed));
@@ -252,7 +253,7 @@ async fn serve(
     config: Arc<Config>,
     sockets: Sockets,
     stop: oneshot::Receiver<()>,
-    started: oneshot::Sender<[Watch; 2]>,
+    started: oneshot::Sender<[Watch; 3]>,
 ) -> Result<(), DaemonError> {
     let (snapshots, watch) = open_snapshots(&config)?;
     let (dirs, leftovers) = snapshots.leftovers()?;
@@ -260,11 +261,13 @@ async fn serve(
     let routes = node.routes().add_service(SnapshotsService::new(snapshots).into_server());
     let shims = node.serve_shims(&config).await?;
     node.follow_containerd();
-    _ = started.send([watch, node.watch()]); // who started it waits
+    let [live, kept] = node.watches();
+    _ = started.send([watch, live, kept]); // who started it waits
     // There may be millions of files. A thread of its own, which neither a call nor the end of the session waits for.
     std::thread::spawn(move || dirs.remove_leftovers(&leftovers));
     let stop = async {
         _ = stop.await; // gone or told: both mean to stop
+        node.end_watches();
     };
     let served = server::serve(sockets.api, routes, stop).await;
     shims.stop().await;
@@ -326,7 +329,7 @@ mod tests {
             api: server::listen(&at("api")).unwrap(),
             handover: server::listen(&at("handover")).unwrap(),
         };
-        let stores = ["a", "b"].map(|name| Store::open(&at(name)).unwrap().watch());
+        let stores = ["a", "b", "c"].map(|name| Store::open(&at(name)).unwrap().watch());
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let served = runtime.spawn(async { Err(process("fail")(io::ErrorKind::Other.into())) });
         let session = Session { runtime, stop: oneshot::channel().0, served, stores };

@@ -1,7 +1,7 @@
 //! capsuled, the node daemon of Resource Capsules.
 //!
 //! Rooms, each of which may use only those to its right:
-//! `service` → `snapshots`, `capsules`, `attachments` → `store`, `dirs`, `containerd`, `shims` → `config`.
+//! `service` → `snapshots`, `capsules`, `attachments` → `events` → `store`, `dirs`, `trees`, `containerd`, `shims` → `config`.
 //! `daemon` puts them together; `server`, `handover` and `notify` are about its sockets and its life, `agreement` about what
 //! containerd believes of it.
 //! The pure types of `snapshots` and `attachments` (`model`, the mount options) belong to all rooms.
@@ -15,6 +15,7 @@ pub mod config;
 pub mod containerd;
 pub mod daemon;
 pub mod dirs;
+pub mod events;
 pub mod filters;
 pub mod handover;
 pub mod node;
@@ -24,6 +25,7 @@ pub mod service;
 pub mod shims;
 pub mod snapshots;
 pub mod store;
+pub mod trees;
 
 /// An id that no other has: 96 random bits as 24 hexadecimal digits.
 pub(crate) fn fresh_id() -> String {

@@ -4,10 +4,11 @@ use std::{io, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use capsuled::{
-    config::{Config, ConfigError, DEFAULT_PATH},
+    config::{Config, ConfigError, DEFAULT_PATH, Level},
     daemon,
 };
 use clap::Parser;
+use tracing_subscriber::EnvFilter;
 
 /// What a configuration with mistakes exits with, as usage errors do.
 const EXIT_CONFIG: u8 = 2;
@@ -62,9 +63,14 @@ fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_ansi(false)
-        .with_max_level(tracing::Level::from(config.log.level))
+        .with_env_filter(filter(config.log.level))
         .init();
     let features = overlayfs_utils::probe().context("this machine cannot carry capsules")?;
     tracing::info!(%features, "kernel probed");
     Ok(daemon::run(config, take_over)?)
+}
+
+/// The solver tells each of its steps as if it were news.
+fn filter(level: Level) -> EnvFilter {
+    EnvFilter::new(format!("{},pubgrub=warn", tracing::Level::from(level)))
 }

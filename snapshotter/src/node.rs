@@ -1,21 +1,23 @@
 //! The capsule side of the daemon, put together: what `main` starts beside the snapshotter.
 
 use capsule_proto::capsule::v1::{
-    attachments_server::AttachmentsServer, capsules_server::CapsulesServer, tags_server::TagsServer,
-    transfers_server::TransfersServer,
+    attachments_server::AttachmentsServer, capsules_server::CapsulesServer, events_server::EventsServer,
+    tags_server::TagsServer, transfers_server::TransfersServer, trees_server::TreesServer,
 };
+use tokio::sync::watch;
 use tonic::service::Routes;
 
 use crate::{
     agreement,
-    attachments::{Attachments, Marks},
+    attachments::{Attachments, Ledger},
     capsules::Capsules,
     config::Config,
     containerd::Containerd,
+    events::Feed,
     service::{
-        AttachmentsService, CapsulesService, NodeService, NodeServiceError, TagsService, TransfersService,
+        AttachmentsService, CapsulesService, EventsService, NodeService, NodeServiceError, TagsService,
+        TransfersService, TreesService,
     },
-    shims::Shims,
     snapshots::Snapshots,
     store::{
         Store, StoreError, Watch,
@@ -29,13 +31,10 @@ pub enum NodeError {
     /// The attachment records could not be read.
     #[error("read the attachment records: {0}")]
     Records(#[from] StoreError),
-    /// The thread that writes them could not be started.
-    #[error("start the thread that writes attachment records")]
-    Journal(#[source] std::io::Error),
 }
 
-/// Attachment records, in the run directory. They must outlive capsuled and need not outlive the mounts that they
-/// tell of, which end with the kernel: on a tmpfs, no attach waits for a disk.
+/// Attachment records. In the run directory, those that tell of mounts and of intents: they end with the kernel, as these do.
+/// In the root, those of what is to be again after a reboot.
 const RECORDS: &str = "attachments.redb";
 
 /// Where shims ask, in the run directory. They try again while it is away.
@@ -48,7 +47,10 @@ const MESSAGE_MAX: usize = 16 << 20;
 pub struct Node {
     capsules: Capsules,
     attachments: Attachments,
-    records: Watch,
+    stores: [Watch; 2],
+    feed: Feed,
+    /// Set when those who follow events are to be let go.
+    closing: watch::Sender<bool>,
     containerd: Containerd,
     config: Config,
 }
@@ -59,37 +61,43 @@ impl Node {
     ///
     /// To be called before the snapshotter is served: a snapshot that is in use must not be removable for a moment.
     pub async fn open(config: &Config, snapshots: Snapshots) -> Result<Self, NodeError> {
-        let store = Store::open(&config.run.join(RECORDS))?;
-        let records = store.watch();
-        let recorded = attachments::read_all(&store)?;
-        let journal = Journal::start(store).map_err(NodeError::Journal)?;
+        let live = Store::open(&config.run.join(RECORDS))?;
+        let kept = Store::open(&config.root.join(RECORDS))?;
+        let stores = [live.watch(), kept.watch()];
+        let recorded = attachments::take_over(&live, &kept)?;
+        let journal = Journal::start(live.clone())?;
+        let feed = journal.feed(live);
+        let ledger = Ledger::new(journal.clone(), Journal::start(kept)?);
         let containerd = Containerd::new(&config.containerd.address);
         let (namespace, snapshotter) = (&config.containerd.namespace, &config.containerd.snapshotter);
-        let capsules = Capsules::new(containerd.clone(), snapshots.clone(), namespace, snapshotter)
-            .with_hosts(config.containerd.hosts.clone());
-        let attachments = Attachments::new(
-            containerd.clone(),
-            capsules.clone(),
-            snapshots,
-            Shims::new(&config.run),
-            journal,
-            Marks::new(&config.run),
-        );
+        let capsules =
+            Capsules::new(containerd.clone(), snapshots.clone(), namespace, snapshotter, journal.clone())
+                .with_hosts(config.containerd.hosts.clone());
+        let attachments =
+            Attachments::new(containerd.clone(), capsules.clone(), snapshots, ledger, &config.run);
         attachments.pin_recorded(&recorded);
         attachments.recover(recorded).await;
-        Ok(Self { capsules, attachments, records, containerd, config: config.clone() })
+        let closing = watch::Sender::new(false);
+        Ok(Self { capsules, attachments, stores, feed, closing, containerd, config: config.clone() })
     }
 
-    /// A watch over the store of the attachment records. It is closed when this, the routes and what runs in the
+    /// Watches over the stores of the attachment records. They are closed when this, the routes and what runs in the
     /// background are gone.
-    pub fn watch(&self) -> Watch {
-        self.records.clone()
+    pub fn watches(&self) -> [Watch; 2] {
+        self.stores.clone()
     }
 
     /// Follows containerd in the background until the runtime ends.
     pub fn follow_containerd(&self) {
         tokio::spawn(self.attachments.clone().watch());
+        let namespace = self.config.containerd.namespace.clone();
+        tokio::spawn(self.feed.clone().publish(self.containerd.clone(), namespace));
         tokio::spawn(agreement::check(self.containerd.clone(), self.config.clone()));
+    }
+
+    /// Ends the calls that follow events: they would have no end, and may be made again at once.
+    pub fn end_watches(&self) {
+        self.closing.send_replace(true);
     }
 
     /// Serves what shims ask of capsuled, `capsule.node.v1`, on a socket in the run directory.
@@ -108,7 +116,9 @@ impl Node {
         let transfers = TransfersService::new(self.capsules.clone(), capsules.clone());
         Routes::new(CapsulesServer::new(capsules).max_decoding_message_size(MESSAGE_MAX))
             .add_service(AttachmentsServer::new(attachments))
+            .add_service(EventsServer::new(EventsService::new(self.feed.clone(), self.closing.subscribe())))
             .add_service(TagsServer::new(tags))
             .add_service(TransfersServer::new(transfers).max_decoding_message_size(MESSAGE_MAX))
+            .add_service(TreesServer::new(TreesService::new(self.capsules.clone())))
     }
 }

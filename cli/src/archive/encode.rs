@@ -21,7 +21,7 @@ const PAX_NAME: &[u8] = b"././@PaxHeader";
 pub fn encode_header(member: &Member) -> Vec<u8> {
     let size = member.content.as_ref().map_or(0, |c| c.size);
     let (typeflag, link, device) = match &member.entry {
-        Entry::File => (b'0', &[][..], (0, 0)),
+        Entry::File | Entry::Whiteout => (b'0', &[][..], (0, 0)),
         Entry::HardLink { first } => (b'1', first.as_slice(), (0, 0)),
         Entry::Symlink { target } => (b'2', target.as_slice(), (0, 0)),
         Entry::Device { block: false, major, minor } => (b'3', &[][..], (*major, *minor)),

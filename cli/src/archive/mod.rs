@@ -1,6 +1,6 @@
 //! A directory tree as one deterministic, uncompressed tar: what a version's layer is made from.
 //!
-//! `walk` reads the tree and touches nothing else, `plan` decides (pure), `encode` turns decisions into header
+//! `walk` reads the tree and touches nothing else, `plan` decides (pure), with `delta` for a layer over another version, `encode` turns decisions into header
 //! blocks (pure), `stream` reads the files' content and hands out chunks. The same tree gives the same bytes
 //! whatever the clock, the order of directories on disk, and who builds it:
 //!
@@ -17,6 +17,7 @@
 //!
 //! Format: POSIX.1-2001 pax (IEEE Std 1003.1, `pax`), the dialect of the OCI image specification's `layer.md`.
 
+mod delta;
 mod encode;
 mod exclude;
 mod plan;
@@ -34,8 +35,10 @@ use std::path::{Path, PathBuf};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 
+use self::delta::Stuck;
+pub use self::delta::{Base, BaseEntry, BaseKind};
 use self::exclude::Exclude;
-use self::plan::Member;
+use self::plan::{Entry, Member};
 pub use self::tarball::Tarball;
 pub use self::walk::SMALL;
 
@@ -72,7 +75,7 @@ pub struct Plan {
 /// How much was archived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Summary {
-    /// Members that are not directories; `None` for an archive that was passed on as it is.
+    /// Members that are neither directories nor deletions; `None` for an archive that was passed on as it is.
     pub files: Option<u64>,
     /// Bytes of content, or of the archive that was passed on.
     pub bytes: u64,
@@ -132,21 +135,29 @@ pub enum Error {
     ReadTar { step: &'static str, name: String, source: std::io::Error },
 }
 
-/// Reads the tree at `dir` and decides what its archive holds.
+/// Reads the tree at `dir` and decides what its archive holds: all of it, or what differs from `base`.
 ///
 /// `dir` itself may be a symbolic link. Mount points below it are entered; excluded paths are not even opened.
 ///
 /// # Errors
 /// Any of [`Error`] but content that changes later.
-pub fn plan(dir: &Path, options: Options<'_>) -> Result<Plan, Error> {
+pub fn plan(dir: &Path, options: Options<'_>, base: Option<&Base>) -> Result<Plan, Error> {
     let root = walk::open_root(dir)?;
     let exclude = read_exclude(&root, dir, options.declaration)?;
     let found = walk::read_tree(&root, dir, &exclude)?;
-    let plan::Planned { members, left_out } =
-        plan::plan_members(found, options).map_err(|refusal| refusal.in_tree(dir))?;
-    if members.is_empty() {
+    if found.iter().all(|found| found.kind == walk::Kind::Socket) {
         return Err(Error::Empty { path: dir.to_owned() });
     }
+    let planned = match base {
+        None => plan::plan_members(found, options).map_err(Stuck::Refused),
+        Some(base) => delta::plan_delta(found, base, options, |found, stamp| {
+            stream::hash(&root, dir, &found.path, stamp)
+        }),
+    };
+    let plan::Planned { members, left_out } = planned.map_err(|stuck| match stuck {
+        Stuck::Refused(refusal) => refusal.in_tree(dir),
+        Stuck::Unread(error) => error,
+    })?;
     let left_out = left_out.iter().map(|path| join(dir, path)).collect();
     Ok(Plan { root, dir: dir.to_owned(), members, left_out })
 }
@@ -173,7 +184,8 @@ fn read_exclude(root: &OwnedFd, dir: &Path, declaration: Option<&Path>) -> Resul
 impl Plan {
     /// How much it holds.
     pub fn summary(&self) -> Summary {
-        let files = self.members.iter().filter(|m| !m.is_directory()).count() as u64;
+        let is_file = |m: &&Member| !matches!(m.entry, Entry::Directory | Entry::Whiteout);
+        let files = self.members.iter().filter(is_file).count() as u64;
         let bytes = self.members.iter().filter_map(|m| m.content.as_ref()).map(|c| c.size).sum();
         Summary { files: Some(files), bytes }
     }

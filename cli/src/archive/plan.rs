@@ -26,10 +26,20 @@ pub struct Member {
 pub enum Entry {
     File,
     Directory,
-    HardLink { first: Vec<u8> },
-    Symlink { target: Vec<u8> },
+    HardLink {
+        first: Vec<u8>,
+    },
+    Symlink {
+        target: Vec<u8>,
+    },
     Fifo,
-    Device { block: bool, major: u32, minor: u32 },
+    Device {
+        block: bool,
+        major: u32,
+        minor: u32,
+    },
+    /// Of a layer over others: what those have here is gone.
+    Whiteout,
 }
 
 /// A file's content: where it is and how it looked.
@@ -79,9 +89,9 @@ fn text(name: &[u8]) -> String {
 }
 
 impl Member {
-    /// Whether it is a directory.
-    pub fn is_directory(&self) -> bool {
-        self.entry == Entry::Directory
+    /// Where it is in the tree, which is what members are ordered by.
+    pub fn path(&self) -> &[u8] {
+        self.name.strip_suffix(b"/").unwrap_or(&self.name)
     }
 }
 
@@ -93,7 +103,8 @@ pub fn plan_members(mut found: Vec<Found>, options: Options<'_>) -> Result<Plann
     let mut first_paths = HashMap::new();
     for found in found {
         check(&found)?;
-        let Found { path, kind, mode, uid, gid, xattrs } = found;
+        let (uid, gid) = owner(&found, options);
+        let Found { path, kind, mode, xattrs, .. } = found;
         let Some((entry, content)) = plan_entry(kind, &path, &mut first_paths) else {
             planned.left_out.push(path);
             continue;
@@ -102,7 +113,6 @@ pub fn plan_members(mut found: Vec<Found>, options: Options<'_>) -> Result<Plann
         if entry == Entry::Directory {
             name.push(b'/');
         }
-        let (uid, gid) = if options.keep_owner { (uid, gid) } else { (0, 0) };
         // Attributes belong to the file, not to a name of it: the first name carries them.
         let xattrs = if matches!(entry, Entry::HardLink { .. }) { Attributes::new() } else { xattrs };
         planned.members.push(Member { name, entry, mode, uid, gid, mtime: options.mtime, xattrs, content });
@@ -110,7 +120,13 @@ pub fn plan_members(mut found: Vec<Found>, options: Options<'_>) -> Result<Plann
     Ok(planned)
 }
 
-fn check(found: &Found) -> Result<(), Refusal> {
+/// User and group as the archive has them.
+pub fn owner(found: &Found, options: Options<'_>) -> (u32, u32) {
+    if options.keep_owner { (found.uid, found.gid) } else { (0, 0) }
+}
+
+/// Refuses what no archive can hold.
+pub fn check(found: &Found) -> Result<(), Refusal> {
     let name = found.path.rsplit(|b| *b == b'/').next().unwrap_or_default();
     if name.starts_with(b".wh.") {
         return Err(Refusal::WhiteoutName { path: found.path.clone() });

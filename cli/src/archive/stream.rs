@@ -1,11 +1,13 @@
 //! Reads the planned files and hands out the archive in chunks. Touches the file system, by `walk::open_below`.
 
 use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
+use sha2::{Digest, Sha256};
 
 use super::encode::{END, encode_header, padding};
 use super::plan::{Content, Member};
@@ -14,6 +16,8 @@ use super::{Error, join};
 
 /// Largest chunk handed out, in bytes: well under the 4 MiB that gRPC receivers accept.
 pub const CHUNK: usize = 1 << 20;
+/// How much is read at once of a file that is only hashed.
+const HASHED: usize = 64 << 10;
 
 /// See [`super::Plan::stream`].
 pub fn stream(
@@ -105,6 +109,35 @@ fn stream_content(
     check_stamp(&file, content)?;
     chunks.push(&END[..padding(content.size)])?;
     Ok(())
+}
+
+/// SHA-256 of a file that was seen to have this stamp, and still has it afterwards.
+///
+/// # Errors
+/// As [`super::Plan::stream`].
+pub fn hash(root: &OwnedFd, dir: &Path, path: &[u8], stamp: Stamp) -> Result<[u8; 32], Error> {
+    let content = Content { path: path.to_vec(), size: stamp.size, stamp };
+    hash_content(root, &content).map_err(|why| match why.halt(dir, &content) {
+        Halt::Failed(error) => error,
+        // Nobody takes chunks here that could stop.
+        Halt::Stopped => Error::Changed { path: join(dir, path), what: "it was not read".to_owned() },
+    })
+}
+
+fn hash_content(root: &OwnedFd, content: &Content) -> Result<[u8; 32], Broken> {
+    let fd = open_below(root.as_fd(), &content.path).map_err(|e| Broken::Io("open", e))?;
+    check_stamp(&fd, content)?;
+    let (mut sum, mut piece, mut file) = (Sha256::new(), vec![0; HASHED], File::from(fd));
+    loop {
+        match file.read(&mut piece) {
+            Ok(0) => break,
+            Ok(length) => sum.update(&piece[..length]),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Broken::Io("read", Errno::from_io_error(&e).unwrap_or(Errno::IO))),
+        }
+    }
+    check_stamp(&file, content)?;
+    Ok(sum.finalize().into())
 }
 
 fn check_stamp(fd: impl AsFd, content: &Content) -> Result<(), Broken> {

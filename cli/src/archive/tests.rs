@@ -21,7 +21,7 @@ const OPTIONS: Options<'static> = Options { keep_owner: false, mtime: 1_700_000_
 
 fn archive_of(dir: &Path) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let plan = plan(dir, OPTIONS).expect("a plan");
+    let plan = plan(dir, OPTIONS, None).expect("a plan");
     plan.stream(|chunk| {
         assert!(!chunk.is_empty() && chunk.len() <= stream::CHUNK);
         bytes.extend(chunk);
@@ -390,7 +390,7 @@ fn a_directory_swapped_for_a_link_is_noticed() {
     fs::write(outside.path().join("f"), "secret").expect("a file");
     fs::create_dir(dir.path().join("d")).expect("a directory");
     fs::write(dir.path().join("d/f"), "public").expect("a file");
-    let plan = plan(dir.path(), OPTIONS).expect("a plan");
+    let plan = plan(dir.path(), OPTIONS, None).expect("a plan");
     fs::rename(dir.path().join("d"), dir.path().join("old")).expect("renamed");
     std::os::unix::fs::symlink(outside.path(), dir.path().join("d")).expect("a link");
     let error = plan.stream(|_| true).expect_err("a link on the way");
@@ -420,7 +420,7 @@ fn a_tree_that_changes_is_an_error() {
         let dir = tempfile::tempdir().expect("a directory");
         let file = dir.path().join("f");
         fs::write(&file, "abcdef").expect("a file");
-        let plan = plan(dir.path(), OPTIONS).expect("a plan");
+        let plan = plan(dir.path(), OPTIONS, None).expect("a plan");
         change(&file);
         let error = plan.stream(|_| true).expect_err(want).to_string();
         assert!(error.contains(want) && error.contains(file.to_str().expect("UTF-8")), "{want}: {error}");
@@ -432,7 +432,7 @@ fn a_file_that_grows_while_it_is_read_is_an_error() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("f");
     fs::write(&file, vec![1; 3 * stream::CHUNK]).expect("a file");
-    let plan = plan(dir.path(), OPTIONS).expect("a plan");
+    let plan = plan(dir.path(), OPTIONS, None).expect("a plan");
     let mut chunks = 0;
     let outcome = plan.stream(|_| {
         chunks += 1;
@@ -449,7 +449,7 @@ fn streaming_stops_when_nobody_listens() {
     let dir = tempfile::tempdir().expect("a directory");
     fs::write(dir.path().join("f"), vec![1; 3 * stream::CHUNK]).expect("a file");
     let mut calls = 0;
-    let outcome = plan(dir.path(), OPTIONS).expect("a plan").stream(|_| {
+    let outcome = plan(dir.path(), OPTIONS, None).expect("a plan").stream(|_| {
         calls += 1;
         false
     });
@@ -460,7 +460,7 @@ fn streaming_stops_when_nobody_listens() {
 #[test]
 fn trees_that_are_none() {
     let dir = tempfile::tempdir().expect("a directory");
-    let message = |path: &Path| plan(path, OPTIONS).expect_err("refused").to_string();
+    let message = |path: &Path| plan(path, OPTIONS, None).expect_err("refused").to_string();
     assert!(message(dir.path()).contains("nothing to publish"));
     assert!(message(&dir.path().join("absent")).contains("No such file"));
     fs::write(dir.path().join(".wh.f"), "").expect("a file");
@@ -474,7 +474,7 @@ fn sockets_and_fifos_on_disk() {
     let _listener = std::os::unix::net::UnixListener::bind(dir.path().join("s")).expect("a socket");
     let fifo = dir.path().join("p");
     rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, 0o600.into()).expect("a FIFO");
-    let plan = plan(dir.path(), OPTIONS).expect("a plan, without waiting for the FIFO's writer");
+    let plan = plan(dir.path(), OPTIONS, None).expect("a plan, without waiting for the FIFO's writer");
     assert_eq!(plan.left_out, [dir.path().join("s")]);
     assert_eq!(plan.summary(), Summary { files: Some(1), bytes: 0 });
 }

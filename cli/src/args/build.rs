@@ -7,7 +7,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, ValueHint};
 
-use super::{KeyValue, ModeArg};
+use super::{CapsuleRef, KeyValue, ModeArg};
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -16,6 +16,8 @@ Examples:
   capsulectl build ./tools --name debug-tools --version 1.0.0 --target / --mode union
   capsulectl build ./app --file app.toml --require 'cuda-runtime >=12.4, <13' --env APP=/opt/app
   zstd -dc tools.tar.zst | capsulectl build --tar - --name debug-tools --version 1.0.0 --target /
+  capsulectl build ./model --name model --version 2 --base model@1     # stores what differs
+  capsulectl build --image docker.io/library/debian:13 --image-namespace default --name debian --version 13
   SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) capsulectl build ./site --name site --version 1.4.2
 
 The same tree gives the same digest, whoever builds it and when. Modification times become
@@ -24,7 +26,10 @@ File capabilities and user.* attributes are kept. Links are never followed. Sock
 
 DIR/capsule.toml declares the version; options win over it. DIR/.capsuleignore, in the syntax of
 .gitignore, says what to leave out. Neither is part of the tree. A tar is published as it is, with
-its own times and owners, and only --file declares something of it.";
+its own times and owners, and so are the layers of an image; only --file declares something of them.
+
+With --base the version has the layers of another and one layer over them, which holds what differs.
+What it attaches is the same as without. Give the base's SOURCE_DATE_EPOCH, or every file differs.";
 
 /// Arguments of `build`.
 #[derive(Debug, Args)]
@@ -60,15 +65,21 @@ pub struct BuildArgs {
     #[arg(long = "tag", value_name = "TAG", value_parser = NonEmptyStringValueParser::new())]
     pub tags: Vec<String>,
     /// Keep the files' user and group ids instead of giving all to root
-    #[arg(long, conflicts_with = "tar")]
+    #[arg(long, conflicts_with_all = ["tar", "image"])]
     pub keep_owner: bool,
+    /// Another version, whose layers this one has too: only what differs is stored
+    #[arg(long, value_name = "NAME[@VERSION]", conflicts_with_all = ["tar", "image"])]
+    pub base: Option<CapsuleRef>,
+    /// The containerd namespace of the image [default: that of the capsules]
+    #[arg(long, value_name = "NS", conflicts_with_all = ["dir", "tar"], value_parser = NonEmptyStringValueParser::new())]
+    pub image_namespace: Option<String>,
     /// The modification time of all files, in seconds since 1970
     #[arg(long, env = "SOURCE_DATE_EPOCH", value_name = "SECONDS", default_value_t = 0,
           hide_default_value = true, value_parser = clap::value_parser!(u64).range(..=crate::archive::MAX_MTIME))]
     pub source_date_epoch: u64,
 }
 
-/// What is published: one of the two.
+/// What is published: one of these.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub struct SourceArgs {
@@ -78,6 +89,9 @@ pub struct SourceArgs {
     /// An uncompressed tar to publish as it is, instead of a directory; `-` for standard input
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub tar: Option<PathBuf>,
+    /// An image of containerd whose layers to publish as they are, by its name there
+    #[arg(long, value_name = "REF", value_parser = NonEmptyStringValueParser::new())]
+    pub image: Option<String>,
 }
 
 /// What is published.
@@ -87,24 +101,32 @@ pub enum Source<'a> {
     Directory(&'a Path),
     /// This tar; `-` for standard input.
     Tar(&'a Path),
+    /// This image of containerd.
+    Image(&'a str),
 }
 
 impl SourceArgs {
     /// The one that was given; `None` only where clap did not see to it.
     pub fn given(&self) -> Option<Source<'_>> {
         let tar = self.tar.as_deref().map(Source::Tar);
-        tar.or_else(|| self.dir.as_deref().map(Source::Directory))
+        let image = self.image.as_deref().map(Source::Image);
+        tar.or(image).or_else(|| self.dir.as_deref().map(Source::Directory))
     }
 }
 
-/// What clap cannot express: a tar's times are its own, so the option is refused with one. The environment
+/// What clap cannot express: times of a tar and of an image are its own, so the option is refused with one. The environment
 /// variable is not: scripts set it for all that they build.
 pub fn check(command: &mut Command, matches: &ArgMatches) -> Result<(), clap::Error> {
     let Some(("build", build)) = matches.subcommand() else { return Ok(()) };
     let typed = build.value_source("source_date_epoch") == Some(ValueSource::CommandLine);
-    if typed && build.contains_id("tar") {
-        let what = "--source-date-epoch cannot be used with --tar: a tar is published with the times it has";
-        return Err(command.error(ErrorKind::ArgumentConflict, what));
+    for (source, why) in [
+        ("tar", "a tar is published with the times it has"),
+        ("image", "an image's layers are published with the times they have"),
+    ] {
+        if typed && build.contains_id(source) {
+            let what = format!("--source-date-epoch cannot be used with --{source}: {why}");
+            return Err(command.error(ErrorKind::ArgumentConflict, what));
+        }
     }
     Ok(())
 }

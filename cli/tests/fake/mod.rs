@@ -1,6 +1,7 @@
 //! A capsuled of the tests: serves `capsule.v1` on a temporary socket, keeps what it was asked, gives fixed answers.
 
 pub mod transfers;
+mod trees;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -10,8 +11,10 @@ use std::time::{Duration, SystemTime};
 use capsule_proto::capsule::v1::attachments_server::{Attachments, AttachmentsServer};
 use capsule_proto::capsule::v1::build_request::Part;
 use capsule_proto::capsule::v1::capsules_server::{Capsules, CapsulesServer};
+use capsule_proto::capsule::v1::events_server::{Events, EventsServer};
 use capsule_proto::capsule::v1::tags_server::{Tags, TagsServer};
 use capsule_proto::capsule::v1::transfers_server::TransfersServer;
+use capsule_proto::capsule::v1::trees_server::TreesServer;
 use capsule_proto::capsule::v1::{self, AttachmentState, Mode};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -27,16 +30,20 @@ pub const INSTANT: i64 = 1_700_000_000;
 
 /// What the fake was asked.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant)] // a handful at a time
 pub enum Asked {
     Build { header: Box<v1::BuildHeader>, tar: Vec<u8>, chunks: usize, whole: bool },
     Ls(v1::ListCapsulesRequest),
     Inspect(v1::InspectCapsuleRequest),
+    ListTree(v1::ListTreeRequest),
+    Diff(v1::DiffTreesRequest),
     Resolve(v1::ResolveRequest),
     Attach(v1::AttachRequest),
     Upgrade(v1::UpgradeRequest),
     Rollback(v1::RollbackRequest),
     Detach(v1::DetachRequest),
     Ps(v1::ListAttachmentsRequest),
+    Watch(v1::WatchRequest),
     Tag(v1::TagRequest),
     Untag(v1::UntagRequest),
     Pull(v1::PullRequest),
@@ -198,6 +205,19 @@ impl Capsules for Service {
     }
 }
 
+fn planned(capsule: &str, present: bool, by: &[&str]) -> v1::Planned {
+    v1::Planned {
+        capsule: capsule.into(),
+        version: "1.5".into(),
+        digest: version().digest,
+        target: format!("/opt/{capsule}"),
+        mode: Mode::Ro.into(),
+        present,
+        required_by: by.iter().map(|name| (*name).to_owned()).collect(),
+        from_version: String::new(),
+    }
+}
+
 #[tonic::async_trait]
 impl Tags for Service {
     async fn tag(&self, request: Request<v1::TagRequest>) -> Result<Response<v1::TagResponse>, Status> {
@@ -230,12 +250,28 @@ impl Attachments for Service {
         request: Request<v1::UpgradeRequest>,
     ) -> Result<Response<v1::UpgradeResponse>, Status> {
         let request = request.into_inner();
-        let from = if request.version == "2026.1" { "2026.1" } else { "2024.2" };
+        let from = if request.specs[0].version == "2026.1" { "2026.1" } else { "2024.2" };
+        let (dry_run, brings) = (request.dry_run, request.specs[0].capsule == "app");
         self.heard(Asked::Upgrade(request));
-        Ok(Response::new(v1::UpgradeResponse {
+        if dry_run {
+            let planned = vec![
+                v1::Planned { from_version: from.into(), ..planned("tool", false, &["app"]) },
+                planned("lib", false, &["app"]),
+                v1::Planned { from_version: "1.4".into(), ..planned("app", false, &[]) },
+            ];
+            return Ok(Response::new(v1::UpgradeResponse { planned, ..Default::default() }));
+        }
+        let mut answer = v1::UpgradeResponse {
             attachments: vec![attachment(AttachmentState::Attached)],
             from_versions: vec![from.into()],
-        }))
+            planned: Vec::new(),
+        };
+        if brings {
+            let extra = v1::Attachment { capsule: "extra".into(), ..attachment(AttachmentState::Attached) };
+            answer.attachments.push(extra);
+            answer.from_versions.push(String::new());
+        }
+        Ok(Response::new(answer))
     }
 
     async fn rollback(
@@ -264,15 +300,6 @@ impl Attachments for Service {
         request: Request<v1::ResolveRequest>,
     ) -> Result<Response<v1::ResolveResponse>, Status> {
         self.heard(Asked::Resolve(request.into_inner()));
-        let planned = |capsule: &str, present: bool, by: &[&str]| v1::Planned {
-            capsule: capsule.into(),
-            version: "1.5".into(),
-            digest: version().digest,
-            target: format!("/opt/{capsule}"),
-            mode: Mode::Ro.into(),
-            present,
-            required_by: by.iter().map(|name| (*name).to_owned()).collect(),
-        };
         let planned = vec![
             planned("lib", true, &["app", "tool"]),
             planned("tool", false, &["app"]),
@@ -290,6 +317,38 @@ impl Attachments for Service {
         let attached = v1::Attachment { since, ..attachment(AttachmentState::Attached) };
         let elsewhere = v1::Attachment { namespace: "k8s.io".into(), ..attached.clone() };
         Ok(Response::new(v1::ListAttachmentsResponse { attachments: vec![attached, elsewhere, draining()] }))
+    }
+}
+
+#[tonic::async_trait]
+impl Events for Service {
+    type WatchStream = tokio_stream::Iter<std::vec::IntoIter<Result<v1::WatchResponse, Status>>>;
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let request = request.into_inner();
+        let after = request.after.unwrap_or(100);
+        self.heard(Asked::Watch(request));
+        if after == 7 {
+            return Err(Status::out_of_range("events after 7 are no longer kept"));
+        }
+        let event = v1::Event {
+            sequence: after + 1,
+            at: Some(prost_types::Timestamp { seconds: INSTANT, nanos: 0 }),
+            kind: v1::EventKind::Upgraded.into(),
+            container: "web".into(),
+            namespace: "default".into(),
+            attachment_id: "a1".into(),
+            target: "/t".into(),
+            capsule: "tzdata".into(),
+            version: "2".into(),
+            from_version: "1".into(),
+            digest: "sha256:00".into(),
+            message: "all \x1b[31mwell".into(),
+        };
+        Ok(Response::new(tokio_stream::iter(vec![
+            Ok(v1::WatchResponse { event: None, sequence: after }),
+            Ok(v1::WatchResponse { event: Some(event), sequence: after + 1 }),
+        ])))
     }
 }
 
@@ -316,7 +375,9 @@ impl Fake {
                     .add_service(CapsulesServer::new(service.clone()))
                     .add_service(TagsServer::new(service.clone()))
                     .add_service(TransfersServer::new(service.clone()))
-                    .add_service(AttachmentsServer::new(service))
+                    .add_service(TreesServer::new(service.clone()))
+                    .add_service(AttachmentsServer::new(service.clone()))
+                    .add_service(EventsServer::new(service))
                     .serve_with_incoming(UnixListenerStream::new(listener))
                     .await
                     .expect("served");

@@ -4,8 +4,11 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use capsule_proto::capsule::v1::attachments_client::AttachmentsClient;
+use capsule_proto::capsule::v1::build_request::Part;
+use capsule_proto::capsule::v1::capsules_client::CapsulesClient;
 use capsule_proto::capsule::v1::{
-    AttachRequest, AttachmentSpec, ContainerRef, DetachRequest, RollbackRequest, UpgradeRequest,
+    AttachRequest, AttachmentSpec, BuildHeader, BuildRequest, ContainerRef, DetachRequest, MoveSpec,
+    RollbackRequest, UpgradeRequest,
 };
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -19,6 +22,7 @@ use super::world::CAPSULED_SOCKET;
 pub struct Api {
     runtime: Runtime,
     attachments: AttachmentsClient<Channel>,
+    capsules: CapsulesClient<Channel>,
 }
 
 impl Api {
@@ -32,7 +36,14 @@ impl Api {
         let channel = runtime
             .block_on(Endpoint::from_static("http://capsuled").connect_with_connector(connector))
             .with_context(|| format!("connect to {CAPSULED_SOCKET}"))?;
-        Ok(Self { runtime, attachments: AttachmentsClient::new(channel) })
+        let capsules = CapsulesClient::new(channel.clone());
+        Ok(Self { runtime, attachments: AttachmentsClient::new(channel), capsules })
+    }
+
+    /// Publishes a version from a tar, or is refused.
+    pub fn build(&mut self, header: BuildHeader, tar: Vec<u8>) -> std::result::Result<(), tonic::Status> {
+        let parts = [Part::Header(header), Part::Tar(tar)].map(|part| BuildRequest { part: Some(part) });
+        self.runtime.block_on(self.capsules.build(tokio_stream::iter(parts))).map(drop)
     }
 
     /// Attaches a version at its default target.
@@ -47,20 +58,15 @@ impl Api {
     pub fn upgrade(&mut self, container: &str, capsule: &str, version: &str) -> Result<()> {
         let request = UpgradeRequest {
             container: reference(container),
-            capsule: capsule.to_owned(),
-            version: version.to_owned(),
-            target: String::new(),
+            specs: vec![a_move(capsule, version)],
+            ..Default::default()
         };
         self.runtime.block_on(self.attachments.upgrade(request)).context("upgrade").map(drop)
     }
 
     /// Moves back.
     pub fn rollback(&mut self, container: &str, capsule: &str) -> Result<()> {
-        let request = RollbackRequest {
-            container: reference(container),
-            capsule: capsule.to_owned(),
-            target: String::new(),
-        };
+        let request = RollbackRequest { container: reference(container), specs: vec![a_move(capsule, "")] };
         self.runtime.block_on(self.attachments.rollback(request)).context("rollback").map(drop)
     }
 
@@ -74,6 +80,10 @@ impl Api {
         };
         self.runtime.block_on(self.attachments.detach(request)).context("detach").map(drop)
     }
+}
+
+fn a_move(capsule: &str, version: &str) -> MoveSpec {
+    MoveSpec { capsule: capsule.to_owned(), version: version.to_owned(), target: String::new() }
 }
 
 /// By its whole id and namespace, as a controller knows it.

@@ -12,6 +12,7 @@
 //! | [`errors`] | every refusal: one line, cause and cure, nothing changed |
 //! | [`sets`] | what a capsule requires comes with it, stays while it is needed, and is explained |
 //! | [`registry`] | tags; versions move between machines, by a registry and by archives |
+//! | [`versions`] | versions are compared, built on each other and from images, and stored once |
 //! | [`snapshots`] | nothing: snapshots as `ctr` drives them |
 //! | [`images`] | images of many layers come out as containerd's overlayfs makes them |
 //! | [`snapshotters`] | nothing but that every call succeeds: it measures snapshotters |
@@ -30,7 +31,10 @@ pub mod demo;
 pub mod errors;
 pub mod idmapped;
 pub mod images;
+pub mod keep;
+pub mod moves;
 pub mod readers;
+pub mod reboot;
 pub mod registry;
 pub mod rootless;
 pub mod runtime;
@@ -40,6 +44,7 @@ pub mod snapshots;
 pub mod snapshotters;
 pub mod suite;
 pub mod upgrade;
+pub mod versions;
 pub mod world;
 
 use std::path::PathBuf;
@@ -72,7 +77,10 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "demo" => demo::run(reporter),
         "errors" => errors::run(reporter),
         "sets" => sets::run(reporter),
+        "moves" => moves::run(reporter),
+        "keep" => keep::run(reporter),
         "registry" => registry::run(reporter),
+        "versions" => versions::run(reporter),
         "upgrade" => upgrade::take_over(reporter, 50),
         "upgrade-systemd" => upgrade::systemd(reporter, 10),
         _ => match runtime::Choice::parse(name) {

@@ -28,14 +28,14 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     reporter.must("an image and capsules are there", || {
         OURS.import()?;
         for (label, requires) in [
-            ("lib@1.0", ""),
-            ("lib@1.5", ""),
-            ("lib@2.0-rc.1", ""),
-            ("lib@2.0", ""),
-            ("app@1", "lib >=1, <2"),
-            ("plugin@1", "lib >=2"),
-            ("bundle@1", "app"),
-            ("lost@1", "nothing ^1"),
+            ("lib@1.0", &[][..]),
+            ("lib@1.5", &[]),
+            ("lib@2.0-rc.1", &[]),
+            ("lib@2.0", &[]),
+            ("app@1", &["lib >=1, <2"]),
+            ("plugin@1", &["lib >=2"]),
+            ("bundle@1", &["app"]),
+            ("lost@1", &["nothing ^1"]),
         ] {
             publish(label, requires)?;
         }
@@ -56,15 +56,13 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
 }
 
 /// Publishes a tree of one file that holds the version. Its target is `/opt/NAME`.
-fn publish(label: &str, requires: &str) -> Result<()> {
+pub(super) fn publish(label: &str, requires: &[&str]) -> Result<()> {
     let (name, version) = label.split_once('@').context("NAME@VERSION")?;
     let tree = tree(label, version)?;
     let tree = tree.to_str().context("a path")?;
     let target = format!("/opt/{name}");
     let mut args = vec!["build", tree, "--name", name, "--version", version, "--target", &target];
-    if !requires.is_empty() {
-        args.extend(["--require", requires]);
-    }
+    args.extend(requires.iter().flat_map(|requirement| ["--require", requirement]));
     done(&args).map(drop)
 }
 
@@ -86,7 +84,7 @@ fn has(container: &Container) -> Result<Vec<String>> {
     Ok(seen.iter().map(|one| format!("{}@{}", one.capsule, one.version)).collect())
 }
 
-fn expect(container: &Container, labels: &[&str]) -> Result<()> {
+pub(super) fn expect(container: &Container, labels: &[&str]) -> Result<()> {
     let found = has(container)?;
     ensure!(found == labels, "{found:?} instead of {labels:?}");
     Ok(())
@@ -109,10 +107,15 @@ fn together(shop: &Container) -> Result<String> {
 
 fn kept(shop: &Container) -> Result<String> {
     let detach = refused(&["detach", "shop", "lib"], &["app@1", "lib >=1, <2", "detach app@1 first"])?;
-    refused(&["upgrade", "shop", "lib"], &["app@1", "lib >=1, <2"])?;
+    let words = ["the container has app@1", "app@1 requires lib >=1, <2", "lib@2.0 is asked for"];
+    refused(&["upgrade", "shop", "lib@2.0"], &words)?;
     expect(shop, &["app@1", "bundle@1", "lib@1.5"])?;
     done(&["upgrade", "shop", "lib@1.0"])?;
     expect(shop, &["app@1", "bundle@1", "lib@1.0"])?;
+    // The newest that will do.
+    done(&["upgrade", "shop", "lib"])?;
+    expect(shop, &["app@1", "bundle@1", "lib@1.5"])?;
+    done(&["rollback", "shop", "lib"])?;
     Ok(detach)
 }
 
@@ -165,7 +168,7 @@ fn planned(shop: &Container) -> Result<String> {
 fn locked(shop: &Container) -> Result<String> {
     let lock = format!("{FILES}/app.lock");
     done(&["resolve", "app", "--lock", &lock])?;
-    publish("lib@1.6", "")?;
+    publish("lib@1.6", &[])?;
     done(&["attach", "shop", "--locked", &lock])?;
     expect(shop, &["app@1", "lib@1.5"])?;
     done(&["detach", "shop", "app"])?;

@@ -1,4 +1,4 @@
-//! The calls: attach, upgrade, rollback, detach, list.
+//! The calls: attach, detach, list. Those that move attachments are in [`super::moves`].
 //!
 //! Each runs to its end once begun, whatever becomes of the caller: `service` spawns it.
 
@@ -11,16 +11,16 @@ use tokio::time::timeout;
 use super::{
     Attachments,
     containers::Wanted as WantedContainer,
-    effects::{is_refusal, puts, removals},
+    effects::removals,
     error::AttachmentError,
     model::{Attachment, ContainerKey, Content, Phase},
     plan,
-    records::OfContainer,
     restore::is_waiting,
     set::Planned,
 };
 use crate::{
     capsules::model::{CapsuleName, Digest, Mode, Version},
+    events::{Event, Kind},
     fresh_id,
     shims::{Draining, ShimError, User},
 };
@@ -97,63 +97,7 @@ impl Attachments {
                 }
             }
         }
-        if let Err(error) = self.journal.write(puts(&intents)).await {
-            self.unpin(&intents);
-            return Err(error.into());
-        }
-        for (index, intent) in intents.iter().enumerate() {
-            if let Err(error) = self.shims.attach(intent).await {
-                let maybe_there = if is_refusal(&error) { &intents[..index] } else { &intents[..=index] };
-                self.take_back(&mut existing, maybe_there, &intents).await;
-                self.settle_if_unsure(&key, &error);
-                return Err(self.explain(&key, error).await);
-            }
-        }
-        let done: Vec<Attachment> = intents.iter().filter_map(plan::plan_done).collect();
-        self.journal.post(puts(&done));
-        existing.extend(done.iter().cloned());
-        Ok(done)
-    }
-
-    /// Moves a capsule's attachments in a container to another version. Beside each, the version it had.
-    pub async fn upgrade(
-        &self,
-        choice: &Choice,
-        version: Option<&Version>,
-    ) -> Result<Vec<(Attachment, Version)>, AttachmentError> {
-        let key = self.find_hotpluggable(&choice.container).await?;
-        let mut existing = self.records.lock(&key).await;
-        let chosen = self.choose_mounted(&key, &existing, choice)?;
-        let to = self.capsules.resolve(&choice.capsule, version).await?;
-        let moved: Vec<_> = chosen.iter().map(|a| (a, Some(&to.version))).collect();
-        self.check_requirements(&existing, &moved)?;
-        let mut intents = Vec::new();
-        for attachment in &chosen {
-            let layers = self.capsules.pin(&to, &attachment.pin_owner()).await?;
-            let content = Content {
-                version: to.version.clone(),
-                digest: to.digest.clone(),
-                layers,
-                since: SystemTime::now(),
-            };
-            intents.extend(plan::plan_upgrade(attachment, &content));
-        }
-        self.replace(&key, &mut existing, intents).await?;
-        Ok(self.compare(&existing, &chosen))
-    }
-
-    /// Moves a capsule's attachments in a container back to the version that the last upgrade left.
-    pub async fn rollback(&self, choice: &Choice) -> Result<Vec<(Attachment, Version)>, AttachmentError> {
-        let key = self.find_hotpluggable(&choice.container).await?;
-        let mut existing = self.records.lock(&key).await;
-        let chosen = self.choose_mounted(&key, &existing, choice)?;
-        let now = SystemTime::now();
-        let intents: Vec<Attachment> =
-            chosen.iter().map(|a| plan::plan_rollback(a, now)).collect::<Result<_, _>>()?;
-        let moved: Vec<_> = intents.iter().map(|intent| (intent, plan::next_version(intent))).collect();
-        self.check_requirements(&existing, &moved)?;
-        self.replace(&key, &mut existing, intents).await?;
-        Ok(self.compare(&existing, &chosen))
+        self.carry_out(&key, &mut existing, intents, None).await
     }
 
     /// Takes a capsule's attachments in a container away: all of them or none. Beside each, who still uses it.
@@ -164,11 +108,14 @@ impl Attachments {
     ) -> Result<Vec<(Attachment, Vec<User>)>, AttachmentError> {
         let key = self.containers.find(&choice.container).await?;
         let mut existing = self.records.lock(&key).await;
-        let chosen = self.choose(&key, &existing, choice)?;
-        self.check_requirements(&existing, &chosen.iter().map(|a| (a, None)).collect::<Vec<_>>())?;
+        let target = choice.target.as_deref().map(ContainerPath::parse).transpose()?;
+        let chosen = plan::plan_chosen(&key, &existing, &choice.capsule, target.as_ref())?;
+        let gone: Vec<_> = chosen.iter().map(|a| (a, None)).collect();
+        self.check_requirements(&existing, &gone, &[])?;
         let intent = |a: &Attachment| Attachment { phase: Phase::Detaching { lazy }, ..a.clone() };
-        let intents: Vec<Attachment> = chosen.iter().map(intent).collect();
-        self.journal.write(puts(&intents)).await?;
+        let mut intents: Vec<Attachment> = chosen.iter().map(intent).collect();
+        plan::plan_call(&mut intents, &fresh_id(), false);
+        self.ledger.intend(&intents).await?;
         let mut draining = Vec::with_capacity(chosen.len());
         // Newest first: a later attachment may lie on an earlier one.
         for (done, attachment) in chosen.iter().rev().enumerate() {
@@ -196,7 +143,12 @@ impl Attachments {
             self.put_back(&mut existing, gone, &chosen).await;
             return Err(failed);
         }
-        self.journal.post(removals(&chosen));
+        if let Err(error) = self.ledger.keep_no_more(&chosen).await {
+            self.put_back(&mut existing, &chosen, &chosen).await;
+            return Err(error.into());
+        }
+        draining.reverse();
+        self.ledger.done(removals(&chosen), detached(&chosen, &draining));
         existing.retain(|a| !chosen.iter().any(|c| c.id == a.id));
         drop(existing);
         let may_drain = chosen.iter().any(|a| a.replaced) || draining.iter().any(|users| !users.is_empty());
@@ -205,7 +157,6 @@ impl Attachments {
         }
         self.unpin(&chosen);
         self.records.tidy(&key);
-        draining.reverse();
         Ok(chosen.into_iter().zip(draining).collect())
     }
 
@@ -257,40 +208,12 @@ impl Attachments {
         all.filter(|a| a.current.digest.as_str() == digest).collect()
     }
 
-    fn choose(
-        &self,
-        key: &ContainerKey,
-        existing: &OfContainer,
-        choice: &Choice,
-    ) -> Result<Vec<Attachment>, AttachmentError> {
-        let target = choice.target.as_deref().map(ContainerPath::parse).transpose()?;
-        plan::plan_chosen(key, existing, &choice.capsule, target.as_ref())
-    }
-
-    fn choose_mounted(
-        &self,
-        key: &ContainerKey,
-        existing: &OfContainer,
-        choice: &Choice,
-    ) -> Result<Vec<Attachment>, AttachmentError> {
-        let chosen = self.choose(key, existing, choice)?;
-        match chosen.iter().find(|a| is_waiting(a)) {
-            Some(waiting) => Err(AttachmentError::Waiting {
-                container: key.clone(),
-                label: waiting.label(),
-                target: waiting.target.clone(),
-            }),
-            None => Ok(chosen),
-        }
-    }
-
-    fn compare(&self, existing: &OfContainer, before: &[Attachment]) -> Vec<(Attachment, Version)> {
-        let now = |old: &Attachment| existing.iter().find(|a| a.id == old.id).cloned();
-        before.iter().filter_map(|old| now(old).map(|a| (a, old.current.version.clone()))).collect()
-    }
-
     /// Pins the version's directories and writes down what is to be attached, in memory.
-    async fn intend(&self, key: &ContainerKey, planned: Planned) -> Result<Attachment, AttachmentError> {
+    pub(super) async fn intend(
+        &self,
+        key: &ContainerKey,
+        planned: Planned,
+    ) -> Result<Attachment, AttachmentError> {
         let Planned { version, target, mode, named, .. } = planned;
         let mut intent = Attachment {
             id: fresh_id(),
@@ -309,13 +232,17 @@ impl Attachments {
             history: Vec::new(),
             replaced: false,
             phase: Phase::Attaching,
+            call: None,
         };
         intent.current.layers = self.capsules.pin(&version, &intent.pin_owner()).await?;
         Ok(intent)
     }
 
     /// The container that is meant, if a shim of ours serves it.
-    async fn find_hotpluggable(&self, wanted: &WantedContainer) -> Result<ContainerKey, AttachmentError> {
+    pub(super) async fn find_hotpluggable(
+        &self,
+        wanted: &WantedContainer,
+    ) -> Result<ContainerKey, AttachmentError> {
         let key = self.containers.find(wanted).await?;
         if self.shims.serves(&key) {
             return Ok(key);
@@ -346,6 +273,15 @@ impl Attachments {
         let state = state.unwrap_or_else(|| "not there".to_owned());
         Ok(AttachmentError::NotRunning { container: key.clone(), state })
     }
+}
+
+/// What is told of attachments that are detached, and who still uses each.
+fn detached(all: &[Attachment], users: &[Vec<User>]) -> Vec<Event> {
+    let told = |(attachment, users): (&Attachment, &Vec<User>)| {
+        let event = Event::of(attachment, Kind::Detached);
+        if users.is_empty() { event } else { event.because(format!("draining: {} users", users.len())) }
+    };
+    all.iter().zip(users).map(told).collect()
 }
 
 /// The runtime that can hot-plug.

@@ -2,15 +2,21 @@
 
 use std::path::PathBuf;
 
+use futures::future::join;
+
 use super::{
     Attachments,
     error::AttachmentError,
+    health::HealthCheck,
+    ledger::told,
     model::{Attachment, ContainerKey, Phase},
     plan,
-    records::{self, OfContainer},
+    records::{self, Locked, OfContainer},
     restore::is_waiting,
 };
 use crate::{
+    events::{Event, Kind},
+    fresh_id,
     shims::{Draining, ShimError},
     store::attachments::Change,
 };
@@ -24,66 +30,117 @@ impl Attachments {
         })
     }
 
-    /// Carries out replacements, all or none.
-    pub(super) async fn replace(
+    /// Carries out intents to attach and to replace in their order, all or none. With `proof`, none too if the container is
+    /// not well then.
+    pub(super) async fn carry_out(
         &self,
         key: &ContainerKey,
-        existing: &mut OfContainer,
-        intents: Vec<Attachment>,
-    ) -> Result<(), AttachmentError> {
-        if intents.is_empty() {
-            return Ok(());
-        }
-        self.journal.write(puts(&intents)).await?;
-        for (index, intent) in intents.iter().enumerate() {
-            let Phase::Replacing { current, .. } = &intent.phase else { continue };
-            if let Err(error) = self.shims.replace(intent, current).await {
-                let maybe_done = if is_refusal(&error) { &intents[..index] } else { &intents[..=index] };
-                for earlier in maybe_done.iter().rev() {
-                    if let Err(undo) = self.shims.replace(earlier, &earlier.current).await {
-                        tracing::error!(attachment = earlier.id, %undo, "could not go back to {}", earlier.label());
-                    }
-                }
-                let undone: Vec<Attachment> = intents.iter().filter_map(plan::plan_undone).collect();
-                self.journal.post(puts(&undone));
-                self.settle_if_unsure(key, &error);
-                return Err(self.explain(key, error).await);
-            }
+        existing: &mut Locked,
+        mut intents: Vec<Attachment>,
+        proof: Option<&HealthCheck>,
+    ) -> Result<Vec<Attachment>, AttachmentError> {
+        let call = fresh_id();
+        plan::plan_call(&mut intents, &call, proof.is_some());
+        if let Err(error) = self.ledger.intend(&intents).await {
+            self.let_go(existing, &intents);
+            return Err(error.into());
         }
         let done: Vec<Attachment> = intents.iter().filter_map(plan::plan_done).collect();
-        self.journal.post(puts(&done));
-        for attachment in done {
-            records::put(existing, attachment);
+        // Side by side where nothing has to be proved first: the disk takes as long as the mounts do.
+        let early = async { if proof.is_none() { self.ledger.keep(&done).await } else { Ok(()) } };
+        let (made, mut kept) = join(self.make(&intents), early).await;
+        if let Err((index, error)) = made {
+            let maybe_done = if is_refusal(&error) { &intents[..index] } else { &intents[..=index] };
+            self.undo(key, existing, maybe_done, &intents, None).await;
+            self.settle_if_unsure(key, &error);
+            return Err(self.explain(key, error).await);
+        }
+        if let Some(check) = proof {
+            existing.show(&done);
+            if let Err(reason) = self.prove(key, &call, check).await {
+                self.undo(key, existing, &intents, &intents, Some(&reason)).await;
+                return Err(AttachmentError::Unhealthy { container: key.clone(), reason });
+            }
+            kept = self.ledger.keep(&done).await;
+        }
+        if let Err(error) = kept {
+            self.undo(key, existing, &intents, &intents, None).await;
+            return Err(error.into());
+        }
+        let events = intents.iter().zip(&done).map(|(intent, done)| told(intent, done)).collect();
+        self.ledger.done(puts(&done), events);
+        for attachment in &done {
+            records::put(existing, attachment.clone());
+        }
+        Ok(done)
+    }
+
+    /// Asks the shim for intents to attach and to replace, in their order. The first that fails, and why.
+    async fn make(&self, intents: &[Attachment]) -> Result<(), (usize, ShimError)> {
+        for (index, intent) in intents.iter().enumerate() {
+            let made = match &intent.phase {
+                Phase::Replacing { current, .. } => self.shims.replace(intent, current).await,
+                _ => self.shims.attach(intent).await,
+            };
+            made.map_err(|error| (index, error))?;
         }
         Ok(())
     }
 
-    /// Undoes an attach: those that may be there are detached in reverse order, and no record is kept. One that
-    /// cannot be detached stays on record: it is there.
-    pub(super) async fn take_back(
+    /// Undoes intents to attach and to replace, of which `maybe_done` may be carried out, in reverse order. What cannot be
+    /// undone stays on record as it is: it is there. It is told where somebody may have seen it, with the reason.
+    async fn undo(
         &self,
+        key: &ContainerKey,
         existing: &mut OfContainer,
-        maybe_there: &[Attachment],
+        maybe_done: &[Attachment],
         intents: &[Attachment],
+        told: Option<&str>,
     ) {
-        let mut changes = removals(intents);
         let mut stuck = Vec::new();
-        for intent in maybe_there.iter().rev() {
-            // Lazily: a process may have opened a file of it already, and must not keep half a set alive.
-            match self.shims.detach(intent, true).await {
-                Ok(_) | Err(ShimError::NoShim(_)) => {}
+        for intent in maybe_done.iter().rev() {
+            let undone = match &intent.phase {
+                Phase::Replacing { .. } => self.shims.replace(intent, &intent.current).await,
+                // Lazily: a process may have opened a file of it already, and must not keep half a set alive.
+                _ => self.shims.detach(intent, true).await.map(drop),
+            };
+            match undone {
+                Ok(()) | Err(ShimError::NoShim(_)) => {}
+                // With the task ended all that it had.
+                Err(_) if self.is_gone(key).await.unwrap_or(false) => {}
                 Err(undo) => {
-                    tracing::error!(attachment = intent.id, %undo, "could not take {} back", intent.label());
+                    tracing::error!(attachment = intent.id, %undo, "could not undo what was made of {}", intent.label());
                     stuck.extend(plan::plan_done(intent));
                 }
             }
         }
-        changes.extend(puts(&stuck));
-        self.journal.post(changes);
-        let gone: Vec<Attachment> =
-            intents.iter().filter(|i| !stuck.iter().any(|s| s.id == i.id)).cloned().collect();
-        self.unpin(&gone);
-        existing.extend(stuck);
+        let (mut changes, mut given_up, mut events) = (puts(&stuck), Vec::new(), Vec::new());
+        for intent in intents.iter().filter(|intent| !stuck.iter().any(|s| s.id == intent.id)) {
+            changes.extend(change(&intent.id, plan::plan_undone(intent)));
+            events.extend(told.map(|reason| Event::of(intent, Kind::Undone).because(reason)));
+            given_up.push(intent.clone());
+        }
+        self.ledger.found(changes, events);
+        let unsure = !stuck.is_empty();
+        for attachment in stuck {
+            records::put(existing, attachment);
+        }
+        self.let_go(existing, &given_up);
+        if maybe_done.iter().any(|intent| intent.phase != Phase::Attaching) {
+            self.hold_draining(key).await;
+        }
+        if unsure {
+            drop(self.settle_in_background(key.clone()));
+        }
+    }
+
+    /// Lets go the snapshots that only intents that are given up need.
+    pub(super) fn let_go(&self, existing: &[Attachment], given_up: &[Attachment]) {
+        for intent in given_up {
+            let record = existing.iter().find(|a| a.id == intent.id);
+            let tops = record.into_iter().flat_map(Attachment::contents).filter_map(|c| c.layers.first());
+            self.snapshots.repin_layers(tops.map(PathBuf::as_path), &intent.pin_owner());
+        }
     }
 
     /// Undoes a detach: what went is attached again, the records stay.
@@ -105,7 +162,7 @@ impl Attachments {
                 self.unpin(std::slice::from_ref(attachment));
             }
         }
-        self.journal.post(changes);
+        self.ledger.found(changes, Vec::new());
     }
 
     /// Follows up a call of which it is not known what the shim has done of it.
@@ -153,6 +210,11 @@ fn draining_owner(key: &ContainerKey) -> String {
 /// The shim answered that it did nothing; any other error leaves that open.
 pub(super) fn is_refusal(error: &ShimError) -> bool {
     matches!(error, ShimError::Refused { .. } | ShimError::NoShim(_))
+}
+
+/// What becomes of the record of this id.
+pub(super) fn change(id: &str, after: Option<Attachment>) -> Vec<Change> {
+    after.map_or_else(|| vec![Change::Remove(id.to_owned())], |a| puts(std::slice::from_ref(&a)))
 }
 
 pub(super) fn puts(attachments: &[Attachment]) -> Vec<Change> {

@@ -167,6 +167,14 @@ pub enum AttachmentError {
         /// The target.
         target: String,
     },
+    /// The command that was to prove it failed, and what was changed is undone.
+    #[error("{container} is not well with that, so it has what it had: {reason}")]
+    Unhealthy {
+        /// The container.
+        container: ContainerKey,
+        /// What the command did.
+        reason: String,
+    },
     /// Processes use it.
     #[error("{label} at {target} in {container} is in use: {}; end the use, or detach with --lazy", list_users(.users))]
     InUse {

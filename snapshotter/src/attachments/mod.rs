@@ -1,6 +1,6 @@
 //! Attachments: capsules in live containers.
 //!
-//! `controller` (calls) with `set` (what goes together), `named` and `restore` (before a container's first process) and `recovery` (after a restart) → `effects` → {`plan`, `unmet`} (pure) → `records`, `marks`,
+//! `controller` and `moves` (calls) with `set` (what goes together), `health` (whether it did), `named` and `restore` (before a container's first process) and `recovery` (after a restart) → `effects` → {`plan`, `unmet`} (pure) → `records`, `marks`,
 //! [`crate::shims`], [`crate::capsules`]. An intent is on record before its effect; the shim's all-or-nothing answer decides whether it
 //! becomes the record or is given up; what a crash leaves between is settled by asking the shim.
 
@@ -8,8 +8,11 @@ pub mod containers;
 mod controller;
 mod effects;
 mod error;
+pub mod health;
+mod ledger;
 mod marks;
 pub mod model;
+mod moves;
 mod named;
 mod plan;
 mod records;
@@ -19,16 +22,17 @@ mod set;
 mod unmet;
 mod watch;
 
-use crate::{
-    capsules::Capsules, containerd::Containerd, shims::Shims, snapshots::Snapshots,
-    store::attachments::Journal,
-};
+use std::path::Path;
 
-use self::{containers::Containers, records::Records};
+use crate::{capsules::Capsules, containerd::Containerd, shims::Shims, snapshots::Snapshots};
+
+use self::{containers::Containers, health::Checks, marks::Marks, records::Records};
 pub use self::{
     controller::{AttachSpec, Choice, Listed},
     error::AttachmentError,
-    marks::Marks,
+    health::HealthCheck,
+    ledger::Ledger,
+    moves::{Move, Moved, Outcome},
     set::Planned,
 };
 
@@ -40,30 +44,32 @@ pub struct Attachments {
     capsules: Capsules,
     snapshots: Snapshots,
     shims: Shims,
-    journal: Journal,
+    ledger: Ledger,
     records: Records,
     marks: Marks,
+    checks: Checks,
 }
 
 impl Attachments {
-    /// A controller that knows of no attachment yet: see [`Attachments::recover`].
+    /// A controller that knows of no attachment yet: see [`Attachments::recover`]. `run`: the run directory.
     pub fn new(
         containerd: Containerd,
         capsules: Capsules,
         snapshots: Snapshots,
-        shims: Shims,
-        journal: Journal,
-        marks: Marks,
+        ledger: Ledger,
+        run: &Path,
     ) -> Self {
+        let marks = Marks::new(run);
         Self {
             containers: Containers::new(containerd.clone()),
             containerd,
             capsules,
             snapshots,
-            shims,
-            journal,
+            shims: Shims::new(run),
+            ledger,
             records: Records::new(marks.clone()),
             marks,
+            checks: Checks::new(run),
         }
     }
 }

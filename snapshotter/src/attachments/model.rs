@@ -63,6 +63,15 @@ pub enum Phase {
     Waiting,
 }
 
+/// The call that an intent is part of: its intents are carried out together, or none of them is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Call {
+    /// Unique on this node, for ever.
+    pub id: String,
+    /// It is not done until the container has been found to be well.
+    pub trial: bool,
+}
+
 /// The record of one attachment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
@@ -91,6 +100,9 @@ pub struct Attachment {
     pub replaced: bool,
     /// How far.
     pub phase: Phase,
+    /// The call under way; none for what is no intent, and for an intent that is the only one of its call.
+    #[serde(default)]
+    pub call: Option<Call>,
 }
 
 impl Attachment {

@@ -8,7 +8,7 @@ use super::{
     AttachSpec,
     containers::Known,
     error::AttachmentError,
-    model::{Attachment, ContainerKey, Content, HISTORY, Phase},
+    model::{Attachment, Call, ContainerKey, Content, HISTORY, Phase},
 };
 use crate::capsules::{
     Resolved,
@@ -123,17 +123,20 @@ pub fn next_version(intent: &Attachment) -> Option<&Version> {
 pub fn plan_done(attachment: &Attachment) -> Option<Attachment> {
     match &attachment.phase {
         Phase::Attaching | Phase::Attached => {
-            Some(Attachment { phase: Phase::Attached, ..attachment.clone() })
+            Some(Attachment { phase: Phase::Attached, call: None, ..attachment.clone() })
         }
         Phase::Replacing { current, history } => Some(Attachment {
             phase: Phase::Attached,
+            call: None,
             current: current.clone(),
             history: history.clone(),
             replaced: true,
             ..attachment.clone()
         }),
         Phase::Detaching { .. } => None,
-        Phase::Waiting => Some(Attachment { phase: Phase::Attached, replaced: false, ..attachment.clone() }),
+        Phase::Waiting => {
+            Some(Attachment { phase: Phase::Attached, call: None, replaced: false, ..attachment.clone() })
+        }
     }
 }
 
@@ -142,7 +145,7 @@ pub fn plan_undone(attachment: &Attachment) -> Option<Attachment> {
     match &attachment.phase {
         Phase::Attaching => None,
         Phase::Attached | Phase::Replacing { .. } | Phase::Detaching { .. } => {
-            Some(Attachment { phase: Phase::Attached, ..attachment.clone() })
+            Some(Attachment { phase: Phase::Attached, call: None, ..attachment.clone() })
         }
         Phase::Waiting => Some(attachment.clone()),
     }
@@ -153,7 +156,7 @@ pub fn plan_waiting(attachment: &Attachment) -> Option<Attachment> {
     match &attachment.phase {
         Phase::Attaching | Phase::Detaching { .. } => None,
         Phase::Attached | Phase::Replacing { .. } | Phase::Waiting => {
-            Some(Attachment { phase: Phase::Waiting, ..attachment.clone() })
+            Some(Attachment { phase: Phase::Waiting, call: None, ..attachment.clone() })
         }
     }
 }
@@ -167,6 +170,30 @@ pub enum Seen<'a> {
     Unmounted,
     /// It knows of none: the task that had it has ended, or it was never there.
     Unknown,
+}
+
+/// The intents of one call, marked as such: a restart finds that they belong together. Nothing to mark for a single one.
+pub fn plan_call(intents: &mut [Attachment], id: &str, trial: bool) {
+    if trial || intents.len() > 1 {
+        intents.iter_mut().for_each(|intent| intent.call = Some(Call { id: id.to_owned(), trial }));
+    }
+}
+
+/// Whether an intent is carried out, by what the shim says.
+pub fn is_done(intent: &Attachment, seen: Seen<'_>) -> bool {
+    match (&intent.phase, seen) {
+        (Phase::Replacing { current, .. }, Seen::Mounted(digest)) => current.digest.as_str() == digest,
+        (Phase::Attaching, Seen::Mounted(_)) => true,
+        (Phase::Detaching { .. }, Seen::Unmounted | Seen::Unknown) => true,
+        _ => false,
+    }
+}
+
+/// The calls that are to be undone: of which not all is carried out, or the container was not found to be well.
+pub fn plan_undoing<'a>(records: &[Attachment], seen: impl Fn(&Attachment) -> Seen<'a>) -> BTreeSet<String> {
+    let is_kept = |intent: &Attachment, call: &Call| !call.trial && is_done(intent, seen(intent));
+    let calls = records.iter().filter_map(|a| a.call.as_ref().map(|call| (a, call)));
+    calls.filter(|(intent, call)| !is_kept(intent, call)).map(|(_, call)| call.id.clone()).collect()
 }
 
 /// What a record becomes by what the shim says.
@@ -231,6 +258,7 @@ mod tests {
             history: vec![],
             replaced: false,
             phase,
+            call: None,
         }
     }
 
@@ -323,6 +351,35 @@ mod tests {
         let detaching = attachment(Phase::Detaching { lazy: false });
         assert_eq!(plan_recovered(&detaching, Seen::Unknown), None);
         assert_eq!(plan_recovered(&detaching, Seen::Mounted(&one)).unwrap().phase, Phase::Attached);
+    }
+
+    #[test]
+    fn a_call_is_kept_as_a_whole_or_undone() {
+        let (one, two) = (content(1).digest.to_string(), content(2).digest.to_string());
+        let of = |id: &str, phase, trial| Attachment {
+            id: id.into(),
+            call: Some(Call { id: "call".into(), trial }),
+            ..attachment(phase)
+        };
+        let replacing = || plan_upgrade(&attachment(Phase::Attached), &content(2)).unwrap().phase;
+        let detaching = || Phase::Detaching { lazy: false };
+        for (first, second, trial, mounted, undone) in [
+            (Phase::Attaching, replacing(), false, &[("a", one.as_str()), ("b", two.as_str())][..], false),
+            (Phase::Attaching, replacing(), true, &[("a", &one), ("b", &two)], true),
+            (Phase::Attaching, replacing(), false, &[("a", &one), ("b", &one)], true),
+            (Phase::Attaching, replacing(), false, &[("b", &two)], true),
+            (detaching(), detaching(), false, &[("a", &one)], true),
+            (detaching(), detaching(), false, &[], false),
+        ] {
+            let records = [of("a", first, trial), of("b", second, trial)];
+            let calls = plan_undoing(&records, |a| match mounted.iter().find(|(id, _)| *id == a.id) {
+                Some((_, digest)) => Seen::Mounted(digest),
+                None => Seen::Unknown,
+            });
+            assert_eq!(!calls.is_empty(), undone, "{records:?} {mounted:?}");
+        }
+        let alone = Attachment { call: None, ..of("a", Phase::Attaching, false) };
+        assert!(plan_undoing(&[alone], |_| Seen::Unknown).is_empty());
     }
 
     #[test]

@@ -58,6 +58,16 @@ impl DerefMut for Locked {
     }
 }
 
+impl Locked {
+    /// Lets [`Records::shown`] see what a call under way has made, before it is known whether that stays.
+    pub fn show(&self, made: &[Attachment]) {
+        let mut shown = self.cell.shown.write().unwrap_or_else(PoisonError::into_inner);
+        for attachment in made {
+            put(&mut shown, attachment.clone());
+        }
+    }
+}
+
 impl Drop for Locked {
     fn drop(&mut self) {
         self.cell.shown.write().unwrap_or_else(PoisonError::into_inner).clone_from(&self.records);

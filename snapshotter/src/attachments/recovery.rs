@@ -1,6 +1,9 @@
 //! After a restart: the records beside what each shim has mounted, and the end of what was half done.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use futures::future::join_all;
 use tokio::{
@@ -10,8 +13,8 @@ use tokio::{
 
 use super::{
     Attachments,
-    effects::{puts, removals},
     error::AttachmentError,
+    ledger::told_found,
     model::{Attachment, ContainerKey, Phase},
     plan::{self, Seen},
     records::OfContainer,
@@ -94,25 +97,72 @@ impl Attachments {
         };
         self.hold(container, &report.draining);
         let before = std::mem::take(&mut *records);
-        for attachment in before {
-            let after = plan::plan_recovered(&attachment, seen(&report, &attachment.id));
-            tell(&attachment, after.as_ref());
-            match after {
-                Some(after) => {
-                    if after != attachment {
-                        self.journal.post(puts(std::slice::from_ref(&after)));
-                    }
-                    records.push(after);
-                }
-                None => {
-                    self.journal.post(removals(std::slice::from_ref(&attachment)));
-                    self.unpin(std::slice::from_ref(&attachment));
-                }
-            }
-        }
+        *records = self.recovered(before, &report).await;
         drop(records);
         self.records.tidy(container);
         true
+    }
+
+    /// What becomes of a container's records by what its shim has: in reverse order, for that is how a call is undone.
+    async fn recovered(&self, before: OfContainer, report: &Report) -> OfContainer {
+        let undone = plan::plan_undoing(&before, |a| seen(report, &a.id));
+        self.end_checks(&before);
+        let mut records = OfContainer::with_capacity(before.len());
+        let (mut became, mut events) = (Vec::with_capacity(before.len()), Vec::new());
+        for attachment in before.into_iter().rev() {
+            let seen = seen(report, &attachment.id);
+            let is_undone = attachment.call.as_ref().is_some_and(|call| undone.contains(&call.id));
+            let after = if is_undone {
+                self.undo_found(&attachment, seen).await
+            } else {
+                plan::plan_recovered(&attachment, seen)
+            };
+            tell(&attachment, after.as_ref());
+            events.extend(told_found(&attachment, after.as_ref()));
+            became.push((attachment, after.clone()));
+            records.extend(after);
+        }
+        // One transaction: another crash finds the call as this one did, or nothing of it.
+        self.ledger.became(&became, events);
+        records.reverse();
+        let touched: Vec<Attachment> = became.into_iter().map(|(before, _)| before).collect();
+        self.let_go(&records, &touched);
+        records
+    }
+
+    /// Undoes what is carried out of an intent whose call is given up. What cannot be undone stays: it is there.
+    async fn undo_found(&self, intent: &Attachment, seen: Seen<'_>) -> Option<Attachment> {
+        let is_done = plan::is_done(intent, seen);
+        let undone = match &intent.phase {
+            Phase::Attaching if is_done => self.shims.detach(intent, true).await.map(drop),
+            Phase::Replacing { .. } if is_done => self.shims.replace(intent, &intent.current).await,
+            Phase::Detaching { .. } if is_done => self.shims.attach(intent).await,
+            _ => return plan::plan_recovered(intent, seen),
+        };
+        match undone {
+            Ok(()) => plan::plan_undone(intent),
+            // The task has ended, and all that it had.
+            Err(ShimError::NoShim(_)) => plan::plan_recovered(intent, Seen::Unknown),
+            Err(_) if self.is_gone(&intent.container).await.unwrap_or(false) => {
+                plan::plan_recovered(intent, Seen::Unknown)
+            }
+            Err(error) => {
+                let (container, capsule) = (&intent.container, intent.label());
+                tracing::error!(%container, capsule, %error, "found half done, and cannot be undone");
+                plan::plan_done(intent)
+            }
+        }
+    }
+
+    /// Ends the commands that were to prove a container well, and that nobody waits for any more.
+    fn end_checks(&self, records: &OfContainer) {
+        let trials = records.iter().filter_map(|a| a.call.as_ref()).filter(|call| call.trial);
+        let trials: BTreeSet<String> = trials.map(|call| call.id.clone()).collect();
+        let Some(container) = records.first().map(|a| a.container.clone()) else { return };
+        for id in trials {
+            let (this, container) = (self.clone(), container.clone());
+            tokio::spawn(async move { this.end_check(&container, &id).await });
+        }
     }
 
     /// Lets the shim forget what somebody else unmounted, so that its place is free again.

@@ -6,10 +6,12 @@ use super::{
     AttachSpec, Attachments,
     effects::{puts, removals},
     error::AttachmentError,
+    ledger::told_found,
     model::{Attachment, ContainerKey, Content, Phase},
     plan,
     records::{self, OfContainer},
 };
+use crate::events::{Event, Kind};
 
 impl Attachments {
     /// Gives a container whose task has just been created what its last task had attached, all of it or none, in the
@@ -59,7 +61,8 @@ impl Attachments {
             Some(Attachment { current, ..done })
         };
         let done: Vec<Attachment> = waiting.iter().filter_map(made).collect();
-        self.journal.post(puts(&done));
+        let events = done.iter().map(|a| Event::of(a, Kind::Restored)).collect();
+        self.ledger.found(puts(&done), events);
         for attachment in &done {
             tracing::info!(%container, capsule = attachment.label(), target = attachment.target, "attached again");
             records::put(&mut records, attachment.clone());
@@ -84,13 +87,19 @@ impl Attachments {
         }
         let mut records = self.records.lock(container).await;
         let before = std::mem::take(&mut *records);
-        let waiting: Vec<Attachment> = before.iter().filter_map(plan::plan_waiting).collect();
-        let ended: Vec<Attachment> =
-            before.into_iter().filter(|a| !waiting.iter().any(|w| w.id == a.id)).collect();
-        self.journal.post(removals(&ended));
-        self.journal.post(puts(&waiting));
-        self.unpin(&ended);
-        *records = waiting;
+        let wait = |a: Attachment| {
+            let waiting = plan::plan_waiting(&a);
+            (a, waiting)
+        };
+        let became: Vec<_> = before.into_iter().map(wait).collect();
+        let events = became.iter().filter_map(|(before, after)| told_found(before, after.as_ref())).collect();
+        self.ledger.became(&became, events);
+        for (before, after) in became {
+            match after {
+                Some(waiting) => records.push(waiting),
+                None => self.unpin(std::slice::from_ref(&before)),
+            }
+        }
         self.hold_draining(container).await;
         drop(records);
         self.forget_deleted(container).await;
@@ -122,7 +131,8 @@ impl Attachments {
         let (dropped, kept): (Vec<_>, Vec<_>) =
             std::mem::take(records).into_iter().partition(|a| is_waiting(a) && is_dropped(a));
         *records = kept;
-        self.journal.post(removals(&dropped));
+        let events = dropped.iter().map(|a| Event::of(a, Kind::Ended)).collect();
+        self.ledger.found(removals(&dropped), events);
         self.unpin(&dropped);
         for attachment in dropped {
             tracing::info!(%container, capsule = attachment.label(), target = attachment.target, "attachment ended with its container");

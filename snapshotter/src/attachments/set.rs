@@ -34,6 +34,8 @@ pub struct Planned {
     pub present: bool,
     /// What of the set requires it.
     pub required_by: Vec<CapsuleName>,
+    /// What it takes the place of.
+    pub from: Option<Version>,
 }
 
 impl Attachments {
@@ -61,11 +63,7 @@ impl Attachments {
         if specs.is_empty() {
             return Err(AttachmentError::NoSpecs);
         }
-        let mut present = Present::new();
-        for attachment in existing {
-            let versions = present.entry(attachment.capsule.clone()).or_default();
-            versions.insert(attachment.current.version.clone());
-        }
+        let present = present(existing);
         let specs = &self.settle_tags(specs).await?;
         let wanted: Vec<_> = specs.iter().map(|spec| (spec.capsule.clone(), spec.version.clone())).collect();
         let mut left: Vec<&AttachSpec> = specs.iter().collect();
@@ -99,11 +97,12 @@ impl Attachments {
     }
 
     /// Refuses a change after which something lacks what it requires. `moved`: attachments and the version they are to have;
-    /// nothing for those that go.
+    /// nothing for those that go. `new`: what comes.
     pub(super) fn check_requirements(
         &self,
         existing: &[Attachment],
         moved: &[(&Attachment, Option<&Version>)],
+        new: &[Attachment],
     ) -> Result<(), AttachmentError> {
         let before = self.holdings(existing);
         let after = existing.iter().zip(&before).filter_map(|(a, held)| {
@@ -112,7 +111,7 @@ impl Attachments {
                 None => Some(held.clone()),
             }
         });
-        let after: Vec<Holding> = after.collect();
+        let after: Vec<Holding> = after.chain(self.holdings(new)).collect();
         match unmet(&before, &after) {
             Some((holding, requirement)) => Err(AttachmentError::Unmet {
                 container: existing.first().map(|a| a.container.to_string()).unwrap_or_default(),
@@ -155,6 +154,15 @@ impl Attachments {
     }
 }
 
+/// The versions that a container has.
+pub(super) fn present(existing: &[Attachment]) -> Present {
+    let mut present = Present::new();
+    for attachment in existing {
+        present.entry(attachment.capsule.clone()).or_default().insert(attachment.current.version.clone());
+    }
+    present
+}
+
 fn asks_for(spec: &AttachSpec, version: &Resolved) -> bool {
     spec.capsule == version.name && spec.version.as_ref().is_none_or(|v| *v == version.version)
 }
@@ -179,11 +187,12 @@ fn place(member: &Member, spec: &AttachSpec) -> Result<Planned, AttachmentError>
         named: spec.named.clone(),
         present: false,
         required_by: member.required_by.clone(),
+        from: None,
     })
 }
 
 /// What nobody asked for goes where it says itself, or is where it is.
-fn place_required(member: Member, existing: &[Attachment]) -> Result<Planned, AttachmentError> {
+pub(super) fn place_required(member: Member, existing: &[Attachment]) -> Result<Planned, AttachmentError> {
     let Member { version, present, required_by } = member;
     let there = existing
         .iter()
@@ -201,5 +210,5 @@ fn place_required(member: Member, existing: &[Attachment]) -> Result<Planned, At
             })?
         }
     };
-    Ok(Planned { version, target, mode, named: None, present, required_by })
+    Ok(Planned { version, target, mode, named: None, present, required_by, from: None })
 }

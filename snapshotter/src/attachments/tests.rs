@@ -11,16 +11,19 @@ use tempfile::TempDir;
 use ttrpc::r#async::TtrpcContext;
 
 use super::{
-    AttachmentError, Attachments, Choice, Listed, Marks,
+    AttachmentError, Attachments, Choice, Ledger, Listed, Move, Moved, Outcome,
     containers::{Known, Wanted},
     controller::AttachSpec,
-    model::{Attachment, ContainerKey, Phase},
+    model::{Attachment, Call, ContainerKey, Phase},
 };
 use crate::{
-    capsules::{Capsules, Published, model::Digest, oci},
+    capsules::{
+        Capsules, Published,
+        model::{Digest, Version},
+        oci,
+    },
     containerd::Containerd,
     dirs::Dirs,
-    shims::Shims,
     snapshots::{
         Behaviour, Commit, Create, Environment, OverlayOptions, Snapshots,
         model::{Key, Labels},
@@ -33,6 +36,7 @@ use crate::{
 
 mod again;
 mod hung;
+mod moves;
 
 /// What the shim has mounted, what it was asked, and what it is to refuse.
 #[derive(Default)]
@@ -143,6 +147,7 @@ struct TestNode {
     dir: TempDir,
     shim: FakeShim,
     store: Store,
+    kept: Store,
     snapshots: Snapshots,
     published: Vec<Published>,
     engine: Attachments,
@@ -155,17 +160,27 @@ impl TestNode {
         let (store, snapshots) = open_store(dir.path());
         let shim = FakeShim::default();
         let server = serve(dir.path(), shim.clone()).await;
-        let published = [("tzdata", "1"), ("tzdata", "2"), ("tools", "1"), ("extra", "1")]
-            .map(|(name, version)| publish(&snapshots, name, version))
-            .to_vec();
-        let engine = open_engine(dir.path(), &store, &snapshots, &published).await;
-        Self { dir, shim, store, snapshots, published, engine, _server: server }
+        let published = [
+            ("tzdata", "1", ""),
+            ("tzdata", "2", ""),
+            ("tools", "1", ""),
+            ("extra", "1", ""),
+            ("lib", "1", ""),
+            ("lib", "2", ""),
+            ("app", "1", "lib <2"),
+            ("app", "2", "lib >=2; extra"),
+        ];
+        let published = published.map(|(name, v, requires)| publish(&snapshots, name, v, requires)).to_vec();
+        let kept = Store::open(&dir.path().join("lib/kept.redb")).unwrap();
+        let engine = open_engine(dir.path(), [&store, &kept], &snapshots, &published).await;
+        Self { dir, shim, store, kept, snapshots, published, engine, _server: server }
     }
 
     /// As after `kill -9`: a new engine over what the old one wrote.
     async fn restart(&mut self) {
         let recorded = read_all(&self.store).unwrap();
-        self.engine = open_engine(self.dir.path(), &self.store, &self.snapshots, &self.published).await;
+        let stores = [&self.store, &self.kept];
+        self.engine = open_engine(self.dir.path(), stores, &self.snapshots, &self.published).await;
         self.engine.pin_recorded(&recorded);
         self.engine.recover(recorded).await;
     }
@@ -173,6 +188,20 @@ impl TestNode {
     async fn attach(&self, specs: &[&str]) -> Result<Vec<Attachment>, AttachmentError> {
         let specs: Vec<AttachSpec> = specs.iter().map(|s| spec(s)).collect();
         self.engine.attach(&wanted(), &specs).await
+    }
+
+    /// Upgrades to `NAME[@VERSION]`, and says what moved: `NAME FROM TO`.
+    async fn upgrade(&self, to: &[&str]) -> Result<Vec<String>, AttachmentError> {
+        let moves: Vec<Move> = to.iter().map(|text| a_move(text)).collect();
+        match self.engine.upgrade(&wanted(), &moves, None, false).await? {
+            Outcome::Done(done) => Ok(moved(&done)),
+            Outcome::Planned(_) => unreachable!("not asked for"),
+        }
+    }
+
+    async fn rollback(&self, capsules: &[&str]) -> Result<Vec<String>, AttachmentError> {
+        let moves: Vec<Move> = capsules.iter().map(|text| a_move(text)).collect();
+        Ok(moved(&self.engine.rollback(&wanted(), &moves).await?))
     }
 
     /// What is on record, as `capsule@version`.
@@ -194,8 +223,14 @@ impl TestNode {
 
     /// What is durable, once the journal has written everything that was posted.
     async fn durable(&self) -> Vec<Attachment> {
-        self.engine.journal.write(Vec::new()).await.unwrap();
+        self.engine.ledger.flush().await;
         read_all(&self.store).unwrap().into_values().collect()
+    }
+
+    /// Puts records in the place of what capsuled has written of them.
+    async fn write(&self, changes: Vec<Change>) {
+        self.engine.ledger.flush().await;
+        Journal::start(self.store.clone()).unwrap().write(changes).await.unwrap();
     }
 }
 
@@ -222,25 +257,25 @@ async fn serve(dir: &Path, shim: FakeShim) -> ttrpc::r#async::Server {
 
 async fn open_engine(
     dir: &Path,
-    store: &Store,
+    [store, kept]: [&Store; 2],
     snapshots: &Snapshots,
     published: &[Published],
 ) -> Attachments {
     let containerd = Containerd::new(&dir.join("no-containerd.sock"));
-    let capsules = Capsules::new(containerd.clone(), snapshots.clone(), "capsules", "capsule");
+    let journal = |store: &Store| Journal::start(store.clone()).unwrap();
+    let live = journal(store);
+    let capsules = Capsules::new(containerd.clone(), snapshots.clone(), "capsules", "capsule", live.clone());
     for one in published {
         capsules.catalogue().put(one.clone());
     }
-    let journal = Journal::start(store.clone()).unwrap();
-    let run = dir.join("run");
-    let (shims, marks) = (Shims::new(&run), Marks::new(&run));
-    let engine = Attachments::new(containerd, capsules, snapshots.clone(), shims, journal, marks);
+    let ledger = Ledger::new(live, journal(kept));
+    let engine = Attachments::new(containerd, capsules, snapshots.clone(), ledger, &dir.join("run"));
     let known = Known { runtime: "io.containerd.capsule.v1".to_owned(), ..Known::default() };
     engine.containers.put(&key(), known);
     engine
 }
 
-fn publish(snapshots: &Snapshots, name: &str, version: &str) -> Published {
+fn publish(snapshots: &Snapshots, name: &str, version: &str, requires: &str) -> Published {
     let digest = Digest::from_sha256(&<sha2::Sha256 as sha2::Digest>::digest(format!("{name}@{version}")));
     let active = format!("capsules/1/{name}-{version}");
     let no_labels = || Labels::parse(std::iter::empty()).unwrap();
@@ -251,7 +286,11 @@ fn publish(snapshots: &Snapshots, name: &str, version: &str) -> Published {
     let commit = Commit { name: committed, key: active, parent: String::new(), labels: no_labels() };
     snapshots.commit(&commit).unwrap();
     let blob = oci::Descriptor { media_type: oci::LAYER_TAR.into(), digest: digest.clone(), size: 1 };
-    let annotations = BTreeMap::from([(oci::TARGET.to_owned(), format!("/opt/{name}"))]);
+    let requires: Vec<&str> = requires.split("; ").filter(|r| !r.is_empty()).collect();
+    let annotations = BTreeMap::from([
+        (oci::TARGET.to_owned(), format!("/opt/{name}")),
+        ("resourcecapsules.io/requires".to_owned(), serde_json::to_string(&requires).unwrap()),
+    ]);
     Published {
         name: name.parse().unwrap(),
         version: version.parse().unwrap(),
@@ -288,6 +327,17 @@ fn spec(text: &str) -> AttachSpec {
     }
 }
 
+fn a_move(text: &str) -> Move {
+    let (name, version) = text.split_once('@').map_or((text, None), |(name, version)| (name, Some(version)));
+    Move { capsule: name.parse().unwrap(), version: version.map(|v| v.parse().unwrap()), target: None }
+}
+
+fn moved(done: &[Moved]) -> Vec<String> {
+    let from =
+        |version: &Option<Version>| version.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
+    done.iter().map(|(a, version)| format!("{} {} {}", a.capsule, from(version), a.current.version)).collect()
+}
+
 fn choice(capsule: &str) -> Choice {
     Choice { container: wanted(), capsule: capsule.parse().unwrap(), target: None }
 }
@@ -298,11 +348,11 @@ async fn a_capsule_lives_through_attach_upgrade_rollback_and_detach() {
     let attached = node.attach(&["tzdata@1"]).await.unwrap();
     assert_eq!(attached[0].target, "/opt/tzdata");
     assert_eq!(node.listed().await, ["tzdata@1"]);
-    let up = node.engine.upgrade(&choice("tzdata"), None).await.unwrap();
-    assert_eq!((up[0].0.label().as_str(), up[0].1.as_str()), ("tzdata@2", "1"));
+    let up = node.upgrade(&["tzdata"]).await.unwrap();
+    assert_eq!(up, ["tzdata 1 2"]);
     assert_eq!(node.shim.mounted(), ["tzdata@2"]);
-    let down = node.engine.rollback(&choice("tzdata")).await.unwrap();
-    assert_eq!((down[0].0.label().as_str(), down[0].1.as_str()), ("tzdata@1", "2"));
+    let down = node.rollback(&["tzdata"]).await.unwrap();
+    assert_eq!(down, ["tzdata 2 1"]);
     assert_eq!(node.durable().await.len(), 1);
     node.engine.detach(&choice("tzdata"), false).await.unwrap();
     assert_eq!(node.shim.mounted(), Vec::<String>::new());
@@ -348,14 +398,14 @@ async fn the_intent_is_durable_before_the_shim_is_asked() {
     // The shim did its work, and capsuled died before it could say so: the record is still the intent.
     let done = node.attach(&["tzdata@1"]).await.unwrap().remove(0);
     let intent = Attachment { phase: Phase::Attaching, ..done };
-    node.engine.journal.write(vec![Change::Put(Box::new(intent.clone()))]).await.unwrap();
+    node.write(vec![Change::Put(Box::new(intent.clone()))]).await;
     node.restart().await;
     assert_eq!(node.listed().await, ["tzdata@1"]);
-    node.engine.upgrade(&choice("tzdata"), None).await.unwrap();
+    node.upgrade(&["tzdata"]).await.unwrap();
     node.engine.detach(&choice("tzdata"), false).await.unwrap();
 
     // It died before the shim was asked: nothing is mounted, and nothing stays on record.
-    node.engine.journal.write(vec![Change::Put(Box::new(intent))]).await.unwrap();
+    node.write(vec![Change::Put(Box::new(intent))]).await;
     node.restart().await;
     assert_eq!(node.listed().await, Vec::<String>::new());
     assert_eq!(node.durable().await, []);
@@ -365,24 +415,24 @@ async fn the_intent_is_durable_before_the_shim_is_asked() {
 async fn after_a_crash_the_record_follows_what_is_mounted() {
     let mut node = TestNode::start().await;
     node.attach(&["tzdata@1"]).await.unwrap();
-    node.engine.upgrade(&choice("tzdata"), None).await.unwrap();
+    node.upgrade(&["tzdata"]).await.unwrap();
     let record = node.durable().await.remove(0);
     let before = record.history[0].clone();
     // Half-done rollback, of which the shim did nothing.
     let phase = Phase::Replacing { current: before.clone(), history: vec![] };
     let intent = Attachment { phase: phase.clone(), ..record.clone() };
-    node.engine.journal.write(vec![Change::Put(Box::new(intent.clone()))]).await.unwrap();
+    node.write(vec![Change::Put(Box::new(intent.clone()))]).await;
     node.restart().await;
     assert_eq!(node.listed().await, ["tzdata@2"]);
     // Half-done rollback, which the shim did.
-    node.engine.rollback(&choice("tzdata")).await.unwrap();
-    node.engine.journal.write(vec![Change::Put(Box::new(intent))]).await.unwrap();
+    node.rollback(&["tzdata"]).await.unwrap();
+    node.write(vec![Change::Put(Box::new(intent))]).await;
     node.restart().await;
     assert_eq!(node.listed().await, ["tzdata@1"]);
     assert_eq!(node.durable().await[0].phase, Phase::Attached);
     // Half-done detach, of which the shim did nothing.
     let intent = Attachment { phase: Phase::Detaching { lazy: false }, ..node.durable().await.remove(0) };
-    node.engine.journal.write(vec![Change::Put(Box::new(intent))]).await.unwrap();
+    node.write(vec![Change::Put(Box::new(intent))]).await;
     node.restart().await;
     assert_eq!(node.listed().await, ["tzdata@1"]);
     node.engine.detach(&choice("tzdata"), false).await.unwrap();
@@ -405,7 +455,7 @@ async fn a_busy_attachment_stays_unless_detached_lazily() {
 async fn what_is_attached_or_can_be_rolled_back_to_is_not_removed() {
     let node = TestNode::start().await;
     node.attach(&["tzdata@1"]).await.unwrap();
-    node.engine.upgrade(&choice("tzdata"), None).await.unwrap();
+    node.upgrade(&["tzdata"]).await.unwrap();
     let name = |i: usize| format!("capsules/2/{}", node.published[i].digest);
     for i in 0..2 {
         let error = node.snapshots.remove(&name(i)).unwrap_err().to_string();
@@ -427,8 +477,8 @@ async fn refused_calls_change_nothing() {
         node.attach(&["tzdata@2"]).await.unwrap_err(),
         node.attach(&["tools@1", "tools@1"]).await.unwrap_err(),
         node.attach(&[]).await.unwrap_err(),
-        node.engine.rollback(&choice("tzdata")).await.unwrap_err(),
-        node.engine.rollback(&choice("tools")).await.unwrap_err(),
+        node.rollback(&["tzdata"]).await.unwrap_err(),
+        node.rollback(&["tools"]).await.unwrap_err(),
         node.engine.detach(&choice("tools"), true).await.unwrap_err(),
     ];
     let messages = refused.map(|e| e.to_string());
@@ -436,7 +486,7 @@ async fn refused_calls_change_nothing() {
     assert!(messages[3].contains("no earlier version"), "{messages:?}");
     assert!(messages[5].contains("tools is not attached to default/c1"), "{messages:?}");
     // An upgrade to the version that is there is done already.
-    node.engine.upgrade(&choice("tzdata"), Some(&"1".parse().unwrap())).await.unwrap();
+    node.upgrade(&["tzdata@1"]).await.unwrap();
     assert_eq!(node.shim.calls(), Vec::<String>::new());
     assert_eq!(node.durable().await, before);
 }

@@ -4,7 +4,7 @@
 //! as long as one of them is.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicBool, Ordering},
@@ -17,6 +17,10 @@ use super::{
     claim::{Claim, read_claim},
     model::{CapsuleName, Digest, Version},
     oci::Image,
+};
+use crate::{
+    events::{Event, Kind},
+    store::attachments::Change,
 };
 
 /// Repository of the images that we make. Not a registry: a version is retagged before it is pushed.
@@ -58,6 +62,10 @@ pub struct Resolved {
     /// What the image says.
     pub image: Image,
 }
+
+type Key = (CapsuleName, Version);
+/// What versions are: their digests.
+type Identities = BTreeMap<Key, Digest>;
 
 /// A moving name of a version.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -195,6 +203,37 @@ impl Catalogue {
         self.write().add(Claim { version: published, tag: None });
     }
 
+    fn is_listed(&self) -> bool {
+        self.listed.load(Ordering::Acquire)
+    }
+
+    /// The versions that an image claims to be.
+    fn keys_of(&self, image_name: &str) -> Vec<Key> {
+        let shelf = self.read();
+        let all = shelf
+            .versions
+            .iter()
+            .flat_map(|(name, all)| all.iter().map(move |(v, claims)| (name, v, claims)));
+        let claims = |claims: &[Published]| claims.iter().any(|p| p.image_name == image_name);
+        all.filter(|(_, _, all)| claims(all))
+            .map(|(name, version, _)| (name.clone(), version.clone()))
+            .collect()
+    }
+
+    fn identities(&self, keys: &BTreeSet<Key>) -> Identities {
+        let shelf = self.read();
+        let first =
+            |(name, version): &Key| Some(shelf.versions.get(name)?.get(version)?.first()?.digest.clone());
+        keys.iter().filter_map(|key| Some((key.clone(), first(key)?))).collect()
+    }
+
+    fn keys(&self) -> BTreeSet<Key> {
+        let shelf = self.read();
+        let all =
+            shelf.versions.iter().flat_map(|(name, all)| all.keys().map(move |v| (name.clone(), v.clone())));
+        all.collect()
+    }
+
     /// What an image is from now on; at no moment is it neither that nor what it was.
     fn change(&self, image_name: &str, claim: Option<Claim>) {
         let mut shelf = self.write();
@@ -205,7 +244,7 @@ impl Catalogue {
         }
     }
 
-    fn replace(&self, all: Vec<Claim>) {
+    pub(crate) fn replace(&self, all: Vec<Claim>) {
         let mut shelf = self.write();
         *shelf = Shelf::default();
         for claim in all {
@@ -255,8 +294,25 @@ impl Capsules {
         for record in scope.images().await? {
             all.extend(read_claim(&scope, &record).await?);
         }
+        let before = self.catalogue.is_listed().then(|| self.catalogue.identities(&self.catalogue.keys()));
         self.catalogue.replace(all);
+        if let Some(before) = before {
+            self.tell(&before, &self.catalogue.identities(&self.catalogue.keys()));
+        }
         Ok(())
+    }
+
+    /// Tells what came and what went.
+    fn tell(&self, before: &Identities, after: &Identities) {
+        let event = |((name, version), digest): (&Key, &Digest), kind| {
+            Change::Tell(Box::new(Event::of_version(name, version, digest, kind)))
+        };
+        let other = |all: &Identities, key: &Key, digest: &Digest| all.get(key) != Some(digest);
+        let removed = before.iter().filter(|(key, digest)| other(after, key, digest));
+        let removed = removed.map(|gone| event(gone, Kind::Removed));
+        let published = after.iter().filter(|(key, digest)| other(before, key, digest));
+        let published = published.map(|new| event(new, Kind::Published));
+        self.journal.post(removed.chain(published).collect());
     }
 
     /// The catalogue, read now if it has not been read since the start.
@@ -264,7 +320,7 @@ impl Capsules {
     /// # Errors
     /// containerd's, then only: a node whose capsules are unknown is not one without capsules.
     pub async fn listed(&self) -> Result<&Catalogue, CapsuleError> {
-        if !self.catalogue.listed.load(Ordering::Acquire) {
+        if !self.catalogue.is_listed() {
             self.reload().await?;
         }
         Ok(&self.catalogue)
@@ -280,7 +336,12 @@ impl Capsules {
             Some(record) => read_claim(&scope, record).await?,
             None => None,
         };
+        let came = claim.as_ref().map(|claim| (claim.version.name.clone(), claim.version.version.clone()));
+        let touched = self.catalogue.keys_of(image_name);
+        let touched: BTreeSet<Key> = touched.into_iter().chain(came).collect();
+        let before = self.catalogue.identities(&touched);
         self.catalogue.change(image_name, claim);
+        self.tell(&before, &self.catalogue.identities(&touched));
         Ok(())
     }
 

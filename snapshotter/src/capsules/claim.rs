@@ -157,7 +157,7 @@ fn identify(record: &ImageRecord, annotations: Option<&BTreeMap<String, String>>
     Some(Identity { name: name.parse().ok()?, version: version.parse().ok()?, tag: None })
 }
 
-enum ReadError {
+pub(super) enum ReadError {
     Unusable(String),
     Containerd(ContainerdError),
 }
@@ -168,7 +168,7 @@ impl From<ContainerdError> for ReadError {
     }
 }
 
-async fn read_image(scope: &Scope, media_type: &str, digest: &Digest) -> Result<Image, ReadError> {
+pub(super) async fn read_image(scope: &Scope, media_type: &str, digest: &Digest) -> Result<Image, ReadError> {
     let unusable = |e: oci::OciError| ReadError::Unusable(describe(&e));
     let mut manifest = digest.clone();
     if oci::INDEXES.contains(&media_type) {

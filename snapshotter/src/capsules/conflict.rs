@@ -46,6 +46,11 @@ fn fact(provider: &Provider<'_>, external: &External<Package, Ranges<Version>, S
     };
     match external {
         External::NotRoot(..) => None,
+        External::FromDependencyOf(Package::Asked, _, Package::Capsule(name), _)
+            if !provider.is_wanted(name) =>
+        {
+            Some(stays(provider, name))
+        }
         External::FromDependencyOf(Package::Asked, _, package, range) => {
             Some(format!("{} is asked for", label(package, range)))
         }
@@ -61,6 +66,16 @@ fn fact(provider: &Provider<'_>, external: &External<Package, Ranges<Version>, S
     }
 }
 
+/// What the container has of a capsule, and keeps unless it is told otherwise.
+fn stays(provider: &Provider<'_>, name: &CapsuleName) -> String {
+    let present = provider.asked.present.get(name).into_iter().flatten();
+    let present = present.map(|version| format!("{name}@{version}")).collect::<Vec<_>>().join(" and ");
+    match provider.asked.moves {
+        Some(_) => format!("the container has {present}: move it too, or detach it"),
+        None => format!("the container has {present}: upgrade it first"),
+    }
+}
+
 fn missing(provider: &Provider<'_>, name: &CapsuleName, range: &Ranges<Version>) -> String {
     let all = provider.candidates(name);
     if all.is_empty() {
@@ -73,7 +88,7 @@ fn missing(provider: &Provider<'_>, name: &CapsuleName, range: &Ranges<Version>)
     let have = have.join(", ");
     let only = provider.asked.present.contains_key(name) && !provider.is_wanted(name);
     match (only, show(range)) {
-        (true, _) => format!("the container has {name}@{have}: upgrade it first"),
+        (true, _) => stays(provider, name),
         // All but some that have been ruled out.
         (false, range) if range.is_empty() || range.contains(" or ") => {
             format!("there is no other {name} than {have}")

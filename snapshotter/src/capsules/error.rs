@@ -23,6 +23,55 @@ pub enum CapsuleError {
     /// An annotation that is ours to set.
     #[error("annotation {0:?} is reserved: names under resourcecapsules.io/ are set by capsuled")]
     ReservedAnnotation(String),
+    /// Another annotation that is ours to set.
+    #[error("annotation {0:?} cannot be given with a base or an image: capsuled sets it")]
+    BaseAnnotation(&'static str),
+    /// The version that a delta was made against is another one now.
+    #[error(
+        "{name}@{version} is {found} now, not {wanted}, which this tree was compared with: build it again"
+    )]
+    BaseMoved {
+        /// The base.
+        name: CapsuleName,
+        /// Its version.
+        version: Version,
+        /// What there is.
+        found: Digest,
+        /// What the delta was made against.
+        wanted: Digest,
+    },
+    /// A version on a version on a version.
+    #[error(
+        "{name}@{version} has {layers} layers already, and no version may have more: publish this tree without --base"
+    )]
+    TooManyLayers {
+        /// The base.
+        name: CapsuleName,
+        /// Its version.
+        version: Version,
+        /// How many.
+        layers: usize,
+    },
+    /// containerd has no image of that name.
+    #[error(
+        "there is no image {reference:?} in the containerd namespace {namespace}: see \"ctr -n {namespace} images ls\""
+    )]
+    UnknownImage {
+        /// What was asked for.
+        reference: String,
+        /// Where.
+        namespace: String,
+    },
+    /// An image lacks a part, or is none.
+    #[error("the image {reference} of the containerd namespace {namespace} cannot be published: {reason}")]
+    Image {
+        /// The image.
+        reference: String,
+        /// Where it is.
+        namespace: String,
+        /// What is missing or wrong.
+        reason: String,
+    },
     /// No version of it is published.
     #[error(
         "capsule {name} is not known: publish it with \"capsulectl build DIR --name {name} --version VERSION\", or see \"capsulectl ls\""

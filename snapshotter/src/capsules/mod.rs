@@ -1,16 +1,18 @@
 //! Capsules: names, versions and the images that carry them.
 //!
-//! `publish`, `moving`, `unpack`, `tags` and `set` → `catalogue` → `claim` → {`resolve`, `oci`} → {`declared`, `requirement`, `model`} (pure). This room speaks to containerd through
+//! `publish` (with `origin`), `moving`, `unpack`, `held`, `tags` and `set` → `catalogue` → `claim` → {`resolve`, `oci`} → {`declared`, `requirement`, `model`} (pure). This room speaks to containerd through
 //! [`crate::containerd`] and asks the snapshot engine for directories; it knows nothing of containers.
 
 pub mod catalogue;
-mod claim;
+pub(crate) mod claim;
 mod conflict;
 pub mod declared;
 mod error;
+mod held;
 pub mod model;
 mod moving;
 pub mod oci;
+mod origin;
 mod publish;
 pub mod requirement;
 pub mod resolve;
@@ -22,15 +24,17 @@ use std::{collections::HashSet, path::PathBuf, sync::Arc};
 
 use tokio::sync::Mutex;
 
-use crate::{containerd::Containerd, snapshots::Snapshots};
+use crate::{containerd::Containerd, snapshots::Snapshots, store::attachments::Journal};
 
 pub use self::{
     catalogue::{Catalogue, Published, Resolved},
     claim::Naming,
     declared::Declared,
     error::CapsuleError,
+    held::Held,
     moving::{Arrived, MoveError, Trouble},
     oci::Declaration,
+    origin::{BaseRef, ImageRef, Origin},
     tags::TagError,
 };
 
@@ -50,13 +54,21 @@ pub struct Capsules {
     transits: Arc<std::sync::Mutex<HashSet<String>>>,
     /// Held while an image is read and what it is is noted.
     reading: Arc<Mutex<()>>,
+    /// Where it is told what is published and removed.
+    journal: Journal,
     /// Held while what a reference stands for is looked at and then changed.
     names: Arc<Mutex<()>>,
 }
 
 impl Capsules {
     /// Nothing is read yet: see [`Capsules::reload`].
-    pub fn new(containerd: Containerd, snapshots: Snapshots, namespace: &str, snapshotter: &str) -> Self {
+    pub fn new(
+        containerd: Containerd,
+        snapshots: Snapshots,
+        namespace: &str,
+        snapshotter: &str,
+        journal: Journal,
+    ) -> Self {
         Self {
             containerd,
             snapshots,
@@ -66,6 +78,7 @@ impl Capsules {
             hosts: PathBuf::new(),
             transits: Arc::default(),
             reading: Arc::default(),
+            journal,
             names: Arc::default(),
         }
     }

@@ -37,6 +37,11 @@ pub const TARGET: &str = "resourcecapsules.io/target";
 /// Annotation: `ro` or `union`.
 pub const MODE: &str = "resourcecapsules.io/mode";
 
+/// Annotation: digest of the image that this one's first layers are (OCI image specification, "Pre-Defined Annotation Keys").
+pub const BASE_DIGEST: &str = "org.opencontainers.image.base.digest";
+/// Annotation: name of that image.
+pub const BASE_NAME: &str = "org.opencontainers.image.base.name";
+
 /// Why a manifest or configuration cannot be a capsule version.
 #[derive(Debug, thiserror::Error)]
 pub enum OciError {
@@ -262,7 +267,18 @@ pub struct Declaration {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// The blobs of a one-layer image, in the order in which they must be stored.
+/// The layers of a version that is to be.
+#[derive(Debug)]
+pub struct Stack {
+    /// Bottom first.
+    pub layers: Vec<Descriptor>,
+    /// Digests of their uncompressed tars; as many.
+    pub diff_ids: Vec<Digest>,
+    /// The name and digest of the image that the first of them are from.
+    pub base: Option<(String, Digest)>,
+}
+
+/// The blobs of an image beside its layers, in the order in which they must be stored.
 #[derive(Debug)]
 pub struct Blobs {
     /// The configuration's bytes and descriptor.
@@ -271,9 +287,8 @@ pub struct Blobs {
     pub manifest: (Vec<u8>, Descriptor),
 }
 
-/// The configuration and manifest of a version whose tree is one uncompressed tar: the same input gives the same
-/// bytes on every machine of one architecture.
-pub fn make_image(declaration: &Declaration, layer: &Descriptor) -> Result<Blobs, OciError> {
+/// The configuration and manifest of a version: the same input gives the same bytes on every machine of one architecture.
+pub fn make_image(declaration: &Declaration, stack: &Stack) -> Result<Blobs, OciError> {
     #[derive(Serialize)]
     struct NewConfig<'a> {
         architecture: &'a str,
@@ -286,11 +301,23 @@ pub fn make_image(declaration: &Declaration, layer: &Descriptor) -> Result<Blobs
         architecture: go_arch(),
         os: "linux",
         config: BTreeMap::new(),
-        rootfs: RootFs { kind: "layers".to_owned(), diff_ids: vec![layer.digest.clone()] },
+        rootfs: RootFs { kind: "layers".to_owned(), diff_ids: stack.diff_ids.clone() },
     })
     .map_err(|e| json("configuration", e))?;
     let config_descriptor = describe(CONFIG, &config);
+    let manifest = serde_json::to_vec(&ManifestJson {
+        schema_version: 2,
+        media_type: Some(MANIFEST.to_owned()),
+        config: config_descriptor.clone(),
+        layers: stack.layers.clone(),
+        annotations: annotations(declaration, stack),
+    })
+    .map_err(|e| json("manifest", e))?;
+    let manifest_descriptor = describe(MANIFEST, &manifest);
+    Ok(Blobs { config: (config, config_descriptor), manifest: (manifest, manifest_descriptor) })
+}
 
+fn annotations(declaration: &Declaration, stack: &Stack) -> BTreeMap<String, String> {
     let mut annotations = declaration.annotations.clone();
     annotations.extend(declaration.declared.annotations());
     annotations.insert(NAME.to_owned(), declaration.name.to_string());
@@ -301,16 +328,11 @@ pub fn make_image(declaration: &Declaration, layer: &Descriptor) -> Result<Blobs
     if let Some(mode) = declaration.default_mode {
         annotations.insert(MODE.to_owned(), mode.to_string());
     }
-    let manifest = serde_json::to_vec(&ManifestJson {
-        schema_version: 2,
-        media_type: Some(MANIFEST.to_owned()),
-        config: config_descriptor.clone(),
-        layers: vec![layer.clone()],
-        annotations,
-    })
-    .map_err(|e| json("manifest", e))?;
-    let manifest_descriptor = describe(MANIFEST, &manifest);
-    Ok(Blobs { config: (config, config_descriptor), manifest: (manifest, manifest_descriptor) })
+    if let Some((name, digest)) = &stack.base {
+        annotations.insert(BASE_NAME.to_owned(), name.clone());
+        annotations.insert(BASE_DIGEST.to_owned(), digest.to_string());
+    }
+    annotations
 }
 
 fn describe(media_type: &str, bytes: &[u8]) -> Descriptor {
@@ -342,7 +364,7 @@ mod tests {
 
     #[test]
     fn what_is_made_reads_back() {
-        let blobs = make_image(&declaration(), &layer()).unwrap();
+        let blobs = make_image(&declaration(), &stack()).unwrap();
         let image = parse_manifest(&blobs.manifest.1.digest, &blobs.manifest.0).unwrap();
         assert_eq!(image.config, blobs.config.1);
         let image = parse_config(image, &blobs.config.0).unwrap();
@@ -354,14 +376,32 @@ mod tests {
         assert_eq!(image.size(), 3);
     }
 
+    fn stack() -> Stack {
+        Stack { layers: vec![layer()], diff_ids: vec![layer().digest], base: None }
+    }
+
+    #[test]
+    fn a_base_is_named_and_its_layers_come_first() {
+        let above = Descriptor { digest: Digest::from_sha256(&[8; 32]), ..layer() };
+        let base = Some(("localhost/capsules/b:1".to_owned(), Digest::from_sha256(&[9; 32])));
+        let diff_ids = vec![layer().digest, above.digest.clone()];
+        let stack = Stack { layers: vec![layer(), above.clone()], diff_ids: diff_ids.clone(), base };
+        let blobs = make_image(&declaration(), &stack).unwrap();
+        let image = parse_manifest(&blobs.manifest.1.digest, &blobs.manifest.0).unwrap();
+        let image = parse_config(image, &blobs.config.0).unwrap();
+        assert_eq!((image.layers, image.diff_ids), (vec![layer(), above], diff_ids));
+        assert_eq!(image.annotations[BASE_NAME], "localhost/capsules/b:1");
+        assert_eq!(image.annotations[BASE_DIGEST], Digest::from_sha256(&[9; 32]).to_string());
+    }
+
     #[test]
     fn the_same_input_gives_the_same_digest() {
-        let one = make_image(&declaration(), &layer()).unwrap();
-        let two = make_image(&declaration(), &layer()).unwrap();
+        let one = make_image(&declaration(), &stack()).unwrap();
+        let two = make_image(&declaration(), &stack()).unwrap();
         assert_eq!(one.manifest.1, two.manifest.1);
         let mut other = declaration();
         other.version = "2024.2".parse().unwrap();
-        assert_ne!(make_image(&other, &layer()).unwrap().manifest.1, one.manifest.1);
+        assert_ne!(make_image(&other, &stack()).unwrap().manifest.1, one.manifest.1);
     }
 
     #[test]
@@ -382,7 +422,7 @@ mod tests {
     fn images_that_cannot_be_versions_are_refused() {
         let digest = Digest::from_sha256(&[0; 32]);
         assert!(matches!(parse_manifest(&digest, b"{"), Err(OciError::Json { .. })));
-        let blobs = make_image(&declaration(), &layer()).unwrap();
+        let blobs = make_image(&declaration(), &stack()).unwrap();
         let text = String::from_utf8(blobs.manifest.0.clone()).unwrap();
         let none = text.replace(&serde_json::to_string(&vec![layer()]).unwrap(), "[]");
         assert!(matches!(parse_manifest(&digest, none.as_bytes()), Err(OciError::NoLayers)));

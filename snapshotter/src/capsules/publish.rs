@@ -1,4 +1,4 @@
-//! Publishing a version: a tar stream becomes an OCI image in containerd's store, unpacked and durable.
+//! Publishing a version: layers become an OCI image in containerd's store, unpacked and durable.
 //!
 //! All is made under a lease and becomes a version with its last step, the image record: a publish that breaks off
 //! anywhere leaves nothing that anyone can see, and containerd's garbage collector takes the rest.
@@ -13,7 +13,8 @@ use super::{
     CapsuleError, Capsules,
     catalogue::{Published, image_name},
     model::Digest,
-    oci::{self, Blobs, Declaration, Descriptor},
+    oci::{self, Blobs, Declaration, Descriptor, Image},
+    origin::Origin,
     tags::taken,
 };
 use crate::{
@@ -25,22 +26,19 @@ use crate::{
 const LEASE_SECONDS: u64 = 24 * 3600;
 
 impl Capsules {
-    /// Publishes one version from an uncompressed tar. True beside it if the same version with the same digest was
-    /// there already.
-    ///
-    /// `tar` yields pieces of at most a few MiB; an error in it, as text, ends the publish. When this returns, the
-    /// version is durable and unpacked.
+    /// Publishes one version. True beside it if the same version with the same digest was there already. When this
+    /// returns, the version is durable and unpacked.
     pub async fn publish(
         &self,
         declaration: Declaration,
-        tar: impl Stream<Item = Result<Vec<u8>, String>> + Send + Unpin,
+        origin: Origin<impl Stream<Item = Result<Vec<u8>, String>> + Send + Unpin>,
     ) -> Result<(Published, bool), CapsuleError> {
-        check(&declaration)?;
+        check(&declaration, matches!(origin, Origin::Tree(_)))?;
         self.check_version(&declaration.name, &declaration.version).await?;
         self.containerd.ensure_namespace(&self.namespace).await?;
         let id = format!("capsule-publish-{}", fresh_id());
         let scope = self.containerd.namespace(&self.namespace)?.leased(&id, LEASE_SECONDS).await?;
-        let published = self.publish_leased(&scope, &id, &declaration, tar).await;
+        let published = self.publish_leased(&scope, &id, &declaration, origin).await;
         let released = scope.release().await;
         let existed = published?;
         released?;
@@ -53,16 +51,16 @@ impl Capsules {
         scope: &Scope,
         reference: &str,
         declaration: &Declaration,
-        tar: impl Stream<Item = Result<Vec<u8>, String>> + Send + Unpin,
+        origin: Origin<impl Stream<Item = Result<Vec<u8>, String>> + Send + Unpin>,
     ) -> Result<bool, CapsuleError> {
-        let layer = store_layer(scope, reference, declaration, tar).await?;
-        let blobs = oci::make_image(declaration, &layer)?;
+        let stack = origin.store(self, scope, reference, declaration).await?;
+        let blobs = oci::make_image(declaration, &stack)?;
         let digest = &blobs.manifest.1.digest;
         let name = image_name(&declaration.name, &declaration.version);
         let existed = self.is_published(scope, &name, declaration, digest).await?;
         // Also for a version that is there: what has been removed of it since is put back, and referred to again.
         let image = oci::parse_config(oci::parse_manifest(digest, &blobs.manifest.0)?, &blobs.config.0)?;
-        self.store_json(scope, &layer, &blobs).await?;
+        self.store_json(scope, &image, &blobs).await?;
         self.unpack(scope, &image).await?;
         if existed {
             return Ok(true);
@@ -114,25 +112,31 @@ impl Capsules {
 
     /// Stores configuration and manifest with the labels that tell containerd's garbage collector what each
     /// refers to (containerd docs/garbage-collection.md, "Garbage Collection Labels").
-    async fn store_json(&self, scope: &Scope, layer: &Descriptor, blobs: &Blobs) -> Result<(), CapsuleError> {
+    async fn store_json(&self, scope: &Scope, image: &Image, blobs: &Blobs) -> Result<(), CapsuleError> {
         let (config, config_descriptor) = &blobs.config;
         let (manifest, manifest_descriptor) = &blobs.manifest;
         let snapshot = HashMap::from([(
             format!("containerd.io/gc.ref.snapshot.{}", self.snapshotter),
-            layer.digest.to_string(),
+            image.chain_ids().last().map(ToString::to_string).unwrap_or_default(),
         )]);
         scope.put_blob(config_descriptor.digest.as_str(), config, snapshot).await?;
-        let children = HashMap::from([
-            ("containerd.io/gc.ref.content.config".to_owned(), config_descriptor.digest.to_string()),
-            ("containerd.io/gc.ref.content.l.0".to_owned(), layer.digest.to_string()),
-        ]);
+        let layers = image.layers.iter().enumerate();
+        let mut children: HashMap<_, _> = layers
+            .map(|(i, layer)| (format!("containerd.io/gc.ref.content.l.{i}"), layer.digest.to_string()))
+            .collect();
+        children
+            .insert("containerd.io/gc.ref.content.config".to_owned(), config_descriptor.digest.to_string());
         scope.put_blob(manifest_descriptor.digest.as_str(), manifest, children).await?;
         Ok(())
     }
 }
 
-/// Refuses what no version may declare.
-fn check(declaration: &Declaration) -> Result<(), CapsuleError> {
+/// Refuses what no version may declare; with more than its own tar, not what its first layers are from either.
+fn check(declaration: &Declaration, alone: bool) -> Result<(), CapsuleError> {
+    let ours = [oci::BASE_NAME, oci::BASE_DIGEST].into_iter();
+    if let Some(base) = ours.filter(|_| !alone).find(|key| declaration.annotations.contains_key(*key)) {
+        return Err(CapsuleError::BaseAnnotation(base));
+    }
     if let Some(reserved) = declaration.annotations.keys().find(|k| k.starts_with(oci::PREFIX)) {
         return Err(CapsuleError::ReservedAnnotation(reserved.clone()));
     }
@@ -142,7 +146,7 @@ fn check(declaration: &Declaration) -> Result<(), CapsuleError> {
     Ok(())
 }
 
-async fn store_layer(
+pub(super) async fn store_layer(
     scope: &Scope,
     reference: &str,
     declaration: &Declaration,

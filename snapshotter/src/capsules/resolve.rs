@@ -1,7 +1,7 @@
 //! Which versions go together: the highest of what is asked for and of all that it requires, by the algorithm PubGrub. Pure.
 //!
 //! A capsule has one version in an answer. What the container has counts: of a capsule that is required, and not asked for
-//! by name, the versions there are the only ones.
+//! by name, the versions there are the only ones, unless it may be moved: then they are the first choice.
 
 use std::{
     cell::RefCell,
@@ -38,6 +38,17 @@ pub struct Asked {
     pub wanted: Vec<(CapsuleName, Ranges<Version>)>,
     /// What the container has.
     pub present: BTreeMap<CapsuleName, BTreeSet<Version>>,
+    /// Set where what the container has is moved, and not added to.
+    pub moves: Option<Moves>,
+}
+
+/// What may become of what the container has. All of that goes together with the answer then, as far as it does now.
+#[derive(Debug, Clone, Default)]
+pub struct Moves {
+    /// May have another version than it has, though nobody asks for it.
+    pub movable: BTreeSet<CapsuleName>,
+    /// Versions that capsules had before, the latest first: they are chosen before others.
+    pub earlier: BTreeMap<CapsuleName, Vec<Version>>,
 }
 
 /// One capsule of an answer.
@@ -79,6 +90,24 @@ pub fn resolve(
     }
 }
 
+/// The capsules that `wanted` requires, and what these require, at any of their versions.
+pub fn required(
+    wanted: &[(CapsuleName, Ranges<Version>)],
+    shelf: &dyn Fn(&CapsuleName) -> Vec<Candidate>,
+) -> BTreeSet<CapsuleName> {
+    let mut found = BTreeSet::new();
+    let mut pending = wanted.to_vec();
+    while let Some((name, range)) = pending.pop() {
+        let fitting = shelf(&name).into_iter().filter(|candidate| range.contains(&candidate.version));
+        for requirement in fitting.flat_map(|candidate| candidate.requires.unwrap_or_default()) {
+            if found.insert(requirement.name.clone()) {
+                pending.push((requirement.name, Ranges::full()));
+            }
+        }
+    }
+    found
+}
+
 /// The version of what has none.
 const ROOT: &str = "0";
 
@@ -116,21 +145,51 @@ impl Provider<'_> {
             return seen.clone();
         }
         let mut all = (self.shelf)(name);
-        if let Some(present) = self.asked.present.get(name).filter(|_| !self.is_wanted(name)) {
+        let present = self.asked.present.get(name);
+        let is_fixed = present.is_some() && !self.is_wanted(name) && !self.is_movable(name);
+        if is_fixed || self.asked.moves.is_some() {
             // One whose image is gone is still there, and what it requires was there when it came.
-            let gone = |version: &&Version| all.iter().all(|c| c.version != **version);
-            let gone: Vec<Candidate> = present
-                .iter()
-                .filter(gone)
-                .map(|version| Candidate { version: version.clone(), requires: Ok(Vec::new()) })
+            let gone: BTreeSet<&Version> = present
+                .into_iter()
+                .flatten()
+                .chain(self.earlier(name))
+                .filter(|version| all.iter().all(|c| c.version != **version))
                 .collect();
+            let gone = gone.into_iter().map(|v| Candidate { version: v.clone(), requires: Ok(Vec::new()) });
+            all.extend(gone.collect::<Vec<_>>());
+        }
+        if let Some(present) = present.filter(|_| is_fixed) {
             all.retain(|candidate| present.contains(&candidate.version));
-            all.extend(gone);
+            if self.asked.moves.is_some() {
+                all.iter_mut().for_each(|candidate| candidate.requires = Ok(self.met(candidate)));
+            }
         }
         all.sort_by(|a, b| b.version.cmp(&a.version));
         let all = Rc::new(all);
         self.seen.borrow_mut().insert(name.clone(), all.clone());
         all
+    }
+
+    fn is_movable(&self, name: &CapsuleName) -> bool {
+        self.asked.moves.as_ref().is_some_and(|moves| moves.movable.contains(name))
+    }
+
+    fn earlier(&self, name: &CapsuleName) -> &[Version] {
+        self.asked.moves.as_ref().and_then(|moves| moves.earlier.get(name)).map_or(&[], Vec::as_slice)
+    }
+
+    /// What of its requirements the container meets.
+    fn met(&self, candidate: &Candidate) -> Vec<Requirement> {
+        let meets = |r: &Requirement| {
+            self.asked.present.get(&r.name).is_some_and(|all| all.iter().any(|v| r.versions.contains(v)))
+        };
+        candidate.requires.iter().flatten().filter(|r| meets(r)).cloned().collect()
+    }
+
+    /// The first choice of a capsule that is moved only where it must be.
+    fn preferred<'a>(&'a self, name: &CapsuleName, range: &Ranges<Version>) -> Option<&'a Version> {
+        let present = self.asked.present.get(name).into_iter().flatten().rev();
+        present.chain(self.earlier(name)).find(|version| range.contains(*version))
     }
 
     fn requirements(&self, name: &CapsuleName, version: &Version) -> Result<Vec<Requirement>, String> {
@@ -164,6 +223,11 @@ impl DependencyProvider for Provider<'_> {
         range: &Ranges<Version>,
     ) -> Result<Option<Version>, Infallible> {
         let Package::Capsule(name) = package else { return Ok(ROOT.parse().ok()) };
+        if self.is_movable(name)
+            && let Some(preferred) = self.preferred(name, range)
+        {
+            return Ok(Some(preferred.clone()));
+        }
         let all = self.candidates(name);
         let fits = || all.iter().map(|c| &c.version).filter(|version| range.contains(*version));
         let release = fits().find(|version| !version.is_prerelease());
@@ -179,7 +243,9 @@ impl DependencyProvider for Provider<'_> {
         let Package::Capsule(name) = package else {
             let wanted =
                 self.asked.wanted.iter().map(|(n, range)| (Package::Capsule(n.clone()), range.clone()));
-            return Ok(Dependencies::Available(wanted.collect()));
+            let stay = self.asked.present.keys().filter(|n| self.asked.moves.is_some() && !self.is_wanted(n));
+            let stay = stay.map(|n| (Package::Capsule(n.clone()), Ranges::full()));
+            return Ok(Dependencies::Available(stay.chain(wanted).collect()));
         };
         Ok(match self.requirements(name, version) {
             Ok(all) => {
@@ -309,6 +375,90 @@ mod tests {
             (&["app >=3-rc"], &[], "cuda@13<app app@3-rc.1"),
         ] {
             assert_eq!(run(published, wanted, present).as_deref(), Ok(expected), "{wanted:?} {present:?}");
+        }
+    }
+
+    /// What becomes of what the container has: `NAME@VERSION` of what is not as it was.
+    fn moved(
+        published: &Published,
+        wanted: &[&str],
+        present: &[&str],
+        earlier: &[&str],
+    ) -> Result<String, String> {
+        let label = |text: &&str| {
+            let (name, version) = text.split_once('@').unwrap();
+            (name.parse::<CapsuleName>().unwrap(), version.parse::<Version>().unwrap())
+        };
+        let wanted = wanted.iter().map(|text| text.parse::<Requirement>().unwrap());
+        let mut asked = Asked { wanted: wanted.map(|r| (r.name, r.versions)).collect(), ..Asked::default() };
+        for (name, version) in present.iter().map(label) {
+            asked.present.entry(name).or_default().insert(version);
+        }
+        let shelf = shelf(published);
+        let mut moves = Moves { movable: required(&asked.wanted, &shelf), ..Moves::default() };
+        for (name, version) in earlier.iter().map(label) {
+            moves.earlier.entry(name).or_default().push(version);
+        }
+        asked.moves = Some(moves);
+        let chosen = resolve(&asked, &shelf).map_err(|conflict| conflict.to_string())?;
+        let is_new = |c: &&Chosen| asked.present.get(&c.name).is_none_or(|all| !all.contains(&c.version));
+        Ok(chosen
+            .iter()
+            .filter(is_new)
+            .map(|c| format!("{}@{}", c.name, c.version))
+            .collect::<Vec<_>>()
+            .join(" "))
+    }
+
+    #[test]
+    fn what_a_new_version_requires_is_moved_or_comes_along() {
+        let published: &Published = &[
+            ("app@1", "lib >=1, <2"),
+            ("app@2", "lib >=2; extra"),
+            ("app@3", "other >=2"),
+            ("lib@1.0", ""),
+            ("lib@1.5", ""),
+            ("lib@2.0", ""),
+            ("lib@2.5", "base"),
+            ("base@1", ""),
+            ("extra@1", ""),
+            ("plugin@1", "lib <2"),
+            ("plugin@2", "lib >=2"),
+            ("other@2", ""),
+            ("lame@1", "nothing"),
+        ];
+        for (wanted, present, earlier, expected) in [
+            // The highest that will do; what is there is kept where it will do.
+            (&["app =2"][..], &["app@1", "lib@1.0"][..], &[][..], "base@1 lib@2.5 extra@1 app@2"),
+            (&["app =2"], &["app@1", "lib@2.0"], &[], "extra@1 app@2"),
+            (&["app =1"], &["app@2", "lib@2.5", "extra@1"], &["lib@1.0", "app@1"], "lib@1.0 app@1"),
+            // What went away since can be gone back to.
+            (&["app =0"], &["app@1", "lib@1.0"], &["app@0"], "app@0"),
+            (&["app =1"], &["app@2", "lib@2.5"], &["lib@1.1"], "lib@1.1 app@1"),
+            // Others stay as they are, and count; what they lack already does not.
+            (
+                &["app =2", "plugin =2"],
+                &["app@1", "plugin@1", "lib@1.0"],
+                &[],
+                "base@1 lib@2.5 extra@1 app@2 plugin@2",
+            ),
+            (&["app =3"], &["app@1", "lib@1.0", "lame@1"], &[], "other@2 app@3"),
+            (&["lib >=1.0"], &["app@1", "lib@1.0"], &[], "lib@1.5"),
+        ] {
+            assert_eq!(
+                moved(published, wanted, present, earlier).as_deref(),
+                Ok(expected),
+                "{wanted:?} {present:?}"
+            );
+        }
+        let error = moved(published, &["app =2"], &["app@1", "plugin@1", "lib@1.0"], &[]).unwrap_err();
+        for fact in [
+            "app@2 requires lib >=2",
+            "plugin@1 requires lib <2",
+            "the container has plugin@1",
+            "app@2 is asked for",
+        ] {
+            assert!(error.contains(fact), "{error} lacks {fact:?}");
         }
     }
 

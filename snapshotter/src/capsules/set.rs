@@ -9,7 +9,7 @@ use super::{
     catalogue::{Published, Resolved},
     model::{CapsuleName, Version},
     requirement::Requirement,
-    resolve::{Asked, Candidate, resolve},
+    resolve::{Asked, Candidate, Chosen, Moves, required, resolve},
 };
 
 /// The versions of each capsule that a container has.
@@ -52,7 +52,7 @@ impl Capsules {
         if !requires {
             return Ok(members);
         }
-        let asked = Asked { wanted: ranges, present: present.clone() };
+        let asked = Asked { wanted: ranges, present: present.clone(), moves: None };
         let catalogue = self.listed().await?;
         let shelf = |name: &CapsuleName| catalogue.list(Some(name)).iter().map(candidate).collect();
         let chosen = resolve(&asked, &shelf)?;
@@ -69,6 +69,74 @@ impl Capsules {
         }
         Ok(members)
     }
+
+    /// What a container has once it is moved to `wanted`: to the newest that go together where no version is named. What it
+    /// has, and `earlier` had, is kept or gone back to where that will do.
+    ///
+    /// # Errors
+    /// As [`Capsules::resolve_set`]. [`CapsuleError::Conflict`] also where nothing could be moved, and the newest say why.
+    pub async fn resolve_upgrade(
+        &self,
+        wanted: &[(CapsuleName, Option<Version>)],
+        has: Has,
+    ) -> Result<Vec<Chosen>, CapsuleError> {
+        let (mut ranges, mut newest, mut requires) = (Vec::new(), Vec::new(), false);
+        for (name, version) in wanted {
+            let found = self.resolve(name, version.as_ref()).await?;
+            requires |= !requirements(&found)?.is_empty();
+            let highest = has.present.get(name).and_then(|versions| versions.last());
+            let range = match highest.filter(|highest| version.is_none() && **highest < found.version) {
+                Some(highest) => Ranges::between(highest.clone(), found.version.clone())
+                    .union(&Ranges::singleton(found.version.clone())),
+                None => Ranges::singleton(found.version.clone()),
+            };
+            ranges.push((name.clone(), range));
+            newest.push((name.clone(), Ranges::singleton(found.version)));
+        }
+        // Where nothing new is required, what is in memory is enough: containerd may be away.
+        if requires {
+            self.listed().await?;
+        }
+        let chosen = self.resolve_moves(ranges, has.clone())?;
+        let is_moved =
+            |one: &Chosen| has.present.get(&one.name).is_none_or(|all| !all.contains(&one.version));
+        if chosen.iter().any(is_moved) { Ok(chosen) } else { self.resolve_moves(newest, has) }
+    }
+
+    /// What a container has once it is moved to exactly `wanted`: see [`Capsules::resolve_upgrade`].
+    ///
+    /// From memory: what it goes back to was there.
+    ///
+    /// # Errors
+    /// [`CapsuleError::Conflict`].
+    pub fn resolve_back(
+        &self,
+        wanted: &[(CapsuleName, Version)],
+        has: Has,
+    ) -> Result<Vec<Chosen>, CapsuleError> {
+        let exactly = wanted.iter().map(|(name, version)| (name.clone(), Ranges::singleton(version.clone())));
+        self.resolve_moves(exactly.collect(), has)
+    }
+
+    fn resolve_moves(
+        &self,
+        wanted: Vec<(CapsuleName, Ranges<Version>)>,
+        has: Has,
+    ) -> Result<Vec<Chosen>, CapsuleError> {
+        let shelf = |name: &CapsuleName| self.catalogue().list(Some(name)).iter().map(candidate).collect();
+        let moves = Moves { movable: required(&wanted, &shelf), earlier: has.earlier };
+        let asked = Asked { wanted, present: has.present, moves: Some(moves) };
+        Ok(resolve(&asked, &shelf)?)
+    }
+}
+
+/// What a container has, and had.
+#[derive(Debug, Clone, Default)]
+pub struct Has {
+    /// Its versions of each capsule.
+    pub present: Present,
+    /// Those before them that can be gone back to, the latest first.
+    pub earlier: BTreeMap<CapsuleName, Vec<Version>>,
 }
 
 fn requirements(version: &Resolved) -> Result<Vec<Requirement>, CapsuleError> {

@@ -15,6 +15,8 @@ use super::{ContainerdError, Scope};
 
 /// Largest piece of a blob in one message: well under gRPC's usual limit of 4 MiB.
 const CHUNK: usize = 1 << 20;
+/// Beginnings of labels that are about a blob's content and not about what one namespace does with it.
+const KEPT_LABELS: [&str; 2] = ["containerd.io/uncompressed", "containerd.io/distribution.source."];
 
 impl Scope {
     /// The labels of a blob; `None` if the namespace has no such blob.
@@ -57,11 +59,31 @@ impl Scope {
 
     /// Begins to write a blob under an ingest reference of the caller's choice (unique in the namespace).
     pub async fn write_blob(&self, reference: &str) -> Result<BlobWriter, ContainerdError> {
+        let mut writer = self.open_writer(reference, "", 0).await?;
+        if writer.offset > 0 {
+            // Left by an earlier try under the same reference: begin again at the start.
+            writer.offset = 0;
+            writer.send(WriteAction::Write, Vec::new(), String::new(), HashMap::new()).await?;
+        }
+        Ok(writer)
+    }
+
+    /// Opens a writer. With the digest and size that are expected, containerd gives one that has all of it already if
+    /// another namespace has it and shares (containerd, `core/metadata/content.go`, `Writer`), and fails with `AlreadyExists`,
+    /// the blob then being held by the scope's lease, if this namespace has it.
+    async fn open_writer(
+        &self,
+        reference: &str,
+        expected: &str,
+        size: u64,
+    ) -> Result<BlobWriter, ContainerdError> {
         let what = format!("write the blob {reference}");
         let (sender, receiver) = mpsc::channel(4);
         let first = WriteContentRequest {
             action: WriteAction::Stat as i32,
             r#ref: reference.to_owned(),
+            expected: expected.to_owned(),
+            total: i64::try_from(size).unwrap_or(i64::MAX),
             ..Default::default()
         };
         // The channel is empty and has room: this cannot fail.
@@ -73,13 +95,53 @@ impl Scope {
             .into_inner();
         let begun = replies.message().await.map_err(|e| self.failed(&what, e))?;
         let begun = begun.ok_or(ContainerdError::Incomplete { what, missing: "a status" })?;
-        let mut writer =
-            BlobWriter { scope: self.clone(), reference: reference.to_owned(), sender, replies, offset: 0 };
-        if begun.offset > 0 {
-            // Left by an earlier try under the same reference: begin again at the start.
-            writer.send(WriteAction::Write, Vec::new(), String::new(), HashMap::new()).await?;
+        let (scope, reference) = (self.clone(), reference.to_owned());
+        Ok(BlobWriter { scope, reference, sender, replies, offset: begun.offset })
+    }
+
+    /// Sees to it that this namespace has a blob of another (or the same) one, held by this scope's lease. False if that one
+    /// has no such blob. Nothing is copied where containerd shares content between namespaces, as it does unless it is
+    /// told not to. `reference` is as for [`Scope::write_blob`].
+    pub async fn share_blob(
+        &self,
+        from: &Self,
+        digest: &str,
+        size: u64,
+        reference: &str,
+    ) -> Result<bool, ContainerdError> {
+        let Some(mut labels) = from.blob_labels(digest).await? else { return Ok(false) };
+        labels.retain(|name, _| KEPT_LABELS.iter().any(|kept| name.starts_with(kept)));
+        let mut writer = match self.open_writer(reference, digest, size).await {
+            Ok(writer) => writer,
+            Err(error) if error.is_already_exists() => return Ok(true),
+            Err(error) => return Err(error),
+        };
+        if let Err(error) = from.copy_blob(digest, size, &mut writer).await {
+            writer.abort().await.ok(); // the first error is the one to tell
+            return if error.is_not_found() { Ok(false) } else { Err(error) };
         }
-        Ok(writer)
+        writer.commit(digest, labels).await.map(|()| true)
+    }
+
+    /// Appends to `writer` what it lacks of a blob.
+    async fn copy_blob(
+        &self,
+        digest: &str,
+        size: u64,
+        writer: &mut BlobWriter,
+    ) -> Result<(), ContainerdError> {
+        if writer.written() >= size {
+            return Ok(());
+        }
+        let what = format!("read the blob {digest}");
+        let (digest, offset) = (digest.to_owned(), writer.offset);
+        let request = self.request(ReadContentRequest { digest, offset, ..Default::default() });
+        let reply = ContentClient::new(self.channel()).read(request).await;
+        let mut stream = reply.map_err(|e| self.failed(&what, e))?.into_inner();
+        while let Some(part) = stream.message().await.map_err(|e| self.failed(&what, e))? {
+            writer.write(part.data).await?;
+        }
+        Ok(())
     }
 
     /// Writes a small blob whole, with `labels`. A blob of the same digest that is there already is a success; it then

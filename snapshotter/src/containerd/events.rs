@@ -93,7 +93,15 @@ impl Scope {
         let body = wire::NamespaceUpdate { name: name.to_owned(), ..Default::default() };
         let event =
             Any { type_url: "containerd.events.NamespaceUpdate".to_owned(), value: body.encode_to_vec() };
-        let request = PublishRequest { topic: MARKER.to_owned(), event: Some(event) };
+        self.publish(MARKER, event).await
+    }
+
+    /// Publishes an event of our own.
+    ///
+    /// # Errors
+    /// containerd's.
+    pub async fn publish(&self, topic: &str, event: Any) -> Result<(), ContainerdError> {
+        let request = PublishRequest { topic: topic.to_owned(), event: Some(event) };
         EventsClient::new(self.channel())
             .publish(self.request(request))
             .await

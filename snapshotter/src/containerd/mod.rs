@@ -7,6 +7,7 @@
 mod containers;
 mod content;
 mod events;
+mod execs;
 mod images;
 mod plugins;
 mod snapshots;

@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 
 use super::convert;
 use crate::{
-    attachments::{AttachmentError, Attachments, model::Attachment},
+    attachments::{AttachmentError, Attachments, Moved, Outcome},
     capsules::model::Version,
 };
 
@@ -31,8 +31,9 @@ async fn to_the_end<T: Send + 'static>(
     Ok(tokio::spawn(call).await.map_err(|e| Status::internal(e.to_string()))??)
 }
 
-fn moved(moved: Vec<(Attachment, Version)>) -> (Vec<wire::Attachment>, Vec<String>) {
-    moved.iter().map(|(a, from)| (convert::attachment(a), from.to_string())).unzip()
+fn moved(moved: &[Moved]) -> (Vec<wire::Attachment>, Vec<String>) {
+    let from = |from: &Option<Version>| from.as_ref().map(ToString::to_string).unwrap_or_default();
+    moved.iter().map(|(a, version)| (convert::attachment(a), from(version))).unzip()
 }
 
 #[tonic::async_trait]
@@ -55,12 +56,22 @@ impl wire::attachments_server::Attachments for AttachmentsService {
         request: Request<wire::UpgradeRequest>,
     ) -> Result<Response<wire::UpgradeResponse>, Status> {
         let request = request.into_inner();
-        let choice = convert::parse_choice(request.container, &request.capsule, request.target)?;
-        let version = convert::parse_version(&request.version).map_err(convert::from_model)?;
-        let engine = self.engine.clone();
-        let done = to_the_end(async move { engine.upgrade(&choice, version.as_ref()).await }).await?;
-        let (attachments, from_versions) = moved(done);
-        Ok(Response::new(wire::UpgradeResponse { attachments, from_versions }))
+        let container = convert::parse_container(request.container)?;
+        let moves = request.specs.into_iter().map(convert::parse_move).collect::<Result<Vec<_>, _>>()?;
+        let check = request.health.map(convert::parse_health).transpose()?;
+        let (engine, dry_run) = (self.engine.clone(), request.dry_run);
+        let outcome =
+            to_the_end(async move { engine.upgrade(&container, &moves, check.as_ref(), dry_run).await });
+        Ok(Response::new(match outcome.await? {
+            Outcome::Planned(planned) => {
+                let planned = planned.iter().map(convert::planned).collect();
+                wire::UpgradeResponse { planned, ..Default::default() }
+            }
+            Outcome::Done(done) => {
+                let (attachments, from_versions) = moved(&done);
+                wire::UpgradeResponse { attachments, from_versions, planned: Vec::new() }
+            }
+        }))
     }
 
     async fn rollback(
@@ -68,10 +79,11 @@ impl wire::attachments_server::Attachments for AttachmentsService {
         request: Request<wire::RollbackRequest>,
     ) -> Result<Response<wire::RollbackResponse>, Status> {
         let request = request.into_inner();
-        let choice = convert::parse_choice(request.container, &request.capsule, request.target)?;
+        let container = convert::parse_container(request.container)?;
+        let moves = request.specs.into_iter().map(convert::parse_move).collect::<Result<Vec<_>, _>>()?;
         let engine = self.engine.clone();
-        let done = to_the_end(async move { engine.rollback(&choice).await }).await?;
-        let (attachments, from_versions) = moved(done);
+        let done = to_the_end(async move { engine.rollback(&container, &moves).await }).await?;
+        let (attachments, from_versions) = moved(&done);
         Ok(Response::new(wire::RollbackResponse { attachments, from_versions }))
     }
 

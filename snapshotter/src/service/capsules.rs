@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::convert;
 use crate::{
     attachments::Attachments,
-    capsules::{Capsules, Declaration, Declared, Published},
+    capsules::{BaseRef, Capsules, Declaration, Declared, ImageRef, Origin, Published},
 };
 
 /// The service.
@@ -63,10 +63,11 @@ impl wire::capsules_server::Capsules for CapsulesService {
         };
         let tags = convert::parse_tags(&header.tags)?;
         self.capsules.check_tags(&declaration.name, &declaration.version, &tags).await?;
+        let origin = origin(header.base, header.image, pieces(parts))?;
         let this = self.clone();
         // Of its own, so that a caller who goes away ends the stream and not the clean-up.
         let published = tokio::spawn(async move {
-            let (published, existed) = this.capsules.publish(declaration, pieces(parts)).await?;
+            let (published, existed) = this.capsules.publish(declaration, origin).await?;
             if tags.is_empty() {
                 return Ok((published, existed));
             }
@@ -110,6 +111,33 @@ impl wire::capsules_server::Capsules for CapsulesService {
             annotations: annotations.into_iter().collect(),
             attachments: users.iter().map(convert::attachment).collect(),
         }))
+    }
+}
+
+/// What the version is made from.
+fn origin<T>(
+    base: Option<wire::BuildBase>,
+    image: Option<wire::BuildImage>,
+    tar: T,
+) -> Result<Origin<T>, Status> {
+    match (base, image) {
+        (None, None) => Ok(Origin::Tree(tar)),
+        (Some(base), None) => {
+            let base = BaseRef {
+                name: convert::parse_name(&base.capsule)?,
+                version: base.version.parse().map_err(convert::from_model)?,
+                digest: base.digest.parse().map_err(convert::from_model)?,
+            };
+            Ok(Origin::Delta(base, tar))
+        }
+        (None, Some(image)) => {
+            let reference = convert::non_empty(image.reference);
+            let reference = reference.ok_or_else(|| convert::malformed("the name of an image"))?;
+            Ok(Origin::Image(ImageRef { reference, namespace: convert::non_empty(image.namespace) }))
+        }
+        (Some(_), Some(_)) => {
+            Err(Status::invalid_argument("an image has layers of its own: it cannot be built on a base"))
+        }
     }
 }
 

@@ -1,13 +1,13 @@
 //! From `capsule.v1`'s messages to validated types and back, and from errors to status codes.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use capsule_proto::capsule::v1 as wire;
 use tonic::{Code, Status};
 
 use crate::{
     attachments::{
-        AttachSpec, AttachmentError, Choice, Listed, Planned,
+        AttachSpec, AttachmentError, Choice, HealthCheck, Listed, Move, Planned,
         containers::Wanted,
         model::{Attachment, Phase},
     },
@@ -61,6 +61,29 @@ pub fn parse_spec(spec: wire::AttachmentSpec) -> Result<AttachSpec, Status> {
         named: None,
     })
 }
+
+/// One capsule of an upgrade or rollback.
+pub fn parse_move(spec: wire::MoveSpec) -> Result<Move, Status> {
+    Ok(Move {
+        capsule: parse_name(&spec.capsule)?,
+        version: parse_version(&spec.version).map_err(from_model)?,
+        target: non_empty(spec.target),
+    })
+}
+
+/// The command that is to prove an upgrade.
+pub fn parse_health(check: wire::HealthCheck) -> Result<HealthCheck, Status> {
+    if check.args.first().is_none_or(String::is_empty) {
+        return Err(malformed("the command of its health check"));
+    }
+    let timeout = check.timeout.map(Duration::try_from).transpose();
+    let timeout = timeout.ok().filter(|timeout| timeout.is_none_or(|t| !t.is_zero()));
+    let timeout = timeout.ok_or_else(|| malformed("a timeout that is longer than nothing"))?;
+    Ok(HealthCheck { args: check.args, timeout: timeout.unwrap_or(HEALTH_TIMEOUT) })
+}
+
+/// Of a health check that names none.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The attachments that a request is about.
 pub fn parse_choice(
@@ -146,6 +169,7 @@ pub fn planned(p: &Planned) -> wire::Planned {
         mode: mode(p.mode).into(),
         present: p.present,
         required_by: p.required_by.iter().map(ToString::to_string).collect(),
+        from_version: p.from.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
 }
 
@@ -175,7 +199,7 @@ pub fn listed(listed: &Listed) -> wire::Attachment {
 }
 
 fn draining(d: &Draining) -> wire::Attachment {
-    let since = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(d.since);
+    let since = SystemTime::UNIX_EPOCH + Duration::from_secs(d.since);
     wire::Attachment {
         id: d.id.clone(),
         capsule: d.capsule.clone(),
@@ -241,11 +265,16 @@ pub fn layers(p: &Published) -> Vec<wire::Layer> {
 impl From<CapsuleError> for Status {
     fn from(error: CapsuleError) -> Self {
         let code = match &error {
-            CapsuleError::Model(_) | CapsuleError::Target(_) | CapsuleError::ReservedAnnotation(_) => {
-                Code::InvalidArgument
-            }
-            CapsuleError::UnknownCapsule { .. } | CapsuleError::UnknownVersion { .. } => Code::NotFound,
+            CapsuleError::Model(_)
+            | CapsuleError::Target(_)
+            | CapsuleError::ReservedAnnotation(_)
+            | CapsuleError::BaseAnnotation(_) => Code::InvalidArgument,
+            CapsuleError::UnknownCapsule { .. }
+            | CapsuleError::UnknownVersion { .. }
+            | CapsuleError::UnknownImage { .. } => Code::NotFound,
             CapsuleError::Incomplete { .. }
+            | CapsuleError::Image { .. }
+            | CapsuleError::TooManyLayers { .. }
             | CapsuleError::Oci(_)
             | CapsuleError::Conflict(_)
             | CapsuleError::Declared { .. }
@@ -253,7 +282,7 @@ impl From<CapsuleError> for Status {
             CapsuleError::Exists { .. } => Code::AlreadyExists,
             CapsuleError::Tag(error) => tag(error),
             CapsuleError::Move(error) => moving(error),
-            CapsuleError::Stream { .. } => Code::Aborted,
+            CapsuleError::Stream { .. } | CapsuleError::BaseMoved { .. } => Code::Aborted,
             CapsuleError::DiffId { .. } => Code::DataLoss,
             CapsuleError::Containerd(e) => return containerd(e),
         };
@@ -283,6 +312,7 @@ impl From<AttachmentError> for Status {
             AttachmentError::Shim(error) => shim(error),
             AttachmentError::Again { source, .. } => shim(source),
             AttachmentError::Unsettled { .. } => Code::Unavailable,
+            AttachmentError::Unhealthy { .. } => Code::Aborted,
             AttachmentError::Store(_) | AttachmentError::Mark { .. } => Code::Internal,
             AttachmentError::Containerd(e) => return containerd(e),
             AttachmentError::Capsule(_) => Code::Unknown,

@@ -5,18 +5,22 @@
 mod attachments;
 mod capsules;
 mod convert;
+mod events;
 mod node;
 mod snapshots;
 mod tags;
 mod transfers;
+mod trees;
 
 pub use self::{
     attachments::AttachmentsService,
     capsules::CapsulesService,
+    events::EventsService,
     node::{NodeService, NodeServiceError},
     snapshots::SnapshotsService,
     tags::TagsService,
     transfers::TransfersService,
+    trees::TreesService,
 };
 
 use std::error::Error;

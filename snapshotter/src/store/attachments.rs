@@ -1,16 +1,19 @@
 //! Attachment records, and a journal that writes them in order.
 //!
 //! One thread writes all changes in the order in which they were handed in, and whatever has gathered meanwhile in
-//! one transaction: where the store is on a disk, concurrent callers share one flush of it. The daemon's is in `/run`
-//! (docs/adr/0006): a record must outlive capsuled, and ends with the mount that it tells of.
+//! one transaction: where the store is on a disk, concurrent callers share one flush of it. The daemon has two: one in `/run`
+//! (docs/adr/0006) for intents and what is, and one beside the snapshots (docs/adr/0018) for what is to be again after a reboot.
 
 use std::{collections::BTreeMap, thread};
 
-use redb::ReadableTable;
-use tokio::sync::{mpsc, oneshot};
+use redb::{ReadableTable, WriteTransaction};
+use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{ATTACHMENTS, Store, StoreError};
-use crate::attachments::model::Attachment;
+use super::{ATTACHMENTS, META, Store, StoreError, events};
+use crate::{
+    attachments::model::{Attachment, Phase},
+    events::{Event, Feed},
+};
 
 /// One record written or removed.
 #[derive(Debug, Clone)]
@@ -19,6 +22,8 @@ pub enum Change {
     Put(Box<Attachment>),
     /// Remove the record of this id; one that is not there is fine.
     Remove(String),
+    /// Write an event behind those before: it becomes known with the changes beside it.
+    Tell(Box<Event>),
 }
 
 type Ack = oneshot::Sender<Result<(), StoreError>>;
@@ -27,17 +32,27 @@ type Ack = oneshot::Sender<Result<(), StoreError>>;
 #[derive(Debug, Clone)]
 pub struct Journal {
     queue: mpsc::UnboundedSender<(Vec<Change>, Option<Ack>)>,
+    newest: watch::Receiver<u64>,
 }
 
 impl Journal {
     /// Starts the writing thread.
     ///
     /// # Errors
-    /// The operating system's, when it gives no thread.
-    pub fn start(store: Store) -> std::io::Result<Self> {
+    /// The operating system's, when it gives no thread; the store's.
+    pub fn start(store: Store) -> Result<Self, StoreError> {
         let (queue, receiver) = mpsc::unbounded_channel();
-        thread::Builder::new().name("journal".into()).spawn(move || run(&store, receiver))?;
-        Ok(Self { queue })
+        let (told, newest) = watch::channel(events::last(&store)?);
+        thread::Builder::new()
+            .name("journal".into())
+            .spawn(move || run(&store, receiver, &told))
+            .map_err(StoreError::Thread)?;
+        Ok(Self { queue, newest })
+    }
+
+    /// The events that are written here, to be followed. `store` is the one that this was started with.
+    pub fn feed(&self, store: Store) -> Feed {
+        Feed::new(store, self.newest.clone())
     }
 
     /// Writes the changes, all or none; they are durable when this returns `Ok`.
@@ -58,13 +73,17 @@ impl Journal {
     }
 }
 
-fn run(store: &Store, mut queue: mpsc::UnboundedReceiver<(Vec<Change>, Option<Ack>)>) {
+fn run(
+    store: &Store,
+    mut queue: mpsc::UnboundedReceiver<(Vec<Change>, Option<Ack>)>,
+    told: &watch::Sender<u64>,
+) {
     while let Some(first) = queue.blocking_recv() {
         let mut batch = vec![first];
         while let Ok(next) = queue.try_recv() {
             batch.push(next);
         }
-        let result = apply(store, batch.iter().flat_map(|(changes, _)| changes));
+        let result = apply(store, batch.iter().flat_map(|(changes, _)| changes), told);
         match result {
             Ok(()) => {
                 for (_, ack) in batch {
@@ -75,7 +94,7 @@ fn run(store: &Store, mut queue: mpsc::UnboundedReceiver<(Vec<Change>, Option<Ac
             // One bad change must not fail its neighbours: write them one by one.
             Err(_) => {
                 for (changes, ack) in batch {
-                    answer(ack, apply(store, changes.iter()));
+                    answer(ack, apply(store, changes.iter(), told));
                 }
             }
         }
@@ -95,9 +114,13 @@ fn answer(ack: Option<Ack>, result: Result<(), StoreError>) {
     }
 }
 
-fn apply<'a>(store: &Store, changes: impl Iterator<Item = &'a Change>) -> Result<(), StoreError> {
-    store.write(|transaction| {
-        let mut table = transaction.open_table(ATTACHMENTS)?;
+fn apply<'a>(
+    store: &Store,
+    changes: impl Iterator<Item = &'a Change>,
+    told: &watch::Sender<u64>,
+) -> Result<(), StoreError> {
+    let newest = store.write(|transaction| {
+        let (mut table, mut newest) = (transaction.open_table(ATTACHMENTS)?, None);
         for change in changes {
             match change {
                 Change::Put(attachment) => {
@@ -107,10 +130,57 @@ fn apply<'a>(store: &Store, changes: impl Iterator<Item = &'a Change>) -> Result
                 Change::Remove(id) => {
                     table.remove(id.as_str())?;
                 }
+                Change::Tell(event) => newest = Some(events::append(transaction, event)?),
             }
         }
-        Ok(())
-    })
+        Ok::<_, StoreError>(newest)
+    })?;
+    if let Some(newest) = newest {
+        told.send_replace(newest);
+    }
+    Ok(())
+}
+
+/// Key in [`META`]: what was kept over a reboot has been taken over.
+const TAKEN_OVER: &str = "taken_over";
+
+/// The records in `live`; after a reboot, when that is new, those in `kept`, as `waiting` for the containers' next tasks.
+/// `kept` then has no others.
+///
+/// # Errors
+/// The stores'.
+pub fn take_over(live: &Store, kept: &Store) -> Result<BTreeMap<String, Attachment>, StoreError> {
+    let is_taken = live.read(|t| Ok::<_, StoreError>(t.open_table(META)?.get(TAKEN_OVER)?.is_some()))?;
+    let mut before = read_all(kept)?;
+    if !is_taken {
+        before.values_mut().for_each(|a| (a.phase, a.call, a.replaced) = (Phase::Waiting, None, false));
+        live.write(|transaction| {
+            transaction.open_table(META)?.insert(TAKEN_OVER, 1)?;
+            put_all(transaction, before.values())
+        })?;
+    }
+    let records = read_all(live)?;
+    let stale: Vec<&String> = before.keys().filter(|id| !records.contains_key(*id)).collect();
+    if !stale.is_empty() {
+        kept.write(|transaction| {
+            let mut table = transaction.open_table(ATTACHMENTS)?;
+            stale.iter().try_for_each(|id| table.remove(id.as_str()).map(drop))?;
+            Ok::<_, StoreError>(())
+        })?;
+    }
+    Ok(records)
+}
+
+fn put_all<'a>(
+    transaction: &WriteTransaction,
+    records: impl Iterator<Item = &'a Attachment>,
+) -> Result<(), StoreError> {
+    let mut table = transaction.open_table(ATTACHMENTS)?;
+    for record in records {
+        let bytes = serde_json::to_vec(record).map_err(|e| damaged(&record.id, &e))?;
+        table.insert(record.id.as_str(), bytes.as_slice())?;
+    }
+    Ok(())
 }
 
 /// All records, by id.
@@ -162,6 +232,7 @@ mod tests {
             history: vec![],
             replaced: false,
             phase: Phase::Detaching { lazy: true },
+            call: None,
         }
     }
 
@@ -187,6 +258,29 @@ mod tests {
                 stored
             })])
         );
+    }
+
+    #[tokio::test]
+    async fn after_a_reboot_what_was_kept_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |name: &str| Store::open(&dir.path().join(name)).unwrap();
+        let kept = open("kept.redb");
+        let put = |store: &Store, id: &str, phase| {
+            let record = Attachment { phase, ..attachment(id) };
+            store.write(|t| put_all(t, [record].iter())).unwrap();
+        };
+        put(&kept, "a", Phase::Attached);
+        put(&kept, "b", Phase::Attached);
+        let live = open("boot-2.redb");
+        let taken = take_over(&live, &kept).unwrap();
+        assert_eq!(taken.keys().collect::<Vec<_>>(), ["a", "b"]);
+        assert!(taken.values().all(|a| a.phase == Phase::Waiting));
+        // The next start is of the same boot: what is live counts, and what is not is kept no longer.
+        put(&live, "a", Phase::Attached);
+        live.write(|t| Ok::<_, StoreError>(t.open_table(ATTACHMENTS)?.remove("b").map(drop)?)).unwrap();
+        let taken = take_over(&live, &kept).unwrap();
+        assert_eq!(taken["a"].phase, Phase::Attached);
+        assert_eq!(read_all(&kept).unwrap().keys().collect::<Vec<_>>(), ["a"]);
     }
 
     #[tokio::test]

@@ -61,6 +61,9 @@ pub enum StoreError {
     /// opened again; then the change is either there as a whole or not at all.
     #[error("commit transaction: {0}")]
     Commit(Arc<CommitError>),
+    /// The thread that writes the records could not be started.
+    #[error("start the thread that writes attachment records")]
+    Thread(#[source] io::Error),
     /// The thread that writes the records has ended.
     #[error("the metadata store is closed: capsuled is stopping")]
     Closed,

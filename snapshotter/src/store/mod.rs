@@ -6,6 +6,7 @@
 pub mod attachments;
 mod disk;
 mod error;
+pub mod events;
 mod group;
 pub mod snapshots;
 mod space;
@@ -42,6 +43,9 @@ pub const CHILDREN: TableDefinition<'_, (u64, u64), &str> = TableDefinition::new
 
 /// Attachment id → the attachment's record as JSON.
 pub const ATTACHMENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("attachments");
+
+/// Number of an event → the event as JSON. Made with the first one: stores without it are of this format too.
+pub const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
 
 /// The newest format that this program reads, and the one that it writes.
 pub const FORMAT_VERSION: u64 = 1;

@@ -21,12 +21,12 @@ async fn a_new_task_has_what_the_last_one_had() {
     let mut node = TestNode::start().await;
     assert!(!node.is_marked());
     node.attach(&["tools@1", "tzdata@1"]).await.unwrap();
-    node.engine.upgrade(&choice("tzdata"), None).await.unwrap();
+    node.upgrade(&["tzdata"]).await.unwrap();
     node.next_task().await;
     assert!(node.is_marked());
     assert_eq!(node.listed().await, ["tools@1", "tzdata@2"]);
     assert!(node.durable().await.iter().all(|a| a.phase == Phase::Waiting));
-    let error = node.engine.upgrade(&choice("tzdata"), None).await.unwrap_err().to_string();
+    let error = node.upgrade(&["tzdata"]).await.unwrap_err().to_string();
     assert!(error.contains("waits for the next start of default/c1"), "{error}");
     let error = node.attach(&["tzdata@1"]).await.unwrap_err().to_string();
     assert!(error.contains("is taken by tzdata@2"), "{error}");
@@ -36,7 +36,7 @@ async fn a_new_task_has_what_the_last_one_had() {
     }
     assert_eq!(node.shim.mounted(), ["tools@1", "tzdata@2"]);
     // Once more as before: it can go back, and be detached.
-    node.engine.rollback(&choice("tzdata")).await.unwrap();
+    node.rollback(&["tzdata"]).await.unwrap();
     assert_eq!(node.shim.mounted(), ["tools@1", "tzdata@1"]);
     for capsule in ["tools", "tzdata"] {
         assert!(node.is_marked());
@@ -70,7 +70,7 @@ async fn what_an_entry_made_comes_back_while_the_annotation_has_the_entry() {
     node.engine.attach_named(&key(), annotation).await.unwrap();
     node.attach(&["extra@1"]).await.unwrap();
     // Moved by hand: that is how it comes back, whatever version the entry names.
-    node.engine.upgrade(&choice("tzdata"), None).await.unwrap();
+    node.upgrade(&["tzdata"]).await.unwrap();
     node.next_task().await;
     node.engine.restore_named(&key(), annotation).await.unwrap();
     node.engine.attach_named(&key(), annotation).await.unwrap();
@@ -91,7 +91,7 @@ async fn a_crash_while_it_is_given_back_loses_nothing() {
     node.engine.restore_named(&key(), "").await.unwrap();
     // The shim has mounted both, and nothing of it is on record: capsuled was killed.
     let changes = before.into_iter().map(|a| Change::Put(Box::new(a))).collect();
-    node.engine.journal.write(changes).await.unwrap();
+    node.write(changes).await;
     node.restart().await;
     assert!(node.durable().await.iter().all(|a| a.phase == Phase::Attached));
     node.shim.calls();

@@ -33,11 +33,11 @@ async fn a_shim_that_does_not_answer_holds_up_neither_the_start_nor_a_list() {
         current: Content { layers: Vec::new(), ..done.current.clone() },
         ..done
     };
-    node.engine.journal.write(vec![Change::Put(Box::new(of_hung))]).await.unwrap();
+    node.write(vec![Change::Put(Box::new(of_hung))]).await;
     let began = Instant::now();
     node.restart().await;
     assert_eq!(node.listed().await, ["tzdata@1", "tzdata@1"]);
-    node.engine.upgrade(&choice("tzdata"), None).await.unwrap();
+    node.upgrade(&["tzdata"]).await.unwrap();
     assert_eq!(node.listed().await, ["tzdata@1", "tzdata@2"]);
     assert_eq!(node.engine.users_of(node.published[1].digest.as_str()).len(), 1);
     // The start and each list have seconds of patience at most; the shim's own deadline is 30.

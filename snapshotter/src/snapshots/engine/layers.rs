@@ -51,6 +51,11 @@ impl Snapshots {
         self.inner.index.unpin(owner);
     }
 
+    /// Whether overlays here read their marks from attributes that users can write (mount option `userxattr`).
+    pub fn are_marks_of_users(&self) -> bool {
+        self.inner.overlay.userxattr
+    }
+
     fn paths(&self, chain: &[u64]) -> Vec<PathBuf> {
         chain.iter().map(|id| self.inner.dirs.upper(*id)).collect()
     }

@@ -1,0 +1,160 @@
+//! Following what happens on the node: a line for each event, taken up again when capsuled is restarted.
+
+use std::error::Error as _;
+use std::io::Write;
+use std::time::Duration;
+
+use capsule_proto::capsule::v1::{self, EventKind};
+use serde::Serialize;
+use tonic::{Code, Status};
+
+use crate::args::Output;
+use crate::client::Client;
+use crate::commands::{Target, write_out};
+use crate::error::Error;
+use crate::text::escape_control;
+use crate::view::Time;
+
+/// How long to wait before capsuled is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// One event, as programs read it.
+#[derive(Debug, Serialize)]
+struct Event {
+    sequence: u64,
+    at: Option<Time>,
+    kind: &'static str,
+    container: Option<String>,
+    namespace: Option<String>,
+    attachment_id: Option<String>,
+    target: Option<String>,
+    capsule: String,
+    version: String,
+    from_version: Option<String>,
+    digest: String,
+    message: Option<String>,
+}
+
+impl From<v1::Event> for Event {
+    fn from(e: v1::Event) -> Self {
+        let filled = |text: String| Some(text).filter(|t| !t.is_empty());
+        Self {
+            kind: word(e.kind()),
+            sequence: e.sequence,
+            at: e.at.map(Time),
+            container: filled(e.container),
+            namespace: filled(e.namespace),
+            attachment_id: filled(e.attachment_id),
+            target: filled(e.target),
+            capsule: e.capsule,
+            version: e.version,
+            from_version: filled(e.from_version),
+            digest: e.digest,
+            message: filled(e.message),
+        }
+    }
+}
+
+impl Event {
+    /// As a person reads it.
+    fn line(&self) -> String {
+        let at = self.at.map(|at| at.0.to_string()).unwrap_or_default();
+        let mut line = format!("{at}  {}  {:<11}  {}", self.sequence, self.kind, self.capsule);
+        if let Some(from) = &self.from_version {
+            line += &format!(" {from} ->");
+        }
+        line += &format!(" {}", self.version);
+        if let (Some(namespace), Some(container), Some(target)) =
+            (&self.namespace, &self.container, &self.target)
+        {
+            line += &format!(" in {namespace}/{container} at {target}");
+        }
+        if let Some(message) = &self.message {
+            line += &format!(": {message}");
+        }
+        escape_control(&line)
+    }
+}
+
+fn word(kind: EventKind) -> &'static str {
+    match kind {
+        EventKind::Unspecified => "unknown",
+        EventKind::Attached => "attached",
+        EventKind::Upgraded => "upgraded",
+        EventKind::RolledBack => "rolled-back",
+        EventKind::Detached => "detached",
+        EventKind::Waiting => "waiting",
+        EventKind::Restored => "restored",
+        EventKind::Ended => "ended",
+        EventKind::Lost => "lost",
+        EventKind::Undone => "undone",
+        EventKind::Published => "published",
+        EventKind::Removed => "removed",
+    }
+}
+
+/// Prints events until there are no more to come.
+///
+/// # Errors
+/// capsuled's, but for its going away once it has been there: it is waited for then.
+pub async fn follow(to: Target<'_>, mut request: v1::WatchRequest) -> Result<(), Error> {
+    let mut client = to.connect().await?;
+    loop {
+        let before = request.after;
+        match watch(to, &client, &mut request).await {
+            Ok(()) if request.no_follow => return Ok(()),
+            Err(error) if !is_away(&error) => return Err(error),
+            // It ends such calls when it is restarted.
+            _ => {}
+        }
+        if request.after == before {
+            tokio::time::sleep(RETRY).await;
+        }
+        client = again(to).await?;
+    }
+}
+
+/// Connects to capsuled, however long it is away.
+async fn again(to: Target<'_>) -> Result<Client, Error> {
+    let mut is_told = false;
+    loop {
+        match to.connect().await {
+            Err(error @ (Error::Connect { .. } | Error::Handshake { .. })) => {
+                if !std::mem::replace(&mut is_told, true) {
+                    // A note lost is no failure.
+                    let _ = writeln!(std::io::stderr(), "capsulectl: note: {}; waiting for it", error.line());
+                }
+            }
+            connected => return connected,
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// One call. Where the next one goes on is in `request` when it ends.
+async fn watch(to: Target<'_>, client: &Client, request: &mut v1::WatchRequest) -> Result<(), Error> {
+    let mut answers = client.events().watch(request.clone()).await?.into_inner();
+    while let Some(answer) = answers.message().await? {
+        if let Some(event) = answer.event {
+            print(to, &event.into())?;
+        }
+        request.after = Some(answer.sequence);
+    }
+    Ok(())
+}
+
+fn print(to: Target<'_>, event: &Event) -> Result<(), Error> {
+    let line = match to.output {
+        Output::Text => event.line(),
+        Output::Json => serde_json::to_string(event).map_err(Error::Json)?,
+    };
+    write_out(format!("{line}\n").as_bytes())
+}
+
+fn is_away(error: &Error) -> bool {
+    // A connection that breaks has a source; what capsuled says has none.
+    let is = |status: &Status| {
+        status.source().is_some() || matches!(status.code(), Code::Unavailable | Code::Cancelled)
+    };
+    matches!(error, Error::Call(status) if is(status))
+}

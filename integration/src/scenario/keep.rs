@@ -1,0 +1,211 @@
+//! What lasts: attachments over a restart of the node, and what is told of all that happens.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::spawn;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::capsulectl::{done, json, refused};
+use super::ctr::{Container, OURS, ctr};
+use super::sets::{expect, publish};
+use super::world::{World, path, send_logs};
+use crate::event::Reporter;
+
+const SLEEP: [&str; 2] = ["/bin/sleep", "100000"];
+
+/// Runs every case.
+pub fn run(reporter: &mut Reporter) -> Result<()> {
+    let outcome = cases(reporter);
+    if outcome.is_err() || !reporter.all_ok() {
+        send_logs(reporter);
+    }
+    outcome
+}
+
+fn cases(reporter: &mut Reporter) -> Result<()> {
+    let mut world = World::start(true)?;
+    reporter.must("an image and capsules are there", || {
+        OURS.import()?;
+        for label in ["lib@1", "lib@2", "tool@1", "late@1"] {
+            publish(label, &[])?;
+        }
+        Ok(((), String::new()))
+    })?;
+    reporter.check("events are followed, over a restart of capsuled too", || followed(&mut world));
+    reporter.check("events are told on containerd's stream", told_by_containerd);
+    reporter.check("what is not kept, or has not happened, is said", not_kept);
+    reporter
+        .check("a container has its attachments again after the node's restart", || restarted(&mut world));
+    reporter
+        .check("what was acknowledged last is there, what was detached is not", || at_the_last(&mut world));
+    reporter.check("what another container of the id had is not another's", || another(&mut world));
+    world.stop()
+}
+
+/// `capsulectl events`, or another program that prints a line for each event.
+struct Follower {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Follower {
+    fn start(program: &str, args: &[&str]) -> Result<Self> {
+        let mut command = Command::new(program);
+        command.args(args).env("PATH", path()).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("start {program}"))?;
+        let output = child.stdout.take().context("its output")?;
+        let (sender, lines) = channel();
+        spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self { child, lines })
+    }
+
+    fn next(&self) -> Result<String> {
+        self.lines.recv_timeout(Duration::from_secs(20)).context("no event in 20 s")
+    }
+
+    /// The next events, each as `KIND CAPSULE VERSION`.
+    fn kinds(&self, count: usize) -> Result<Vec<String>> {
+        let kind = |line: String| -> Result<String> {
+            let event: Value = serde_json::from_str(&line).context("JSON")?;
+            Ok(format!("{} {} {}", event["kind"], event["capsule"], event["version"]).replace('"', ""))
+        };
+        (0..count).map(|_| kind(self.next()?)).collect()
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn followed(world: &mut World) -> Result<String> {
+    let all = Follower::start("capsulectl", &["events", "--all", "-o", "json"])?;
+    let published = all.kinds(4)?;
+    ensure!(published.contains(&"published lib 1".to_owned()), "{published:?}");
+    let of_lib =
+        Follower::start("capsulectl", &["events", "--capsule", "lib", "-o", "json", "--after", &last()?])?;
+    let shop = OURS.start("shop", &[], &SLEEP)?;
+    done(&["attach", "shop", "tool"])?;
+    done(&["attach", "shop", "lib@1"])?;
+    done(&["upgrade", "shop", "lib"])?;
+    ensure!(of_lib.kinds(2)? == ["attached lib 1", "upgraded lib 2"], "of lib");
+    world.kill_capsuled()?;
+    world.restart_capsuled()?;
+    done(&["rollback", "shop", "lib"])?;
+    done(&["detach", "shop", "tool"])?;
+    let seen = all.kinds(5)?;
+    let expected =
+        ["attached tool 1", "attached lib 1", "upgraded lib 2", "rolled-back lib 1", "detached tool 1"];
+    ensure!(seen == expected, "{seen:?}");
+    shop.remove()?;
+    let ended = all.kinds(2)?;
+    ensure!(ended == ["waiting lib 1", "ended lib 1"], "{ended:?}");
+    ensure!(
+        of_lib.kinds(3)? == ["rolled-back lib 1", "waiting lib 1", "ended lib 1"],
+        "of lib, after the restart"
+    );
+    Ok(done(&["events", "--all", "--no-follow"])?.lines().last().unwrap_or_default().to_owned())
+}
+
+/// The number of the newest event.
+fn last() -> Result<String> {
+    let all = done(&["events", "--all", "--no-follow", "-o", "json"])?;
+    let event: Value = serde_json::from_str(all.lines().last().context("no event")?).context("JSON")?;
+    Ok(event["sequence"].to_string())
+}
+
+fn told_by_containerd() -> Result<String> {
+    let stream = Follower::start("ctr", &["events"])?;
+    std::thread::sleep(Duration::from_millis(300));
+    let shop = OURS.start("shop", &[], &SLEEP)?;
+    done(&["attach", "shop", "tool"])?;
+    let line = loop {
+        let line = stream.next()?;
+        if line.contains("/capsules/attached") {
+            break line;
+        }
+    };
+    for word in ["default", "\"capsule\":\"tool\"", "\"id\":\"shop\"", "\"target\":\"/opt/tool\""] {
+        ensure!(line.replace(": ", ":").contains(word), "{word}: {line}");
+    }
+    shop.remove()?;
+    Ok(line)
+}
+
+fn not_kept() -> Result<String> {
+    let last: u64 = last()?.parse().context("a number")?;
+    refused(&["events", "--after", &(last + 1000).to_string()], &["has not happened", &last.to_string()])
+}
+
+fn restarted(world: &mut World) -> Result<String> {
+    let shop = OURS.start("shop", &[], &SLEEP)?;
+    done(&["attach", "shop", "lib@1", "tool"])?;
+    done(&["upgrade", "shop", "lib"])?;
+    let before: u64 = last()?.parse().context("a number")?;
+    world.reboot(&[&shop])?;
+    let states: Vec<String> = list("shop")?.iter().map(|a| a["state"].to_string()).collect();
+    ensure!(states == ["\"waiting\"", "\"waiting\""], "{states:?}");
+    // Its first process finds them.
+    start_again(&shop)?;
+    expect(&shop, &["lib@2", "tool@1"])?;
+    let after: u64 = last()?.parse().context("a number")?;
+    ensure!(after > before, "event {after} after the restart, {before} before it");
+    done(&["rollback", "shop", "lib"])?;
+    expect(&shop, &["lib@1", "tool@1"])?;
+    shop.remove()?;
+    Ok(format!("events {before} and {after}"))
+}
+
+fn at_the_last(world: &mut World) -> Result<String> {
+    let shop = OURS.start("shop", &[], &SLEEP)?;
+    done(&["attach", "shop", "tool"])?;
+    done(&["attach", "shop", "lib@1"])?;
+    for round in 0..3 {
+        done(&["detach", "shop", "tool"])?;
+        done(&["attach", "shop", "late"])?;
+        world.reboot(&[&shop])?;
+        start_again(&shop)?;
+        expect(&shop, &["late@1", "lib@1"]).with_context(|| format!("round {round}"))?;
+        done(&["detach", "shop", "late"])?;
+        done(&["attach", "shop", "tool"])?;
+        world.reboot(&[&shop])?;
+        start_again(&shop)?;
+        expect(&shop, &["lib@1", "tool@1"]).with_context(|| format!("round {round}"))?;
+    }
+    shop.remove()?;
+    let kept = fs::metadata("/var/lib/capsule/attachments.redb").context("the records")?.len();
+    Ok(format!("6 restarts; the records take {kept} bytes"))
+}
+
+fn another(world: &mut World) -> Result<String> {
+    let shop = OURS.start("shop", &[], &SLEEP)?;
+    done(&["attach", "shop", "tool"])?;
+    world.reboot(&[&shop])?;
+    shop.remove()?;
+    let shop = OURS.start("shop", &[], &SLEEP)?;
+    expect(&shop, &[])?;
+    shop.remove()?;
+    Ok(String::new())
+}
+
+fn list(container: &str) -> Result<Vec<Value>> {
+    Ok(json(&["ps", container])?["attachments"].as_array().context("attachments")?.clone())
+}
+
+fn start_again(shop: &Container) -> Result<()> {
+    ctr(&["task", "start", "-d", "--null-io", &shop.id])?.success("ctr task start")?;
+    shop.wait_for("RUNNING")
+}

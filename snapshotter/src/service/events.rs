@@ -1,0 +1,128 @@
+//! `capsule.v1.Events`: what happens on the node, followed.
+
+use std::pin::Pin;
+
+use capsule_proto::capsule::v1 as wire;
+use futures::{Stream, StreamExt, stream};
+use tokio::sync::watch;
+use tonic::{Request, Response, Status};
+
+use super::convert;
+use crate::events::{Event, Feed, FeedError, Filter, Kind, Watcher};
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct EventsService {
+    feed: Feed,
+    closing: watch::Receiver<bool>,
+}
+
+impl EventsService {
+    /// Over the node's events. All calls end once `closing` is set.
+    pub fn new(feed: Feed, closing: watch::Receiver<bool>) -> Self {
+        Self { feed, closing }
+    }
+}
+
+type Answers = Pin<Box<dyn Stream<Item = Result<wire::WatchResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl wire::events_server::Events for EventsService {
+    type WatchStream = Answers;
+
+    async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<Answers>, Status> {
+        let request = request.into_inner();
+        let capsule = convert::non_empty(request.capsule).map(|name| convert::parse_name(&name));
+        let filter = Filter {
+            container: request.container,
+            namespace: request.namespace,
+            capsule: capsule.transpose()?,
+        };
+        let watcher = self.feed.follow(request.after)?;
+        let begins = wire::WatchResponse { event: None, sequence: watcher.position() };
+        let following = Following { watcher, filter, no_follow: request.no_follow };
+        let answers = stream::iter([Ok(begins)]).chain(stream::unfold(Some(following), next).flatten());
+        let mut closing = self.closing.clone();
+        // An error means that nobody can set it any more.
+        let closed = async move { closing.wait_for(|closing| *closing).await.map(drop) };
+        Ok(Response::new(answers.take_until(Box::pin(closed)).boxed()))
+    }
+}
+
+struct Following {
+    watcher: Watcher,
+    filter: Filter,
+    no_follow: bool,
+}
+
+type Batch = stream::Iter<std::vec::IntoIter<Result<wire::WatchResponse, Status>>>;
+
+/// The next answers, and what comes after them.
+async fn next(following: Option<Following>) -> Option<(Batch, Option<Following>)> {
+    let mut following = following?;
+    if following.no_follow && following.watcher.has_caught_up() {
+        return None;
+    }
+    let events = match following.watcher.next().await {
+        Ok(events) if events.is_empty() => return None,
+        Ok(events) => events,
+        Err(error) => return Some((stream::iter(vec![Err(error.into())]), None)),
+    };
+    let sequence = following.watcher.position();
+    let taken = events.iter().filter(|event| following.filter.takes(event));
+    let mut answers: Vec<_> =
+        taken.map(|e| Ok(wire::WatchResponse { event: Some(event(e)), sequence: e.sequence })).collect();
+    // How far this is, where the last ones were not wanted: who takes up again need not go through them.
+    if !matches!(answers.last(), Some(Ok(answer)) if answer.sequence == sequence) {
+        answers.push(Ok(wire::WatchResponse { event: None, sequence }));
+    }
+    Some((stream::iter(answers), Some(following)))
+}
+
+fn event(event: &Event) -> wire::Event {
+    let place = event.place.clone();
+    let (container, attachment_id, target) = match place {
+        Some(place) => (Some(place.container), place.attachment, place.target),
+        None => (None, String::new(), String::new()),
+    };
+    let (container, namespace) = container.map(|c| (c.id, c.namespace)).unwrap_or_default();
+    wire::Event {
+        sequence: event.sequence,
+        at: Some(event.at.into()),
+        kind: kind(event.kind).into(),
+        container,
+        namespace,
+        attachment_id,
+        target,
+        capsule: event.capsule.to_string(),
+        version: event.version.to_string(),
+        from_version: event.from.as_ref().map(ToString::to_string).unwrap_or_default(),
+        digest: event.digest.to_string(),
+        message: event.message.clone(),
+    }
+}
+
+fn kind(kind: Kind) -> wire::EventKind {
+    match kind {
+        Kind::Attached => wire::EventKind::Attached,
+        Kind::Upgraded => wire::EventKind::Upgraded,
+        Kind::RolledBack => wire::EventKind::RolledBack,
+        Kind::Detached => wire::EventKind::Detached,
+        Kind::Waiting => wire::EventKind::Waiting,
+        Kind::Restored => wire::EventKind::Restored,
+        Kind::Ended => wire::EventKind::Ended,
+        Kind::Lost => wire::EventKind::Lost,
+        Kind::Undone => wire::EventKind::Undone,
+        Kind::Published => wire::EventKind::Published,
+        Kind::Removed => wire::EventKind::Removed,
+    }
+}
+
+impl From<FeedError> for Status {
+    fn from(error: FeedError) -> Self {
+        match error {
+            FeedError::TooOld { .. } | FeedError::TooNew { .. } => Self::out_of_range(error.to_string()),
+            FeedError::Store(error) => Self::internal(error.to_string()),
+        }
+    }
+}
