@@ -31,9 +31,10 @@ const CONTAINERD_FILES: &[&str] = &[
     "events/task.proto",
 ];
 /// The files of `capsule.v1`: one for each part of the API.
-const CAPSULE: [&str; 5] = [
+const CAPSULE: [&str; 6] = [
     "capsule/v1/capsule.proto",
     "capsule/v1/events.proto",
+    "capsule/v1/signatures.proto",
     "capsule/v1/tags.proto",
     "capsule/v1/transfer.proto",
     "capsule/v1/tree.proto",

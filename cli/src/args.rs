@@ -7,6 +7,7 @@ mod build;
 mod diff;
 mod events;
 mod moves;
+mod sign;
 mod tags;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ pub use self::build::{BuildArgs, Source};
 pub use self::diff::DiffArgs;
 pub use self::events::EventsArgs;
 pub use self::moves::{RollbackArgs, UpgradeArgs};
+pub use self::sign::{SignArgs, VerifyArgs};
 pub use self::tags::{TagArgs, TagRef};
 pub use self::transfer::{ImportArgs, LoginArgs, PullArgs, PushArgs, SaveArgs};
 
@@ -129,6 +131,18 @@ pub enum Command {
         /// The archive; `-` for standard input
         #[arg(short, long, value_name = "FILE", default_value = "-", value_hint = ValueHint::FilePath)]
         file: PathBuf,
+    },
+    /// Sign a version, so that nodes whose policy wants it use it
+    #[command(after_help = sign::SIGN_EXAMPLES)]
+    Sign(SignArgs),
+    /// Check a version's signatures; exit code 1 when none is good
+    #[command(after_help = sign::VERIFY_EXAMPLES)]
+    Verify(VerifyArgs),
+    /// Make a pair of keys: PREFIX.key to sign with, PREFIX.pub for those who check
+    Keygen {
+        /// Where to write them
+        #[arg(value_name = "PREFIX", value_hint = ValueHint::FilePath)]
+        prefix: PathBuf,
     },
     /// Make an image of another containerd namespace a version: what `ctr` or `nerdctl` pulled
     #[command(after_help = transfer::IMPORT_EXAMPLES)]

@@ -1,6 +1,7 @@
 //! One function per command: request, call, view, print.
 
 mod archives;
+mod sign;
 mod tags;
 mod transfer;
 
@@ -43,6 +44,9 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
         Command::Push(args) => transfer::push(to, args).await,
         Command::Save(args) => archives::save(to, args).await,
         Command::Load { file } => archives::load(to, &file).await,
+        Command::Sign(args) => sign::sign(to, args).await,
+        Command::Verify(args) => sign::verify(to, args).await,
+        Command::Keygen { prefix } => sign::keygen(to, &prefix),
         Command::Import(args) => transfer::import(to, args, namespace).await,
         Command::Diff(args) => diff(to, args).await,
         Command::Resolve(args) => resolve(to, args, namespace).await,

@@ -2,7 +2,8 @@
 
 use capsule_proto::capsule::v1::{
     attachments_server::AttachmentsServer, capsules_server::CapsulesServer, events_server::EventsServer,
-    tags_server::TagsServer, transfers_server::TransfersServer, trees_server::TreesServer,
+    signatures_server::SignaturesServer, tags_server::TagsServer, transfers_server::TransfersServer,
+    trees_server::TreesServer,
 };
 use tokio::sync::watch;
 use tonic::service::Routes;
@@ -10,13 +11,13 @@ use tonic::service::Routes;
 use crate::{
     agreement,
     attachments::{Attachments, Ledger},
-    capsules::Capsules,
+    capsules::{Capsules, Policy, PolicyError},
     config::Config,
     containerd::Containerd,
     events::Feed,
     service::{
-        AttachmentsService, CapsulesService, EventsService, NodeService, NodeServiceError, TagsService,
-        TransfersService, TreesService,
+        AttachmentsService, CapsulesService, EventsService, NodeService, NodeServiceError, SignaturesService,
+        TagsService, TransfersService, TreesService,
     },
     snapshots::Snapshots,
     store::{
@@ -28,6 +29,9 @@ use crate::{
 /// Why the capsule side did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
+    /// A key of the policy could not be read.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// The attachment records could not be read.
     #[error("read the attachment records: {0}")]
     Records(#[from] StoreError),
@@ -72,7 +76,8 @@ impl Node {
         let (namespace, snapshotter) = (&config.containerd.namespace, &config.containerd.snapshotter);
         let capsules =
             Capsules::new(containerd.clone(), snapshots.clone(), namespace, snapshotter, journal.clone())
-                .with_hosts(config.containerd.hosts.clone());
+                .with_hosts(config.containerd.hosts.clone())
+                .with_policy(Policy::load(&config.verify)?);
         let attachments =
             Attachments::new(containerd.clone(), capsules.clone(), snapshots, ledger, &config.run);
         attachments.pin_recorded(&recorded);
@@ -114,10 +119,12 @@ impl Node {
         let attachments = AttachmentsService::new(self.attachments.clone());
         let tags = TagsService::new(self.capsules.clone(), capsules.clone());
         let transfers = TransfersService::new(self.capsules.clone(), capsules.clone());
+        let signatures = SignaturesService::new(self.capsules.clone(), capsules.clone());
         Routes::new(CapsulesServer::new(capsules).max_decoding_message_size(MESSAGE_MAX))
             .add_service(AttachmentsServer::new(attachments))
             .add_service(EventsServer::new(EventsService::new(self.feed.clone(), self.closing.subscribe())))
             .add_service(TagsServer::new(tags))
+            .add_service(SignaturesServer::new(signatures))
             .add_service(TransfersServer::new(transfers).max_decoding_message_size(MESSAGE_MAX))
             .add_service(TreesServer::new(TreesService::new(self.capsules.clone())))
     }

@@ -1,5 +1,6 @@
 //! A capsuled of the tests: serves `capsule.v1` on a temporary socket, keeps what it was asked, gives fixed answers.
 
+pub mod signatures;
 pub mod transfers;
 mod trees;
 
@@ -12,6 +13,7 @@ use capsule_proto::capsule::v1::attachments_server::{Attachments, AttachmentsSer
 use capsule_proto::capsule::v1::build_request::Part;
 use capsule_proto::capsule::v1::capsules_server::{Capsules, CapsulesServer};
 use capsule_proto::capsule::v1::events_server::{Events, EventsServer};
+use capsule_proto::capsule::v1::signatures_server::SignaturesServer;
 use capsule_proto::capsule::v1::tags_server::{Tags, TagsServer};
 use capsule_proto::capsule::v1::transfers_server::TransfersServer;
 use capsule_proto::capsule::v1::trees_server::TreesServer;
@@ -51,6 +53,8 @@ pub enum Asked {
     Save(v1::SaveRequest),
     Load(Vec<u8>),
     Import(v1::ImportRequest),
+    Sign(v1::SignRequest),
+    Signatures(v1::ListSignaturesRequest),
 }
 
 type Log = Arc<Mutex<Vec<Asked>>>;
@@ -374,6 +378,7 @@ impl Fake {
                 tonic::transport::Server::builder()
                     .add_service(CapsulesServer::new(service.clone()))
                     .add_service(TagsServer::new(service.clone()))
+                    .add_service(SignaturesServer::new(service.clone()))
                     .add_service(TransfersServer::new(service.clone()))
                     .add_service(TreesServer::new(service.clone()))
                     .add_service(AttachmentsServer::new(service.clone()))

@@ -14,7 +14,7 @@ use std::{
 
 use super::{
     CapsuleError, Capsules,
-    claim::{Claim, read_claim},
+    claim::{Claim, is_aside, read_claim},
     model::{CapsuleName, Digest, Version},
     oci::Image,
 };
@@ -328,6 +328,9 @@ impl Capsules {
 
     /// Reads one image again after an event.
     pub async fn refresh(&self, image_name: &str) -> Result<(), CapsuleError> {
+        if is_aside(image_name) {
+            self.forget_verified();
+        }
         // What is read later is told later: an event and a call may be about the same image.
         let _reading = self.reading.lock().await;
         let scope = self.containerd.namespace(&self.namespace)?;

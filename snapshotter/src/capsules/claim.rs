@@ -12,6 +12,7 @@ use super::{
     model::{CapsuleName, Digest, ModelError, Version},
     moving::{MoveError, TRANSIT},
     oci::{self, Image},
+    signing::Signature,
 };
 use crate::containerd::{ContainerdError, ImageRecord, Scope};
 
@@ -87,6 +88,8 @@ pub struct Arriving {
     pub version: Version,
     /// What else it is called.
     pub tags: Vec<Version>,
+    /// Who vouches for it, unchecked.
+    pub signatures: Vec<Signature>,
 }
 
 /// Reads what has come in.
@@ -112,9 +115,15 @@ pub async fn read_arriving(
     let version = version.or_else(|| tag_of(&record.name)?.1.parse().ok());
     let (name, version) = (naming.name.clone().or(name), naming.version.clone().or(version));
     match name.zip(version) {
-        Some((name, version)) => {
-            Ok(Arriving { record, digest, image, name, version, tags: tag.into_iter().collect() })
-        }
+        Some((name, version)) => Ok(Arriving {
+            record,
+            digest,
+            image,
+            name,
+            version,
+            tags: tag.into_iter().collect(),
+            signatures: Vec::new(),
+        }),
         None => Err(MoveError::Anonymous { reference: record.name }.into()),
     }
 }

@@ -7,6 +7,7 @@ use super::{
     model::{CapsuleName, Digest, ModelError, Version},
     moving::MoveError,
     oci::OciError,
+    signing::SignError,
     tags::TagError,
 };
 use crate::containerd::ContainerdError;
@@ -146,6 +147,9 @@ pub enum CapsuleError {
     /// Something about a tag.
     #[error(transparent)]
     Tag(#[from] TagError),
+    /// Something about a signature.
+    #[error(transparent)]
+    Sign(#[from] SignError),
     /// Something on its way from or to elsewhere.
     #[error(transparent)]
     Move(#[from] MoveError),

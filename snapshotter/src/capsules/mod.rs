@@ -1,6 +1,6 @@
 //! Capsules: names, versions and the images that carry them.
 //!
-//! `publish` (with `origin`), `moving`, `unpack`, `held`, `tags` and `set` → `catalogue` → `claim` → {`resolve`, `oci`} → {`declared`, `requirement`, `model`} (pure). This room speaks to containerd through
+//! `publish` (with `origin`), `moving`, `unpack`, `held`, `tags`, `signing` and `set` → `catalogue` → `claim` → {`resolve`, `oci`} → {`declared`, `requirement`, `model`} (pure). This room speaks to containerd through
 //! [`crate::containerd`] and asks the snapshot engine for directories; it knows nothing of containers.
 
 pub mod catalogue;
@@ -17,13 +17,19 @@ mod publish;
 pub mod requirement;
 pub mod resolve;
 pub mod set;
+mod signing;
 mod tags;
 mod unpack;
 
-use std::{collections::HashSet, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use tokio::sync::Mutex;
 
+use self::model::{CapsuleName, Digest, Version};
 use crate::{containerd::Containerd, snapshots::Snapshots, store::attachments::Journal};
 
 pub use self::{
@@ -35,6 +41,7 @@ pub use self::{
     moving::{Arrived, MoveError, Trouble},
     oci::Declaration,
     origin::{BaseRef, ImageRef, Origin},
+    signing::{Policy, PolicyError, SignError, Signature},
     tags::TagError,
 };
 
@@ -50,6 +57,10 @@ pub struct Capsules {
     catalogue: Catalogue,
     /// containerd's directory of registry hosts.
     hosts: PathBuf,
+    /// What this node demands of versions that it uses.
+    policy: Arc<Policy>,
+    /// What it has let be used.
+    verified: Arc<std::sync::Mutex<BTreeSet<(CapsuleName, Version, Digest)>>>,
     /// What is on its way, by its id.
     transits: Arc<std::sync::Mutex<HashSet<String>>>,
     /// Held while an image is read and what it is is noted.
@@ -76,6 +87,8 @@ impl Capsules {
             snapshotter: snapshotter.to_owned(),
             catalogue: Catalogue::default(),
             hosts: PathBuf::new(),
+            policy: Arc::default(),
+            verified: Arc::default(),
             transits: Arc::default(),
             reading: Arc::default(),
             journal,

@@ -12,6 +12,7 @@ impl Capsules {
     /// The version's lower directories, topmost first, kept from removal until `owner` is unpinned. From memory when
     /// the version is unpacked (always, for what [`Capsules::publish`] made); otherwise it is unpacked now.
     pub async fn pin(&self, version: &Resolved, owner: &str) -> Result<Vec<PathBuf>, CapsuleError> {
+        self.verify(&version.name, &version.version, &version.digest).await?;
         let top = top_chain(&version.image);
         if let Some(layers) = self.snapshots.pin(&self.namespace, &top, owner) {
             return Ok(layers);

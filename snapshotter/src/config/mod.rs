@@ -8,11 +8,15 @@ mod parse;
 mod tests;
 
 use std::{
+    collections::BTreeSet,
     fmt, fs, io,
     path::{Path, PathBuf},
 };
 
-use crate::snapshots::{Behaviour, MountOption};
+use crate::{
+    capsules::model::CapsuleName,
+    snapshots::{Behaviour, MountOption},
+};
 
 /// Where the configuration is looked for unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/capsule/config.toml";
@@ -30,8 +34,30 @@ pub struct Config {
     pub containerd: Containerd,
     /// How snapshots are made, mounted and removed.
     pub snapshots: Snapshots,
+    /// Whose versions are used.
+    pub verify: Verify,
     /// What is logged.
     pub log: Log,
+}
+
+/// Whose versions are used. What is attached already stays, whatever this says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verify {
+    /// Files with the public keys of those who are trusted. Default: none.
+    pub keys: Vec<PathBuf>,
+    /// Which versions need a signature by one of them. Default: none.
+    pub require: Require,
+}
+
+/// Which versions need a signature.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Require {
+    /// No version.
+    None,
+    /// Every version.
+    All,
+    /// The versions of these capsules.
+    Only(BTreeSet<CapsuleName>),
 }
 
 /// How snapshots are made, mounted and removed: the choices that containerd's own overlayfs has
@@ -118,6 +144,7 @@ impl Default for Config {
                 mount_options: Vec::new(),
                 behaviour: Behaviour { remap_ids: true, upperdir_label: false, async_remove: true },
             },
+            verify: Verify { keys: Vec::new(), require: Require::None },
             log: Log { level: Level::Info },
         }
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::{Config, Level, parse::parse_config};
+use super::{Config, Level, Require, Verify, parse::parse_config};
 use crate::snapshots::{Behaviour, MountOption};
 
 /// What an operator is shown and told to start from.
@@ -20,7 +20,7 @@ fn the_shipped_file_says_the_defaults_and_names_every_key() {
     assert_eq!(parse_config(SHIPPED), Ok(Config::default()));
     assert_eq!(parse_config(""), Ok(Config::default()));
     let keys = "root run socket address namespace snapshotter hosts mount_options remap_ids upperdir_label \
-                async_remove level";
+                async_remove keys require level";
     for key in keys.split_whitespace() {
         assert!(SHIPPED.lines().any(|line| line.starts_with(&format!("{key} = "))), "{key}");
     }
@@ -52,6 +52,26 @@ fn snapshots_can_be_told_how_to_behave() {
     assert_eq!(snapshots.mount_options, options);
     let behaviour = Behaviour { remap_ids: false, upperdir_label: true, async_remove: false };
     assert_eq!(snapshots.behaviour, behaviour);
+}
+
+#[test]
+fn who_is_trusted_and_for_what() {
+    let verify = |text: &str| parse_config(text).map(|config| config.verify);
+    let all = verify("[verify]\nkeys = ['/k/a.pub', '/k/b.pub']\nrequire = 'all'\n").unwrap();
+    assert_eq!(all, Verify { keys: vec!["/k/a.pub".into(), "/k/b.pub".into()], require: Require::All });
+    let some = verify("[verify]\nkeys = ['/k']\nrequire = ['tz', 'app']\n").unwrap();
+    assert_eq!(some.require, Require::Only(["app", "tz"].map(|name| name.parse().unwrap()).into()));
+    for (text, reason) in [
+        ("[verify]\nrequire = 'all'\n", "no version could be used"),
+        ("[verify]\nrequire = 'some'\nkeys = ['/k']", "\"none\", \"all\""),
+        ("[verify]\nrequire = ['Tz']\nkeys = ['/k']", "not valid"),
+        ("[verify]\nrequire = 1", "must be a string"),
+        ("[verify]\nkeys = 'k'", "must be an array"),
+        ("[verify]\nkeys = ['k']", "absolute path"),
+        ("[verify]\nkey = []", "keys and require"),
+    ] {
+        assert!(mistakes(text).iter().any(|(_, told)| told.contains(reason)), "{text}: {:?}", mistakes(text));
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::{
         model::{Attachment, Phase},
     },
     capsules::{
-        CapsuleError, MoveError, Naming, Published, TagError, Trouble,
+        CapsuleError, MoveError, Naming, Published, SignError, TagError, Trouble,
         model::{CapsuleName, Mode, ModelError, Version},
     },
     shims::{Draining, ShimError, User},
@@ -282,6 +282,7 @@ impl From<CapsuleError> for Status {
             CapsuleError::Exists { .. } => Code::AlreadyExists,
             CapsuleError::Tag(error) => tag(error),
             CapsuleError::Move(error) => moving(error),
+            CapsuleError::Sign(error) => signing(error),
             CapsuleError::Stream { .. } | CapsuleError::BaseMoved { .. } => Code::Aborted,
             CapsuleError::DiffId { .. } => Code::DataLoss,
             CapsuleError::Containerd(e) => return containerd(e),
@@ -330,6 +331,13 @@ fn tag(error: &TagError) -> Code {
         TagError::IsItself { .. } => Code::InvalidArgument,
         TagError::Unknown { .. } => Code::NotFound,
         TagError::Foreign { .. } => Code::FailedPrecondition,
+    }
+}
+
+fn signing(error: &SignError) -> Code {
+    match error {
+        SignError::Unsigned { .. } | SignError::Untrusted { .. } => Code::PermissionDenied,
+        SignError::Other { .. } => Code::InvalidArgument,
     }
 }
 

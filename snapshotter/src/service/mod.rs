@@ -7,6 +7,7 @@ mod capsules;
 mod convert;
 mod events;
 mod node;
+mod signatures;
 mod snapshots;
 mod tags;
 mod transfers;
@@ -17,6 +18,7 @@ pub use self::{
     capsules::CapsulesService,
     events::EventsService,
     node::{NodeService, NodeServiceError},
+    signatures::SignaturesService,
     snapshots::SnapshotsService,
     tags::TagsService,
     transfers::TransfersService,

@@ -5,12 +5,14 @@
 //! | [`tags`] | a tag is found wherever a version is, moves, and hides none |
 //! | [`moves`] | versions come through a registry as they were sent, or not at all and without a trace |
 //! | [`archives`] | the same in a file, and from one containerd namespace to another |
+//! | [`signed`] | signatures come along, and a policy that wants them refuses what has none |
 //! | [`daemon`] | nothing: a registry, and a bad line to it |
 //! | [`store`] | nothing: what containerd holds |
 
 mod archives;
 mod daemon;
 mod moves;
+mod signed;
 mod store;
 mod tags;
 
@@ -46,6 +48,7 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     tags::run(reporter)?;
     moves::run(reporter, &mut world)?;
     archives::run(reporter)?;
+    signed::run(reporter, &mut world)?;
     world.stop()
 }
 

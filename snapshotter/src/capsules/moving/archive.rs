@@ -11,6 +11,7 @@ use crate::{
         claim::{Arriving, Naming, is_aside, read_arriving},
         model::{CapsuleName, Digest, Version},
         oci::{self, OciError},
+        signing::{read_signatures, signature_image, signature_tag},
     },
     containerd::{ContainerdError, ImageRecord, Scope},
 };
@@ -42,6 +43,11 @@ impl Capsules {
                 return Err(self.incomplete(name, &found.version, missing));
             }
             images.push(self.catalogue().find(name, Some(&found.version))?.image_name);
+            if let Some(signatures) = signature_image(name, &found.digest)
+                && scope.image(&signatures).await?.is_some()
+            {
+                images.push(signatures);
+            }
             let tag = version.as_ref().and_then(|tag| self.catalogue().tag(name, tag));
             images.extend(tag.filter(|tag| tag.version == found.version).map(|tag| tag.image_name));
         }
@@ -76,10 +82,9 @@ impl Capsules {
         let told = |e| MoveError::failed("load", "the archive", e);
         scope.import_archive(name, archive).await.map_err(told)?;
         let mut arriving: Vec<Arriving> = Vec::new();
-        for record in read_archive(scope, name).await? {
-            if is_aside(&record.name) {
-                continue;
-            }
+        let (aside, images): (Vec<_>, Vec<_>) =
+            read_archive(scope, name).await?.into_iter().partition(|record| is_aside(&record.name));
+        for record in images {
             let one = read_arriving(scope, record, naming).await?;
             // An archive has an image once under each of its names.
             let is = |a: &&mut Arriving| {
@@ -88,6 +93,12 @@ impl Capsules {
             match arriving.iter_mut().find(is) {
                 Some(same) => same.tags.extend(one.tags),
                 None => arriving.push(one),
+            }
+        }
+        for one in &mut arriving {
+            let tag = format!(":{}", signature_tag(&one.digest));
+            for record in aside.iter().filter(|record| record.name.ends_with(&tag)) {
+                one.signatures.extend(read_signatures(scope, &record.digest).await?);
             }
         }
         if arriving.is_empty() {

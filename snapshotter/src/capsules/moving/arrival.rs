@@ -76,6 +76,7 @@ impl Capsules {
     async fn judge(&self, scope: &Scope, one: &Arriving, before: &[Arriving]) -> Result<(), CapsuleError> {
         let (name, version) = (&one.name, &one.version);
         self.check_version(name, version).await?;
+        self.verify_arriving(scope, (name, version, &one.digest), &one.signatures).await?;
         let known = self.catalogue().version(name, version).map(|known| known.digest.to_string());
         let named = scope.image(&image_name(name, version)).await?;
         let twin = before.iter().find(|other| other.name == *name && other.version == *version);
@@ -119,6 +120,7 @@ impl Capsules {
             }
             Err(error) => return Err(error.into()),
         };
+        undo.extend(self.keep_signatures(scope, &one.name, &one.digest, &one.signatures).await?);
         for tag in &one.tags {
             if self.catalogue().version(&one.name, tag).is_some() {
                 tracing::warn!(capsule = %one.name, %tag, of = %one.version, "the tag of what came is a version here: left out");

@@ -59,6 +59,11 @@ impl Reference {
         }
     }
 
+    /// What lies beside it in its repository, under another tag.
+    pub fn sibling(&self, tag: &str) -> String {
+        format!("{}:{tag}", self.repository)
+    }
+
     /// To send to: `tag` when no other is said.
     ///
     /// # Errors
@@ -91,6 +96,7 @@ mod tests {
             assert_eq!(reference.source(), source);
             assert_eq!(reference.destination("1.0").ok().as_deref(), destination, "{text}");
         }
+        assert_eq!(Reference::parse(&pinned).unwrap().sibling("2"), "h.example/a:2");
         for text in [
             "",
             "a",

@@ -1,12 +1,13 @@
 //! From and to registries.
 
-use super::{Arrived, MoveError, reference::Reference, transit::Transit};
+use super::{Arrived, MoveError, Trouble, reference::Reference, transit::Transit};
 use crate::{
     capsules::{
         CapsuleError, Capsules,
         catalogue::Published,
-        claim::{Naming, read_arriving},
+        claim::{Arriving, Naming, read_arriving},
         model::{CapsuleName, Version},
+        signing::{Signature, read_signatures, signature_image, signature_tag},
     },
     containerd::{ContainerdError, Credential, ImageRecord, Listener, Moved, RegistryImage},
 };
@@ -45,8 +46,9 @@ impl Capsules {
         }
         let missing = || ContainerdError::Incomplete { what: "pull".to_owned(), missing: "the image" };
         let came = scope.image(name).await?.ok_or_else(missing)?;
-        let arriving =
-            read_arriving(scope, ImageRecord { name: from.reference.clone(), ..came }, naming).await?;
+        let came = ImageRecord { name: from.reference.clone(), ..came };
+        let mut arriving = read_arriving(scope, came, naming).await?;
+        arriving.signatures = self.pull_signatures(transit, from, &arriving, listener).await?;
         let unpacking = Moved {
             event: "unpacking".to_owned(),
             name: format!("{}@{}", arriving.name, arriving.version),
@@ -58,7 +60,37 @@ impl Capsules {
         arrived.pop().ok_or_else(|| missing().into())
     }
 
-    /// Sends a version to a registry; where it is then.
+    /// What lies beside an image in the registry. Where that cannot be had the version comes without, unless the policy
+    /// asks for it.
+    async fn pull_signatures(
+        &self,
+        transit: &Transit,
+        from: &RegistryImage,
+        arriving: &Arriving,
+        listener: &Listener,
+    ) -> Result<Vec<Signature>, CapsuleError> {
+        let reference = Reference::parse(&from.reference)?.sibling(&signature_tag(&arriving.digest));
+        let beside = RegistryImage { reference, ..from.clone() };
+        let Transit { scope, signatures, .. } = transit;
+        match scope.pull_image(&beside, signatures, listener).await {
+            Ok(()) => {}
+            Err(ContainerdError::Abandoned) => {
+                return Err(MoveError::failed("pull", &beside.reference, ContainerdError::Abandoned).into());
+            }
+            Err(error) => {
+                if Trouble::of(&error) != Trouble::Unknown {
+                    tracing::warn!(image = beside.reference, %error, "the signatures of what came could not be had");
+                }
+                return Ok(Vec::new());
+            }
+        }
+        match scope.image(signatures).await? {
+            Some(record) => read_signatures(scope, &record.digest).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Sends a version to a registry, with its signatures; where it is then.
     ///
     /// # Errors
     /// As [`Capsules::resolve`]; [`MoveError`].
@@ -72,16 +104,26 @@ impl Capsules {
         let reference = Reference::parse(reference)?;
         let found = self.resolve(name, version).await?;
         let published = self.catalogue().find(name, Some(&found.version))?;
+        let beside = reference.sibling(&signature_tag(&found.digest));
         let reference = reference.destination(found.version.as_str())?;
         let scope = self.containerd.namespace(&self.namespace)?;
         if let Some(missing) = self.missing_blob(&scope, &found.image).await? {
             return Err(self.incomplete(name, &found.version, missing));
         }
         let to = RegistryImage { reference, hosts: self.hosts.clone(), credentials };
-        match scope.push_image(&published.image_name, &to, listener).await {
-            Ok(()) => Ok((published, to.reference)),
-            Err(error) => Err(self.told("push", &to.reference, error).await.into()),
+        let mut parts = vec![(published.image_name.clone(), to.clone())];
+        if let Some(signatures) = signature_image(name, &found.digest)
+            && scope.image(&signatures).await?.is_some()
+        {
+            // First: whoever pulls by the tag then finds both.
+            parts.insert(0, (signatures, RegistryImage { reference: beside, ..to.clone() }));
         }
+        for (image, to) in parts {
+            if let Err(error) = scope.push_image(&image, &to, listener).await {
+                return Err(self.told("push", &to.reference, error).await.into());
+            }
+        }
+        Ok((published, to.reference))
     }
 
     /// A failure, with what this containerd cannot do where that may be why.

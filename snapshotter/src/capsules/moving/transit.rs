@@ -19,6 +19,8 @@ pub(super) struct Transit {
     pub(super) scope: Scope,
     /// What came has this name.
     pub(super) name: String,
+    /// And what lay beside it this.
+    pub(super) signatures: String,
     id: String,
 }
 
@@ -29,7 +31,10 @@ impl Capsules {
         self.transits().insert(id.clone());
         let scope = self.containerd.namespace(&self.namespace)?;
         match scope.leased(&format!("{LEASE}{id}"), LEASE_SECONDS).await {
-            Ok(scope) => Ok(Transit { scope, name: format!("{TRANSIT}{id}:0"), id }),
+            Ok(scope) => {
+                let (name, signatures) = (format!("{TRANSIT}{id}:0"), format!("{TRANSIT}{id}:sig"));
+                Ok(Transit { scope, name, signatures, id })
+            }
             Err(error) => {
                 self.transits().remove(&id);
                 Err(error.into())
@@ -44,8 +49,8 @@ impl Capsules {
         transit: Transit,
         outcome: Result<T, CapsuleError>,
     ) -> Result<T, CapsuleError> {
-        let Transit { scope, name, id } = transit;
-        let forgotten = scope.delete_image(&name).await;
+        let Transit { scope, name, signatures, id } = transit;
+        let forgotten = scope.delete_image(&name).await.and(scope.delete_image(&signatures).await);
         let released = match outcome {
             Ok(_) => scope.release().await,
             Err(_) => scope.release_and_collect().await,
