@@ -95,7 +95,7 @@ pub enum Output {
 pub enum Command {
     /// Publish a directory or a tar as one immutable version of a capsule
     #[command(after_help = build::EXAMPLES)]
-    Build(BuildArgs),
+    Build(Box<BuildArgs>),
     /// List capsule versions on this node
     Ls {
         /// Only this capsule
