@@ -31,8 +31,9 @@ const CONTAINERD_FILES: &[&str] = &[
     "events/task.proto",
 ];
 /// The files of `capsule.v1`: one for each part of the API.
-const CAPSULE: [&str; 6] = [
+const CAPSULE: [&str; 7] = [
     "capsule/v1/capsule.proto",
+    "capsule/v1/collect.proto",
     "capsule/v1/events.proto",
     "capsule/v1/signatures.proto",
     "capsule/v1/tags.proto",

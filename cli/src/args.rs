@@ -7,6 +7,7 @@ mod build;
 mod diff;
 mod events;
 mod moves;
+mod prune;
 mod sign;
 mod tags;
 #[cfg(test)]
@@ -25,6 +26,7 @@ pub use self::build::{BuildArgs, Source};
 pub use self::diff::DiffArgs;
 pub use self::events::EventsArgs;
 pub use self::moves::{RollbackArgs, UpgradeArgs};
+pub use self::prune::{PruneArgs, RemoveArgs};
 pub use self::sign::{SignArgs, VerifyArgs};
 pub use self::tags::{TagArgs, TagRef};
 pub use self::transfer::{ImportArgs, LoginArgs, PullArgs, PushArgs, SaveArgs};
@@ -180,6 +182,12 @@ pub enum Command {
         #[arg(long)]
         users: bool,
     },
+    /// Remove versions that nobody needs
+    #[command(after_help = prune::PRUNE_EXAMPLES)]
+    Prune(PruneArgs),
+    /// Remove versions, unless somebody needs them
+    #[command(after_help = prune::RM_EXAMPLES)]
+    Rm(RemoveArgs),
     /// Follow what happens to capsules and attachments
     #[command(after_help = events::EXAMPLES)]
     Events(EventsArgs),

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 
 use capsule_proto::capsule::v1::attachments_client::AttachmentsClient;
 use capsule_proto::capsule::v1::capsules_client::CapsulesClient;
+use capsule_proto::capsule::v1::collector_client::CollectorClient;
 use capsule_proto::capsule::v1::events_client::EventsClient;
 use capsule_proto::capsule::v1::signatures_client::SignaturesClient;
 use capsule_proto::capsule::v1::tags_client::TagsClient;
@@ -56,6 +57,11 @@ impl Client {
     /// What happens on the node.
     pub fn events(&self) -> EventsClient<Channel> {
         EventsClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// Removing versions.
+    pub fn collector(&self) -> CollectorClient<Channel> {
+        CollectorClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Names of versions that move.

@@ -21,6 +21,7 @@ use crate::diff;
 use crate::error::Error;
 use crate::events;
 use crate::lock::Lock;
+use crate::prune;
 use crate::publish;
 use crate::request;
 use crate::text::{Attached, Detached, Listed, Text};
@@ -66,6 +67,8 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
             let only = namespace.filter(|_| container.is_none());
             ps(to, request::list_attachments(container, namespace)?, only, users).await
         }
+        Command::Prune(args) => prune::prune(to, args).await,
+        Command::Rm(args) => prune::remove(to, args).await,
         Command::Events(args) => events::follow(to, request::events(args, namespace)?).await,
         Command::Completion { shell } => completion(shell),
     }
@@ -87,7 +90,11 @@ impl Target<'_> {
         Client::connect(self.address).await
     }
 
-    fn print(self, value: &impl Serialize, text: &impl Text) -> Result<(), Error> {
+    /// Prints a result.
+    ///
+    /// # Errors
+    /// [`Error::Print`].
+    pub fn print(self, value: &impl Serialize, text: &impl Text) -> Result<(), Error> {
         let mut out = match self.output {
             Output::Text => text.text(SystemTime::now()),
             Output::Json => serde_json::to_string_pretty(value).map_err(Error::Json)?,

@@ -266,7 +266,7 @@ fn line(text: String) -> String {
 }
 
 /// The first twelve digits, as other tools abbreviate a digest.
-fn short_digest(digest: &str) -> &str {
+pub fn short_digest(digest: &str) -> &str {
     let hex = digest.split_once(':').map_or(digest, |(_, hex)| hex);
     hex.get(..12).unwrap_or(hex)
 }

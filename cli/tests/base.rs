@@ -45,14 +45,14 @@ fn only_what_differs_from_the_base_is_sent() {
 #[test]
 fn an_image_is_named_and_no_tar_follows() {
     let fake = Fake::start();
-    let words = ["build", "--image", "docker.io/library/debian:13", "--name", "debian", "--version", "13"];
+    let words = ["build", "--image", "registry.example/debian:13", "--name", "debian", "--version", "13"];
     for namespace in [None, Some("default")] {
         let more: &[&str] = if namespace.is_some() { &["--image-namespace", "default"] } else { &[] };
         let ran = fake.run(&[&words[..], more].concat());
         assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
         let [Asked::Build { header, tar, whole: true, .. }] = &fake.asked()[..] else { panic!("one build") };
         let image = v1::BuildImage {
-            reference: "docker.io/library/debian:13".into(),
+            reference: "registry.example/debian:13".into(),
             namespace: namespace.unwrap_or_default().into(),
         };
         assert_eq!((header.image.as_ref(), header.base.as_ref()), (Some(&image), None));

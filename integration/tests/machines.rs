@@ -59,6 +59,12 @@ fn privileged_native_forky_keep() -> Result<()> {
     run(Kind::Native, Suite::Forky, "keep")
 }
 
+/// What is removed, and what is not.
+#[test]
+fn privileged_native_forky_collect() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "collect")
+}
+
 /// Tags, and versions that move between machines.
 #[test]
 fn privileged_native_forky_registry() -> Result<()> {

@@ -1,9 +1,9 @@
 //! The capsule side of the daemon, put together: what `main` starts beside the snapshotter.
 
 use capsule_proto::capsule::v1::{
-    attachments_server::AttachmentsServer, capsules_server::CapsulesServer, events_server::EventsServer,
-    signatures_server::SignaturesServer, tags_server::TagsServer, transfers_server::TransfersServer,
-    trees_server::TreesServer,
+    attachments_server::AttachmentsServer, capsules_server::CapsulesServer,
+    collector_server::CollectorServer, events_server::EventsServer, signatures_server::SignaturesServer,
+    tags_server::TagsServer, transfers_server::TransfersServer, trees_server::TreesServer,
 };
 use tokio::sync::watch;
 use tonic::service::Routes;
@@ -12,12 +12,13 @@ use crate::{
     agreement,
     attachments::{Attachments, Ledger},
     capsules::{Capsules, Policy, PolicyError},
+    collect::Collector,
     config::Config,
     containerd::Containerd,
     events::Feed,
     service::{
-        AttachmentsService, CapsulesService, EventsService, NodeService, NodeServiceError, SignaturesService,
-        TagsService, TransfersService, TreesService,
+        AttachmentsService, CapsulesService, CollectorService, EventsService, NodeService, NodeServiceError,
+        SignaturesService, TagsService, TransfersService, TreesService,
     },
     snapshots::Snapshots,
     store::{
@@ -97,7 +98,13 @@ impl Node {
         tokio::spawn(self.attachments.clone().watch());
         let namespace = self.config.containerd.namespace.clone();
         tokio::spawn(self.feed.clone().publish(self.containerd.clone(), namespace));
+        let collector = self.collector();
+        tokio::spawn(collector.collect(self.config.collect.clone(), self.config.root.clone()));
         tokio::spawn(agreement::check(self.containerd.clone(), self.config.clone()));
+    }
+
+    fn collector(&self) -> Collector {
+        Collector::new(self.containerd.clone(), self.capsules.clone(), self.attachments.clone())
     }
 
     /// Ends the calls that follow events: they would have no end, and may be made again at once.
@@ -123,6 +130,7 @@ impl Node {
         Routes::new(CapsulesServer::new(capsules).max_decoding_message_size(MESSAGE_MAX))
             .add_service(AttachmentsServer::new(attachments))
             .add_service(EventsServer::new(EventsService::new(self.feed.clone(), self.closing.subscribe())))
+            .add_service(CollectorServer::new(CollectorService::new(self.collector())))
             .add_service(TagsServer::new(tags))
             .add_service(SignaturesServer::new(signatures))
             .add_service(TransfersServer::new(transfers).max_decoding_message_size(MESSAGE_MAX))

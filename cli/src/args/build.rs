@@ -17,7 +17,7 @@ Examples:
   capsulectl build ./app --file app.toml --require 'cuda-runtime >=12.4, <13' --env APP=/opt/app
   zstd -dc tools.tar.zst | capsulectl build --tar - --name debug-tools --version 1.0.0 --target /
   capsulectl build ./model --name model --version 2 --base model@1     # stores what differs
-  capsulectl build --image docker.io/library/debian:13 --image-namespace default --name debian --version 13
+  capsulectl build --image registry.example/debian:13 --image-namespace default --name debian --version 13
   SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) capsulectl build ./site --name site --version 1.4.2
 
 The same tree gives the same digest, whoever builds it and when. Modification times become

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use capsule_proto::capsule::v1::attachments_server::{Attachments, AttachmentsServer};
 use capsule_proto::capsule::v1::build_request::Part;
 use capsule_proto::capsule::v1::capsules_server::{Capsules, CapsulesServer};
+use capsule_proto::capsule::v1::collector_server::{Collector, CollectorServer};
 use capsule_proto::capsule::v1::events_server::{Events, EventsServer};
 use capsule_proto::capsule::v1::signatures_server::SignaturesServer;
 use capsule_proto::capsule::v1::tags_server::{Tags, TagsServer};
@@ -46,6 +47,8 @@ pub enum Asked {
     Detach(v1::DetachRequest),
     Ps(v1::ListAttachmentsRequest),
     Watch(v1::WatchRequest),
+    Prune(v1::PruneRequest),
+    Remove(v1::RemoveRequest),
     Tag(v1::TagRequest),
     Untag(v1::UntagRequest),
     Pull(v1::PullRequest),
@@ -324,6 +327,39 @@ impl Attachments for Service {
     }
 }
 
+fn judged(version: &str, reason: &str) -> v1::Judged {
+    v1::Judged {
+        capsule: "tzdata".into(),
+        version: version.into(),
+        digest: self::version().digest,
+        size: 2048,
+        removed: reason.is_empty(),
+        reason: reason.into(),
+    }
+}
+
+#[tonic::async_trait]
+impl Collector for Service {
+    async fn prune(&self, request: Request<v1::PruneRequest>) -> Result<Response<v1::PruneResponse>, Status> {
+        self.heard(Asked::Prune(request.into_inner()));
+        let judged = vec![judged("2", "in use: somebody"), judged("1", "")];
+        Ok(Response::new(v1::PruneResponse { judged }))
+    }
+
+    async fn remove(
+        &self,
+        request: Request<v1::RemoveRequest>,
+    ) -> Result<Response<v1::RemoveResponse>, Status> {
+        let request = request.into_inner();
+        let version = request.version.clone();
+        self.heard(Asked::Remove(request));
+        if version == TAKEN {
+            return Err(Status::failed_precondition("tzdata@9.9.9 cannot be removed: in use: somebody"));
+        }
+        Ok(Response::new(v1::RemoveResponse { removed: Some(judged(&version, "")) }))
+    }
+}
+
 #[tonic::async_trait]
 impl Events for Service {
     type WatchStream = tokio_stream::Iter<std::vec::IntoIter<Result<v1::WatchResponse, Status>>>;
@@ -382,6 +418,7 @@ impl Fake {
                     .add_service(TransfersServer::new(service.clone()))
                     .add_service(TreesServer::new(service.clone()))
                     .add_service(AttachmentsServer::new(service.clone()))
+                    .add_service(CollectorServer::new(service.clone()))
                     .add_service(EventsServer::new(service))
                     .serve_with_incoming(UnixListenerStream::new(listener))
                     .await

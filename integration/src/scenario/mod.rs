@@ -26,6 +26,7 @@
 pub mod api;
 pub mod bench;
 pub mod capsulectl;
+pub mod collect;
 pub mod ctr;
 pub mod demo;
 pub mod errors;
@@ -79,6 +80,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "sets" => sets::run(reporter),
         "moves" => moves::run(reporter),
         "keep" => keep::run(reporter),
+        "collect" => collect::run(reporter),
         "registry" => registry::run(reporter),
         "versions" => versions::run(reporter),
         "upgrade" => upgrade::take_over(reporter, 50),

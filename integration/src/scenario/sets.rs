@@ -70,6 +70,8 @@ fn tree(label: &str, content: &str) -> Result<PathBuf> {
     let tree = Path::new(FILES).join(label);
     fs::create_dir_all(&tree).with_context(|| format!("create {}", tree.display()))?;
     fs::write(tree.join("version"), content).context("write a file")?;
+    // No two versions have the same tree.
+    fs::write(tree.join("label"), label).context("write a file")?;
     Ok(tree)
 }
 

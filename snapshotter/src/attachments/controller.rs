@@ -2,7 +2,10 @@
 //!
 //! Each runs to its end once begun, whatever becomes of the caller: `service` spawns it.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime},
+};
 
 use futures::future::join_all;
 use overlayfs_utils::ContainerPath;
@@ -202,6 +205,16 @@ impl Attachments {
         attached.chain(draining.into_iter().map(|d| Listed::Draining(key.clone(), Box::new(d)))).collect()
     }
 
+    /// Who has each version on record: to be mounted, mounted, or to be gone back to.
+    pub fn holders(&self) -> HashMap<Digest, String> {
+        let all = self.records.containers().into_iter().flat_map(|key| self.records.shown(&key));
+        let of_one = |a: Attachment| {
+            let owner = a.pin_owner();
+            a.contents().map(|content| (content.digest.clone(), owner.clone())).collect::<Vec<_>>()
+        };
+        all.flat_map(of_one).collect()
+    }
+
     /// The attachments that use a version, draining ones not counted.
     pub fn users_of(&self, digest: &str) -> Vec<Attachment> {
         let all = self.records.containers().into_iter().flat_map(|key| self.records.shown(&key));
@@ -234,7 +247,13 @@ impl Attachments {
             phase: Phase::Attaching,
             call: None,
         };
-        intent.current.layers = self.capsules.pin(&version, &intent.pin_owner()).await?;
+        match self.capsules.pin(&version, &intent.pin_owner()).await {
+            Ok(layers) => intent.current.layers = layers,
+            Err(error) => {
+                self.snapshots.unpin(&intent.pin_owner());
+                return Err(error.into());
+            }
+        }
         Ok(intent)
     }
 

@@ -172,7 +172,7 @@ impl Attachments {
     ) -> Result<Vec<Attachment>, AttachmentError> {
         let mut intents: Vec<Attachment> = Vec::with_capacity(steps.len());
         for step in steps {
-            match self.intent(key, step).await {
+            match self.intent(key, existing, step).await {
                 Ok(intent) => intents.extend(intent),
                 Err(error) => {
                     self.let_go(existing, &intents);
@@ -190,7 +190,12 @@ impl Attachments {
         Ok(intents)
     }
 
-    async fn intent(&self, key: &ContainerKey, step: Step) -> Result<Option<Attachment>, AttachmentError> {
+    async fn intent(
+        &self,
+        key: &ContainerKey,
+        existing: &[Attachment],
+        step: Step,
+    ) -> Result<Option<Attachment>, AttachmentError> {
         match step {
             Step::Back(attachment) => plan::plan_rollback(&attachment, SystemTime::now()).map(Some),
             Step::New(planned) => {
@@ -200,7 +205,13 @@ impl Attachments {
                 self.intend(key, *planned).await.map(Some)
             }
             Step::To(attachment, to, _) => {
-                let layers = self.capsules.pin(&to, &attachment.pin_owner()).await?;
+                let layers = match self.capsules.pin(&to, &attachment.pin_owner()).await {
+                    Ok(layers) => layers,
+                    Err(error) => {
+                        self.let_go(existing, std::slice::from_ref(&*attachment));
+                        return Err(error.into());
+                    }
+                };
                 let content =
                     Content { version: to.version, digest: to.digest, layers, since: SystemTime::now() };
                 Ok(plan::plan_upgrade(&attachment, &content))

@@ -105,6 +105,14 @@ pub enum CapsuleError {
         /// Where it should be.
         namespace: String,
     },
+    /// Somebody removes it.
+    #[error("{name}@{version} is being removed: publish or pull it again, or choose another version")]
+    Leaving {
+        /// The capsule.
+        name: CapsuleName,
+        /// The version.
+        version: Version,
+    },
     /// Requirements that contradict each other.
     #[error(transparent)]
     Conflict(#[from] Conflict),

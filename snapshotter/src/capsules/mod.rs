@@ -14,6 +14,7 @@ mod moving;
 pub mod oci;
 mod origin;
 mod publish;
+mod removal;
 pub mod requirement;
 pub mod resolve;
 pub mod set;
@@ -32,6 +33,7 @@ use tokio::sync::Mutex;
 use self::model::{CapsuleName, Digest, Version};
 use crate::{containerd::Containerd, snapshots::Snapshots, store::attachments::Journal};
 
+use self::removal::Leaving;
 pub use self::{
     catalogue::{Catalogue, Published, Resolved},
     claim::Naming,
@@ -67,6 +69,7 @@ pub struct Capsules {
     reading: Arc<Mutex<()>>,
     /// Where it is told what is published and removed.
     journal: Journal,
+    leaving: Leaving,
     /// Held while what a reference stands for is looked at and then changed.
     names: Arc<Mutex<()>>,
 }
@@ -92,6 +95,7 @@ impl Capsules {
             transits: Arc::default(),
             reading: Arc::default(),
             journal,
+            leaving: Leaving::default(),
             names: Arc::default(),
         }
     }

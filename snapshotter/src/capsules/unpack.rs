@@ -11,8 +11,23 @@ const LEASE_SECONDS: u64 = 3600;
 impl Capsules {
     /// The version's lower directories, topmost first, kept from removal until `owner` is unpinned. From memory when
     /// the version is unpacked (always, for what [`Capsules::publish`] made); otherwise it is unpacked now.
+    ///
+    /// # Errors
+    /// Whatever `owner` has pinned by then is for the caller to let go.
     pub async fn pin(&self, version: &Resolved, owner: &str) -> Result<Vec<PathBuf>, CapsuleError> {
         self.verify(&version.name, &version.version, &version.digest).await?;
+        let layers = self.pin_unpacked(version, owner).await?;
+        // In this order: who removes it says so first, and looks for pins then.
+        if self.leaving.has(&version.digest) {
+            return Err(CapsuleError::Leaving {
+                name: version.name.clone(),
+                version: version.version.clone(),
+            });
+        }
+        Ok(layers)
+    }
+
+    async fn pin_unpacked(&self, version: &Resolved, owner: &str) -> Result<Vec<PathBuf>, CapsuleError> {
         let top = top_chain(&version.image);
         if let Some(layers) = self.snapshots.pin(&self.namespace, &top, owner) {
             return Ok(layers);

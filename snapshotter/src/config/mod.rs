@@ -3,6 +3,7 @@
 //! Pure but for [`Config::load`], which reads one file. `configs/config.toml` documents every field for
 //! operators and is tested to say what [`Config::default`] says.
 
+mod collect;
 mod parse;
 #[cfg(test)]
 mod tests;
@@ -11,10 +12,12 @@ use std::{
     collections::BTreeSet,
     fmt, fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use crate::{
     capsules::model::CapsuleName,
+    collect::{Policy, Rules},
     snapshots::{Behaviour, MountOption},
 };
 
@@ -36,6 +39,8 @@ pub struct Config {
     pub snapshots: Snapshots,
     /// Whose versions are used.
     pub verify: Verify,
+    /// When versions that nobody needs are removed.
+    pub collect: Policy,
     /// What is logged.
     pub log: Log,
 }
@@ -145,6 +150,15 @@ impl Default for Config {
                 behaviour: Behaviour { remap_ids: true, upperdir_label: false, async_remove: true },
             },
             verify: Verify { keys: Vec::new(), require: Require::None },
+            collect: Policy {
+                interval: Duration::ZERO,
+                rules: Rules {
+                    keep_last: 3,
+                    keep_tagged: true,
+                    older_than: Some(Duration::from_secs(7 * 24 * 3600)),
+                },
+                watermarks: None,
+            },
             log: Log { level: Level::Info },
         }
     }

@@ -42,15 +42,15 @@ pub(super) fn parse_config(text: &str) -> Result<Config, Vec<Mistake>> {
     if reader.mistakes.is_empty() { Ok(config) } else { Err(reader.mistakes) }
 }
 
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     text: &'a str,
     mistakes: Vec<Mistake>,
 }
 
-type Value<'a> = Spanned<DeValue<'a>>;
+pub(super) type Value<'a> = Spanned<DeValue<'a>>;
 
 impl Reader<'_> {
-    fn mistake(&mut self, span: Range<usize>, message: impl Into<String>) {
+    pub(super) fn mistake(&mut self, span: Range<usize>, message: impl Into<String>) {
         let before = self.text.get(..span.start).unwrap_or(self.text);
         let line = before.matches('\n').count() + 1;
         self.mistakes.push(Mistake { line, message: message.into() });
@@ -67,11 +67,12 @@ impl Reader<'_> {
                 "containerd" => self.containerd(&mut config, value),
                 "snapshots" => self.snapshots(&mut config, value),
                 "verify" => self.verify(&mut config, value, key.span()),
+                "collect" => self.collect(&mut config, value),
                 "log" => self.log(&mut config, value),
                 _ => self.unknown(
                     key.span(),
                     key.get_ref(),
-                    "root, run, socket, [containerd], [snapshots], [verify] and [log]",
+                    "root, run, socket, [containerd], [snapshots], [verify], [collect] and [log]",
                 ),
             }
         }
@@ -172,7 +173,7 @@ impl Reader<'_> {
         items.iter().filter_map(|item| self.value(&format!("an item of {name}"), item, &parse)).collect()
     }
 
-    fn flag(&mut self, field: &mut bool, name: &str, value: &Value<'_>) {
+    pub(super) fn flag(&mut self, field: &mut bool, name: &str, value: &Value<'_>) {
         match value.get_ref() {
             DeValue::Boolean(flag) => *field = *flag,
             other => {
@@ -193,12 +194,12 @@ impl Reader<'_> {
         }
     }
 
-    fn unknown(&mut self, span: Range<usize>, name: &str, known: &str) {
+    pub(super) fn unknown(&mut self, span: Range<usize>, name: &str, known: &str) {
         self.mistake(span, format!("unknown key {name}: known here are {known}"));
     }
 
     /// The entries of a table; a mistake and none when the value is no table.
-    fn table<'v, 't>(
+    pub(super) fn table<'v, 't>(
         &mut self,
         name: &str,
         value: &'v Value<'t>,
@@ -212,7 +213,7 @@ impl Reader<'_> {
         }
     }
 
-    fn set<T>(
+    pub(super) fn set<T>(
         &mut self,
         field: &mut T,
         name: &str,
@@ -225,7 +226,7 @@ impl Reader<'_> {
     }
 
     /// A string that `parse` accepts.
-    fn value<T>(
+    pub(super) fn value<T>(
         &mut self,
         name: &str,
         value: &Value<'_>,
@@ -242,7 +243,7 @@ impl Reader<'_> {
     }
 }
 
-fn article(value: &DeValue<'_>) -> &'static str {
+pub(super) fn article(value: &DeValue<'_>) -> &'static str {
     match value {
         DeValue::String(_) => "a string",
         DeValue::Integer(_) => "an integer",

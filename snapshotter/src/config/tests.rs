@@ -5,7 +5,10 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::{Config, Level, Require, Verify, parse::parse_config};
-use crate::snapshots::{Behaviour, MountOption};
+use crate::{
+    collect::Watermarks,
+    snapshots::{Behaviour, MountOption},
+};
 
 /// What an operator is shown and told to start from.
 const SHIPPED: &str = include_str!("../../../configs/config.toml");
@@ -20,7 +23,7 @@ fn the_shipped_file_says_the_defaults_and_names_every_key() {
     assert_eq!(parse_config(SHIPPED), Ok(Config::default()));
     assert_eq!(parse_config(""), Ok(Config::default()));
     let keys = "root run socket address namespace snapshotter hosts mount_options remap_ids upperdir_label \
-                async_remove keys require level";
+                async_remove keys require interval keep_last keep_tagged older_than high_watermark low_watermark level";
     for key in keys.split_whitespace() {
         assert!(SHIPPED.lines().any(|line| line.starts_with(&format!("{key} = "))), "{key}");
     }
@@ -75,6 +78,29 @@ fn who_is_trusted_and_for_what() {
 }
 
 #[test]
+fn collecting_can_be_told_when_and_what() {
+    let text = "[collect]\ninterval = '1day'\nkeep_last = 5\nkeep_tagged = false\nolder_than = '0s'\nhigh_watermark = 85\nlow_watermark = 70\n";
+    let collect = parse_config(text).unwrap().collect;
+    assert_eq!(
+        (collect.interval.as_secs(), collect.rules.keep_last, collect.rules.keep_tagged),
+        (86_400, 5, false)
+    );
+    assert_eq!(collect.rules.older_than, Some(std::time::Duration::ZERO));
+    assert_eq!(collect.watermarks, Some(Watermarks { high: 85, low: 70 }));
+    for (text, word) in [
+        ("[collect]\nkeep_last = -1\n", "from 0 to 10000"),
+        ("[collect]\nkeep_last = 'x'\n", "must be an integer"),
+        ("[collect]\ninterval = 'often'\n", "write a time as"),
+        ("[collect]\nhigh_watermark = 80\nlow_watermark = 90\n", "below collect.high_watermark"),
+        ("[collect]\nhigh_watermark = 80\n", "above 0"),
+        ("[collect]\nkeep = 1\n", "unknown key collect.keep"),
+    ] {
+        let found = mistakes(text);
+        assert!(found[0].1.contains(word), "{text}: {found:?}");
+    }
+}
+
+#[test]
 fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
     let text = "\
 root = 5
@@ -105,7 +131,10 @@ sync_remove = true
     let found = mistakes(text);
     let expected = [
         (1, "root is an integer, and must be a string"),
-        (2, "unknown key rum: known here are root, run, socket, [containerd], [snapshots] and [log]"),
+        (
+            2,
+            "unknown key rum: known here are root, run, socket, [containerd], [snapshots], [verify], [collect] and [log]",
+        ),
         (3, "run is \"relative\": it must be an absolute path below /, without .."),
         (6, "containerd.address is \"/a/../b\": it must be an absolute path below /, without .."),
         (
@@ -119,7 +148,10 @@ sync_remove = true
         (9, "unknown key containerd.snapshoter: known here are address, namespace, snapshotter and hosts"),
         (12, "log.level is \"loud\": it must be error, warn, info, debug or trace"),
         (13, "duplicate key"),
-        (15, "unknown key metrics: known here are root, run, socket, [containerd], [snapshots] and [log]"),
+        (
+            15,
+            "unknown key metrics: known here are root, run, socket, [containerd], [snapshots], [verify], [collect] and [log]",
+        ),
         (
             19,
             "an item of snapshots.mount_options is \"lowerdir=/etc\": capsuled sets lowerdir itself, as each snapshot and this machine need it: leave it out",

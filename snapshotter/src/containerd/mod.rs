@@ -9,11 +9,13 @@ mod content;
 mod events;
 mod execs;
 mod images;
+mod leases;
 mod plugins;
 mod snapshots;
 mod streams;
 mod transfer;
 
+use std::error::Error as _;
 use std::path::{Path, PathBuf};
 
 use hyper_util::rt::TokioIo;
@@ -152,8 +154,9 @@ impl Containerd {
     }
 
     fn failed(&self, what: &str, status: Status) -> ContainerdError {
-        // tonic reports a socket that nobody listens on as Unavailable.
-        if status.code() == Code::Unavailable {
+        // tonic reports a socket that nobody listens on as Unavailable, with a source; containerd a snapshotter that it cannot
+        // reach, without one.
+        if status.code() == Code::Unavailable && status.source().is_some() {
             ContainerdError::Unreachable { address: self.address.clone(), source: Box::new(status) }
         } else {
             ContainerdError::Call { what: what.to_owned(), source: Box::new(status) }
@@ -228,16 +231,6 @@ impl Scope {
             Err(status) if status.code() == Code::NotFound => Ok(()),
             Err(status) => Err(self.failed(&format!("delete the lease {id}"), status)),
         }
-    }
-
-    /// The ids of all leases of the namespace.
-    pub async fn leases(&self) -> Result<Vec<String>, ContainerdError> {
-        use capsule_proto::containerd::services::leases::v1::{ListRequest, leases_client::LeasesClient};
-        let reply = LeasesClient::new(self.channel())
-            .list(self.request(ListRequest::default()))
-            .await
-            .map_err(|e| self.failed("list its leases", e))?;
-        Ok(reply.into_inner().leases.into_iter().map(|lease| lease.id).collect())
     }
 }
 

@@ -278,6 +278,7 @@ impl From<CapsuleError> for Status {
             | CapsuleError::Oci(_)
             | CapsuleError::Conflict(_)
             | CapsuleError::Declared { .. }
+            | CapsuleError::Leaving { .. }
             | CapsuleError::OtherDigest { .. } => Code::FailedPrecondition,
             CapsuleError::Exists { .. } => Code::AlreadyExists,
             CapsuleError::Tag(error) => tag(error),

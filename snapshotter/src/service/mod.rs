@@ -4,6 +4,7 @@
 
 mod attachments;
 mod capsules;
+mod collect;
 mod convert;
 mod events;
 mod node;
@@ -16,6 +17,7 @@ mod trees;
 pub use self::{
     attachments::AttachmentsService,
     capsules::CapsulesService,
+    collect::CollectorService,
     events::EventsService,
     node::{NodeService, NodeServiceError},
     signatures::SignaturesService,

@@ -128,6 +128,12 @@ impl Index {
         ids.iter().for_each(|id| state.add_pin(*id, owner));
     }
 
+    /// One who has pinned the snapshot that containerd calls `name` in `namespace`.
+    pub(super) fn owner(&self, namespace: &str, name: &str) -> Option<String> {
+        let state = self.lock();
+        state.pins.get(&state.resolve(namespace, name)?.id)?.first().cloned()
+    }
+
     /// Drops every pin of `owner`.
     pub(super) fn unpin(&self, owner: &str) {
         self.lock().unpin(owner);

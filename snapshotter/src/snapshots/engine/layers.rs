@@ -46,6 +46,11 @@ impl Snapshots {
         self.inner.index.pin_all(namespace, owner);
     }
 
+    /// One who has pinned the snapshot that containerd calls `name` in `namespace`, if anybody has.
+    pub fn owner(&self, namespace: &str, name: &str) -> Option<String> {
+        self.inner.index.owner(namespace, name)
+    }
+
     /// Drops every pin that `owner` holds.
     pub fn unpin(&self, owner: &str) {
         self.inner.index.unpin(owner);

@@ -1,0 +1,127 @@
+//! Collecting by itself: every so often by rules, and when the disk is full.
+
+use std::{path::PathBuf, time::Duration};
+
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::{Collector, Rules, Verdict};
+
+/// How often the disk is looked at.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// When versions are removed without anybody asking.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// How often; never when zero.
+    pub interval: Duration,
+    /// What is kept then.
+    pub rules: Rules,
+    /// When the disk is full, whatever the interval; never when `None`.
+    pub watermarks: Option<Watermarks>,
+}
+
+/// How full a disk may be, in percent of what unprivileged users may fill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watermarks {
+    /// Above this, versions go, the oldest first.
+    pub high: u8,
+    /// Until it is not above this any more.
+    pub low: u8,
+}
+
+impl Collector {
+    /// Collects by policy until the daemon ends. `root` is on the disk that is looked at.
+    pub async fn collect(self, policy: Policy, root: PathBuf) {
+        let look = policy.watermarks.map(|_| LOOK);
+        let every = Some(policy.interval).filter(|interval| !interval.is_zero());
+        let Some(shortest) = every.into_iter().chain(look).min() else { return };
+        let mut ticks = interval(shortest);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks.tick().await; // the first comes at once: nothing at the start
+        let mut since = Duration::ZERO;
+        loop {
+            ticks.tick().await;
+            since += shortest;
+            if every.is_some_and(|every| since >= every) {
+                since = Duration::ZERO;
+                self.collect_by_rules(&policy.rules).await;
+            }
+            if let Some(watermarks) = policy.watermarks {
+                self.collect_by_space(watermarks, &root).await;
+            }
+        }
+    }
+
+    async fn collect_by_rules(&self, rules: &Rules) {
+        match self.prune(&[], rules, false).await {
+            Ok(judged) => {
+                let gone = judged.iter().filter(|one| one.verdict == Verdict::Remove);
+                for one in gone {
+                    tracing::info!(capsule = one.label(), "removed: nobody needs it");
+                }
+            }
+            Err(error) => tracing::warn!(%error, "cannot collect versions; tried again at the next time"),
+        }
+    }
+
+    /// Removes unused versions while the disk is fuller than it may be: the newest of each capsule and what has a tag stays.
+    pub(super) async fn collect_by_space(&self, watermarks: Watermarks, root: &std::path::Path) {
+        let Some(fill) = Fill::read(root) else { return };
+        if fill.percent() <= f64::from(watermarks.high) {
+            return;
+        }
+        let wanted = fill.above(watermarks.low);
+        match self.make_room(wanted).await {
+            Ok((removed, bytes)) if removed > 0 => {
+                tracing::info!(
+                    removed,
+                    bytes,
+                    used = fill.percent(),
+                    "the disk was full: removed the oldest that nobody needs"
+                );
+            }
+            Ok(_) => tracing::warn!(used = fill.percent(), "the disk is full, and every version is needed"),
+            Err(error) => tracing::warn!(%error, "the disk is full, and nothing can be collected"),
+        }
+    }
+}
+
+/// How full a file system is.
+#[derive(Debug, Clone, Copy)]
+struct Fill {
+    used: u64,
+    free: u64,
+}
+
+impl Fill {
+    fn read(root: &std::path::Path) -> Option<Self> {
+        let stat = rustix::fs::statvfs(root).ok().filter(|stat| stat.f_blocks > 0)?;
+        let used = stat.f_blocks.saturating_sub(stat.f_bfree) * stat.f_frsize;
+        Some(Self { used, free: stat.f_bavail * stat.f_frsize })
+    }
+
+    /// As df(1) tells it.
+    #[allow(clippy::cast_precision_loss)] // a percentage
+    fn percent(self) -> f64 {
+        self.used as f64 * 100.0 / (self.used + self.free).max(1) as f64
+    }
+
+    /// The bytes above a percentage.
+    fn above(self, percent: u8) -> u64 {
+        let allowed = (self.used + self.free) / 100 * u64::from(percent);
+        self.used.saturating_sub(allowed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_as_full_as_df_says() {
+        let fill = Fill { used: 900, free: 100 };
+        assert!((fill.percent() - 90.0).abs() < 1e-9);
+        assert_eq!((fill.above(80), fill.above(95)), (100, 0));
+        assert!(Fill::read(std::path::Path::new("/")).is_some_and(|fill| fill.percent() > 0.0));
+    }
+}
