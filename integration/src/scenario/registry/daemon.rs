@@ -20,7 +20,40 @@ const HTPASSWD: &str = "ci:$2y$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmU
 /// Of the user `ci`.
 pub const PASSWORD: &str = "open sesame";
 
-/// A registry that serves plain HTTP on the loopback device.
+/// A certificate of 127.0.0.1 by nobody but itself, and its key, made for this and of no use elsewhere.
+pub const CERTIFICATE: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBqDCCAU6gAwIBAgIUCpOeiJciNrOErx4ZDHwr4Afh6SUwCgYIKoZIzj0EAwIw
+IDEeMBwGA1UEAwwVY2Fwc3VsZSB0ZXN0IHJlZ2lzdHJ5MCAXDTI2MTEyOTAyNDAx
+MFoYDzIxMjYxMTA1MDI0MDEwWjAgMR4wHAYDVQQDDBVjYXBzdWxlIHRlc3QgcmVn
+aXN0cnkwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAASbSKXWVgQrHcM6pEYoo9SG
+AY462JuTSMTft2pJ1scfSKVfZY40XmDEuU77iP/z+KObtmBQ2DyFcRgoKIECmX+g
+o2QwYjAdBgNVHQ4EFgQUdm+C0rUH0Bov5raELLddVfntXPcwHwYDVR0jBBgwFoAU
+dm+C0rUH0Bov5raELLddVfntXPcwDwYDVR0TAQH/BAUwAwEB/zAPBgNVHREECDAG
+hwR/AAABMAoGCCqGSM49BAMCA0gAMEUCIQCcjj3hNZwNk3aK50RAcqGRopJcicqI
+519Z3F3fYjt+TAIgOx910KbL+jsE0Kbj1VUy3tLAuLa7mgtiKYltPqsyP+s=
+-----END CERTIFICATE-----
+";
+const KEY: &str = "\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg33qgm2G/XfBUaWZH
+Vwn7XGSxZrYMlh8W5gG77qtt7WqhRANCAASbSKXWVgQrHcM6pEYoo9SGAY462JuT
+SMTft2pJ1scfSKVfZY40XmDEuU77iP/z+KObtmBQ2DyFcRgoKIECmX+g
+-----END PRIVATE KEY-----
+";
+
+/// What a registry asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// Nothing: plain HTTP.
+    Open,
+    /// A name and a password, over plain HTTP.
+    Closed,
+    /// The same, over TLS with [`CERTIFICATE`].
+    Tls,
+}
+
+/// A registry on the loopback device.
 pub struct Registry {
     /// `HOST:PORT`.
     pub host: String,
@@ -30,14 +63,21 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Starts one; with `closed`, one that wants a name and a password.
-    pub fn start(port: u16, closed: bool) -> Result<Self> {
+    /// Starts one.
+    pub fn start(port: u16, door: Door) -> Result<Self> {
         let folder = Path::new(FILES).join(format!("registry-{port}"));
         let store = folder.join("store");
         fs::create_dir_all(&store).context("create the registry's folder")?;
         let passwords = folder.join("htpasswd");
         fs::write(&passwords, HTPASSWD).context("write the passwords")?;
-        let auth = if closed {
+        let mut tls = String::new();
+        if door == Door::Tls {
+            let (certificate, key) = (folder.join("tls.crt"), folder.join("tls.key"));
+            fs::write(&certificate, CERTIFICATE).context("write a certificate")?;
+            fs::write(&key, KEY).context("write a key")?;
+            tls = format!("  tls:\n    certificate: {}\n    key: {}\n", certificate.display(), key.display());
+        }
+        let auth = if door != Door::Open {
             format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", passwords.display())
         } else {
             String::new()
@@ -45,7 +85,7 @@ impl Registry {
         let host = format!("127.0.0.1:{port}");
         // Nothing is kept in memory: what is changed on disk is what is served.
         let text = format!(
-            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {host}\n{auth}",
+            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {host}\n{tls}{auth}",
             store.display()
         );
         let config = folder.join("config.yml");

@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::daemon::{End, PASSWORD, Registry, line};
+use super::daemon::{CERTIFICATE, Door, End, PASSWORD, Registry, line};
 use super::store::{held, leaves_nothing, same, wipe};
 use super::{FILES, SLEEP, publish, tree};
 use crate::event::Reporter;
@@ -17,8 +17,8 @@ const LARGE: usize = 24 << 20;
 
 /// Runs the room.
 pub fn run(reporter: &mut Reporter, world: &mut World) -> Result<()> {
-    let mut open = Registry::start(5000, false)?;
-    let closed = Registry::start(5002, true)?;
+    let mut open = Registry::start(5000, Door::Open)?;
+    let closed = Registry::start(5002, Door::Closed)?;
     let digest = reporter.must("versions are pushed", || pushed(&open))?;
     reporter
         .check("another machine pulls them: the same digest, unpacked, attached", || pulled(&open, &digest));
@@ -29,6 +29,7 @@ pub fn run(reporter: &mut Reporter, world: &mut World) -> Result<()> {
     reporter.check("what is not there, or nobody who answers, is told in one line", || missing(&open));
     reporter.check("a registry that wants a password", || passwords(&closed));
     reporter.check("hosts of containerd are used: a mirror", || mirrored(&open));
+    reporter.check("hosts of containerd are used: a certificate", encrypted);
     reporter.check("a registry that stops in the middle leaves nothing", || broken(&open));
     reporter.check("a full disk leaves nothing", || full(&open));
     reporter.check("a caller who goes away leaves nothing", || abandoned(&open));
@@ -218,6 +219,27 @@ fn mirrored(open: &Registry) -> Result<String> {
     let said = done(&["pull", "registry.example/team/zones:2026.1"])?;
     ensure!(said.contains("from registry.example/team/zones:2026.1"), "{said}");
     Ok(said.trim().to_owned())
+}
+
+/// TLS by a certificate that only the host's folder makes known.
+fn encrypted() -> Result<String> {
+    let tls = Registry::start(5007, Door::Tls)?;
+    let reference = tls.at("team/zones:2026.1");
+    let push = ["-o", "json", "push", "tz@2026.1", &reference, "--user", "ci"];
+    let unknown = with_password(&push, PASSWORD)?;
+    ensure!(unknown.code == 1 && unknown.err.contains("x509"), "{unknown:?}");
+    let folder = format!("/etc/containerd/certs.d/{}", tls.host);
+    fs::create_dir_all(&folder).context("create a host's folder")?;
+    fs::write(format!("{folder}/ca.crt"), CERTIFICATE).context("write a certificate")?;
+    let text = format!("server = \"https://{0}\"\n[host.\"https://{0}\"]\n  ca = \"ca.crt\"\n", tls.host);
+    fs::write(format!("{folder}/hosts.toml"), text).context("write hosts.toml")?;
+    with_password(&push, PASSWORD)?.success("push")?;
+    wipe()?;
+    let pull = ["-o", "json", "pull", &reference];
+    leaves_nothing(|| refused(&pull, &["--user NAME"]))?;
+    with_password(&[&pull[..], &["--user", "ci"]].concat(), PASSWORD)?.success("pull")?;
+    ensure!(json(&["inspect", "tz@2026.1"])?["version"]["complete"] == true);
+    Ok(unknown.err.trim().to_owned())
 }
 
 fn broken(open: &Registry) -> Result<String> {

@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::daemon::Registry;
+use super::daemon::{Door, Registry};
 use super::store::{leaves_nothing, wipe};
 use super::{FILES, SLEEP, publish};
 use crate::event::Reporter;
@@ -17,7 +17,7 @@ const ARCHIVE: &str = "/tmp/registry/signed.tar";
 
 /// Runs the room.
 pub fn run(reporter: &mut Reporter, world: &mut World) -> Result<()> {
-    let registry = Registry::start(5006, false)?;
+    let registry = Registry::start(5006, Door::Open)?;
     reporter.must("versions are signed, pushed and saved with their signatures", || {
         Ok(((), signed(&registry)?))
     })?;

@@ -131,8 +131,8 @@ impl Capsules {
         let failed = MoveError::failed(action, reference, error);
         match self.containerd.version().await {
             Ok(version) if version.trim_start_matches('v').starts_with("1.") => failed.with_hint(
-                "the transfer service of containerd 1.7 speaks HTTPS only and reads no registry hosts: pull with \
-                 \"ctr\" or \"nerdctl\" and then \"capsulectl import\", or use containerd 2.0 or newer",
+                "the transfer service of containerd 1.7 speaks HTTPS only and reads no registry hosts: go by \"ctr\" or \
+                 \"nerdctl\", and \"capsulectl import\" what they pulled; or use containerd 2.0 or newer",
             ),
             _ => failed,
         }
