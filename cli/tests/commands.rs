@@ -160,18 +160,18 @@ tzdata    2024.2    -             0123456789ab   10 B      -         -          
         (
             "ps",
             "\
-NAMESPACE   CONTAINER   CAPSULE   VERSION   TARGET                MODE   STATE      SINCE    PREVIOUS   USERS
-default     web         tzdata    2026.1    /usr/share/zoneinfo   ro     attached   5d ago   2024.2     -
-k8s.io      web         tzdata    2026.1    /usr/share/zoneinfo   ro     attached   5d ago   2024.2     -
-default     web         tzdata    2026.1    /usr/share/zoneinfo   ro     draining   4d ago   -          2
+NAMESPACE   CONTAINER   CAPSULE   VERSION   DIGEST         TARGET                MODE   STATE      SINCE    PREVIOUS   USERS
+default     web         tzdata    2026.1    0123456789ab   /usr/share/zoneinfo   ro     attached   5d ago   2024.2     -
+k8s.io      web         tzdata    2026.1    0123456789ab   /usr/share/zoneinfo   ro     attached   5d ago   2024.2     -
+default     web         tzdata    2026.1    0123456789ab   /usr/share/zoneinfo   ro     draining   4d ago   -          2
 ",
         ),
         (
             "ps --users -n default",
             "\
-NAMESPACE   CONTAINER   CAPSULE   VERSION   TARGET                MODE   STATE      SINCE    PREVIOUS   USERS
-default     web         tzdata    2026.1    /usr/share/zoneinfo   ro     attached   5d ago   2024.2     -
-default     web         tzdata    2026.1    /usr/share/zoneinfo   ro     draining   4d ago   -          2
+NAMESPACE   CONTAINER   CAPSULE   VERSION   DIGEST         TARGET                MODE   STATE      SINCE    PREVIOUS   USERS
+default     web         tzdata    2026.1    0123456789ab   /usr/share/zoneinfo   ro     attached   5d ago   2024.2     -
+default     web         tzdata    2026.1    0123456789ab   /usr/share/zoneinfo   ro     draining   4d ago   -          2
 
 PID   COMMAND   HOW    PATH                             CAPSULE         CONTAINER
 41    cat       fd 3   /usr/share/zoneinfo/\\x1b[2JUTC   tzdata@2026.1   default/web

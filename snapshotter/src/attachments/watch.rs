@@ -31,6 +31,7 @@ impl Attachments {
         let mut events = self.containerd.events(self.capsules.namespace()).await?;
         self.containers.reload().await?;
         self.capsules.reload().await?;
+        self.capsules.release_stale().await?;
         for container in self.records.containers() {
             // Not waited for: a shim that does not answer must not delay the events of other containers.
             let this = self.clone();

@@ -22,16 +22,12 @@ mod signing;
 mod tags;
 mod unpack;
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use tokio::sync::Mutex;
 
 use self::model::{CapsuleName, Digest, Version};
-use crate::{containerd::Containerd, snapshots::Snapshots, store::attachments::Journal};
+use crate::{containerd::Containerd, fresh_id, snapshots::Snapshots, store::attachments::Journal};
 
 use self::removal::Leaving;
 pub use self::{
@@ -63,13 +59,13 @@ pub struct Capsules {
     policy: Arc<Policy>,
     /// What it has let be used.
     verified: Arc<std::sync::Mutex<BTreeSet<(CapsuleName, Version, Digest)>>>,
-    /// What is on its way, by its id.
-    transits: Arc<std::sync::Mutex<HashSet<String>>>,
     /// Held while an image is read and what it is is noted.
     reading: Arc<Mutex<()>>,
     /// Where it is told what is published and removed.
     journal: Journal,
     leaving: Leaving,
+    /// In the names of the leases of this run of capsuled.
+    session: String,
     /// Held while what a reference stands for is looked at and then changed.
     names: Arc<Mutex<()>>,
 }
@@ -92,10 +88,10 @@ impl Capsules {
             hosts: PathBuf::new(),
             policy: Arc::default(),
             verified: Arc::default(),
-            transits: Arc::default(),
             reading: Arc::default(),
             journal,
             leaving: Leaving::default(),
+            session: fresh_id(),
             names: Arc::default(),
         }
     }

@@ -17,10 +17,7 @@ use super::{
     origin::Origin,
     tags::taken,
 };
-use crate::{
-    containerd::{ImageRecord, Scope},
-    fresh_id,
-};
+use crate::containerd::{ImageRecord, Scope};
 
 /// How long a publish may take before containerd may collect what it wrote, in seconds.
 const LEASE_SECONDS: u64 = 24 * 3600;
@@ -36,7 +33,7 @@ impl Capsules {
         check(&declaration, matches!(origin, Origin::Tree(_)))?;
         self.check_version(&declaration.name, &declaration.version).await?;
         self.containerd.ensure_namespace(&self.namespace).await?;
-        let id = format!("capsule-publish-{}", fresh_id());
+        let id = self.lease_id("publish");
         let scope = self.containerd.namespace(&self.namespace)?.leased(&id, LEASE_SECONDS).await?;
         let published = self.publish_leased(&scope, &id, &declaration, origin).await;
         let released = scope.release().await;

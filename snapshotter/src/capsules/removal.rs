@@ -8,6 +8,10 @@ use std::{
 use super::{
     CapsuleError, Capsules, catalogue::Published, model::Digest, signing::signature_image, unpack::top_chain,
 };
+use crate::fresh_id;
+
+/// How the names of all our leases begin.
+const LEASES: &str = "capsule-";
 
 /// The digests of versions that are being removed: cheap to clone, shared.
 #[derive(Debug, Clone, Default)]
@@ -52,6 +56,26 @@ impl Capsules {
     pub fn pinned_by(&self, one: &Published) -> Option<String> {
         let image = one.image.as_ref().ok()?;
         self.snapshots.owner(&self.namespace, &top_chain(image))
+    }
+
+    /// A name for a lease, by which a later capsuled knows that nobody needs it any more.
+    pub(super) fn lease_id(&self, what: &str) -> String {
+        format!("{LEASES}{what}-{}-{}", self.session, fresh_id())
+    }
+
+    /// Ends the leases that an earlier capsuled had when it was killed: what it had half published or unpacked is garbage.
+    ///
+    /// # Errors
+    /// containerd's.
+    pub async fn release_stale(&self) -> Result<(), CapsuleError> {
+        let scope = self.containerd.namespace(&self.namespace)?;
+        for lease in scope.leases().await? {
+            if lease.starts_with(LEASES) && !lease.contains(&self.session) {
+                tracing::info!(lease, "found half done: what it held is given up");
+                scope.under(&lease)?.release().await?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes the image records of a version, those of its tags and signatures too, and waits until containerd has collected what only they

@@ -21,7 +21,6 @@ use super::{
 use crate::{
     config::{Require, Verify},
     containerd::{ImageRecord, Scope},
-    fresh_id,
 };
 
 /// Largest manifest or payload of signatures that is read, and most signatures of a version.
@@ -308,7 +307,7 @@ impl Capsules {
         if subject.digest != found.digest.as_str() {
             return Err(other(format!("it is one of {}", subject.digest)).into());
         }
-        let id = format!("capsule-sign-{}", fresh_id());
+        let id = self.lease_id("sign");
         let scope = self.containerd.namespace(&self.namespace)?.leased(&id, LEASE_SECONDS).await?;
         let kept = {
             let _names = self.names.lock().await;

@@ -36,7 +36,7 @@ impl Capsules {
         if let Some(missing) = self.missing_blob(&scope, &version.image).await? {
             return Err(self.incomplete(&version.name, &version.version, missing));
         }
-        let scope = scope.leased(&format!("capsule-unpack-{}", fresh_id()), LEASE_SECONDS).await?;
+        let scope = scope.leased(&self.lease_id("unpack"), LEASE_SECONDS).await?;
         let unpacked = self.unpack(&scope, &version.image).await;
         let pinned = self.snapshots.pin(&self.namespace, &top, owner);
         scope.release().await?;

@@ -100,9 +100,8 @@ fn collecting_can_be_told_when_and_what() {
     }
 }
 
-#[test]
-fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
-    let text = "\
+/// Everything that can be wrong with a file.
+const WRONG: &str = "\
 root = 5
 rum = '/run'
 run = 'relative'
@@ -128,7 +127,10 @@ mount_options = [
 async_remove = 'yes'
 sync_remove = true
 ";
-    let found = mistakes(text);
+
+#[test]
+fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
+    let found = mistakes(WRONG);
     let expected = [
         (1, "root is an integer, and must be a string"),
         (

@@ -203,6 +203,14 @@ impl Scope {
             .create(self.request(request))
             .await
             .map_err(|e| self.failed(&format!("create the lease {id}"), e))?;
+        self.under(id)
+    }
+
+    /// Under a lease that is there already.
+    ///
+    /// # Errors
+    /// [`ContainerdError::Header`].
+    pub fn under(&self, id: &str) -> Result<Self, ContainerdError> {
         Ok(Self { lease: Some(header(id)?), ..self.clone() })
     }
 
@@ -217,15 +225,10 @@ impl Scope {
     }
 
     async fn release_then(self, collect: bool) -> Result<(), ContainerdError> {
+        use capsule_proto::containerd::services::leases::v1::{DeleteRequest, leases_client::LeasesClient};
         let Some(lease) = &self.lease else { return Ok(()) };
         let id = String::from_utf8_lossy(lease.as_bytes()).into_owned();
-        Self { lease: None, ..self.clone() }.delete_lease(&id, collect).await
-    }
-
-    /// Deletes a lease; one that is not there is a success.
-    pub async fn delete_lease(&self, id: &str, collect: bool) -> Result<(), ContainerdError> {
-        use capsule_proto::containerd::services::leases::v1::{DeleteRequest, leases_client::LeasesClient};
-        let request = DeleteRequest { id: id.to_owned(), sync: collect };
+        let request = DeleteRequest { id: id.clone(), sync: collect };
         match LeasesClient::new(self.channel()).delete(self.request(request)).await {
             Ok(_) => Ok(()),
             Err(status) if status.code() == Code::NotFound => Ok(()),

@@ -3,12 +3,10 @@
 use crate::{
     capsules::{CapsuleError, Capsules},
     containerd::Scope,
-    fresh_id,
 };
 
 /// Repository of names of what is on its way. What is called so is no version.
 pub const TRANSIT: &str = "localhost/capsules-in-transit/";
-const LEASE: &str = "capsule-transit-";
 /// How long it may take before containerd may collect what came, in seconds.
 const LEASE_SECONDS: u64 = 24 * 3600;
 
@@ -21,25 +19,15 @@ pub(super) struct Transit {
     pub(super) name: String,
     /// And what lay beside it this.
     pub(super) signatures: String,
-    id: String,
 }
 
 impl Capsules {
     pub(super) async fn begin(&self) -> Result<Transit, CapsuleError> {
         self.containerd.ensure_namespace(&self.namespace).await?;
-        let id = fresh_id();
-        self.transits().insert(id.clone());
-        let scope = self.containerd.namespace(&self.namespace)?;
-        match scope.leased(&format!("{LEASE}{id}"), LEASE_SECONDS).await {
-            Ok(scope) => {
-                let (name, signatures) = (format!("{TRANSIT}{id}:0"), format!("{TRANSIT}{id}:sig"));
-                Ok(Transit { scope, name, signatures, id })
-            }
-            Err(error) => {
-                self.transits().remove(&id);
-                Err(error.into())
-            }
-        }
+        let id = self.lease_id("transit");
+        let scope = self.containerd.namespace(&self.namespace)?.leased(&id, LEASE_SECONDS).await?;
+        let (name, signatures) = (format!("{TRANSIT}{id}:0"), format!("{TRANSIT}{id}:sig"));
+        Ok(Transit { scope, name, signatures })
     }
 
     /// Takes the name and the lease away. What came and is no version is gone when this returns: a failed transfer leaves
@@ -49,13 +37,12 @@ impl Capsules {
         transit: Transit,
         outcome: Result<T, CapsuleError>,
     ) -> Result<T, CapsuleError> {
-        let Transit { scope, name, signatures, id } = transit;
+        let Transit { scope, name, signatures } = transit;
         let forgotten = scope.delete_image(&name).await.and(scope.delete_image(&signatures).await);
         let released = match outcome {
             Ok(_) => scope.release().await,
             Err(_) => scope.release_and_collect().await,
         };
-        self.transits().remove(&id);
         // The first error is the one to tell.
         let outcome = outcome?;
         forgotten?;
@@ -63,25 +50,15 @@ impl Capsules {
         Ok(outcome)
     }
 
-    /// Takes away what a capsuled that was killed had on its way.
+    /// Takes away the names of what a capsuled that was killed had on its way; [`Capsules::release_stale`] does their
+    /// leases.
     pub(in crate::capsules) async fn clear_transits(&self, scope: &Scope) -> Result<(), CapsuleError> {
-        let ours = |id: &str| self.transits().contains(id);
         for image in scope.images().await? {
-            let id = image.name.strip_prefix(TRANSIT).and_then(|rest| rest.split(':').next());
-            if id.is_some_and(|id| !ours(id)) {
+            if image.name.starts_with(TRANSIT) && !image.name.contains(&self.session) {
                 tracing::info!(image = image.name, "removing what did not arrive");
                 scope.delete_image(&image.name).await?;
             }
         }
-        for lease in scope.leases().await? {
-            if lease.strip_prefix(LEASE).is_some_and(|id| !ours(id)) {
-                scope.delete_lease(&lease, false).await?;
-            }
-        }
         Ok(())
-    }
-
-    fn transits(&self) -> std::sync::MutexGuard<'_, std::collections::HashSet<String>> {
-        self.transits.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
