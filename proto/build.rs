@@ -7,6 +7,13 @@ const OURS: &str = "proto";
 const CONTAINERD: &str = "github.com/containerd/containerd/api";
 const CONTAINERD_FILES: &[&str] = &[
     "services/snapshots/v1/snapshots.proto",
+    "services/streaming/v1/streaming.proto",
+    "services/transfer/v1/transfer.proto",
+    "types/transfer/imagestore.proto",
+    "types/transfer/importexport.proto",
+    "types/transfer/progress.proto",
+    "types/transfer/registry.proto",
+    "types/transfer/streaming.proto",
     "services/containers/v1/containers.proto",
     "services/content/v1/content.proto",
     "services/diff/v1/diff.proto",
@@ -24,11 +31,13 @@ const CONTAINERD_FILES: &[&str] = &[
     "events/task.proto",
 ];
 /// The files of `capsule.v1`: one for each part of the API.
-const CAPSULE: [&str; 5] = [
+const CAPSULE: [&str; 7] = [
     "capsule/v1/capsule.proto",
     "capsule/v1/collect.proto",
     "capsule/v1/events.proto",
+    "capsule/v1/signatures.proto",
     "capsule/v1/tags.proto",
+    "capsule/v1/transfer.proto",
     "capsule/v1/tree.proto",
 ];
 /// Both are served over ttrpc: the shim's service, and what the shim asks of capsuled.
@@ -53,7 +62,13 @@ fn generate_grpc() -> Result<(), Box<dyn Error>> {
         .chain(CAPSULE.map(str::to_owned))
         .collect();
     let set = protox::compile(&files, [VENDOR, OURS])?;
-    tonic_prost_build::configure().build_client(true).build_server(true).compile_fds(set)?;
+    // containerd's streams carry messages by their names.
+    let mut config = tonic_prost_build::Config::new();
+    config.enable_type_names();
+    tonic_prost_build::configure()
+        .build_client(true)
+        .build_server(true)
+        .compile_fds_with_config(set, config)?;
     Ok(())
 }
 

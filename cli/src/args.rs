@@ -8,9 +8,11 @@ mod diff;
 mod events;
 mod moves;
 mod prune;
+mod sign;
 mod tags;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -25,7 +27,9 @@ pub use self::diff::DiffArgs;
 pub use self::events::EventsArgs;
 pub use self::moves::{RollbackArgs, UpgradeArgs};
 pub use self::prune::{PruneArgs, RemoveArgs};
+pub use self::sign::{SignArgs, VerifyArgs};
 pub use self::tags::{TagArgs, TagRef};
+pub use self::transfer::{ImportArgs, LoginArgs, PullArgs, PushArgs, SaveArgs};
 
 /// Where capsuled listens unless told otherwise.
 pub const DEFAULT_ADDRESS: &str = "/run/capsule/capsuled.sock";
@@ -38,7 +42,7 @@ pub struct Cli {
     #[arg(long, global = true, env = "CAPSULE_ADDRESS", default_value = DEFAULT_ADDRESS,
           value_name = "SOCKET", value_hint = ValueHint::FilePath, help_heading = GLOBAL)]
     pub address: PathBuf,
-    /// The containerd namespace of the container [default: wherever the id is found]
+    /// The containerd namespace of the container, or of the image [default: wherever the container is found]
     #[arg(short, long, global = true, value_name = "NS", help_heading = GLOBAL)]
     pub namespace: Option<String>,
     /// How results are printed: tables and sentences for people, or one JSON document for programs
@@ -93,7 +97,7 @@ pub enum Output {
 pub enum Command {
     /// Publish a directory or a tar as one immutable version of a capsule
     #[command(after_help = build::EXAMPLES)]
-    Build(BuildArgs),
+    Build(Box<BuildArgs>),
     /// List capsule versions on this node
     Ls {
         /// Only this capsule
@@ -114,6 +118,37 @@ pub enum Command {
         #[arg(value_name = "NAME@TAG")]
         tag: TagRef,
     },
+    /// Fetch a version from a registry
+    #[command(after_help = transfer::PULL_EXAMPLES)]
+    Pull(PullArgs),
+    /// Send a version to a registry
+    #[command(after_help = transfer::PUSH_EXAMPLES)]
+    Push(PushArgs),
+    /// Write versions to an archive, for a machine without a registry
+    #[command(after_help = transfer::SAVE_EXAMPLES)]
+    Save(SaveArgs),
+    /// Make the images of an archive versions: all of them or none
+    #[command(after_help = transfer::LOAD_EXAMPLES)]
+    Load {
+        /// The archive; `-` for standard input
+        #[arg(short, long, value_name = "FILE", default_value = "-", value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
+    /// Sign a version, so that nodes whose policy wants it use it
+    #[command(after_help = sign::SIGN_EXAMPLES)]
+    Sign(SignArgs),
+    /// Check a version's signatures; exit code 1 when none is good
+    #[command(after_help = sign::VERIFY_EXAMPLES)]
+    Verify(VerifyArgs),
+    /// Make a pair of keys: PREFIX.key to sign with, PREFIX.pub for those who check
+    Keygen {
+        /// Where to write them
+        #[arg(value_name = "PREFIX", value_hint = ValueHint::FilePath)]
+        prefix: PathBuf,
+    },
+    /// Make an image of another containerd namespace a version: what `ctr` or `nerdctl` pulled
+    #[command(after_help = transfer::IMPORT_EXAMPLES)]
+    Import(ImportArgs),
     /// Show what differs between the trees of two versions
     #[command(after_help = diff::EXAMPLES)]
     Diff(DiffArgs),

@@ -8,7 +8,9 @@ use capsule_proto::capsule::v1::attachments_client::AttachmentsClient;
 use capsule_proto::capsule::v1::capsules_client::CapsulesClient;
 use capsule_proto::capsule::v1::collector_client::CollectorClient;
 use capsule_proto::capsule::v1::events_client::EventsClient;
+use capsule_proto::capsule::v1::signatures_client::SignaturesClient;
 use capsule_proto::capsule::v1::tags_client::TagsClient;
+use capsule_proto::capsule::v1::transfers_client::TransfersClient;
 use capsule_proto::capsule::v1::trees_client::TreesClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -65,6 +67,16 @@ impl Client {
     /// Names of versions that move.
     pub fn tags(&self) -> TagsClient<Channel> {
         TagsClient::new(self.channel.clone())
+    }
+
+    /// Who vouches for versions.
+    pub fn signatures(&self) -> SignaturesClient<Channel> {
+        SignaturesClient::new(self.channel.clone())
+    }
+
+    /// Versions on their way between nodes.
+    pub fn transfers(&self) -> TransfersClient<Channel> {
+        TransfersClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// What is in versions.

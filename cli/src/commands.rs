@@ -1,6 +1,9 @@
 //! One function per command: request, call, view, print.
 
+mod archives;
+mod sign;
 mod tags;
+mod transfer;
 
 use std::fs;
 use std::io::Write;
@@ -38,6 +41,14 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
         Command::Inspect { capsule } => inspect(to, capsule).await,
         Command::Tag(args) => tags::tag(to, args).await,
         Command::Untag { tag } => tags::untag(to, tag).await,
+        Command::Pull(args) => transfer::pull(to, args).await,
+        Command::Push(args) => transfer::push(to, args).await,
+        Command::Save(args) => archives::save(to, args).await,
+        Command::Load { file } => archives::load(to, &file).await,
+        Command::Sign(args) => sign::sign(to, args).await,
+        Command::Verify(args) => sign::verify(to, args).await,
+        Command::Keygen { prefix } => sign::keygen(to, &prefix),
+        Command::Import(args) => transfer::import(to, args, namespace).await,
         Command::Diff(args) => diff(to, args).await,
         Command::Resolve(args) => resolve(to, args, namespace).await,
         Command::Attach(args) => {

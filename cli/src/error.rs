@@ -67,6 +67,46 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A key is none.
+    #[error("`{}`: {source}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: capsule_signatures::SignatureError,
+    },
+    /// A new key cannot be written.
+    #[error("cannot write the key {}: {source}", path.display())]
+    WriteKey {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// No signature is good.
+    #[error("{what} has no good signature by {by}: of {signatures}, none is")]
+    Unsigned {
+        /// The version.
+        what: String,
+        /// Whose it should be.
+        by: &'static str,
+        /// How many there are.
+        signatures: usize,
+    },
+    /// An archive cannot be written.
+    #[error("cannot write the archive {}: {source}", path.display())]
+    WriteArchive {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The password cannot be read.
+    #[error("cannot read the password from standard input: {source}")]
+    Stdin {
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// TOML cannot be written.
     #[error("cannot write the lock file: {0}")]
     Toml(#[source] toml::ser::Error),

@@ -60,18 +60,6 @@ fn changing_calls() -> Vec<(&'static str, Asked)> {
             }),
         ),
         (
-            "tag tzdata@2026.1 stable next",
-            Asked::Tag(v1::TagRequest {
-                name: "tzdata".into(),
-                version: "2026.1".into(),
-                tags: vec!["stable".into(), "next".into()],
-            }),
-        ),
-        (
-            "untag tzdata@stable",
-            Asked::Untag(v1::UntagRequest { name: "tzdata".into(), tag: "stable".into() }),
-        ),
-        (
             "upgrade web tzdata@2026.2 --target /usr/share/zoneinfo",
             Asked::Upgrade(v1::UpgradeRequest {
                 container: container("", "web"),
@@ -110,6 +98,23 @@ fn changing_calls() -> Vec<(&'static str, Asked)> {
     ]
 }
 
+fn naming_calls() -> Vec<(&'static str, Asked)> {
+    vec![
+        (
+            "tag tzdata@2026.1 stable next",
+            Asked::Tag(v1::TagRequest {
+                name: "tzdata".into(),
+                version: "2026.1".into(),
+                tags: vec!["stable".into(), "next".into()],
+            }),
+        ),
+        (
+            "untag tzdata@stable",
+            Asked::Untag(v1::UntagRequest { name: "tzdata".into(), tag: "stable".into() }),
+        ),
+    ]
+}
+
 fn moved(capsule: &str, version: &str, target: &str) -> v1::MoveSpec {
     v1::MoveSpec { capsule: capsule.into(), version: version.into(), target: target.into() }
 }
@@ -117,7 +122,7 @@ fn moved(capsule: &str, version: &str, target: &str) -> v1::MoveSpec {
 #[test]
 fn what_goes_over_the_wire() {
     let fake = Fake::start();
-    for (line, want) in reading_calls().into_iter().chain(changing_calls()) {
+    for (line, want) in reading_calls().into_iter().chain(changing_calls()).chain(naming_calls()) {
         let ran = fake.run(&line.split(' ').collect::<Vec<_>>());
         assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{line}");
         assert_eq!(fake.asked(), [want], "{line}");

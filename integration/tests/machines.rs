@@ -77,6 +77,12 @@ fn privileged_native_forky_registry() -> Result<()> {
     run(Kind::Native, Suite::Forky, "registry")
 }
 
+/// The same on containerd 1.7, as far as it can.
+#[test]
+fn privileged_native_trixie_registry() -> Result<()> {
+    run(Kind::Native, Suite::Trixie, "registry-old")
+}
+
 /// Differences between versions, versions on versions and on images, and what they share.
 #[test]
 fn privileged_native_forky_versions() -> Result<()> {

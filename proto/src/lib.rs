@@ -9,6 +9,10 @@ pub mod containerd {
     /// Shared messages.
     pub mod types {
         tonic::include_proto!("containerd.types");
+        /// What the transfer service is told by `Any`.
+        pub mod transfer {
+            tonic::include_proto!("containerd.types.transfer");
+        }
     }
     /// `containerd.v1.types`: tasks' processes.
     pub mod v1 {
@@ -44,7 +48,9 @@ pub mod containerd {
             leases = "containerd.services.leases.v1",
             namespaces = "containerd.services.namespaces.v1",
             snapshots = "containerd.services.snapshots.v1",
+            streaming = "containerd.services.streaming.v1",
             tasks = "containerd.services.tasks.v1",
+            transfer = "containerd.services.transfer.v1",
             version = "containerd.services.version.v1",
         }
     }

@@ -2,8 +2,8 @@
 
 use capsule_proto::capsule::v1::{
     attachments_server::AttachmentsServer, capsules_server::CapsulesServer,
-    collector_server::CollectorServer, events_server::EventsServer, tags_server::TagsServer,
-    trees_server::TreesServer,
+    collector_server::CollectorServer, events_server::EventsServer, signatures_server::SignaturesServer,
+    tags_server::TagsServer, transfers_server::TransfersServer, trees_server::TreesServer,
 };
 use tokio::sync::watch;
 use tonic::service::Routes;
@@ -11,14 +11,14 @@ use tonic::service::Routes;
 use crate::{
     agreement,
     attachments::{Attachments, Ledger},
-    capsules::Capsules,
+    capsules::{Capsules, Policy, PolicyError},
     collect::Collector,
     config::Config,
     containerd::Containerd,
     events::Feed,
     service::{
         AttachmentsService, CapsulesService, CollectorService, EventsService, NodeService, NodeServiceError,
-        TagsService, TreesService,
+        SignaturesService, TagsService, TransfersService, TreesService,
     },
     snapshots::Snapshots,
     store::{
@@ -30,6 +30,9 @@ use crate::{
 /// Why the capsule side did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
+    /// A key of the policy could not be read.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// The attachment records could not be read.
     #[error("read the attachment records: {0}")]
     Records(#[from] StoreError),
@@ -73,7 +76,9 @@ impl Node {
         let containerd = Containerd::new(&config.containerd.address);
         let (namespace, snapshotter) = (&config.containerd.namespace, &config.containerd.snapshotter);
         let capsules =
-            Capsules::new(containerd.clone(), snapshots.clone(), namespace, snapshotter, journal.clone());
+            Capsules::new(containerd.clone(), snapshots.clone(), namespace, snapshotter, journal.clone())
+                .with_hosts(config.containerd.hosts.clone())
+                .with_policy(Policy::load(&config.verify)?);
         let attachments =
             Attachments::new(containerd.clone(), capsules.clone(), snapshots, ledger, &config.run);
         attachments.pin_recorded(&recorded);
@@ -121,11 +126,15 @@ impl Node {
         let capsules = CapsulesService::new(self.capsules.clone(), self.attachments.clone());
         let attachments = AttachmentsService::new(self.attachments.clone());
         let tags = TagsService::new(self.capsules.clone(), capsules.clone());
+        let transfers = TransfersService::new(self.capsules.clone(), capsules.clone());
+        let signatures = SignaturesService::new(self.capsules.clone(), capsules.clone());
         Routes::new(CapsulesServer::new(capsules).max_decoding_message_size(MESSAGE_MAX))
             .add_service(AttachmentsServer::new(attachments))
             .add_service(EventsServer::new(EventsService::new(self.feed.clone(), self.closing.subscribe())))
             .add_service(CollectorServer::new(CollectorService::new(self.collector())))
             .add_service(TagsServer::new(tags))
+            .add_service(SignaturesServer::new(signatures))
+            .add_service(TransfersServer::new(transfers).max_decoding_message_size(MESSAGE_MAX))
             .add_service(TreesServer::new(TreesService::new(self.capsules.clone())))
     }
 }

@@ -1,5 +1,7 @@
 //! A capsuled of the tests: serves `capsule.v1` on a temporary socket, keeps what it was asked, gives fixed answers.
 
+pub mod signatures;
+pub mod transfers;
 mod trees;
 
 use std::path::PathBuf;
@@ -12,7 +14,9 @@ use capsule_proto::capsule::v1::build_request::Part;
 use capsule_proto::capsule::v1::capsules_server::{Capsules, CapsulesServer};
 use capsule_proto::capsule::v1::collector_server::{Collector, CollectorServer};
 use capsule_proto::capsule::v1::events_server::{Events, EventsServer};
+use capsule_proto::capsule::v1::signatures_server::SignaturesServer;
 use capsule_proto::capsule::v1::tags_server::{Tags, TagsServer};
+use capsule_proto::capsule::v1::transfers_server::TransfersServer;
 use capsule_proto::capsule::v1::trees_server::TreesServer;
 use capsule_proto::capsule::v1::{self, AttachmentState, Mode};
 use tokio::net::UnixListener;
@@ -47,6 +51,13 @@ pub enum Asked {
     Remove(v1::RemoveRequest),
     Tag(v1::TagRequest),
     Untag(v1::UntagRequest),
+    Pull(v1::PullRequest),
+    Push(v1::PushRequest),
+    Save(v1::SaveRequest),
+    Load(Vec<u8>),
+    Import(v1::ImportRequest),
+    Sign(v1::SignRequest),
+    Signatures(v1::ListSignaturesRequest),
 }
 
 type Log = Arc<Mutex<Vec<Asked>>>;
@@ -403,6 +414,8 @@ impl Fake {
                 tonic::transport::Server::builder()
                     .add_service(CapsulesServer::new(service.clone()))
                     .add_service(TagsServer::new(service.clone()))
+                    .add_service(SignaturesServer::new(service.clone()))
+                    .add_service(TransfersServer::new(service.clone()))
                     .add_service(TreesServer::new(service.clone()))
                     .add_service(AttachmentsServer::new(service.clone()))
                     .add_service(CollectorServer::new(service.clone()))

@@ -44,6 +44,9 @@ impl Attachments {
             !plan::is_of(a, known.as_ref()) || !plan::is_wanted(a, annotation)
         });
         let waiting: Vec<Attachment> = records.iter().filter(|a| is_waiting(a)).cloned().collect();
+        for Attachment { capsule, current, .. } in &waiting {
+            self.capsules.verify(capsule, &current.version, &current.digest).await?;
+        }
         for (index, attachment) in waiting.iter().enumerate() {
             if let Err(source) = self.shims.attach(attachment).await {
                 for done in waiting[..=index].iter().rev() {

@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc, PoisonError, RwLock, RwLockReadGuard,
+        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicBool, Ordering},
     },
     time::SystemTime,
@@ -14,7 +14,7 @@ use std::{
 
 use super::{
     CapsuleError, Capsules,
-    claim::{Claim, read_claim},
+    claim::{Claim, is_aside, read_claim},
     model::{CapsuleName, Digest, Version},
     oci::Image,
 };
@@ -92,6 +92,28 @@ struct Shelf {
 }
 
 impl Shelf {
+    fn add(&mut self, claim: Claim) {
+        let Claim { version: published, tag } = claim;
+        let of_name = self.versions.entry(published.name.clone()).or_default();
+        let claims = of_name.entry(published.version.clone()).or_default();
+        if let Some(first) = claims.first().filter(|first| first.digest != published.digest) {
+            tracing::warn!(
+                capsule = %published.name, version = %published.version,
+                one = first.image_name, other = published.image_name,
+                "two images claim the same version"
+            );
+        }
+        claims.push(published);
+        // The one under our own reference counts, then the first by name.
+        claims.sort_by_cached_key(|p| rank(&p.image_name, &p.name, &p.version));
+        if let Some(tagged) = tag {
+            let of_name = self.tags.entry(tagged.name.clone()).or_default();
+            let claims = of_name.entry(tagged.tag.clone()).or_default();
+            claims.push(tagged);
+            claims.sort_by_cached_key(|t| rank(&t.image_name, &t.name, &t.tag));
+        }
+    }
+
     fn tagged(&self, name: &CapsuleName, tag: &Version) -> Option<&Published> {
         let tagged = self.tags.get(name)?.get(tag)?.first()?;
         self.versions.get(name)?.get(&tagged.version)?.iter().find(|p| p.digest == tagged.digest)
@@ -176,28 +198,9 @@ impl Catalogue {
         claims.map(|p| p.image_name.clone()).collect()
     }
 
+    #[cfg(test)]
     pub(crate) fn put(&self, published: Published) {
-        let mut shelf = self.shelf.write().unwrap_or_else(PoisonError::into_inner);
-        let of_name = shelf.versions.entry(published.name.clone()).or_default();
-        let claims = of_name.entry(published.version.clone()).or_default();
-        if let Some(first) = claims.first().filter(|first| first.digest != published.digest) {
-            tracing::warn!(
-                capsule = %published.name, version = %published.version,
-                one = first.image_name, other = published.image_name,
-                "two images claim the same version"
-            );
-        }
-        claims.push(published);
-        // The one under our own reference counts, then the first by name.
-        claims.sort_by_cached_key(|p| rank(&p.image_name, &p.name, &p.version));
-    }
-
-    pub(crate) fn put_tag(&self, tagged: Tagged) {
-        let mut shelf = self.shelf.write().unwrap_or_else(PoisonError::into_inner);
-        let of_name = shelf.tags.entry(tagged.name.clone()).or_default();
-        let claims = of_name.entry(tagged.tag.clone()).or_default();
-        claims.push(tagged);
-        claims.sort_by_cached_key(|t| rank(&t.image_name, &t.name, &t.tag));
+        self.write().add(Claim { version: published, tag: None });
     }
 
     fn is_listed(&self) -> bool {
@@ -231,25 +234,28 @@ impl Catalogue {
         all.collect()
     }
 
-    fn forget(&self, image_name: &str) {
-        let mut shelf = self.shelf.write().unwrap_or_else(PoisonError::into_inner);
+    /// What an image is from now on; at no moment is it neither that nor what it was.
+    fn change(&self, image_name: &str, claim: Option<Claim>) {
+        let mut shelf = self.write();
         forget(&mut shelf.versions, |p| p.image_name == image_name);
         forget(&mut shelf.tags, |t| t.image_name == image_name);
+        if let Some(claim) = claim {
+            shelf.add(claim);
+        }
     }
 
     pub(crate) fn replace(&self, all: Vec<Claim>) {
-        *self.shelf.write().unwrap_or_else(PoisonError::into_inner) = Shelf::default();
+        let mut shelf = self.write();
+        *shelf = Shelf::default();
         for claim in all {
-            self.add(claim);
+            shelf.add(claim);
         }
+        drop(shelf);
         self.listed.store(true, Ordering::Release);
     }
 
-    fn add(&self, claim: Claim) {
-        self.put(claim.version);
-        if let Some(tagged) = claim.tag {
-            self.put_tag(tagged);
-        }
+    fn write(&self) -> RwLockWriteGuard<'_, Shelf> {
+        self.shelf.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Shelf> {
@@ -279,7 +285,11 @@ fn rank(image: &str, name: &CapsuleName, version: &Version) -> (bool, String) {
 impl Capsules {
     /// Reads what is published from containerd.
     pub async fn reload(&self) -> Result<(), CapsuleError> {
+        let _reading = self.reading.lock().await;
         let scope = self.containerd.namespace(&self.namespace)?;
+        if !self.catalogue.listed.load(Ordering::Acquire) {
+            self.clear_transits(&scope).await?;
+        }
         let mut all = Vec::new();
         for record in scope.images().await? {
             all.extend(read_claim(&scope, &record).await?);
@@ -318,6 +328,11 @@ impl Capsules {
 
     /// Reads one image again after an event.
     pub async fn refresh(&self, image_name: &str) -> Result<(), CapsuleError> {
+        if is_aside(image_name) {
+            self.forget_verified();
+        }
+        // What is read later is told later: an event and a call may be about the same image.
+        let _reading = self.reading.lock().await;
         let scope = self.containerd.namespace(&self.namespace)?;
         let record = scope.image(image_name).await?;
         let claim = match &record {
@@ -328,10 +343,7 @@ impl Capsules {
         let touched = self.catalogue.keys_of(image_name);
         let touched: BTreeSet<Key> = touched.into_iter().chain(came).collect();
         let before = self.catalogue.identities(&touched);
-        self.catalogue.forget(image_name);
-        if let Some(claim) = claim {
-            self.catalogue.add(claim);
-        }
+        self.catalogue.change(image_name, claim);
         self.tell(&before, &self.catalogue.identities(&touched));
         Ok(())
     }
@@ -397,12 +409,12 @@ mod tests {
         }
         let name: CapsuleName = "a".parse().unwrap();
         assert_eq!(catalogue.find(&name, None).unwrap().version.as_str(), "1.10");
-        catalogue.forget("1.10");
-        catalogue.forget("1.9");
+        catalogue.change("1.10", None);
+        catalogue.change("1.9", None);
         assert_eq!(catalogue.find(&name, None).unwrap().version.as_str(), "2.0-rc.1");
         let missing = catalogue.find(&name, Some(&"3".parse().unwrap())).unwrap_err();
         assert_eq!(missing.to_string(), "capsule a has no version 3: it has 2.0-rc.1");
-        catalogue.forget("2.0-rc.1");
+        catalogue.change("2.0-rc.1", None);
         assert!(matches!(catalogue.find(&name, None), Err(CapsuleError::UnknownCapsule { .. })));
     }
 
@@ -434,24 +446,29 @@ mod tests {
         for version in ["1", "2", "3-rc.1"] {
             catalogue.put(published("a", version, &format!("localhost/capsules/a:{version}")));
         }
-        catalogue.put_tag(tagged("stable", "1", 1));
-        catalogue.put_tag(tagged("2", "1", 1)); // hidden by the version
-        catalogue.put_tag(tagged("moved", "1", 9)); // of content that is not there
+        let tag = |tag: &str, digest: u8| {
+            let tagged = tagged(tag, "1", digest);
+            let version =
+                Published { digest: tagged.digest.clone(), ..published("a", "1", &tagged.image_name) };
+            catalogue.write().add(Claim { version, tag: Some(tagged) });
+        };
+        tag("stable", 1);
+        tag("2", 1); // hidden by the version
         let name: CapsuleName = "a".parse().unwrap();
         let find =
             |tag: &str| catalogue.find(&name, Some(&tag.parse().unwrap())).map(|p| p.version.to_string());
         for (tag, version) in [("1", "1"), ("2", "2"), ("stable", "1"), (LATEST, "2")] {
             assert_eq!(find(tag).unwrap(), version, "{tag}");
         }
-        let unknown = find("moved").unwrap_err().to_string();
-        assert_eq!(unknown, "capsule a has no version moved: it has 3-rc.1, 2, 1, stable (tag)");
+        let unknown = find("lost").unwrap_err().to_string();
+        assert_eq!(unknown, "capsule a has no version lost: it has 3-rc.1, 2, 1, stable (tag)");
         let tags =
             |version: &str| catalogue.tags_of(&catalogue.version(&name, &version.parse().unwrap()).unwrap());
         assert_eq!(tags("1"), ["stable".parse().unwrap()]);
         assert!(tags("2").is_empty());
-        catalogue.put_tag(tagged(LATEST, "1", 1));
+        tag(LATEST, 1);
         assert_eq!(find(LATEST).unwrap(), "1");
-        catalogue.forget("localhost/capsules/a:stable");
+        catalogue.change("localhost/capsules/a:stable", None);
         assert!(find("stable").is_err());
     }
 
@@ -463,9 +480,9 @@ mod tests {
         let name: CapsuleName = "a".parse().unwrap();
         let version: Version = "1".parse().unwrap();
         assert_eq!(catalogue.images_of(&name, &version), ["localhost/capsules/a:1", "elsewhere/a:1"]);
-        catalogue.forget("localhost/capsules/a:1");
+        catalogue.change("localhost/capsules/a:1", None);
         assert_eq!(catalogue.version(&name, &version).unwrap().image_name, "elsewhere/a:1");
-        catalogue.forget("elsewhere/a:1");
+        catalogue.change("elsewhere/a:1", None);
         assert!(catalogue.list(None).is_empty());
     }
 }

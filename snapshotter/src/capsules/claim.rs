@@ -9,8 +9,10 @@ use std::collections::BTreeMap;
 use super::{
     CapsuleError,
     catalogue::{Published, Tagged},
-    model::{CapsuleName, Digest, Version},
+    model::{CapsuleName, Digest, ModelError, Version},
+    moving::{MoveError, TRANSIT},
     oci::{self, Image},
+    signing::Signature,
 };
 use crate::containerd::{ContainerdError, ImageRecord, Scope};
 
@@ -62,11 +64,77 @@ pub async fn read_claim(scope: &Scope, record: &ImageRecord) -> Result<Option<Cl
     Ok(Some(Claim { version: Published { name, version, digest, image_name, created_at, image }, tag }))
 }
 
+/// What an image is to be, whatever it says itself; what is open it says.
+#[derive(Debug, Clone, Default)]
+pub struct Naming {
+    /// The capsule.
+    pub name: Option<CapsuleName>,
+    /// The version.
+    pub version: Option<Version>,
+}
+
+/// An image that has come in and is to be a version.
+#[derive(Debug, Clone)]
+pub struct Arriving {
+    /// Where it comes from, and what it is. The name is the one that it has there.
+    pub record: ImageRecord,
+    /// Its identity as a version.
+    pub digest: Digest,
+    /// What it holds.
+    pub image: Image,
+    /// The capsule.
+    pub name: CapsuleName,
+    /// The version.
+    pub version: Version,
+    /// What else it is called.
+    pub tags: Vec<Version>,
+    /// Who vouches for it, unchecked.
+    pub signatures: Vec<Signature>,
+}
+
+/// Reads what has come in.
+///
+/// # Errors
+/// [`MoveError::Unusable`], [`MoveError::Anonymous`]; containerd's.
+pub async fn read_arriving(
+    scope: &Scope,
+    record: ImageRecord,
+    naming: &Naming,
+) -> Result<Arriving, CapsuleError> {
+    let unusable = |reason: String| MoveError::Unusable { reference: record.name.clone(), reason };
+    let digest: Digest = record.digest.parse().map_err(|e: ModelError| unusable(e.to_string()))?;
+    let image = match read_image(scope, &record.media_type, &digest).await {
+        Ok(image) => image,
+        Err(ReadError::Unusable(why)) => return Err(unusable(why).into()),
+        Err(ReadError::Containerd(e)) => return Err(e.into()),
+    };
+    let said = identify(&record, Some(&image.annotations));
+    let tag = said.as_ref().and_then(|said| said.tag.clone());
+    let tag = tag.filter(|_| naming.name.is_none() && naming.version.is_none());
+    let (name, version) = said.map(|said| (said.name, said.version)).unzip();
+    let version = version.or_else(|| tag_of(&record.name)?.1.parse().ok());
+    let (name, version) = (naming.name.clone().or(name), naming.version.clone().or(version));
+    match name.zip(version) {
+        Some((name, version)) => Ok(Arriving {
+            record,
+            digest,
+            image,
+            name,
+            version,
+            tags: tag.into_iter().collect(),
+            signatures: Vec::new(),
+        }),
+        None => Err(MoveError::Anonymous { reference: record.name }.into()),
+    }
+}
+
 /// Records that stand for no version whatever is in them.
-fn is_aside(reference: &str) -> bool {
+pub(super) fn is_aside(reference: &str) -> bool {
     // CRI keeps a record of each image under `sha256:ID`. Cosign keeps what belongs to an image under `sha256-HEX.sig`,
     // `.att` and `.sbom` beside it.
+    // What is on its way has no name yet.
     reference.starts_with("sha256:")
+        || reference.starts_with(TRANSIT)
         || tag_of(reference).is_some_and(|(_, tag)| {
             tag.strip_prefix("sha256-")
                 .and_then(|rest| rest.get(..64).zip(rest.get(64..)))

@@ -5,7 +5,9 @@ use overlayfs_utils::InvalidPath;
 use super::{
     conflict::Conflict,
     model::{CapsuleName, Digest, ModelError, Version},
+    moving::MoveError,
     oci::OciError,
+    signing::SignError,
     tags::TagError,
 };
 use crate::containerd::ContainerdError;
@@ -153,6 +155,12 @@ pub enum CapsuleError {
     /// Something about a tag.
     #[error(transparent)]
     Tag(#[from] TagError),
+    /// Something about a signature.
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    /// Something on its way from or to elsewhere.
+    #[error(transparent)]
+    Move(#[from] MoveError),
     /// The stream of the tree broke off.
     #[error("the tree of {name}@{version} did not arrive whole: {reason}")]
     Stream {

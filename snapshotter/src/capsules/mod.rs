@@ -1,6 +1,6 @@
 //! Capsules: names, versions and the images that carry them.
 //!
-//! `publish` (with `origin`), `unpack`, `held`, `tags` and `set` → `catalogue` → `claim` → {`resolve`, `oci`} → {`declared`, `requirement`, `model`} (pure). This room speaks to containerd through
+//! `publish` (with `origin`), `moving`, `unpack`, `held`, `tags`, `signing` and `set` → `catalogue` → `claim` → {`resolve`, `oci`} → {`declared`, `requirement`, `model`} (pure). This room speaks to containerd through
 //! [`crate::containerd`] and asks the snapshot engine for directories; it knows nothing of containers.
 
 pub mod catalogue;
@@ -10,6 +10,7 @@ pub mod declared;
 mod error;
 mod held;
 pub mod model;
+mod moving;
 pub mod oci;
 mod origin;
 mod publish;
@@ -17,23 +18,32 @@ mod removal;
 pub mod requirement;
 pub mod resolve;
 pub mod set;
+mod signing;
 mod tags;
 mod unpack;
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use tokio::sync::Mutex;
 
+use self::model::{CapsuleName, Digest, Version};
 use crate::{containerd::Containerd, snapshots::Snapshots, store::attachments::Journal};
 
 use self::removal::{Leaving, LiveLeases};
 pub use self::{
     catalogue::{Catalogue, Published, Resolved},
+    claim::Naming,
     declared::Declared,
     error::CapsuleError,
     held::Held,
+    moving::{Arrived, MoveError, Trouble},
     oci::Declaration,
     origin::{BaseRef, ImageRef, Origin},
+    signing::{Policy, PolicyError, SignError, Signature},
     tags::TagError,
 };
 
@@ -47,6 +57,14 @@ pub struct Capsules {
     /// The name by which containerd knows our snapshotter.
     snapshotter: String,
     catalogue: Catalogue,
+    /// containerd's directory of registry hosts.
+    hosts: PathBuf,
+    /// What this node demands of versions that it uses.
+    policy: Arc<Policy>,
+    /// What it has let be used.
+    verified: Arc<std::sync::Mutex<BTreeSet<(CapsuleName, Version, Digest)>>>,
+    /// Held while an image is read and what it is is noted.
+    reading: Arc<Mutex<()>>,
     /// Where it is told what is published and removed.
     journal: Journal,
     leaving: Leaving,
@@ -72,12 +90,21 @@ impl Capsules {
             namespace: namespace.to_owned(),
             snapshotter: snapshotter.to_owned(),
             catalogue: Catalogue::default(),
+            hosts: PathBuf::new(),
+            policy: Arc::default(),
+            verified: Arc::default(),
+            reading: Arc::default(),
             journal,
             leaving: Leaving::default(),
             live: LiveLeases::default(),
             unswept: Arc::default(),
             names: Arc::default(),
         }
+    }
+
+    /// With containerd's directory of registry hosts (containerd `docs/hosts.md`).
+    pub fn with_hosts(self, hosts: PathBuf) -> Self {
+        Self { hosts, ..self }
     }
 
     /// containerd namespace of capsule images.

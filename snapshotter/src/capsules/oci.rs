@@ -12,6 +12,7 @@ use super::{
     declared::Declared,
     model::{CapsuleName, Digest, Mode, Version},
 };
+use crate::go_arch;
 
 /// Media type of a manifest.
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -101,33 +102,70 @@ struct RootFs {
     diff_ids: Vec<Digest>,
 }
 
-/// The manifest that an index holds for this machine; `None` if it has none for it.
-pub fn parse_index(digest: &Digest, bytes: &[u8]) -> Result<Option<Descriptor>, OciError> {
+#[derive(Deserialize)]
+struct IndexEntry {
+    #[serde(flatten)]
+    descriptor: Descriptor,
+    platform: Option<Platform>,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct Platform {
+    architecture: String,
+    os: String,
+}
+
+fn is_here(platform: &Platform) -> bool {
+    platform.os == "linux" && platform.architecture == go_arch()
+}
+
+fn parse_index_json(digest: &Digest, bytes: &[u8]) -> Result<Vec<IndexEntry>, OciError> {
     #[derive(Deserialize)]
     struct IndexJson {
         manifests: Vec<IndexEntry>,
     }
-    #[derive(Deserialize)]
-    struct IndexEntry {
-        #[serde(flatten)]
-        descriptor: Descriptor,
-        platform: Option<Platform>,
-    }
-    #[derive(Deserialize)]
-    struct Platform {
-        architecture: String,
-        os: String,
-    }
-    let index: IndexJson = serde_json::from_slice(bytes)
-        .map_err(|source| OciError::Json { what: format!("index {digest}"), source })?;
-    let here = |p: &Platform| p.os == "linux" && p.architecture == go_arch();
-    let chosen = index
-        .manifests
+    let index: Result<IndexJson, _> = serde_json::from_slice(bytes);
+    let index = index.map_err(|source| OciError::Json { what: format!("index {digest}"), source })?;
+    Ok(index.manifests)
+}
+
+/// The manifest that an index holds for this machine; `None` if it has none for it.
+pub fn parse_index(digest: &Digest, bytes: &[u8]) -> Result<Option<Descriptor>, OciError> {
+    let manifests = parse_index_json(digest, bytes)?;
+    let chosen = manifests
         .iter()
-        .find(|m| m.platform.as_ref().is_some_and(here))
+        .find(|m| m.platform.as_ref().is_some_and(is_here))
         // One manifest of no stated platform: data, the same everywhere.
-        .or_else(|| index.manifests.iter().find(|m| m.platform.is_none()));
+        .or_else(|| manifests.iter().find(|m| m.platform.is_none()));
     Ok(chosen.map(|m| m.descriptor.clone()))
+}
+
+/// An image of an archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// What it is.
+    pub descriptor: Descriptor,
+    /// What the archive calls it: a reference, `:TAG` alone, or nothing.
+    pub reference: String,
+}
+
+/// The images in an archive's index that are for this machine (OCI image layout, "index.json"; containerd adds the full
+/// reference, which OCI's own annotation has no room for).
+pub fn parse_archive(digest: &Digest, bytes: &[u8]) -> Result<Vec<Entry>, OciError> {
+    const FULL: &str = "io.containerd.image.name";
+    const TAG: &str = "org.opencontainers.image.ref.name";
+    let index = parse_index_json(digest, bytes)?;
+    let entry = |m: IndexEntry| {
+        let tag = m
+            .annotations
+            .get(TAG)
+            .map(|tag| if tag.contains(['/', ':', '@']) { tag.clone() } else { format!(":{tag}") });
+        let reference = m.annotations.get(FULL).cloned().or(tag).unwrap_or_default();
+        Entry { descriptor: m.descriptor, reference }
+    };
+    Ok(index.into_iter().filter(|m| m.platform.as_ref().is_none_or(is_here)).map(entry).collect())
 }
 
 /// What a version's image says, checked.
@@ -302,18 +340,6 @@ fn describe(media_type: &str, bytes: &[u8]) -> Descriptor {
         media_type: media_type.to_owned(),
         digest: Digest::from_sha256(&Sha256::digest(bytes)),
         size: bytes.len() as u64,
-    }
-}
-
-/// The machine's architecture by the name that OCI (Go) gives it.
-fn go_arch() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "x86" => "386",
-        "powerpc64" => "ppc64le",
-        "loongarch64" => "loong64",
-        other => other,
     }
 }
 

@@ -6,7 +6,9 @@ use std::{
     time::Duration,
 };
 
-use super::{CapsuleError, Capsules, catalogue::Published, model::Digest, unpack::top_chain};
+use super::{
+    CapsuleError, Capsules, catalogue::Published, model::Digest, signing::signature_image, unpack::top_chain,
+};
 use crate::fresh_id;
 
 /// How the names of all our leases begin.
@@ -92,6 +94,12 @@ impl Capsules {
         self.snapshots.owner(&self.namespace, &top_chain(image))
     }
 
+    /// Whether a name holds that of a lease that a call has.
+    pub(super) fn is_live(&self, name: &str) -> bool {
+        let live = self.live.0.lock().unwrap_or_else(PoisonError::into_inner);
+        live.iter().any(|id| name.contains(id))
+    }
+
     /// A name for a lease. It counts as needed until this is dropped.
     pub(super) fn lease(&self, what: &str) -> LeaseName {
         let id = format!("{LEASES}{what}-{}", fresh_id());
@@ -124,8 +132,10 @@ impl Capsules {
         if !self.containerd.namespaces().await?.contains(&self.namespace) {
             return Ok(());
         }
+        let scope = self.containerd.namespace(&self.namespace)?;
+        self.clear_transits(&scope).await?;
         let lease = self.lease("sweep");
-        let scope = self.containerd.namespace(&self.namespace)?.leased(lease.as_str(), SWEEP_SECONDS).await?;
+        let scope = scope.leased(lease.as_str(), SWEEP_SECONDS).await?;
         let made = scope.prepare_snapshot(&self.snapshotter, lease.as_str(), "").await;
         let removed = scope.remove_snapshot(&self.snapshotter, lease.as_str()).await;
         scope.release().await?;
@@ -152,14 +162,23 @@ impl Capsules {
         }
     }
 
-    /// Removes the image records of a version, those of its tags too, and waits until containerd has collected what only they
+    /// Removes the image records of a version, those of its tags and signatures too, and waits until containerd has collected what only they
     /// kept.
     ///
     /// # Errors
     /// containerd's: some may be gone then.
     pub async fn remove_images(&self, one: &Published) -> Result<(), CapsuleError> {
         let scope = self.containerd.namespace(&self.namespace)?;
-        let images = self.catalogue.images_of(&one.name, &one.version);
+        let mut images = self.catalogue.images_of(&one.name, &one.version);
+        // Its signatures go last: a version that is still there is one that can be used.
+        let beside = signature_image(&one.name, &one.digest);
+        let shared =
+            self.catalogue.list(Some(&one.name)).iter().filter(|p| p.digest == one.digest).count() > 1;
+        if let Some(beside) = beside.filter(|_| !shared)
+            && scope.image(&beside).await?.is_some()
+        {
+            images.push(beside);
+        }
         for (index, image) in images.iter().enumerate() {
             scope.delete_image_as(image, index + 1 == images.len()).await?;
             self.refresh(image).await?;

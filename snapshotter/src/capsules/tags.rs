@@ -70,8 +70,8 @@ pub enum TagError {
     },
 }
 
-/// How a change is taken back.
-enum Undo {
+/// How a change of an image record is taken back.
+pub(super) enum Undo {
     Delete(String),
     Restore(ImageRecord),
 }
@@ -133,7 +133,7 @@ impl Capsules {
         })?;
         let mut undo = Vec::new();
         for tag in tags {
-            match apply(&scope, &of, &published, tag).await {
+            match apply(&scope, &of, (name, &published.version), tag).await {
                 Ok(Some(one)) => undo.push(one),
                 Ok(None) => {}
                 Err(error) => {
@@ -174,7 +174,7 @@ impl Capsules {
         Ok(self.catalogue().version(name, &tagged.version))
     }
 
-    async fn take_back(&self, scope: &Scope, undo: Vec<Undo>) {
+    pub(super) async fn take_back(&self, scope: &Scope, undo: Vec<Undo>) {
         for one in undo.into_iter().rev() {
             let (name, done) = match &one {
                 Undo::Delete(name) => (name, scope.delete_image(name).await),
@@ -189,18 +189,18 @@ impl Capsules {
     }
 }
 
-/// `None` where the tag stands for it already.
-async fn apply(
+/// `None` where the tag stands for it already. `names` are held.
+pub(super) async fn apply(
     scope: &Scope,
     of: &ImageRecord,
-    published: &Published,
+    (name, version): (&CapsuleName, &Version),
     tag: &Version,
 ) -> Result<Option<Undo>, CapsuleError> {
     let record = ImageRecord {
-        name: image_name(&published.name, tag),
+        name: image_name(name, tag),
         labels: HashMap::from([
-            (oci::NAME.to_owned(), published.name.to_string()),
-            (oci::VERSION.to_owned(), published.version.to_string()),
+            (oci::NAME.to_owned(), name.to_string()),
+            (oci::VERSION.to_owned(), version.to_string()),
             (oci::TAG.to_owned(), tag.to_string()),
         ]),
         created_at: None,
@@ -212,7 +212,7 @@ async fn apply(
             Ok(Some(Undo::Delete(record.name)))
         }
         Some(old) if !old.labels.contains_key(oci::TAG) => {
-            Err(TagError::IsVersion { name: published.name.clone(), tag: tag.clone() }.into())
+            Err(TagError::IsVersion { name: name.clone(), tag: tag.clone() }.into())
         }
         Some(old) if old.digest == record.digest && old.labels == record.labels => Ok(None),
         Some(old) => {

@@ -15,6 +15,7 @@ impl Capsules {
     /// # Errors
     /// Whatever `owner` has pinned by then is for the caller to let go.
     pub async fn pin(&self, version: &Resolved, owner: &str) -> Result<Vec<PathBuf>, CapsuleError> {
+        self.verify(&version.name, &version.version, &version.digest).await?;
         let layers = self.pin_unpacked(version, owner).await?;
         // In this order: who removes it says so first, and looks for pins then.
         if self.leaving.has(&version.digest) {
@@ -56,7 +57,11 @@ impl Capsules {
         self.missing_blob(&scope, image).await
     }
 
-    async fn missing_blob(&self, scope: &Scope, image: &Image) -> Result<Option<String>, CapsuleError> {
+    pub(super) async fn missing_blob(
+        &self,
+        scope: &Scope,
+        image: &Image,
+    ) -> Result<Option<String>, CapsuleError> {
         for layer in &image.layers {
             if scope.blob_labels(layer.digest.as_str()).await?.is_none() {
                 return Ok(Some(format!("layer {} is not in containerd's content store", layer.digest)));

@@ -9,12 +9,14 @@ mod parse;
 mod tests;
 
 use std::{
+    collections::BTreeSet,
     fmt, fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use crate::{
+    capsules::model::CapsuleName,
     collect::{Policy, Rules},
     snapshots::{Behaviour, MountOption},
 };
@@ -35,10 +37,32 @@ pub struct Config {
     pub containerd: Containerd,
     /// How snapshots are made, mounted and removed.
     pub snapshots: Snapshots,
+    /// Whose versions are used.
+    pub verify: Verify,
     /// When versions that nobody needs are removed.
     pub collect: Policy,
     /// What is logged.
     pub log: Log,
+}
+
+/// Whose versions are used. What is attached already stays, whatever this says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verify {
+    /// Files with the public keys of those who are trusted. Default: none.
+    pub keys: Vec<PathBuf>,
+    /// Which versions need a signature by one of them. Default: none.
+    pub require: Require,
+}
+
+/// Which versions need a signature.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Require {
+    /// No version.
+    None,
+    /// Every version.
+    All,
+    /// The versions of these capsules.
+    Only(BTreeSet<CapsuleName>),
 }
 
 /// How snapshots are made, mounted and removed: the choices that containerd's own overlayfs has
@@ -60,6 +84,8 @@ pub struct Containerd {
     pub namespace: String,
     /// The name under which containerd's configuration lists this snapshotter. Default `capsule`.
     pub snapshotter: String,
+    /// Its directory of registry hosts, for pull and push. Default `/etc/containerd/certs.d`.
+    pub hosts: PathBuf,
 }
 
 /// What is logged, on standard error.
@@ -117,11 +143,13 @@ impl Default for Config {
                 address: "/run/containerd/containerd.sock".into(),
                 namespace: "capsules".to_owned(),
                 snapshotter: "capsule".to_owned(),
+                hosts: "/etc/containerd/certs.d".into(),
             },
             snapshots: Snapshots {
                 mount_options: Vec::new(),
                 behaviour: Behaviour { remap_ids: true, upperdir_label: false, async_remove: true },
             },
+            verify: Verify { keys: Vec::new(), require: Require::None },
             collect: Policy {
                 interval: Duration::ZERO,
                 rules: Rules {

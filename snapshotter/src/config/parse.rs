@@ -11,8 +11,8 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{Config, Level, Mistake};
-use crate::snapshots::MountOption;
+use super::{Config, Level, Mistake, Require};
+use crate::{capsules::model::CapsuleName, snapshots::MountOption};
 
 /// Most bytes of a socket's path (`sun_path` of unix(7), without its final zero byte).
 const SOCKET_PATH_LIMIT: usize = 107;
@@ -66,12 +66,13 @@ impl Reader<'_> {
                 "socket" => socket = self.value("socket", value, parse_socket),
                 "containerd" => self.containerd(&mut config, value),
                 "snapshots" => self.snapshots(&mut config, value),
+                "verify" => self.verify(&mut config, value, key.span()),
                 "collect" => self.collect(&mut config, value),
                 "log" => self.log(&mut config, value),
                 _ => self.unknown(
                     key.span(),
                     key.get_ref(),
-                    "root, run, socket, [containerd], [snapshots], [collect] and [log]",
+                    "root, run, socket, [containerd], [snapshots], [verify], [collect] and [log]",
                 ),
             }
         }
@@ -92,10 +93,11 @@ impl Reader<'_> {
                 "snapshotter" => {
                     self.set(&mut containerd.snapshotter, "containerd.snapshotter", value, parse_snapshotter);
                 }
+                "hosts" => self.set(&mut containerd.hosts, "containerd.hosts", value, parse_path),
                 _ => self.unknown(
                     key.span(),
                     &format!("containerd.{}", key.get_ref()),
-                    "address, namespace and snapshotter",
+                    "address, namespace, snapshotter and hosts",
                 ),
             }
         }
@@ -121,17 +123,54 @@ impl Reader<'_> {
         }
     }
 
+    fn verify(&mut self, config: &mut Config, value: &Value<'_>, span: Range<usize>) {
+        let verify = &mut config.verify;
+        for (key, value) in self.table("verify", value) {
+            match key.get_ref().as_ref() {
+                "keys" => verify.keys = self.list("verify.keys", value, parse_path),
+                "require" => verify.require = self.require(value),
+                _ => self.unknown(key.span(), &format!("verify.{}", key.get_ref()), "keys and require"),
+            }
+        }
+        if verify.keys.is_empty() && verify.require != Require::None {
+            self.mistake(span, "verify.require is set, and verify.keys has no key: no version could be used");
+        }
+    }
+
+    fn require(&mut self, value: &Value<'_>) -> Require {
+        const NAME: &str = "verify.require";
+        if matches!(value.get_ref(), DeValue::Array(_)) {
+            let parse = |text: &str| text.parse::<CapsuleName>().map_err(|error| error.to_string());
+            return Require::Only(self.list(NAME, value, parse).into_iter().collect());
+        }
+        let parse = |text: &str| match text {
+            "none" => Ok(Require::None),
+            "all" => Ok(Require::All),
+            _ => Err("it must be \"none\", \"all\", or an array of capsules' names".to_owned()),
+        };
+        self.value(NAME, value, parse).unwrap_or(Require::None)
+    }
+
     fn mount_options(&mut self, value: &Value<'_>) -> Vec<MountOption> {
-        const NAME: &str = "snapshots.mount_options";
+        let parse = |text: &str| MountOption::parse(text).map_err(|error| error.to_string());
+        self.list("snapshots.mount_options", value, parse)
+    }
+
+    /// An array of strings that `parse` accepts; those that it does not are mistakes, and left out.
+    fn list<T>(
+        &mut self,
+        name: &str,
+        value: &Value<'_>,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Vec<T> {
         let DeValue::Array(items) = value.get_ref() else {
             self.mistake(
                 value.span(),
-                format!("{NAME} is {}, and must be an array", article(value.get_ref())),
+                format!("{name} is {}, and must be an array", article(value.get_ref())),
             );
             return Vec::new();
         };
-        let parse = |text: &str| MountOption::parse(text).map_err(|error| error.to_string());
-        items.iter().filter_map(|item| self.value(&format!("an item of {NAME}"), item, parse)).collect()
+        items.iter().filter_map(|item| self.value(&format!("an item of {name}"), item, &parse)).collect()
     }
 
     pub(super) fn flag(&mut self, field: &mut bool, name: &str, value: &Value<'_>) {

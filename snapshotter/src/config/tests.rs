@@ -4,7 +4,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::{Config, Level, parse::parse_config};
+use super::{Config, Level, Require, Verify, parse::parse_config};
 use crate::{
     collect::Watermarks,
     snapshots::{Behaviour, MountOption},
@@ -22,8 +22,8 @@ fn mistakes(text: &str) -> Vec<(usize, String)> {
 fn the_shipped_file_says_the_defaults_and_names_every_key() {
     assert_eq!(parse_config(SHIPPED), Ok(Config::default()));
     assert_eq!(parse_config(""), Ok(Config::default()));
-    let keys = "root run socket address namespace snapshotter mount_options remap_ids upperdir_label \
-                async_remove interval keep_last keep_tagged older_than high_watermark low_watermark level";
+    let keys = "root run socket address namespace snapshotter hosts mount_options remap_ids upperdir_label \
+                async_remove keys require interval keep_last keep_tagged older_than high_watermark low_watermark level";
     for key in keys.split_whitespace() {
         assert!(SHIPPED.lines().any(|line| line.starts_with(&format!("{key} = "))), "{key}");
     }
@@ -32,7 +32,7 @@ fn the_shipped_file_says_the_defaults_and_names_every_key() {
 #[test]
 fn what_is_set_is_taken() {
     let config = parse_config(
-        "root = '/srv/c'\nrun = '/run/c'\nlog.level = 'debug'\n[containerd]\naddress = '/c.sock'\nnamespace = 'a.b'\nsnapshotter = 'x-1'\n",
+        "root = '/srv/c'\nrun = '/run/c'\nlog.level = 'debug'\n[containerd]\naddress = '/c.sock'\nnamespace = 'a.b'\nsnapshotter = 'x-1'\nhosts = '/h'\n",
     )
     .unwrap();
     assert_eq!(config.root, Path::new("/srv/c"));
@@ -40,6 +40,7 @@ fn what_is_set_is_taken() {
     assert_eq!(config.log.level, Level::Debug);
     assert_eq!(config.containerd.address, Path::new("/c.sock"));
     assert_eq!((&*config.containerd.namespace, &*config.containerd.snapshotter), ("a.b", "x-1"));
+    assert_eq!(config.containerd.hosts, Path::new("/h"));
     assert_eq!(parse_config("socket = '/s'").unwrap().socket, Path::new("/s"));
 }
 
@@ -54,6 +55,26 @@ fn snapshots_can_be_told_how_to_behave() {
     assert_eq!(snapshots.mount_options, options);
     let behaviour = Behaviour { remap_ids: false, upperdir_label: true, async_remove: false };
     assert_eq!(snapshots.behaviour, behaviour);
+}
+
+#[test]
+fn who_is_trusted_and_for_what() {
+    let verify = |text: &str| parse_config(text).map(|config| config.verify);
+    let all = verify("[verify]\nkeys = ['/k/a.pub', '/k/b.pub']\nrequire = 'all'\n").unwrap();
+    assert_eq!(all, Verify { keys: vec!["/k/a.pub".into(), "/k/b.pub".into()], require: Require::All });
+    let some = verify("[verify]\nkeys = ['/k']\nrequire = ['tz', 'app']\n").unwrap();
+    assert_eq!(some.require, Require::Only(["app", "tz"].map(|name| name.parse().unwrap()).into()));
+    for (text, reason) in [
+        ("[verify]\nrequire = 'all'\n", "no version could be used"),
+        ("[verify]\nrequire = 'some'\nkeys = ['/k']", "\"none\", \"all\""),
+        ("[verify]\nrequire = ['Tz']\nkeys = ['/k']", "not valid"),
+        ("[verify]\nrequire = 1", "must be a string"),
+        ("[verify]\nkeys = 'k'", "must be an array"),
+        ("[verify]\nkeys = ['k']", "absolute path"),
+        ("[verify]\nkey = []", "keys and require"),
+    ] {
+        assert!(mistakes(text).iter().any(|(_, told)| told.contains(reason)), "{text}: {:?}", mistakes(text));
+    }
 }
 
 #[test]
@@ -79,9 +100,8 @@ fn collecting_can_be_told_when_and_what() {
     }
 }
 
-#[test]
-fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
-    let text = "\
+/// Everything that can be wrong with a file.
+const WRONG: &str = "\
 root = 5
 rum = '/run'
 run = 'relative'
@@ -107,12 +127,15 @@ mount_options = [
 async_remove = 'yes'
 sync_remove = true
 ";
-    let found = mistakes(text);
+
+#[test]
+fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
+    let found = mistakes(WRONG);
     let expected = [
         (1, "root is an integer, and must be a string"),
         (
             2,
-            "unknown key rum: known here are root, run, socket, [containerd], [snapshots], [collect] and [log]",
+            "unknown key rum: known here are root, run, socket, [containerd], [snapshots], [verify], [collect] and [log]",
         ),
         (3, "run is \"relative\": it must be an absolute path below /, without .."),
         (6, "containerd.address is \"/a/../b\": it must be an absolute path below /, without .."),
@@ -124,12 +147,12 @@ sync_remove = true
             8,
             "containerd.snapshotter is \"overlayfs\": containerd has a snapshotter of that name itself: choose another",
         ),
-        (9, "unknown key containerd.snapshoter: known here are address, namespace and snapshotter"),
+        (9, "unknown key containerd.snapshoter: known here are address, namespace, snapshotter and hosts"),
         (12, "log.level is \"loud\": it must be error, warn, info, debug or trace"),
         (13, "duplicate key"),
         (
             15,
-            "unknown key metrics: known here are root, run, socket, [containerd], [snapshots], [collect] and [log]",
+            "unknown key metrics: known here are root, run, socket, [containerd], [snapshots], [verify], [collect] and [log]",
         ),
         (
             19,

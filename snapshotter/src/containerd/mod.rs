@@ -12,6 +12,8 @@ mod images;
 mod leases;
 mod plugins;
 mod snapshots;
+mod streams;
+mod transfer;
 
 use std::error::Error as _;
 use std::path::{Path, PathBuf};
@@ -29,6 +31,7 @@ pub use self::{
     content::BlobWriter,
     events::{Event, EventStream},
     images::ImageRecord,
+    transfer::{Credential, Listener, Moved, RegistryImage},
 };
 
 /// A call to containerd that failed.
@@ -60,6 +63,12 @@ pub enum ContainerdError {
         /// What is not there.
         missing: &'static str,
     },
+    /// What was to be sent to containerd could not be had.
+    #[error("{0}")]
+    Source(String),
+    /// Nobody waits for the answer any more.
+    #[error("nobody waits for the answer any more")]
+    Abandoned,
     /// A namespace or lease that cannot be a gRPC header.
     #[error("{0:?} cannot be sent as a gRPC header")]
     Header(String),
@@ -70,6 +79,8 @@ impl ContainerdError {
     pub fn code(&self) -> Option<Code> {
         match self {
             Self::Call { source, .. } | Self::Unreachable { source, .. } => Some(source.code()),
+            Self::Source(_) => Some(Code::Aborted),
+            Self::Abandoned => Some(Code::Cancelled),
             Self::Incomplete { .. } | Self::Header(_) => None,
         }
     }
@@ -205,10 +216,19 @@ impl Scope {
 
     /// Deletes the scope's lease, if it has one.
     pub async fn release(self) -> Result<(), ContainerdError> {
+        self.release_then(false).await
+    }
+
+    /// Deletes the scope's lease, if it has one, and waits until what only it held is collected.
+    pub async fn release_and_collect(self) -> Result<(), ContainerdError> {
+        self.release_then(true).await
+    }
+
+    async fn release_then(self, collect: bool) -> Result<(), ContainerdError> {
         use capsule_proto::containerd::services::leases::v1::{DeleteRequest, leases_client::LeasesClient};
         let Some(lease) = &self.lease else { return Ok(()) };
         let id = String::from_utf8_lossy(lease.as_bytes()).into_owned();
-        let request = DeleteRequest { id: id.clone(), sync: false };
+        let request = DeleteRequest { id: id.clone(), sync: collect };
         match LeasesClient::new(self.channel()).delete(self.request(request)).await {
             Ok(_) => Ok(()),
             Err(status) if status.code() == Code::NotFound => Ok(()),

@@ -21,3 +21,12 @@ impl Containerd {
         Ok(reply.into_inner().plugins.into_iter().next().map(|plugin| plugin.capabilities))
     }
 }
+
+impl Containerd {
+    /// containerd's version, as `v2.1.9` or `1.7.24~ds1`.
+    pub async fn version(&self) -> Result<String, ContainerdError> {
+        use capsule_proto::containerd::services::version::v1::version_client::VersionClient;
+        let reply = VersionClient::new(self.channel.clone()).version(()).await;
+        Ok(reply.map_err(|e| self.failed("tell its version", e))?.into_inner().version)
+    }
+}

@@ -12,7 +12,7 @@ use crate::{
         model::{Attachment, Phase},
     },
     capsules::{
-        CapsuleError, Published, TagError,
+        CapsuleError, MoveError, Naming, Published, SignError, TagError, Trouble,
         model::{CapsuleName, Mode, ModelError, Version},
     },
     shims::{Draining, ShimError, User},
@@ -105,6 +105,15 @@ pub fn parse_tags(tags: &[String]) -> Result<Vec<Version>, Status> {
     parsed.sort();
     parsed.dedup();
     Ok(parsed)
+}
+
+/// What an image is to be; nothing when it says so itself.
+pub fn parse_naming(naming: Option<wire::As>) -> Result<Naming, Status> {
+    let wire::As { name, version } = naming.unwrap_or_default();
+    Ok(Naming {
+        name: non_empty(name).map(|name| parse_name(&name)).transpose()?,
+        version: parse_version(&version).map_err(from_model)?,
+    })
 }
 
 /// A capsule's name.
@@ -273,6 +282,8 @@ impl From<CapsuleError> for Status {
             | CapsuleError::OtherDigest { .. } => Code::FailedPrecondition,
             CapsuleError::Exists { .. } => Code::AlreadyExists,
             CapsuleError::Tag(error) => tag(error),
+            CapsuleError::Move(error) => moving(error),
+            CapsuleError::Sign(error) => signing(error),
             CapsuleError::Stream { .. } | CapsuleError::BaseMoved { .. } => Code::Aborted,
             CapsuleError::DiffId { .. } => Code::DataLoss,
             CapsuleError::Containerd(e) => return containerd(e),
@@ -321,6 +332,33 @@ fn tag(error: &TagError) -> Code {
         TagError::IsItself { .. } => Code::InvalidArgument,
         TagError::Unknown { .. } => Code::NotFound,
         TagError::Foreign { .. } => Code::FailedPrecondition,
+    }
+}
+
+fn signing(error: &SignError) -> Code {
+    match error {
+        SignError::Unsigned { .. } | SignError::Untrusted { .. } => Code::PermissionDenied,
+        SignError::Other { .. } => Code::InvalidArgument,
+    }
+}
+
+fn moving(error: &MoveError) -> Code {
+    match error {
+        MoveError::Reference { .. } | MoveError::Anonymous { .. } => Code::InvalidArgument,
+        MoveError::Failed { trouble, .. } => match trouble {
+            Trouble::Unreachable => Code::Unavailable,
+            Trouble::Unknown => Code::NotFound,
+            Trouble::Unauthorised => Code::PermissionDenied,
+            Trouble::Altered => Code::DataLoss,
+            Trouble::DiskFull => Code::ResourceExhausted,
+            Trouble::TooOld => Code::FailedPrecondition,
+            Trouble::BrokenOff => Code::Aborted,
+            Trouble::NoArchive => Code::InvalidArgument,
+            Trouble::Other => Code::Internal,
+        },
+        MoveError::Unusable { .. } | MoveError::Empty => Code::FailedPrecondition,
+        MoveError::Differs { .. } => Code::AlreadyExists,
+        MoveError::NoImage { .. } => Code::NotFound,
     }
 }
 

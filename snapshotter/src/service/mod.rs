@@ -8,8 +8,10 @@ mod collect;
 mod convert;
 mod events;
 mod node;
+mod signatures;
 mod snapshots;
 mod tags;
+mod transfers;
 mod trees;
 
 pub use self::{
@@ -18,8 +20,10 @@ pub use self::{
     collect::CollectorService,
     events::EventsService,
     node::{NodeService, NodeServiceError},
+    signatures::SignaturesService,
     snapshots::SnapshotsService,
     tags::TagsService,
+    transfers::TransfersService,
     trees::TreesService,
 };
 

@@ -3,7 +3,19 @@
 //! | room | what it asserts |
 //! | --- | --- |
 //! | [`tags`] | a tag is found wherever a version is, moves, and hides none |
+//! | [`moves`] | versions come through a registry as they were sent, or not at all and without a trace |
+//! | [`archives`] | the same in a file, and from one containerd namespace to another |
+//! | [`signed`] | signatures come along, and a policy that wants them refuses what has none |
+//! | [`old`] | what containerd 1.7 cannot do is said |
+//! | [`daemon`] | nothing: a registry, and a bad line to it |
+//! | [`store`] | nothing: what containerd holds |
 
+mod archives;
+mod daemon;
+mod moves;
+mod old;
+mod signed;
+mod store;
 mod tags;
 
 use std::fs;
@@ -20,22 +32,31 @@ const SLEEP: [&str; 2] = ["/bin/sleep", "100000"];
 /// Where trees and archives are.
 const FILES: &str = "/tmp/registry";
 
-/// Runs every case.
-pub fn run(reporter: &mut Reporter) -> Result<()> {
-    let outcome = cases(reporter);
+/// Runs every case; with `old`, those that containerd 1.7 has.
+pub fn run(reporter: &mut Reporter, old: bool) -> Result<()> {
+    let outcome = cases(reporter, old);
     if outcome.is_err() || !reporter.all_ok() {
         send_logs(reporter);
     }
     outcome
 }
 
-fn cases(reporter: &mut Reporter) -> Result<()> {
-    let world = World::start(true)?;
+fn cases(reporter: &mut Reporter, old: bool) -> Result<()> {
+    let mut world = World::start(true)?;
     reporter.must("an image is there", || {
         OURS.import()?;
         Ok(((), String::new()))
     })?;
     tags::run(reporter)?;
+    if old {
+        old::run(reporter)?;
+    } else {
+        moves::run(reporter, &mut world)?;
+    }
+    archives::run(reporter)?;
+    if !old {
+        signed::run(reporter, &mut world)?;
+    }
     world.stop()
 }
 

@@ -139,7 +139,7 @@ fn annotated() -> Result<String> {
 }
 
 /// capsuled hears of images by events.
-fn wait_for(mut happened: impl FnMut() -> Result<bool>) -> Result<()> {
+pub fn wait_for(mut happened: impl FnMut() -> Result<bool>) -> Result<()> {
     for _ in 0..250 {
         if happened()? {
             return Ok(());
