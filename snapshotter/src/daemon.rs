@@ -262,7 +262,13 @@ async fn serve(
     node.follow_containerd();
     _ = started.send([watch, node.watch()]); // who started it waits
     // There may be millions of files. A thread of its own, which neither a call nor the end of the session waits for.
-    std::thread::spawn(move || dirs.remove_leftovers(&leftovers));
+    std::thread::spawn(move || {
+        dirs.remove_leftovers(&leftovers);
+        if let Err(error) = dirs.sweep(true) {
+            let error: &dyn Error = &error;
+            tracing::warn!(error, "files that no layer has any more stay in the pool");
+        }
+    });
     let stop = async {
         _ = stop.await; // gone or told: both mean to stop
     };

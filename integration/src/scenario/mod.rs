@@ -18,6 +18,8 @@
 //! | [`runtime`] | what a container's runtime must do, on containerd's own and on ours |
 //! | [`runtimes`] | nothing but that every call succeeds: it measures runtimes |
 //! | [`rootless`] | the runtime suite holds on a node without root |
+//! | [`sharing`] | equal files of capsules are one file, whatever is killed meanwhile |
+//! | [`storage`] | nothing but that every call succeeds: it measures what versions take |
 //! | [`suite`] | the snapshotter's conformance suite, through containerd, on its overlayfs and on ours |
 //! | [`idmapped`] | owners in user namespaces are those of containerd's overlayfs |
 //! | [`upgrade`] | no call fails while capsuled is replaced |
@@ -35,8 +37,10 @@ pub mod rootless;
 pub mod runtime;
 pub mod runtimes;
 pub mod sets;
+pub mod sharing;
 pub mod snapshots;
 pub mod snapshotters;
+pub mod storage;
 pub mod suite;
 pub mod upgrade;
 pub mod versions;
@@ -68,6 +72,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         snapshotters::QUICK => snapshotters::run(reporter, snapshotters::Plan::QUICK),
         runtimes::FULL => runtimes::run(reporter, runtimes::Plan::FULL),
         runtimes::QUICK => runtimes::run(reporter, runtimes::Plan::QUICK),
+        storage::FULL => storage::run(reporter),
         "nested" => nested(reporter),
         "demo" => demo::run(reporter),
         "errors" => errors::run(reporter),

@@ -7,7 +7,7 @@ use super::{
     model::{CapsuleName, Digest, ModelError, Version},
     oci::OciError,
 };
-use crate::containerd::ContainerdError;
+use crate::{containerd::ContainerdError, snapshots::SnapshotError};
 
 /// A capsule that cannot be found, published or used. Each message names the capsule and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -166,6 +166,12 @@ pub enum CapsuleError {
     /// The image's JSON is not that of a capsule.
     #[error(transparent)]
     Oci(#[from] OciError),
+    /// A layer's files could not be shared with others', and the layer has suffered.
+    #[error("share files between layers: {0}")]
+    Share(#[from] SnapshotError),
+    /// A thread that works on layers is gone.
+    #[error("share files between layers: {0}")]
+    Thread(#[from] tokio::task::JoinError),
     /// containerd failed.
     #[error(transparent)]
     Containerd(#[from] ContainerdError),

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
+use capsule_proto::containerd::types::Mount;
+
 use super::{CapsuleError, Capsules, catalogue::Resolved, oci::Image};
-use crate::{containerd::Scope, fresh_id};
+use crate::{containerd::Scope, fresh_id, snapshots::Snapshots};
 
 /// How long what an unpack makes is kept before something refers to it, in seconds.
 const LEASE_SECONDS: u64 = 3600;
@@ -84,6 +86,7 @@ impl Capsules {
     ) -> Result<bool, CapsuleError> {
         let (layer, diff_id) = (&image.layers[index], &image.diff_ids[index]);
         let mounts = scope.prepare_snapshot(&self.snapshotter, key, parent).await?;
+        let upper = upper_of(&mounts);
         let found = scope.apply_layer(&layer.media_type, layer.digest.as_str(), layer.size, mounts).await?;
         if found != diff_id.as_str() {
             return Err(CapsuleError::DiffId {
@@ -92,8 +95,34 @@ impl Capsules {
                 expected: diff_id.clone(),
             });
         }
-        Ok(scope.commit_snapshot(&self.snapshotter, key, name).await?)
+        let fresh = match upper {
+            Some(upper) => self.blocking(move |snapshots| snapshots.share(&upper)).await??,
+            None => None,
+        };
+        let committed = scope.commit_snapshot(&self.snapshotter, key, name).await?;
+        if let Some(fresh) = fresh.filter(|_| committed) {
+            self.blocking(move |snapshots| snapshots.offer(&fresh)).await?;
+        }
+        Ok(committed)
     }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Snapshots) -> T + Send + 'static,
+    ) -> Result<T, CapsuleError> {
+        let snapshots = self.snapshots.clone();
+        Ok(tokio::task::spawn_blocking(move || work(&snapshots)).await?)
+    }
+}
+
+/// Where mounts let write: what they bind, or their upper directory.
+fn upper_of(mounts: &[Mount]) -> Option<PathBuf> {
+    let [mount] = mounts else { return None };
+    let path = match mount.r#type.as_str() {
+        "bind" => Some(mount.source.as_str()),
+        _ => mount.options.iter().find_map(|option| option.strip_prefix("upperdir=")),
+    };
+    path.map(PathBuf::from)
 }
 
 /// The name of the snapshot that holds all layers. An image has at least one layer: `parse_manifest` sees to it.

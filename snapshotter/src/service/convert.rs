@@ -239,6 +239,7 @@ impl From<CapsuleError> for Status {
             CapsuleError::Exists { .. } => Code::AlreadyExists,
             CapsuleError::Stream { .. } | CapsuleError::BaseMoved { .. } => Code::Aborted,
             CapsuleError::DiffId { .. } => Code::DataLoss,
+            CapsuleError::Share(_) | CapsuleError::Thread(_) => Code::Internal,
             CapsuleError::Containerd(e) => return containerd(e),
         };
         Self::new(code, one_line(&error))
