@@ -7,7 +7,7 @@ use super::{
     model::{CapsuleName, Digest, ModelError, Version},
     oci::OciError,
 };
-use crate::{containerd::ContainerdError, snapshots::SnapshotError};
+use crate::{containerd::ContainerdError, dirs::DirsError};
 
 /// A capsule that cannot be found, published or used. Each message names the capsule and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -168,7 +168,7 @@ pub enum CapsuleError {
     Oci(#[from] OciError),
     /// A layer's files could not be shared with others', and the layer has suffered.
     #[error("share files between layers: {0}")]
-    Share(#[from] SnapshotError),
+    Share(#[from] DirsError),
     /// A thread that works on layers is gone.
     #[error("share files between layers: {0}")]
     Thread(#[from] tokio::task::JoinError),

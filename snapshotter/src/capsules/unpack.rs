@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use capsule_proto::containerd::types::Mount;
 
 use super::{CapsuleError, Capsules, catalogue::Resolved, oci::Image};
-use crate::{containerd::Scope, fresh_id, snapshots::Snapshots};
+use crate::{containerd::Scope, fresh_id};
 
 /// How long what an unpack makes is kept before something refers to it, in seconds.
 const LEASE_SECONDS: u64 = 3600;
@@ -95,24 +95,21 @@ impl Capsules {
                 expected: diff_id.clone(),
             });
         }
-        let fresh = match upper {
-            Some(upper) => self.blocking(move |snapshots| snapshots.share(&upper)).await??,
+        let sharing = upper.and_then(|upper| self.snapshots.sharing(&upper));
+        let fresh = match sharing.clone() {
+            Some((dirs, id)) => Some(blocking(move || dirs.share(id)).await??),
             None => None,
         };
         let committed = scope.commit_snapshot(&self.snapshotter, key, name).await?;
-        if let Some(fresh) = fresh.filter(|_| committed) {
-            self.blocking(move |snapshots| snapshots.offer(&fresh)).await?;
+        if let (true, Some((dirs, _)), Some(fresh)) = (committed, sharing, fresh) {
+            blocking(move || dirs.offer(&fresh)).await?;
         }
         Ok(committed)
     }
+}
 
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Snapshots) -> T + Send + 'static,
-    ) -> Result<T, CapsuleError> {
-        let snapshots = self.snapshots.clone();
-        Ok(tokio::task::spawn_blocking(move || work(&snapshots)).await?)
-    }
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, CapsuleError> {
+    Ok(tokio::task::spawn_blocking(work).await?)
 }
 
 /// Where mounts let write: what they bind, or their upper directory.
