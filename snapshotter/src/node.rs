@@ -62,7 +62,8 @@ impl Node {
         let journal = Journal::start(store).map_err(NodeError::Journal)?;
         let containerd = Containerd::new(&config.containerd.address);
         let (namespace, snapshotter) = (&config.containerd.namespace, &config.containerd.snapshotter);
-        let capsules = Capsules::new(containerd.clone(), snapshots.clone(), namespace, snapshotter);
+        let capsules = Capsules::new(containerd.clone(), snapshots.clone(), namespace, snapshotter)
+            .discarding_layers(config.capsules.discard_unpacked_layers);
         let attachments = Attachments::new(
             containerd.clone(),
             capsules.clone(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::capsulectl::{done, json};
+use super::capsulectl::{done, json, refused};
 use super::ctr::{OURS, ctr};
 use super::storage;
 use super::versions::{diff, publish, same};
@@ -17,6 +17,7 @@ use super::world::{World, path};
 const FILES: &str = "/var/tmp/sharing";
 const SNAPSHOTS: &str = "/var/lib/capsule/snapshots";
 const POOL: &str = "/var/lib/capsule/pool";
+const CONFIG: &str = "/etc/capsule/config.toml";
 const SLEEP: [&str; 2] = ["/bin/sleep", "100000"];
 /// As much as ten versions may take of what one takes.
 const LIMIT: f64 = 1.6;
@@ -89,6 +90,49 @@ pub fn only_capsules() -> Result<String> {
     Ok(format!("names of a file of three capsules: {:?}", names("11/11")?))
 }
 
+/// Layers that are discarded once they are unpacked: such a version is attached as any other, also by daemons that have started
+/// anew, and what needs the layers is refused by name.
+pub fn discarded(world: &mut World) -> Result<String> {
+    configure(world, "discard_unpacked_layers = false", "discard_unpacked_layers = true")?;
+    let tree = tree("slim")?;
+    publish(&tree, "slim", "1", &[])?;
+    let layer = json(&["inspect", "slim@1"])?["layers"][0]["digest"].as_str().context("a layer")?.to_owned();
+    let content = || ctr(&["-n", "capsules", "content", "ls", "-q"])?.success("list the content");
+    storage::collect()?;
+    ensure!(!content()?.contains(&layer), "{layer} is still there");
+    world.restart_containerd()?;
+    world.kill_capsuled()?;
+    world.restart_capsuled()?;
+    ensure!(json(&["inspect", "slim@1"])?["version"]["complete"] == true, "incomplete");
+    let container = OURS.start("slim", &[], &SLEEP)?;
+    done(&["attach", "slim", "slim"])?;
+    let read = container.sh("read", "cat /opt/t/11/11")?;
+    ensure!(read == "slim 11\n".repeat(11 * 7 + 1), "{read:?}");
+    container.remove()?;
+    let path = tree.to_str().context("a path")?;
+    let build = ["build", path, "--name", "slim", "--version", "2", "--base", "slim@1"];
+    let line = refused(&build, &["slim@1", &layer, "publish or pull it again"])?;
+    let again = publish(&tree, "slim", "1", &[])?;
+    ensure!(again["existed"] == true, "{again}");
+    configure(world, "discard_unpacked_layers = true", "discard_unpacked_layers = false")?;
+    // Published again without it, it has its layer back.
+    publish(&tree, "slim", "1", &[])?;
+    storage::collect()?;
+    ensure!(content()?.contains(&layer), "{layer} is gone");
+    done(&build)?;
+    same("slim@1", "slim@2")?;
+    Ok(line)
+}
+
+/// Changes a line of capsuled's configuration, and starts it anew.
+fn configure(world: &mut World, line: &str, to: &str) -> Result<()> {
+    let text = fs::read_to_string(CONFIG).with_context(|| format!("read {CONFIG}"))?;
+    ensure!(text.lines().any(|other| other == line), "{CONFIG} has no line {line:?}");
+    fs::write(CONFIG, text.replace(line, to)).with_context(|| format!("write {CONFIG}"))?;
+    world.kill_capsuled()?;
+    world.restart_capsuled()
+}
+
 /// capsuled is killed while it publishes, at all moments: afterwards it publishes, what it publishes is whole, and nothing
 /// half-made stays.
 pub fn killed(world: &mut World) -> Result<String> {
@@ -120,7 +164,7 @@ pub fn killed(world: &mut World) -> Result<String> {
     // Nothing of the half-made is left once capsuled has started anew and the collector has been through.
     world.kill_capsuled()?;
     world.restart_capsuled()?;
-    ctr(&["-n", "capsules", "content", "prune", "references"])?;
+    storage::collect()?;
     std::thread::sleep(Duration::from_secs(1));
     for entry in fs::read_dir(POOL).context("read the pool")? {
         let entry = entry.context("read the pool")?;

@@ -51,6 +51,7 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     reporter.check("killed while it shares files, capsuled leaves nothing half-made", || {
         sharing::killed(&mut world)
     });
+    reporter.check("layers can be discarded once they are unpacked", || sharing::discarded(&mut world));
     world.stop()
 }
 

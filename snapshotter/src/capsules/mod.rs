@@ -38,6 +38,8 @@ pub struct Capsules {
     /// The name by which containerd knows our snapshotter.
     snapshotter: String,
     catalogue: Catalogue,
+    /// Layers of what is published are not kept in containerd's content store once they are unpacked.
+    discard_layers: bool,
 }
 
 impl Capsules {
@@ -49,7 +51,13 @@ impl Capsules {
             namespace: namespace.to_owned(),
             snapshotter: snapshotter.to_owned(),
             catalogue: Catalogue::default(),
+            discard_layers: false,
         }
+    }
+
+    /// Lets containerd collect the layers of what is published from now on, once they are unpacked.
+    pub fn discarding_layers(self, discard_layers: bool) -> Self {
+        Self { discard_layers, ..self }
     }
 
     /// containerd namespace of capsule images.

@@ -30,6 +30,8 @@ pub struct Config {
     pub containerd: Containerd,
     /// How snapshots are made, mounted and removed.
     pub snapshots: Snapshots,
+    /// How capsules are kept.
+    pub capsules: Capsules,
     /// What is logged.
     pub log: Log,
 }
@@ -42,6 +44,13 @@ pub struct Snapshots {
     pub mount_options: Vec<MountOption>,
     /// The others. Default: ids are remapped and directories removed by Cleanup; there is no label.
     pub behaviour: Behaviour,
+}
+
+/// How capsules are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Capsules {
+    /// Let containerd collect the layers of a version that was published here, once they are unpacked. Default: false.
+    pub discard_unpacked_layers: bool,
 }
 
 /// The containerd that this daemon belongs to.
@@ -115,6 +124,7 @@ impl Default for Config {
                 mount_options: Vec::new(),
                 behaviour: Behaviour { remap_ids: true, upperdir_label: false, async_remove: true },
             },
+            capsules: Capsules::default(),
             log: Log { level: Level::Info },
         }
     }

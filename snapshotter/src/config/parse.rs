@@ -66,11 +66,12 @@ impl Reader<'_> {
                 "socket" => socket = self.value("socket", value, parse_socket),
                 "containerd" => self.containerd(&mut config, value),
                 "snapshots" => self.snapshots(&mut config, value),
+                "capsules" => self.capsules(&mut config, value),
                 "log" => self.log(&mut config, value),
                 _ => self.unknown(
                     key.span(),
                     key.get_ref(),
-                    "root, run, socket, [containerd], [snapshots] and [log]",
+                    "root, run, socket, [containerd], [snapshots], [capsules] and [log]",
                 ),
             }
         }
@@ -115,6 +116,22 @@ impl Reader<'_> {
                     key.span(),
                     &format!("snapshots.{}", key.get_ref()),
                     "mount_options, remap_ids, upperdir_label and async_remove",
+                ),
+            }
+        }
+    }
+
+    fn capsules(&mut self, config: &mut Config, value: &Value<'_>) {
+        const DISCARD: &str = "capsules.discard_unpacked_layers";
+        for (key, value) in self.table("capsules", value) {
+            match key.get_ref().as_ref() {
+                "discard_unpacked_layers" => {
+                    self.flag(&mut config.capsules.discard_unpacked_layers, DISCARD, value);
+                }
+                _ => self.unknown(
+                    key.span(),
+                    &format!("capsules.{}", key.get_ref()),
+                    "discard_unpacked_layers",
                 ),
             }
         }

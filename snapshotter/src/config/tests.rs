@@ -20,7 +20,7 @@ fn the_shipped_file_says_the_defaults_and_names_every_key() {
     assert_eq!(parse_config(SHIPPED), Ok(Config::default()));
     assert_eq!(parse_config(""), Ok(Config::default()));
     let keys = "root run socket address namespace snapshotter mount_options remap_ids upperdir_label \
-                async_remove level";
+                async_remove discard_unpacked_layers level";
     for key in keys.split_whitespace() {
         assert!(SHIPPED.lines().any(|line| line.starts_with(&format!("{key} = "))), "{key}");
     }
@@ -54,6 +54,15 @@ fn snapshots_can_be_told_how_to_behave() {
 }
 
 #[test]
+fn layers_of_capsules_can_be_discarded() {
+    let config = parse_config("[capsules]\ndiscard_unpacked_layers = true\n").unwrap();
+    assert!(config.capsules.discard_unpacked_layers);
+    let wrong = mistakes("[capsules]\ndiscard = true\ndiscard_unpacked_layers = 1\n");
+    assert_eq!(wrong.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [2, 3]);
+    assert!(wrong[0].1.contains("known here are discard_unpacked_layers"), "{wrong:?}");
+}
+
+#[test]
 fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
     let text = "\
 root = 5
@@ -84,7 +93,10 @@ sync_remove = true
     let found = mistakes(text);
     let expected = [
         (1, "root is an integer, and must be a string"),
-        (2, "unknown key rum: known here are root, run, socket, [containerd], [snapshots] and [log]"),
+        (
+            2,
+            "unknown key rum: known here are root, run, socket, [containerd], [snapshots], [capsules] and [log]",
+        ),
         (3, "run is \"relative\": it must be an absolute path below /, without .."),
         (6, "containerd.address is \"/a/../b\": it must be an absolute path below /, without .."),
         (
@@ -98,7 +110,10 @@ sync_remove = true
         (9, "unknown key containerd.snapshoter: known here are address, namespace and snapshotter"),
         (12, "log.level is \"loud\": it must be error, warn, info, debug or trace"),
         (13, "duplicate key"),
-        (15, "unknown key metrics: known here are root, run, socket, [containerd], [snapshots] and [log]"),
+        (
+            15,
+            "unknown key metrics: known here are root, run, socket, [containerd], [snapshots], [capsules] and [log]",
+        ),
         (
             19,
             "an item of snapshots.mount_options is \"lowerdir=/etc\": capsuled sets lowerdir itself, as each snapshot and this machine need it: leave it out",
