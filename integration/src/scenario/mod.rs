@@ -7,6 +7,7 @@
 //! | [`capsulectl`] | nothing: capsules as `capsulectl` drives them |
 //! | [`api`] | nothing: capsuled's API without the command line |
 //! | [`bench`] | nothing but that every operation succeeds: it measures |
+//! | [`random_trees`] | random trees come out the same whole and over each other |
 //! | [`readers`] | programs in the container, and what they saw |
 //! | [`demo`] | the main job, end to end |
 //! | [`errors`] | every refusal: one line, cause and cure, nothing changed |
@@ -32,6 +33,7 @@ pub mod demo;
 pub mod errors;
 pub mod idmapped;
 pub mod images;
+pub mod random_trees;
 pub mod readers;
 pub mod rootless;
 pub mod runtime;

@@ -12,8 +12,8 @@ use serde_json::Value;
 use super::api::Api;
 use super::capsulectl::{capsulectl, done, json, refused};
 use super::ctr::{OURS, ctr};
-use super::sharing;
 use super::world::{World, send_logs};
+use super::{random_trees, sharing};
 use crate::event::Reporter;
 use crate::images::Image;
 
@@ -43,6 +43,7 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     reporter.check("a version that is not unpacked can be compared, and nothing stays pinned", not_unpacked);
     reporter.check("on a base, only what differs is stored, and the tree is the same", on_a_base);
     reporter.check("a delta on a delta, owners, links and attributes", on_a_delta);
+    reporter.check("random trees on each other are the same as whole", random_trees::run);
     reporter.check("a base that is another now, incomplete or unknown is refused", wrong_base);
     reporter.check("an image becomes a version with the same layers", from_an_image);
     reporter.check("an image that is unknown or lacks a part is refused by name", wrong_image);
