@@ -13,7 +13,7 @@ use super::api::Api;
 use super::capsulectl::{capsulectl, done, json, refused};
 use super::ctr::{OURS, ctr};
 use super::world::{World, send_logs};
-use super::{random_trees, sharing};
+use super::{random_trees, sharing, storage};
 use crate::event::Reporter;
 use crate::images::Image;
 
@@ -168,6 +168,8 @@ fn not_unpacked() -> Result<String> {
     ensure!(found.contains("A bin") && found.contains("D same/0"), "{found:?}");
     let new: Vec<String> = snapshots()?.into_iter().filter(|name| !before.contains(name)).collect();
     ensure!(!new.is_empty(), "nothing was unpacked");
+    // What has been unpacked stays so.
+    storage::collect()?;
     for name in new.iter().rev() {
         ctr(&["-n", "capsules", "snapshot", "--snapshotter", "capsule", "rm", name])?
             .success("remove what was compared")?;

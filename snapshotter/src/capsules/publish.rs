@@ -108,11 +108,7 @@ impl Capsules {
     async fn store_json(&self, scope: &Scope, image: &Image, blobs: &Blobs) -> Result<(), CapsuleError> {
         let (config, config_descriptor) = &blobs.config;
         let (manifest, manifest_descriptor) = &blobs.manifest;
-        let snapshot = HashMap::from([(
-            format!("containerd.io/gc.ref.snapshot.{}", self.snapshotter),
-            image.chain_ids().last().map(ToString::to_string).unwrap_or_default(),
-        )]);
-        scope.put_blob(config_descriptor.digest.as_str(), config, snapshot).await?;
+        scope.put_blob(config_descriptor.digest.as_str(), config, self.snapshot_label(image)).await?;
         let layers = image.layers.iter().filter(|_| !self.discard_layers).enumerate();
         let mut children: HashMap<_, _> = layers
             .map(|(i, layer)| (format!("containerd.io/gc.ref.content.l.{i}"), layer.digest.to_string()))

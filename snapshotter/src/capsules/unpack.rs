@@ -1,6 +1,6 @@
 //! Unpacking a version's layers through containerd into our own snapshots.
 
-use std::path::PathBuf;
+use std::{collections::HashMap, path::PathBuf};
 
 use capsule_proto::containerd::types::Mount;
 
@@ -23,7 +23,7 @@ impl Capsules {
             return Err(self.incomplete(&version.name, &version.version, missing));
         }
         let scope = scope.leased(&format!("capsule-unpack-{}", fresh_id()), LEASE_SECONDS).await?;
-        let unpacked = self.unpack(&scope, &version.image).await;
+        let unpacked = self.unpack_to_stay(&scope, &version.image).await;
         let pinned = self.snapshots.pin(&self.namespace, &top, owner);
         scope.release().await?;
         unpacked?;
@@ -31,6 +31,19 @@ impl Capsules {
             let missing = format!("its snapshot {top} was removed while it was unpacked");
             self.incomplete(&version.name, &version.version, missing)
         })
+    }
+
+    /// Unpacks the layers, and lets the image refer to what it is unpacked to: so do containerd's clients, and without that its
+    /// garbage collector takes the snapshots when the lease has ended.
+    async fn unpack_to_stay(&self, scope: &Scope, image: &Image) -> Result<(), CapsuleError> {
+        self.unpack(scope, image).await?;
+        Ok(scope.label_blob(image.config.digest.as_str(), self.snapshot_label(image)).await?)
+    }
+
+    /// The label by which a configuration refers to the snapshot of all its layers (containerd,
+    /// `docs/garbage-collection.md`).
+    pub(super) fn snapshot_label(&self, image: &Image) -> HashMap<String, String> {
+        [(format!("containerd.io/gc.ref.snapshot.{}", self.snapshotter), top_chain(image))].into()
     }
 
     /// Why a version could not be attached now; `None` if it could. Asks containerd.

@@ -62,9 +62,8 @@ fn layers_of_capsules_can_be_discarded() {
     assert!(wrong[0].1.contains("known here are discard_unpacked_layers"), "{wrong:?}");
 }
 
-#[test]
-fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
-    let text = "\
+/// A file with a mistake of every kind.
+const MISTAKEN: &str = "\
 root = 5
 rum = '/run'
 run = 'relative'
@@ -90,7 +89,10 @@ mount_options = [
 async_remove = 'yes'
 sync_remove = true
 ";
-    let found = mistakes(text);
+
+#[test]
+fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
+    let found = mistakes(MISTAKEN);
     let expected = [
         (1, "root is an integer, and must be a string"),
         (

@@ -161,7 +161,12 @@ impl Scope {
         writer.commit(digest, labels).await
     }
 
-    async fn label_blob(&self, digest: &str, labels: HashMap<String, String>) -> Result<(), ContainerdError> {
+    /// Gives a blob labels, beside those that it has.
+    pub async fn label_blob(
+        &self,
+        digest: &str,
+        labels: HashMap<String, String>,
+    ) -> Result<(), ContainerdError> {
         if labels.is_empty() {
             return Ok(());
         }
