@@ -9,7 +9,7 @@ TESTBED := $(PROGRAMS)/capsule-testbed
 # Tests of machines take programs of another profile than their own.
 MACHINES := CAPSULE_PROGRAMS=$(PROGRAMS)
 
-.PHONY: demo test release release-shim bench bench-runtime bench-snapshotter soak build lint unit fuzz fuzz-build native vm suite test-runtime rootfs setup clean
+.PHONY: demo test release release-shim bench bench-runtime bench-snapshotter bench-storage soak build lint unit fuzz fuzz-build native vm suite test-runtime rootfs setup clean
 
 # Attach, upgrade, roll back and detach capsules in a live container, and tell what happens.
 demo: build
@@ -33,6 +33,11 @@ bench-snapshotter: build
 bench-runtime: build release-shim
 	@$(TESTBED) prepare --suite forky
 	@$(TESTBED) bench-runtime
+
+# Ten versions of one tree, here and on containerd's overlayfs: a table and target/bench-storage.json. 1 minute.
+bench-storage: build
+	@$(TESTBED) prepare --suite forky
+	@$(TESTBED) bench-storage
 
 # What users install, in target/release.
 release: release-shim

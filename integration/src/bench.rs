@@ -2,6 +2,7 @@
 
 pub mod runtime;
 pub mod snapshotter;
+pub mod storage;
 
 use std::fmt::Write as _;
 use std::fs;

@@ -173,6 +173,11 @@ fn privileged_native_forky_bench_snapshotter() -> Result<()> {
     run(Kind::Native, Suite::Forky, "bench-snapshotter-quick")
 }
 
+#[test]
+fn privileged_native_forky_bench_storage() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "bench-storage")
+}
+
 /// Few rounds: that the benchmark works, not how fast anything is.
 #[test]
 fn privileged_native_forky_bench_runtime() -> Result<()> {

@@ -264,7 +264,13 @@ async fn serve(
     let [live, kept] = node.watches();
     _ = started.send([watch, live, kept]); // who started it waits
     // There may be millions of files. A thread of its own, which neither a call nor the end of the session waits for.
-    std::thread::spawn(move || dirs.remove_leftovers(&leftovers));
+    std::thread::spawn(move || {
+        dirs.remove_leftovers(&leftovers);
+        if let Err(error) = dirs.sweep(true) {
+            let error: &dyn Error = &error;
+            tracing::warn!(error, "files that no layer has any more stay in the pool");
+        }
+    });
     let stop = async {
         _ = stop.await; // gone or told: both mean to stop
         node.end_watches();

@@ -78,7 +78,8 @@ impl Node {
         let capsules =
             Capsules::new(containerd.clone(), snapshots.clone(), namespace, snapshotter, journal.clone())
                 .with_hosts(config.containerd.hosts.clone())
-                .with_policy(Policy::load(&config.verify)?);
+                .with_policy(Policy::load(&config.verify)?)
+                .discarding_layers(config.capsules.discard_unpacked_layers);
         let attachments =
             Attachments::new(containerd.clone(), capsules.clone(), snapshots, ledger, &config.run);
         attachments.pin_recorded(&recorded);

@@ -63,6 +63,8 @@ enum Do {
         #[arg(long)]
         quick: bool,
     },
+    /// Measure what ten versions of one tree take: here, and on containerd's overlayfs.
+    BenchStorage,
     /// Cut the power of a VM that works, at many points, and check what is left.
     Power {
         /// What its disk holds.
@@ -143,6 +145,11 @@ fn dispatch(command: Do) -> Result<ExitCode> {
         Do::BenchRuntime { quick } => {
             let mut narrator = Narrator::new();
             let table = bench::runtime::run(workspace()?, quick, |event| narrator.tell(event))?;
+            write!(std::io::stdout(), "\n{table}").context("write")?;
+        }
+        Do::BenchStorage => {
+            let mut narrator = Narrator::new();
+            let table = bench::storage::run(&workspace()?, |event| narrator.tell(event))?;
             write!(std::io::stdout(), "\n{table}").context("write")?;
         }
         Do::Power { filesystem, cuts, seed, machines, calls, without } => {

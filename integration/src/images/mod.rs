@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use crate::scenario::snapshotters;
+use crate::scenario::{snapshotters, storage};
 use crate::workspace::Workspace;
 
 /// An image that machines can be given. Each is made when it is first needed, and kept.
@@ -87,6 +87,7 @@ impl Image {
         match scenario {
             "images" => &[Self::Busybox, Self::Deep, Self::Odd, Self::Python, Self::Git, Self::System],
             snapshotters::FULL | snapshotters::QUICK => &[Self::Busybox, Self::Forty],
+            storage::FULL => &[Self::Busybox, Self::Python],
             "idmapped" => &[Self::Odd, Self::Deep, Self::System],
             _ => &[Self::Busybox],
         }

@@ -7,6 +7,7 @@
 //! | [`capsulectl`] | nothing: capsules as `capsulectl` drives them |
 //! | [`api`] | nothing: capsuled's API without the command line |
 //! | [`bench`] | nothing but that every operation succeeds: it measures |
+//! | [`random_trees`] | random trees come out the same whole and over each other |
 //! | [`readers`] | programs in the container, and what they saw |
 //! | [`demo`] | the main job, end to end |
 //! | [`errors`] | every refusal: one line, cause and cure, nothing changed |
@@ -19,6 +20,8 @@
 //! | [`runtime`] | what a container's runtime must do, on containerd's own and on ours |
 //! | [`runtimes`] | nothing but that every call succeeds: it measures runtimes |
 //! | [`rootless`] | the runtime suite holds on a node without root |
+//! | [`sharing`] | equal files of capsules are one file, whatever is killed meanwhile |
+//! | [`storage`] | nothing but that every call succeeds: it measures what versions take |
 //! | [`suite`] | the snapshotter's conformance suite, through containerd, on its overlayfs and on ours |
 //! | [`idmapped`] | owners in user namespaces are those of containerd's overlayfs |
 //! | [`upgrade`] | no call fails while capsuled is replaced |
@@ -35,6 +38,7 @@ pub mod images;
 pub mod keep;
 pub mod life;
 pub mod moves;
+pub mod random_trees;
 pub mod readers;
 pub mod reboot;
 pub mod registry;
@@ -42,8 +46,10 @@ pub mod rootless;
 pub mod runtime;
 pub mod runtimes;
 pub mod sets;
+pub mod sharing;
 pub mod snapshots;
 pub mod snapshotters;
+pub mod storage;
 pub mod suite;
 pub mod upgrade;
 pub mod versions;
@@ -75,6 +81,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         snapshotters::QUICK => snapshotters::run(reporter, snapshotters::Plan::QUICK),
         runtimes::FULL => runtimes::run(reporter, runtimes::Plan::FULL),
         runtimes::QUICK => runtimes::run(reporter, runtimes::Plan::QUICK),
+        storage::FULL => storage::run(reporter),
         "nested" => nested(reporter),
         "demo" => demo::run(reporter),
         "errors" => errors::run(reporter),

@@ -1,4 +1,4 @@
-//! Versions of one tree: compared, built on each other and from images.
+//! Versions of one tree: compared, built on each other and from images, and stored once.
 
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
@@ -13,6 +13,7 @@ use super::api::Api;
 use super::capsulectl::{capsulectl, done, json, refused};
 use super::ctr::{OURS, ctr};
 use super::world::{World, send_logs};
+use super::{random_trees, sharing, storage};
 use crate::event::Reporter;
 use crate::images::Image;
 
@@ -30,7 +31,7 @@ pub fn run(reporter: &mut Reporter) -> Result<()> {
 }
 
 fn cases(reporter: &mut Reporter) -> Result<()> {
-    let world = World::start(true)?;
+    let mut world = World::start(true)?;
     reporter.must("two versions of a tree are published", || {
         OURS.import()?;
         for version in ["1", "2"] {
@@ -42,9 +43,16 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     reporter.check("a version that is not unpacked can be compared, and nothing stays pinned", not_unpacked);
     reporter.check("on a base, only what differs is stored, and the tree is the same", on_a_base);
     reporter.check("a delta on a delta, owners, links and attributes", on_a_delta);
+    reporter.check("random trees on each other are the same as whole", random_trees::run);
     reporter.check("a base that is another now, incomplete or unknown is refused", wrong_base);
     reporter.check("an image becomes a version with the same layers", from_an_image);
     reporter.check("an image that is unknown or lacks a part is refused by name", wrong_image);
+    reporter.check("ten versions take 1.6 times the space of one, and leave nothing", sharing::ten_versions);
+    reporter.check("capsules share files, containers' root file systems do not", sharing::only_capsules);
+    reporter.check("killed while it shares files, capsuled leaves nothing half-made", || {
+        sharing::killed(&mut world)
+    });
+    reporter.check("layers can be discarded once they are unpacked", || sharing::discarded(&mut world));
     world.stop()
 }
 
@@ -78,14 +86,14 @@ fn tree(version: &str) -> Result<PathBuf> {
 }
 
 /// Publishes a tree with more options; what `build` says.
-fn publish(tree: &Path, name: &str, version: &str, options: &[&str]) -> Result<Value> {
+pub(super) fn publish(tree: &Path, name: &str, version: &str, options: &[&str]) -> Result<Value> {
     let tree = tree.to_str().context("a path")?;
     let args = ["build", tree, "--name", name, "--version", version, "--target", "/opt/t"];
     json(&[&args[..], options].concat())
 }
 
 /// What `diff` shows, as `A PATH`, `D PATH`, `M PATH WHAT,WHAT`.
-fn diff(from: &str, to: &str) -> Result<BTreeSet<String>> {
+pub(super) fn diff(from: &str, to: &str) -> Result<BTreeSet<String>> {
     let all = json(&["diff", from, to])?;
     let line = |change: &Value| -> Option<String> {
         let path = change["path"].as_str()?;
@@ -101,7 +109,7 @@ fn diff(from: &str, to: &str) -> Result<BTreeSet<String>> {
 }
 
 /// Fails unless two versions show the same tree.
-fn same(one: &str, other: &str) -> Result<()> {
+pub(super) fn same(one: &str, other: &str) -> Result<()> {
     let found = diff(one, other)?;
     ensure!(found.is_empty(), "{one} and {other}: {found:?}");
     Ok(())
@@ -160,6 +168,8 @@ fn not_unpacked() -> Result<String> {
     ensure!(found.contains("A bin") && found.contains("D same/0"), "{found:?}");
     let new: Vec<String> = snapshots()?.into_iter().filter(|name| !before.contains(name)).collect();
     ensure!(!new.is_empty(), "nothing was unpacked");
+    // What has been unpacked stays so.
+    storage::collect()?;
     for name in new.iter().rev() {
         ctr(&["-n", "capsules", "snapshot", "--snapshotter", "capsule", "rm", name])?
             .success("remove what was compared")?;

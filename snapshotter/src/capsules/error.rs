@@ -10,7 +10,7 @@ use super::{
     signing::SignError,
     tags::TagError,
 };
-use crate::containerd::ContainerdError;
+use crate::{containerd::ContainerdError, dirs::DirsError};
 
 /// A capsule that cannot be found, published or used. Each message names the capsule and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -186,6 +186,12 @@ pub enum CapsuleError {
     /// The image's JSON is not that of a capsule.
     #[error(transparent)]
     Oci(#[from] OciError),
+    /// A layer's files could not be shared with others', and the layer has suffered.
+    #[error("share files between layers: {0}")]
+    Share(#[from] DirsError),
+    /// A thread that works on layers is gone.
+    #[error("share files between layers: {0}")]
+    Thread(#[from] tokio::task::JoinError),
     /// containerd failed.
     #[error(transparent)]
     Containerd(#[from] ContainerdError),

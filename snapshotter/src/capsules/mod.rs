@@ -73,6 +73,8 @@ pub struct Capsules {
     unswept: Arc<AtomicBool>,
     /// Held while what a reference stands for is looked at and then changed.
     names: Arc<Mutex<()>>,
+    /// Layers of what is published are not kept in containerd's content store once they are unpacked.
+    discard_layers: bool,
 }
 
 impl Capsules {
@@ -99,7 +101,13 @@ impl Capsules {
             live: LiveLeases::default(),
             unswept: Arc::default(),
             names: Arc::default(),
+            discard_layers: false,
         }
+    }
+
+    /// Lets containerd collect the layers of what is published from now on, once they are unpacked.
+    pub fn discarding_layers(self, discard_layers: bool) -> Self {
+        Self { discard_layers, ..self }
     }
 
     /// With containerd's directory of registry hosts (containerd `docs/hosts.md`).

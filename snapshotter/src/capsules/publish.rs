@@ -109,16 +109,13 @@ impl Capsules {
     }
 
     /// Stores configuration and manifest with the labels that tell containerd's garbage collector what each
-    /// refers to (containerd docs/garbage-collection.md, "Garbage Collection Labels").
+    /// refers to (containerd docs/garbage-collection.md, "Garbage Collection Labels"): nobody refers to layers that are to be
+    /// discarded, and the publish's lease holds them until they are unpacked.
     async fn store_json(&self, scope: &Scope, image: &Image, blobs: &Blobs) -> Result<(), CapsuleError> {
         let (config, config_descriptor) = &blobs.config;
         let (manifest, manifest_descriptor) = &blobs.manifest;
-        let snapshot = HashMap::from([(
-            format!("containerd.io/gc.ref.snapshot.{}", self.snapshotter),
-            image.chain_ids().last().map(ToString::to_string).unwrap_or_default(),
-        )]);
-        scope.put_blob(config_descriptor.digest.as_str(), config, snapshot).await?;
-        let layers = image.layers.iter().enumerate();
+        scope.put_blob(config_descriptor.digest.as_str(), config, self.snapshot_label(image)).await?;
+        let layers = image.layers.iter().filter(|_| !self.discard_layers).enumerate();
         let mut children: HashMap<_, _> = layers
             .map(|(i, layer)| (format!("containerd.io/gc.ref.content.l.{i}"), layer.digest.to_string()))
             .collect();

@@ -1,6 +1,8 @@
 //! Unpacking a version's layers through containerd into our own snapshots.
 
-use std::path::PathBuf;
+use std::{collections::HashMap, path::PathBuf};
+
+use capsule_proto::containerd::types::Mount;
 
 use super::{CapsuleError, Capsules, catalogue::Resolved, oci::Image};
 use crate::{containerd::Scope, fresh_id};
@@ -38,7 +40,7 @@ impl Capsules {
         }
         let lease = self.lease("unpack");
         let scope = scope.leased(lease.as_str(), LEASE_SECONDS).await?;
-        let unpacked = self.unpack(&scope, &version.image).await;
+        let unpacked = self.unpack_to_stay(&scope, &version.image).await;
         let pinned = self.snapshots.pin(&self.namespace, &top, owner);
         scope.release().await?;
         unpacked?;
@@ -46,6 +48,19 @@ impl Capsules {
             let missing = format!("its snapshot {top} was removed while it was unpacked");
             self.incomplete(&version.name, &version.version, missing)
         })
+    }
+
+    /// Unpacks the layers, and lets the image refer to what it is unpacked to: so do containerd's clients, and without that its
+    /// garbage collector takes the snapshots when the lease has ended.
+    async fn unpack_to_stay(&self, scope: &Scope, image: &Image) -> Result<(), CapsuleError> {
+        self.unpack(scope, image).await?;
+        Ok(scope.label_blob(image.config.digest.as_str(), self.snapshot_label(image)).await?)
+    }
+
+    /// The label by which a configuration refers to the snapshot of all its layers (containerd,
+    /// `docs/garbage-collection.md`).
+    pub(super) fn snapshot_label(&self, image: &Image) -> HashMap<String, String> {
+        [(format!("containerd.io/gc.ref.snapshot.{}", self.snapshotter), top_chain(image))].into()
     }
 
     /// Why a version could not be attached now; `None` if it could. Asks containerd.
@@ -105,6 +120,7 @@ impl Capsules {
     ) -> Result<bool, CapsuleError> {
         let (layer, diff_id) = (&image.layers[index], &image.diff_ids[index]);
         let mounts = scope.prepare_snapshot(&self.snapshotter, key, parent).await?;
+        let upper = upper_of(&mounts);
         let found = scope.apply_layer(&layer.media_type, layer.digest.as_str(), layer.size, mounts).await?;
         if found != diff_id.as_str() {
             return Err(CapsuleError::DiffId {
@@ -113,8 +129,31 @@ impl Capsules {
                 expected: diff_id.clone(),
             });
         }
-        Ok(scope.commit_snapshot(&self.snapshotter, key, name).await?)
+        let sharing = upper.and_then(|upper| self.snapshots.sharing(&upper));
+        let fresh = match sharing.clone() {
+            Some((dirs, id)) => Some(blocking(move || dirs.share(id)).await??),
+            None => None,
+        };
+        let committed = scope.commit_snapshot(&self.snapshotter, key, name).await?;
+        if let (true, Some((dirs, _)), Some(fresh)) = (committed, sharing, fresh) {
+            blocking(move || dirs.offer(&fresh)).await?;
+        }
+        Ok(committed)
     }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, CapsuleError> {
+    Ok(tokio::task::spawn_blocking(work).await?)
+}
+
+/// Where mounts let write: what they bind, or their upper directory.
+fn upper_of(mounts: &[Mount]) -> Option<PathBuf> {
+    let [mount] = mounts else { return None };
+    let path = match mount.r#type.as_str() {
+        "bind" => Some(mount.source.as_str()),
+        _ => mount.options.iter().find_map(|option| option.strip_prefix("upperdir=")),
+    };
+    path.map(PathBuf::from)
 }
 
 /// The name of the snapshot that holds all layers. An image has at least one layer: `parse_manifest` sees to it.

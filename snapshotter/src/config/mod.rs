@@ -41,6 +41,8 @@ pub struct Config {
     pub verify: Verify,
     /// When versions that nobody needs are removed.
     pub collect: Policy,
+    /// How capsules are kept.
+    pub capsules: Capsules,
     /// What is logged.
     pub log: Log,
 }
@@ -73,6 +75,13 @@ pub struct Snapshots {
     pub mount_options: Vec<MountOption>,
     /// The others. Default: ids are remapped and directories removed by Cleanup; there is no label.
     pub behaviour: Behaviour,
+}
+
+/// How capsules are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Capsules {
+    /// Let containerd collect the layers of a version that was published here, once they are unpacked. Default: false.
+    pub discard_unpacked_layers: bool,
 }
 
 /// The containerd that this daemon belongs to.
@@ -159,6 +168,7 @@ impl Default for Config {
                 },
                 watermarks: None,
             },
+            capsules: Capsules::default(),
             log: Log { level: Level::Info },
         }
     }

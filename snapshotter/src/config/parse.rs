@@ -68,11 +68,12 @@ impl Reader<'_> {
                 "snapshots" => self.snapshots(&mut config, value),
                 "verify" => self.verify(&mut config, value, key.span()),
                 "collect" => self.collect(&mut config, value),
+                "capsules" => self.capsules(&mut config, value),
                 "log" => self.log(&mut config, value),
                 _ => self.unknown(
                     key.span(),
                     key.get_ref(),
-                    "root, run, socket, [containerd], [snapshots], [verify], [collect] and [log]",
+                    "root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules] and [log]",
                 ),
             }
         }
@@ -149,6 +150,22 @@ impl Reader<'_> {
             _ => Err("it must be \"none\", \"all\", or an array of capsules' names".to_owned()),
         };
         self.value(NAME, value, parse).unwrap_or(Require::None)
+    }
+
+    fn capsules(&mut self, config: &mut Config, value: &Value<'_>) {
+        const DISCARD: &str = "capsules.discard_unpacked_layers";
+        for (key, value) in self.table("capsules", value) {
+            match key.get_ref().as_ref() {
+                "discard_unpacked_layers" => {
+                    self.flag(&mut config.capsules.discard_unpacked_layers, DISCARD, value);
+                }
+                _ => self.unknown(
+                    key.span(),
+                    &format!("capsules.{}", key.get_ref()),
+                    "discard_unpacked_layers",
+                ),
+            }
+        }
     }
 
     fn mount_options(&mut self, value: &Value<'_>) -> Vec<MountOption> {

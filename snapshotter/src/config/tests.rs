@@ -23,7 +23,8 @@ fn the_shipped_file_says_the_defaults_and_names_every_key() {
     assert_eq!(parse_config(SHIPPED), Ok(Config::default()));
     assert_eq!(parse_config(""), Ok(Config::default()));
     let keys = "root run socket address namespace snapshotter hosts mount_options remap_ids upperdir_label \
-                async_remove keys require interval keep_last keep_tagged older_than high_watermark low_watermark level";
+                async_remove keys require interval keep_last keep_tagged older_than high_watermark low_watermark \
+                discard_unpacked_layers level";
     for key in keys.split_whitespace() {
         assert!(SHIPPED.lines().any(|line| line.starts_with(&format!("{key} = "))), "{key}");
     }
@@ -55,6 +56,15 @@ fn snapshots_can_be_told_how_to_behave() {
     assert_eq!(snapshots.mount_options, options);
     let behaviour = Behaviour { remap_ids: false, upperdir_label: true, async_remove: false };
     assert_eq!(snapshots.behaviour, behaviour);
+}
+
+#[test]
+fn layers_of_capsules_can_be_discarded() {
+    let config = parse_config("[capsules]\ndiscard_unpacked_layers = true\n").unwrap();
+    assert!(config.capsules.discard_unpacked_layers);
+    let wrong = mistakes("[capsules]\ndiscard = true\ndiscard_unpacked_layers = 1\n");
+    assert_eq!(wrong.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [2, 3]);
+    assert!(wrong[0].1.contains("known here are discard_unpacked_layers"), "{wrong:?}");
 }
 
 #[test]
@@ -135,7 +145,7 @@ fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
         (1, "root is an integer, and must be a string"),
         (
             2,
-            "unknown key rum: known here are root, run, socket, [containerd], [snapshots], [verify], [collect] and [log]",
+            "unknown key rum: known here are root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules] and [log]",
         ),
         (3, "run is \"relative\": it must be an absolute path below /, without .."),
         (6, "containerd.address is \"/a/../b\": it must be an absolute path below /, without .."),
@@ -152,7 +162,7 @@ fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
         (13, "duplicate key"),
         (
             15,
-            "unknown key metrics: known here are root, run, socket, [containerd], [snapshots], [verify], [collect] and [log]",
+            "unknown key metrics: known here are root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules] and [log]",
         ),
         (
             19,

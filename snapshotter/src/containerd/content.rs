@@ -60,11 +60,7 @@ impl Scope {
     /// Begins to write a blob under an ingest reference of the caller's choice (unique in the namespace).
     pub async fn write_blob(&self, reference: &str) -> Result<BlobWriter, ContainerdError> {
         let mut writer = self.open_writer(reference, "", 0).await?;
-        if writer.offset > 0 {
-            // Left by an earlier try under the same reference: begin again at the start.
-            writer.offset = 0;
-            writer.send(WriteAction::Write, Vec::new(), String::new(), HashMap::new()).await?;
-        }
+        writer.begin_again().await?;
         Ok(writer)
     }
 
@@ -99,6 +95,21 @@ impl Scope {
         Ok(BlobWriter { scope, reference, sender, replies, offset: begun.offset })
     }
 
+    /// Holds a blob that the namespace has by this scope's lease: `None`. Otherwise a writer of it, which has all of it
+    /// already if another namespace shares it.
+    async fn hold_blob(
+        &self,
+        digest: &str,
+        size: u64,
+        reference: &str,
+    ) -> Result<Option<BlobWriter>, ContainerdError> {
+        match self.open_writer(reference, digest, size).await {
+            Ok(writer) => Ok(Some(writer)),
+            Err(error) if error.is_already_exists() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Sees to it that this namespace has a blob of another (or the same) one, held by this scope's lease. False if that one
     /// has no such blob. Nothing is copied where containerd shares content between namespaces, as it does unless it is
     /// told not to. `reference` is as for [`Scope::write_blob`].
@@ -111,11 +122,7 @@ impl Scope {
     ) -> Result<bool, ContainerdError> {
         let Some(mut labels) = from.blob_labels(digest).await? else { return Ok(false) };
         labels.retain(|name, _| KEPT_LABELS.iter().any(|kept| name.starts_with(kept)));
-        let mut writer = match self.open_writer(reference, digest, size).await {
-            Ok(writer) => writer,
-            Err(error) if error.is_already_exists() => return Ok(true),
-            Err(error) => return Err(error),
-        };
+        let Some(mut writer) = self.hold_blob(digest, size, reference).await? else { return Ok(true) };
         if let Err(error) = from.copy_blob(digest, size, &mut writer).await {
             writer.abort().await.ok(); // the first error is the one to tell
             return if error.is_not_found() { Ok(false) } else { Err(error) };
@@ -145,20 +152,29 @@ impl Scope {
     }
 
     /// Writes a small blob whole, with `labels`. A blob of the same digest that is there already is a success; it then
-    /// gets those of the labels that it lacks, and keeps its others.
+    /// gets those of the labels that it lacks, and keeps its others. It is held by the scope's lease in any case.
     pub async fn put_blob(
         &self,
         digest: &str,
         bytes: &[u8],
         labels: HashMap<String, String>,
     ) -> Result<(), ContainerdError> {
-        if let Some(present) = self.blob_labels(digest).await? {
-            let lacks = labels.into_iter().filter(|(name, value)| present.get(name) != Some(value)).collect();
-            return self.label_blob(digest, lacks).await;
+        let reference = format!("capsule-{digest}");
+        let mut writer = match self.hold_blob(digest, bytes.len() as u64, &reference).await? {
+            Some(writer) => writer,
+            None => return self.add_labels(digest, labels).await,
+        };
+        if writer.written() < bytes.len() as u64 {
+            writer.begin_again().await?;
+            writer.write(bytes.to_vec()).await?;
         }
-        let mut writer = self.write_blob(&format!("capsule-{digest}")).await?;
-        writer.write(bytes.to_vec()).await?;
         writer.commit(digest, labels).await
+    }
+
+    async fn add_labels(&self, digest: &str, labels: HashMap<String, String>) -> Result<(), ContainerdError> {
+        let present = self.blob_labels(digest).await?.unwrap_or_default();
+        let lacks = labels.into_iter().filter(|(name, value)| present.get(name) != Some(value)).collect();
+        self.label_blob(digest, lacks).await
     }
 
     /// Gives a blob labels, beside those that it has. It must be there.
@@ -197,6 +213,15 @@ impl BlobWriter {
         self.offset.unsigned_abs()
     }
 
+    /// Drops what an earlier try under the same reference has left.
+    async fn begin_again(&mut self) -> Result<(), ContainerdError> {
+        if self.offset == 0 {
+            return Ok(());
+        }
+        self.offset = 0;
+        self.send(WriteAction::Write, Vec::new(), String::new(), HashMap::new()).await
+    }
+
     /// Appends.
     pub async fn write(&mut self, bytes: Vec<u8>) -> Result<(), ContainerdError> {
         for chunk in bytes.chunks(CHUNK) {
@@ -205,13 +230,32 @@ impl BlobWriter {
         Ok(())
     }
 
-    /// Stores the blob under `digest`, durably. A blob of this digest that is there already is a success.
+    /// Stores the blob under `digest`, durably, held by the scope's lease. A blob of this digest that is there already is a
+    /// success.
     pub async fn commit(
         mut self,
         digest: &str,
         labels: HashMap<String, String>,
     ) -> Result<(), ContainerdError> {
-        match self.send(WriteAction::Commit, Vec::new(), digest.to_owned(), labels).await {
+        match self.send(WriteAction::Commit, Vec::new(), digest.to_owned(), labels.clone()).await {
+            Err(e) if e.is_already_exists() => self.hold(digest, labels).await,
+            other => other,
+        }
+    }
+
+    /// containerd has answered that the blob is there, and did not give it to the lease (`contentserver.Write` looks it up
+    /// before the store does): its collector may be about to take it.
+    async fn hold(self, digest: &str, labels: HashMap<String, String>) -> Result<(), ContainerdError> {
+        let (scope, size) = (self.scope.clone(), self.written());
+        let reference = format!("{}-held", self.reference);
+        drop(self); // containerd has aborted it
+        let Some(mut again) = scope.hold_blob(digest, size, &reference).await? else { return Ok(()) };
+        if again.written() < size {
+            again.abort().await.ok(); // the error below is the one to tell
+            let status = tonic::Status::aborted("it was collected meanwhile: try again");
+            return Err(scope.failed(&format!("write the blob {digest}"), status));
+        }
+        match again.send(WriteAction::Commit, Vec::new(), digest.to_owned(), labels).await {
             Err(e) if e.is_already_exists() => Ok(()),
             other => other,
         }

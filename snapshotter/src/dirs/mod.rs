@@ -6,15 +6,18 @@
 //! ROOT/snapshots/ID/work    overlayfs work directory (active snapshots only)
 //! ROOT/snapshots/new-N      being made
 //! ROOT/snapshots/trial-ID   at start: is this a place for overlays?
+//! ROOT/pool/KEY             one more name of a file of committed capsule layers, by what it is
 //! ROOT/empty/               an empty directory, to make an overlay of a single layer
 //! ```
 //!
 //! What is in `fs` was written by containers: it is never followed through a link.
 
 mod flush;
+mod pool;
 mod suitable;
 mod tree;
 
+pub use pool::Fresh;
 pub use suitable::UnsuitableRoot;
 
 use std::{
@@ -25,7 +28,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -68,6 +71,8 @@ pub struct Dirs {
     making: Arc<Making>,
     removing: Arc<Mutex<()>>,
     flushes: Arc<OnceLock<Flushes>>,
+    /// A layer has gone since the pool was swept.
+    gone: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Default)]
@@ -95,7 +100,13 @@ pub struct Staged {
 impl Dirs {
     /// Names the directories under `root`; touches nothing.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), making: Arc::default(), removing: Arc::default(), flushes: Arc::default() }
+        Self {
+            root: root.into(),
+            making: Arc::default(),
+            removing: Arc::default(),
+            flushes: Arc::default(),
+            gone: Arc::default(),
+        }
     }
 
     /// Makes what must be there before anything else, with mode 0700. Does nothing to what is there.
@@ -220,6 +231,7 @@ impl Dirs {
     /// When something of it cannot be removed.
     pub fn remove(&self, id: u64) -> Result<(), DirsError> {
         let path = self.snapshot(id);
+        self.gone.store(true, Ordering::Release);
         tree::remove(&path).map_err(failed("remove", &path))
     }
 
@@ -263,6 +275,7 @@ impl Dirs {
     pub fn remove_leftovers(&self, leftovers: &[Leftover]) {
         // Whoever asks for a removal finds it done afterwards, also when another had begun it.
         let _alone = self.removing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.gone.fetch_or(!leftovers.is_empty(), Ordering::AcqRel);
         for Leftover { path, .. } in leftovers {
             match tree::remove(path).map_err(failed("remove", path)) {
                 Ok(()) => tracing::debug!(path = %path.display(), "removed a leftover directory"),

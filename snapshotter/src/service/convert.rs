@@ -286,6 +286,7 @@ impl From<CapsuleError> for Status {
             CapsuleError::Sign(error) => signing(error),
             CapsuleError::Stream { .. } | CapsuleError::BaseMoved { .. } => Code::Aborted,
             CapsuleError::DiffId { .. } => Code::DataLoss,
+            CapsuleError::Share(_) | CapsuleError::Thread(_) => Code::Internal,
             CapsuleError::Containerd(e) => return containerd(e),
         };
         Self::new(code, one_line(&error))

@@ -61,6 +61,7 @@ impl wire::trees_server::Trees for TreesService {
         let make = |entries| wire::ListTreeResponse { version: None, entries };
         Ok(answer(first, make, move |batch| {
             let _held = held; // until all is read
+            let layers = layers.until(batch.given_up());
             let take = |entry| {
                 let size = entry_size(&entry);
                 batch.add(wire_entry(entry), size)
@@ -83,6 +84,7 @@ impl wire::trees_server::Trees for TreesService {
         let make = |changes| wire::DiffTreesResponse { from: None, to: None, changes };
         Ok(answer(first, make, move |batch| {
             let _held = held; // as above
+            let layers = layers.until(batch.given_up());
             let take = |change: Change| {
                 let size = change.from.iter().chain(&change.to).map(entry_size).sum();
                 batch.add(wire_change(change), size)
@@ -100,12 +102,19 @@ struct Batch<T, M> {
     sender: mpsc::Sender<Result<M, Status>>,
 }
 
-impl<T, M> Batch<T, M> {
+impl<T, M: Send + 'static> Batch<T, M> {
     /// False when nobody listens any more.
     fn add(&mut self, item: T, size: usize) -> bool {
         self.items.push(item);
         self.size += size;
         self.size < MESSAGE || self.flush()
+    }
+
+    /// Tells whether the caller has gone: much can be read before there is anything to send, and capsuled itself is
+    /// not to wait for it when it ends.
+    fn given_up(&self) -> impl Fn() -> bool + Send + use<T, M> {
+        let sender = self.sender.clone();
+        move || sender.is_closed()
     }
 
     fn flush(&mut self) -> bool {
@@ -193,6 +202,7 @@ impl From<TreeError> for Status {
     fn from(error: TreeError) -> Self {
         match &error {
             TreeError::Read { .. } => Self::internal(error_line(&error)),
+            TreeError::GivenUp => Self::cancelled(error_line(&error)),
             TreeError::Attribute { .. } => Self::failed_precondition(error_line(&error)),
         }
     }

@@ -40,6 +40,9 @@ pub enum TreeError {
         #[source]
         source: io::Error,
     },
+    /// Nobody waits for what is read any more.
+    #[error("reading was given up")]
+    GivenUp,
     /// A layer that another overlay has left, with what only that one can follow.
     #[error(
         "cannot tell what {} shows: it has the attribute {attribute}, which no image's layer has",
@@ -54,19 +57,37 @@ pub enum TreeError {
 }
 
 /// Layers of any number of trees, open.
-#[derive(Debug)]
 pub struct Layers {
     /// `trusted.overlay.` or `user.overlay.`: whose marks count.
     prefix: &'static [u8],
     open: Vec<(PathBuf, OwnedFd)>,
     buffer: RefCell<Vec<u8>>,
+    given_up: Box<dyn Fn() -> bool + Send>,
+}
+
+impl std::fmt::Debug for Layers {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Layers").field("open", &self.open).finish_non_exhaustive()
+    }
 }
 
 impl Layers {
     /// None yet. `userxattr`: the overlays of this node are mounted with the option of that name.
     pub fn new(userxattr: bool) -> Self {
         let prefix: &[u8] = if userxattr { b"user.overlay." } else { b"trusted.overlay." };
-        Self { prefix, open: Vec::new(), buffer: RefCell::new(vec![0; XATTR_MAX]) }
+        let buffer = RefCell::new(vec![0; XATTR_MAX]);
+        Self { prefix, open: Vec::new(), buffer, given_up: Box::new(|| false) }
+    }
+
+    /// Reading ends with [`TreeError::GivenUp`] as soon as `given_up` says so.
+    pub fn until(self, given_up: impl Fn() -> bool + Send + 'static) -> Self {
+        Self { given_up: Box::new(given_up), ..self }
+    }
+
+    /// # Errors
+    /// [`TreeError::GivenUp`].
+    pub(super) fn go_on(&self) -> Result<(), TreeError> {
+        if (self.given_up)() { Err(TreeError::GivenUp) } else { Ok(()) }
     }
 
     /// Opens a layer, unless it is open, and gives its number.
@@ -228,16 +249,17 @@ impl Layers {
     /// [`TreeError::Read`].
     pub(super) fn hash(&self, layer: usize, path: &[u8]) -> Result<[u8; 32], TreeError> {
         let fd = self.open_below(layer, path).map_err(self.failed("open", layer, path))?;
-        hash(fd.as_fd()).map_err(self.failed("read", layer, path))
+        let sum = hash(fd, || !(self.given_up)()).map_err(self.failed("read", layer, path))?;
+        sum.ok_or(TreeError::GivenUp)
     }
 }
 
-/// SHA-256 of a file, from its beginning.
-pub(crate) fn hash(fd: impl AsFd) -> Result<[u8; 32], Errno> {
+/// SHA-256 of a file, from its beginning; `None` if `go_on` said no before all was read.
+pub(crate) fn hash(fd: impl AsFd, go_on: impl Fn() -> bool) -> Result<Option<[u8; 32]>, Errno> {
     let (mut sum, mut piece, mut offset) = (Sha256::new(), vec![0; PIECE], 0);
-    loop {
+    while go_on() {
         match rustix::io::pread(&fd, &mut piece[..], offset) {
-            Ok(0) => return Ok(sum.finalize().into()),
+            Ok(0) => return Ok(Some(sum.finalize().into())),
             Ok(length) => {
                 sum.update(&piece[..length]);
                 offset += length as u64;
@@ -246,6 +268,7 @@ pub(crate) fn hash(fd: impl AsFd) -> Result<[u8; 32], Errno> {
             Err(errno) => return Err(errno),
         }
     }
+    Ok(None)
 }
 
 /// What overlayfs's own attributes say.

@@ -12,6 +12,7 @@ mod merge;
 mod tests;
 mod walk;
 
+pub(crate) use self::layers::hash;
 pub use self::{
     compare::Change,
     entry::{Attributes, Entry, Kind},

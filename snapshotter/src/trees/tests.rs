@@ -107,6 +107,26 @@ fn pairs_come_in_the_order_of_names() {
     assert_eq!(names, want.map(|(name, has)| (name.to_owned(), has)));
 }
 
+#[test]
+fn reading_ends_when_nobody_waits_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["a", "b", "c"] {
+        fs::write(dir.path().join(name), name).unwrap();
+    }
+    let calls = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = calls.clone();
+    let mut layers =
+        Layers::new(false).until(move || counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed) >= 3);
+    let top = [layers.add(dir.path()).unwrap()];
+    let mut seen = 0;
+    let ended = read_entries(&layers, &top, true, |_| {
+        seen += 1;
+        true
+    });
+    assert!(matches!(ended, Err(TreeError::GivenUp)), "{ended:?}");
+    assert_eq!(seen, 1, "the root, and not the file that was being hashed");
+}
+
 /// Something at a path of a layer.
 #[derive(Debug, Clone)]
 enum Made {

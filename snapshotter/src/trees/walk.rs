@@ -32,6 +32,7 @@ pub fn read_entries(
 ) -> Result<Reading, TreeError> {
     let mut pending = vec![root(layers, top)?];
     while let Some(shown) = pending.pop() {
+        layers.go_on()?;
         let children = inside(layers, Some(&shown))?;
         let Shown { mut entry, layers: within } = shown;
         if with_digests && entry.size().is_some() {
@@ -59,6 +60,7 @@ pub fn read_changes(
 ) -> Result<Reading, TreeError> {
     let mut pending = vec![Pair { sides: [Some(root(layers, from)?), Some(root(layers, to)?)] }];
     while let Some(pair) = pending.pop() {
+        layers.go_on()?;
         let verdict = plan_pair(&pair);
         if verdict == Verdict::Same {
             continue;

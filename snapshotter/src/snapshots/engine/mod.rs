@@ -5,6 +5,7 @@ mod create;
 mod layers;
 mod lost;
 mod remove;
+mod share;
 mod taken;
 
 pub use self::{commit::Commit, create::Create};

@@ -22,8 +22,12 @@ impl Snapshots {
         let id = self.forget(key)?;
         let dirs = &self.inner.dirs;
         // The next removal may need the space that this one makes, where Cleanup would come too late.
-        let now = !self.inner.behaviour.async_remove || dirs.is_space_scarce();
-        if now && let Err(error) = dirs.remove(id) {
+        let scarce = dirs.is_space_scarce();
+        let now = !self.inner.behaviour.async_remove || scarce;
+        let removed = if now { dirs.remove(id) } else { Ok(()) };
+        // What it shared with others that are gone is on the disk until then.
+        let swept = removed.and_then(|()| if scarce { dirs.sweep(false).map(drop) } else { Ok(()) });
+        if let Err(error) = swept {
             let error: &dyn Error = &error;
             tracing::warn!(key, error, "snapshot is removed, its directory not yet");
         }
@@ -54,13 +58,15 @@ impl Snapshots {
         forgotten
     }
 
-    /// Removes the directories that no snapshot has. One that cannot be removed is logged and left.
+    /// Removes the directories that no snapshot has, and the shared files that no layer has any more. What cannot be removed is
+    /// logged and left.
     ///
     /// # Errors
-    /// When the store or the directory of snapshots cannot be read.
+    /// When the store, the directory of snapshots or the pool of files cannot be read.
     pub fn cleanup(&self) -> Result<(), SnapshotError> {
         let (leftovers, _) = leftovers(&self.inner.store, &self.inner.dirs)?;
         self.inner.dirs.remove_leftovers(&leftovers);
+        self.inner.dirs.sweep(false)?;
         Ok(())
     }
 
