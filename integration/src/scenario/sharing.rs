@@ -90,6 +90,29 @@ pub fn only_capsules() -> Result<String> {
     Ok(format!("names of a file of three capsules: {:?}", names("11/11")?))
 }
 
+/// A version is taken away and published again while containerd collects what was taken away: each time it is whole.
+pub fn published_again() -> Result<String> {
+    const ROUNDS: usize = 20;
+    let tree = Path::new(FILES).join("again");
+    fs::create_dir_all(&tree).context("create a tree")?;
+    fs::write(tree.join("file"), "again").context("write a file")?;
+    for round in 0..ROUNDS {
+        publish(&tree, "again", "1", &[])?;
+        ctr(&["-n", "capsules", "image", "rm", "localhost/capsules/again:1"])?.success("remove")?;
+        let collector = std::thread::spawn(storage::collect);
+        publish(&tree, "again", "1", &[])?;
+        collector.join().map_err(|_| anyhow::anyhow!("the collector's thread has panicked"))??;
+        storage::collect()?;
+        let content = ctr(&["-n", "capsules", "content", "ls", "-q"])?.success("list the content")?;
+        let inspected = json(&["inspect", "again@1"])?;
+        for digest in [&inspected["version"]["digest"], &inspected["layers"][0]["digest"]] {
+            let digest = digest.as_str().context("a digest")?;
+            ensure!(content.contains(digest), "round {round}: {digest} is gone");
+        }
+    }
+    Ok(format!("{ROUNDS} times"))
+}
+
 /// Layers that are discarded once they are unpacked: such a version is attached as any other, also by daemons that have started
 /// anew, and what needs the layers is refused by name.
 pub fn discarded(world: &mut World) -> Result<String> {

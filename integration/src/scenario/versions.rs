@@ -52,6 +52,10 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     reporter.check("killed while it shares files, capsuled leaves nothing half-made", || {
         sharing::killed(&mut world)
     });
+    reporter.check(
+        "what is published again while its last blobs are collected is whole",
+        sharing::published_again,
+    );
     reporter.check("layers can be discarded once they are unpacked", || sharing::discarded(&mut world));
     world.stop()
 }

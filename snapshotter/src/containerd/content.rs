@@ -219,46 +219,38 @@ impl BlobWriter {
             return Ok(());
         }
         self.offset = 0;
-        self.send(WriteAction::Write, Vec::new(), String::new(), HashMap::new()).await
+        self.send(WriteAction::Write, Vec::new(), HashMap::new()).await
     }
 
     /// Appends.
     pub async fn write(&mut self, bytes: Vec<u8>) -> Result<(), ContainerdError> {
         for chunk in bytes.chunks(CHUNK) {
-            self.send(WriteAction::Write, chunk.to_vec(), String::new(), HashMap::new()).await?;
+            self.send(WriteAction::Write, chunk.to_vec(), HashMap::new()).await?;
         }
         Ok(())
     }
 
-    /// Stores the blob under `digest`, durably, held by the scope's lease. A blob of this digest that is there already is a
-    /// success.
+    /// Stores the blob, durably, held by the scope's lease. A blob of this digest that is there already is a success.
+    ///
+    /// containerd is not told the digest with the commit: it would look for a blob of it first, and answer that there is one
+    /// without giving it to the lease (`contentserver.Write`), for its collector to take. It is asked for the digest
+    /// afterwards.
     pub async fn commit(
         mut self,
         digest: &str,
         labels: HashMap<String, String>,
     ) -> Result<(), ContainerdError> {
-        match self.send(WriteAction::Commit, Vec::new(), digest.to_owned(), labels.clone()).await {
-            Err(e) if e.is_already_exists() => self.hold(digest, labels).await,
-            other => other,
+        match self.send(WriteAction::Commit, Vec::new(), labels).await {
+            Err(error) if !error.is_already_exists() => return Err(error),
+            _ => {}
         }
-    }
-
-    /// containerd has answered that the blob is there, and did not give it to the lease (`contentserver.Write` looks it up
-    /// before the store does): its collector may be about to take it.
-    async fn hold(self, digest: &str, labels: HashMap<String, String>) -> Result<(), ContainerdError> {
-        let (scope, size) = (self.scope.clone(), self.written());
         let reference = format!("{}-held", self.reference);
-        drop(self); // containerd has aborted it
-        let Some(mut again) = scope.hold_blob(digest, size, &reference).await? else { return Ok(()) };
-        if again.written() < size {
-            again.abort().await.ok(); // the error below is the one to tell
-            let status = tonic::Status::aborted("it was collected meanwhile: try again");
-            return Err(scope.failed(&format!("write the blob {digest}"), status));
-        }
-        match again.send(WriteAction::Commit, Vec::new(), digest.to_owned(), labels).await {
-            Err(e) if e.is_already_exists() => Ok(()),
-            other => other,
-        }
+        let Some(other) = self.scope.hold_blob(digest, self.written(), &reference).await? else {
+            return Ok(());
+        };
+        other.abort().await.ok(); // the error below is the one to tell
+        let status = tonic::Status::data_loss("what arrived does not have this digest");
+        Err(self.scope.failed(&format!("write the blob {digest}"), status))
     }
 
     /// Gives the blob up.
@@ -278,7 +270,6 @@ impl BlobWriter {
         &mut self,
         action: WriteAction,
         data: Vec<u8>,
-        expected: String,
         labels: HashMap<String, String>,
     ) -> Result<(), ContainerdError> {
         let what = format!("write the blob {}", self.reference);
@@ -288,10 +279,10 @@ impl BlobWriter {
             action: action as i32,
             r#ref: self.reference.clone(),
             total,
-            expected,
             offset: self.offset,
             data,
             labels,
+            ..Default::default()
         };
         // A closed channel means that the call has ended: the reply below says why.
         self.sender.send(request).await.ok();
