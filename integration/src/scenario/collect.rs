@@ -267,10 +267,7 @@ fn killed(world: &mut World) -> Result<String> {
         caller.join().map_err(|_| anyhow!("a thread"))??;
         world.restart_capsuled()?;
         until("all is listed", || Ok(capsulectl(&["ls"])?.code == 0))?;
-        // containerd waits before it connects again.
-        until("containerd has a snapshotter", || {
-            Ok(ctr(&["snapshots", "--snapshotter", "capsule", "ls"])?.code == 0)
-        })?;
+        world.wait_for_snapshotter()?;
         let list = json(&["ls"])?;
         let all = list["versions"].as_array().context("versions")?;
         left.push(all.len());

@@ -167,6 +167,23 @@ impl World {
         self.wait_for_capsuled()
     }
 
+    /// Waits until containerd reaches the capsuled that was started last: it takes its time before it connects again.
+    pub fn wait_for_snapshotter(&self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        let list = || {
+            let mut ctr = Command::new("ctr");
+            let ctr = ctr.args(["snapshots", "--snapshotter", "capsule", "ls"]).env("PATH", path());
+            ctr.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()
+        };
+        while !list().is_ok_and(|status| status.success()) {
+            if Instant::now() > deadline {
+                bail!("containerd does not reach its snapshotter after {PATIENCE:?}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
     /// Starts what was killed and not started again: a failed scenario may have left it so.
     pub fn mend(&mut self) -> Result<()> {
         if self.containerd.has_ended()? {

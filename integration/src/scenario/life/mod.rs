@@ -139,7 +139,8 @@ impl Life {
             ensure!((output.code == 0) == after.is_some(), "{output:?}, and the model says {after:?}");
             self.refused += usize::from(after.is_none());
             self.node = after.unwrap_or_else(|| self.node.clone());
-            return self.agree(&[self.node.clone()], op);
+            let allowed = [self.node.clone()];
+            return self.agree(&allowed, op);
         };
         *self.kills.entry(victim).or_default() += 1;
         let output = self.interrupted(op, victim)?;
@@ -255,10 +256,7 @@ impl Life {
     /// containerd waits before it connects again to a snapshotter that was away.
     fn wait_for_snapshotter(&mut self) -> Result<()> {
         if std::mem::take(&mut self.behind) {
-            let listed = until(|| {
-                Ok((ctr(&["snapshots", "--snapshotter", "capsule", "ls"])?.code == 0).then_some(()))
-            })?;
-            ensure!(listed.is_some(), "containerd does not reach its snapshotter");
+            self.world.wait_for_snapshotter()?;
         }
         Ok(())
     }

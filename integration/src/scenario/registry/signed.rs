@@ -35,7 +35,8 @@ pub fn run(reporter: &mut Reporter, world: &mut World) -> Result<()> {
 
 fn restart(world: &mut World) -> Result<()> {
     world.kill_capsuled()?;
-    world.restart_capsuled()
+    world.restart_capsuled()?;
+    world.wait_for_snapshotter()
 }
 
 /// A capsuled that wants signatures by our key, for these capsules.
