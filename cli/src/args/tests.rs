@@ -4,6 +4,8 @@ use std::path::Path;
 
 use super::*;
 
+mod examples;
+
 #[test]
 fn definition_is_consistent() {
     Cli::command().debug_assert();

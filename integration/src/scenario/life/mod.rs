@@ -28,6 +28,9 @@ const ROUND: usize = 100;
 /// How long containerd may take for a call whose caller was killed.
 const LATE: Duration = Duration::from_millis(400);
 
+/// How long capsuled may take to list what a containerd that was killed has.
+const AWAY: Duration = Duration::from_millis(1600);
+
 /// What is killed in the middle of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Victim {
@@ -155,8 +158,9 @@ impl Life {
             self.start_again(id)?;
         }
         if op.vessel().is_none() {
-            // containerd may still be about a call that nobody waits for any more.
-            sleep(LATE);
+            // containerd may still be about a call that nobody waits for any more, and capsuled looks for a containerd
+            // that was killed each second.
+            sleep(if victim == Victim::Containerd { AWAY } else { LATE });
         }
         self.agree(&allowed, op)
     }
