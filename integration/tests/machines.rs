@@ -65,6 +65,12 @@ fn privileged_native_forky_life() -> Result<()> {
     run(Kind::Native, Suite::Forky, "life")
 }
 
+/// Attach, memory and recovery on a node that fills.
+#[test]
+fn privileged_native_forky_scale() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "scale-quick")
+}
+
 /// What is removed, and what is not.
 #[test]
 fn privileged_native_forky_collect() -> Result<()> {

@@ -45,6 +45,7 @@ pub mod registry;
 pub mod rootless;
 pub mod runtime;
 pub mod runtimes;
+pub mod scale;
 pub mod sets;
 pub mod sharing;
 pub mod snapshots;
@@ -90,6 +91,8 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "keep" => keep::run(reporter),
         "life" => life::run(reporter, 1, 10),
         "collect" => collect::run(reporter),
+        "scale" => scale::run(reporter, scale::FULL),
+        "scale-quick" => scale::run(reporter, scale::QUICK),
         "registry" => registry::run(reporter, false),
         "registry-old" => registry::run(reporter, true),
         "versions" => versions::run(reporter),

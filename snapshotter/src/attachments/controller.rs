@@ -151,7 +151,7 @@ impl Attachments {
             return Err(error.into());
         }
         draining.reverse();
-        self.ledger.done(removals(&chosen), detached(&chosen, &draining));
+        self.ledger.done(removals(&chosen), detached(&chosen, &draining)).await;
         existing.retain(|a| !chosen.iter().any(|c| c.id == a.id));
         drop(existing);
         let may_drain = chosen.iter().any(|a| a.replaced) || draining.iter().any(|users| !users.is_empty());

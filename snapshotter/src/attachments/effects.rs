@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use futures::future::join;
+use tonic::Code;
 
 use super::{
     Attachments,
@@ -12,6 +13,7 @@ use super::{
     model::{Attachment, ContainerKey, Phase},
     plan,
     records::{self, Locked, OfContainer},
+    recovery::seen,
     restore::is_waiting,
 };
 use crate::{
@@ -39,6 +41,9 @@ impl Attachments {
         mut intents: Vec<Attachment>,
         proof: Option<&HealthCheck>,
     ) -> Result<Vec<Attachment>, AttachmentError> {
+        if intents.is_empty() {
+            return Ok(Vec::new());
+        }
         let call = fresh_id();
         plan::plan_call(&mut intents, &call, proof.is_some());
         if let Err(error) = self.ledger.intend(&intents).await {
@@ -57,7 +62,7 @@ impl Attachments {
         }
         if let Some(check) = proof {
             existing.show(&done);
-            if let Err(reason) = self.prove(key, &call, check).await {
+            if let Err(reason) = self.prove_made(key, &call, check, &intents).await {
                 self.undo(key, existing, &intents, &intents, Some(&reason)).await;
                 return Err(AttachmentError::Unhealthy { container: key.clone(), reason });
             }
@@ -68,11 +73,38 @@ impl Attachments {
             return Err(error.into());
         }
         let events = intents.iter().zip(&done).map(|(intent, done)| told(intent, done)).collect();
-        self.ledger.done(puts(&done), events);
+        self.ledger.done(puts(&done), events).await;
         for attachment in &done {
             records::put(existing, attachment.clone());
         }
+        if done.iter().any(|attachment| attachment.replaced) {
+            drop(self.tidy_pins_in_background(key.clone()));
+        }
         Ok(done)
+    }
+
+    /// As [`Attachments::prove`], of a task that has all of it: the one that was to be proved may have ended meanwhile.
+    async fn prove_made(
+        &self,
+        key: &ContainerKey,
+        call: &str,
+        check: &HealthCheck,
+        intents: &[Attachment],
+    ) -> Result<(), String> {
+        self.prove(key, call, check).await?;
+        let report = self.shims.list(key, false).await.map_err(|error| error.to_string())?;
+        let is_made = |intent: &Attachment| plan::is_done(intent, seen(&report, &intent.id));
+        if intents.iter().all(is_made) { Ok(()) } else { Err("its task has ended meanwhile".to_owned()) }
+    }
+
+    /// Lets go the snapshots of versions that a container's records have left, once it is known what of them drains.
+    fn tidy_pins_in_background(&self, key: ContainerKey) -> tokio::task::JoinHandle<()> {
+        let this = self.clone();
+        tokio::spawn(async move {
+            let existing = this.records.lock(&key).await;
+            this.hold_draining(&key).await;
+            this.let_go(&existing, &existing);
+        })
     }
 
     /// Asks the shim for intents to attach and to replace, in their order. The first that fails, and why.
@@ -106,6 +138,8 @@ impl Attachments {
             };
             match undone {
                 Ok(()) | Err(ShimError::NoShim(_)) => {}
+                // The shim of the container's next task, which knows of none.
+                Err(ShimError::Refused { code: Code::NotFound, .. }) => {}
                 // With the task ended all that it had.
                 Err(_) if self.is_gone(key).await.unwrap_or(false) => {}
                 Err(undo) => {
@@ -125,10 +159,11 @@ impl Attachments {
         for attachment in stuck {
             records::put(existing, attachment);
         }
-        self.let_go(existing, &given_up);
-        if maybe_done.iter().any(|intent| intent.phase != Phase::Attaching) {
+        // What drains is held before anything is let go.
+        if !maybe_done.is_empty() {
             self.hold_draining(key).await;
         }
+        self.let_go(existing, &given_up);
         if unsure {
             drop(self.settle_in_background(key.clone()));
         }
@@ -154,8 +189,9 @@ impl Attachments {
         for attachment in gone.iter().filter(|a| !is_waiting(a)) {
             if let Err(undo) = self.shims.attach(attachment).await {
                 tracing::error!(attachment = attachment.id, %undo, "could not put {} back", attachment.label());
-                if !is_refusal(&undo) {
-                    continue; // it may be there: on record until the shim says otherwise
+                if !is_refusal(&undo) || self.is_gone(&attachment.container).await.unwrap_or(false) {
+                    // It may be there, or waits for the next task: on record until it is known.
+                    continue;
                 }
                 changes.push(Change::Remove(attachment.id.clone()));
                 existing.retain(|a| a.id != attachment.id);

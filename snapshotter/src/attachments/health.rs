@@ -14,7 +14,7 @@ use rustix::fs::{CWD, FileType, Mode as FileMode, mknodat};
 use serde_json::{Map, Value};
 use tokio::{
     net::unix::pipe,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use super::{Attachments, model::ContainerKey};
@@ -114,7 +114,7 @@ impl Attachments {
     pub(super) async fn prove(
         &self,
         container: &ContainerKey,
-        id: &str,
+        call: &str,
         check: &HealthCheck,
     ) -> Result<(), String> {
         let command = check.args.join(" ");
@@ -123,7 +123,7 @@ impl Attachments {
         let spec = scope.spec(&container.id).await.map_err(|e| failed(&e))?;
         let process = spec.and_then(|spec| plan_process(&spec, &check.args));
         let process = process.ok_or_else(|| failed(&"the container's specification has no process"))?;
-        let id = exec_id(id);
+        let id = exec_id(call);
         let mut output = self.checks.open(&id).map_err(|e| failed(&e))?;
         let path = output.path.to_string_lossy().into_owned();
         let deadline = Instant::now() + check.timeout;
@@ -134,7 +134,11 @@ impl Attachments {
                 ended = timeout_at(deadline, run) => ended,
                 read = output.read() => return Err(failed(&read.err().map(|e| e.to_string()).unwrap_or_default())),
             };
-            let deleted = scope.delete_exec(&container.id, &id).await;
+            let deleted = delete(&scope, &container.id, &id).await;
+            if deleted.is_err() {
+                // containerd may be away: the command is ended when it is back.
+                tokio::spawn(self.clone().end_check(container.clone(), call.to_owned()));
+            }
             output.drain();
             let status = match ended {
                 Ok(ended) => ended.map_err(|e| failed(&e))?,
@@ -154,15 +158,22 @@ impl Attachments {
         }
     }
 
-    /// Ends a command that an earlier capsuled began.
-    pub(super) async fn end_check(&self, container: &ContainerKey, id: &str) {
-        let id = exec_id(id);
-        let ended = match self.containerd.namespace(&container.namespace) {
-            Ok(scope) => scope.delete_exec(&container.id, &id).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = ended {
-            tracing::warn!(%container, %error, "a command that was to prove the container well may still run");
+    /// Ends a command that nobody waits for any more, however long containerd is away.
+    pub(super) async fn end_check(self, container: ContainerKey, call: String) {
+        let id = exec_id(&call);
+        let scope = self.containerd.namespace(&container.namespace);
+        for _ in 0..TRIES {
+            let ended = match &scope {
+                Ok(scope) => delete(scope, &container.id, &id).await,
+                Err(error) => Err(error.to_string()),
+            };
+            match ended {
+                Ok(()) => break,
+                Err(error) => {
+                    tracing::warn!(%container, error, "a command that was to prove it well may still run")
+                }
+            }
+            sleep(RETRY).await;
         }
         match fs::remove_file(self.checks.folder.join(&id)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -172,6 +183,20 @@ impl Attachments {
         }
     }
 }
+
+/// Ends a command; why that is not known, if it takes too long.
+async fn delete(scope: &Scope, container: &str, id: &str) -> Result<(), String> {
+    match timeout(PATIENCE, scope.delete_exec(container, id)).await {
+        Ok(deleted) => deleted.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("it does not end in {} s", PATIENCE.as_secs())),
+    }
+}
+
+/// How long the end of a command may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often, and how many times, the end of one is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+const TRIES: usize = 60;
 
 async fn run(
     scope: &Scope,

@@ -2,7 +2,7 @@
 //!
 //! | store | holds | written |
 //! | --- | --- | --- |
-//! | live, in `/run` | intents, records, events | before an effect; after it, not waited for |
+//! | live, in `/run` | intents, records, events | before an effect, and after it before the call is answered |
 //! | kept, beside the snapshots | what is to be again after a reboot | before the call is answered |
 
 use futures::future::join;
@@ -47,17 +47,19 @@ impl Ledger {
         self.kept.write(removals(records)).await
     }
 
-    /// What a call has done, once it is kept.
-    pub(super) fn done(&self, mut changes: Vec<Change>, events: Vec<Event>) {
-        changes.extend(events.into_iter().map(|event| Change::Tell(Box::new(event))));
-        self.live.post(changes);
+    /// What a call has done, once it is kept. When this returns, no crash takes it for an intent any more.
+    pub(super) async fn done(&self, changes: Vec<Change>, events: Vec<Event>) {
+        if let Err(error) = self.live.write(with(changes, events)).await {
+            // It is done, and kept: the next start finds it by what the shim has.
+            tracing::error!(%error, "cannot write down that a call is done");
+        }
     }
 
     /// What was found, or undone, outside of a call that could be answered.
     pub(super) fn found(&self, changes: Vec<Change>, events: Vec<Event>) {
         let of_records = changes.iter().filter(|change| !matches!(change, Change::Tell(_)));
         self.kept.post(of_records.cloned().collect());
-        self.done(changes, events);
+        self.live.post(with(changes, events));
     }
 
     /// What becomes of records, and what is told of it.
@@ -71,6 +73,11 @@ impl Ledger {
         // A journal that has ended has nothing more to write.
         let _ended = join(self.live.write(Vec::new()), self.kept.write(Vec::new())).await;
     }
+}
+
+fn with(mut changes: Vec<Change>, events: Vec<Event>) -> Vec<Change> {
+    changes.extend(events.into_iter().map(|event| Change::Tell(Box::new(event))));
+    changes
 }
 
 /// What a call that is done tells of one of its intents.

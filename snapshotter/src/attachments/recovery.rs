@@ -96,7 +96,7 @@ impl Attachments {
             },
         };
         self.hold(container, &report.draining);
-        let before = std::mem::take(&mut *records);
+        let before = records.clone();
         *records = self.recovered(before, &report).await;
         drop(records);
         self.records.tidy(container);
@@ -125,6 +125,12 @@ impl Attachments {
         // One transaction: another crash finds the call as this one did, or nothing of it.
         self.ledger.became(&became, events);
         records.reverse();
+        // What was undone drains now, where somebody uses it.
+        if let (false, Some(container)) =
+            (undone.is_empty(), became.first().map(|(a, _)| a.container.clone()))
+        {
+            self.hold_draining(&container).await;
+        }
         let touched: Vec<Attachment> = became.into_iter().map(|(before, _)| before).collect();
         self.let_go(&records, &touched);
         records
@@ -160,8 +166,7 @@ impl Attachments {
         let trials: BTreeSet<String> = trials.map(|call| call.id.clone()).collect();
         let Some(container) = records.first().map(|a| a.container.clone()) else { return };
         for id in trials {
-            let (this, container) = (self.clone(), container.clone());
-            tokio::spawn(async move { this.end_check(&container, &id).await });
+            tokio::spawn(self.clone().end_check(container.clone(), id));
         }
     }
 
@@ -180,7 +185,7 @@ impl Attachments {
     }
 }
 
-fn seen<'a>(report: &'a Report, id: &str) -> Seen<'a> {
+pub(super) fn seen<'a>(report: &'a Report, id: &str) -> Seen<'a> {
     match report.mounted.iter().find(|mounted| mounted.id == id) {
         Some(mounted) if mounted.confirmed => Seen::Mounted(&mounted.digest),
         Some(_) => Seen::Unmounted,

@@ -77,9 +77,12 @@ impl Attachments {
     ///
     /// The event may be of an earlier task. Then a new one is there, which its shim answers for.
     pub async fn task_ended(&self, container: &ContainerKey) {
+        // Asked with the records locked: the next task may be given back what this one had.
+        let mut records = self.records.lock(container).await;
         match self.is_gone(container).await {
             Ok(true) => {}
             Ok(false) => {
+                drop(records);
                 self.settle(container).await;
                 return;
             }
@@ -88,7 +91,6 @@ impl Attachments {
                 return;
             }
         }
-        let mut records = self.records.lock(container).await;
         let before = std::mem::take(&mut *records);
         let wait = |a: Attachment| {
             let waiting = plan::plan_waiting(&a);

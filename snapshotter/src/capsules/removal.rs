@@ -162,12 +162,17 @@ impl Capsules {
         }
     }
 
-    /// Removes the image records of a version, those of its tags and signatures too, and waits until containerd has collected what only they
-    /// kept.
+    /// Removes the image records of a version, those of its tags and signatures too. With `collect`, containerd has collected what only they
+    /// kept when this returns. False, and nothing is removed, where the version has been published anew.
     ///
     /// # Errors
     /// containerd's: some may be gone then.
-    pub async fn remove_images(&self, one: &Published) -> Result<(), CapsuleError> {
+    pub async fn remove_images(&self, one: &Published, collect: bool) -> Result<bool, CapsuleError> {
+        // Nobody tags or signs it meanwhile.
+        let _names = self.names.lock().await;
+        if self.catalogue.version(&one.name, &one.version).is_none_or(|now| now.digest != one.digest) {
+            return Ok(false);
+        }
         let scope = self.containerd.namespace(&self.namespace)?;
         let mut images = self.catalogue.images_of(&one.name, &one.version);
         // Its signatures go last: a version that is still there is one that can be used.
@@ -180,9 +185,9 @@ impl Capsules {
             images.push(beside);
         }
         for (index, image) in images.iter().enumerate() {
-            scope.delete_image_as(image, index + 1 == images.len()).await?;
+            scope.delete_image_as(image, collect && index + 1 == images.len()).await?;
             self.refresh(image).await?;
         }
-        Ok(())
+        Ok(true)
     }
 }

@@ -225,6 +225,7 @@ impl DependencyProvider for Provider<'_> {
     ) -> Result<Option<Version>, Infallible> {
         let Package::Capsule(name) = package else { return Ok(ROOT.parse().ok()) };
         if self.is_movable(name)
+            && !self.is_wanted(name)
             && let Some(preferred) = self.preferred(name, range)
         {
             return Ok(Some(preferred.clone()));
@@ -445,6 +446,8 @@ mod tests {
             ),
             (&["app =3"], &["app@1", "lib@1.0", "lame@1"], &[], "other@2 app@3"),
             (&["lib >=1.0"], &["app@1", "lib@1.0"], &[], "lib@1.5"),
+            // Asked for as well as required.
+            (&["app =1", "lib >=1.0, <=1.5"], &["app@1", "lib@1.0"], &[], "lib@1.5"),
             // The newest, though older ones would leave more as it is.
             (&["app >=1, <=2"], &["app@1", "lib@1.0"], &[], "base@1 lib@2.5 extra@1 app@2"),
             (

@@ -86,7 +86,10 @@ fn needed(found: &[Found]) -> BTreeMap<usize, String> {
         for requirement in &found[index].requires {
             let meets =
                 |one: &Found| one.name == requirement.name && requirement.versions.contains(&one.version);
-            let Some(best) = found.iter().position(meets) else { continue };
+            // As they are resolved: a release before a pre-release.
+            let release = |one: &Found| meets(one) && !one.version.is_prerelease();
+            let best = found.iter().position(release).or_else(|| found.iter().position(meets));
+            let Some(best) = best else { continue };
             if seen.insert(best) {
                 needed.insert(best, by.clone());
                 pending.push(best);

@@ -81,11 +81,14 @@ impl Feed {
         let newest = self.newest.clone();
         let last = *newest.borrow();
         let position = after.unwrap_or(last);
+        // Nothing has happened since the node's start: what happened before that is gone.
+        if last == 0 && position > 0 {
+            return Err(FeedError::TooOld { after: position, last });
+        }
         if position > last {
             return Err(FeedError::TooNew { after: position, last });
         }
-        // With 0, all that are kept are asked for, from whichever on.
-        if position > 0 && events::read_after(&self.store, position, 1)?.is_none() {
+        if events::read_after(&self.store, position, 1)?.is_none() {
             return Err(FeedError::TooOld { after: position, last });
         }
         Ok(Watcher { store: self.store.clone(), newest, position, last })
@@ -118,10 +121,8 @@ impl Watcher {
     /// [`FeedError::TooOld`] where the follower was so slow that some are gone; the store's.
     pub async fn next(&mut self) -> Result<Vec<Event>, FeedError> {
         loop {
-            let events = match (self.position, events::read_after(&self.store, self.position, BATCH)?) {
-                (_, Some(events)) => events,
-                (0, None) => self.oldest()?,
-                (after, None) => return Err(FeedError::TooOld { after, last: *self.newest.borrow() }),
+            let Some(events) = events::read_after(&self.store, self.position, BATCH)? else {
+                return Err(FeedError::TooOld { after: self.position, last: *self.newest.borrow() });
             };
             if let Some(last) = events.last() {
                 self.position = last.sequence;
@@ -131,13 +132,6 @@ impl Watcher {
                 return Ok(Vec::new());
             }
         }
-    }
-
-    /// The first of all that are kept.
-    fn oldest(&self) -> Result<Vec<Event>, StoreError> {
-        let newest = *self.newest.borrow();
-        let first = newest.saturating_sub(events::KEPT);
-        Ok(events::read_after(&self.store, first, BATCH)?.unwrap_or_default())
     }
 }
 
@@ -207,6 +201,19 @@ mod tests {
         assert_eq!(versions(&mut feed.follow(Some(0)).unwrap(), 1).await[0], "10");
         let error = feed.follow(Some(first - 1)).unwrap_err();
         assert!(matches!(error, FeedError::TooOld { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_happened_before_a_reboot_is_not_taken_for_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("boot-2.redb")).unwrap();
+        let journal = Journal::start(store.clone()).unwrap();
+        let feed = journal.feed(store.clone());
+        let before = 1_700_000_000_000;
+        assert!(matches!(feed.follow(Some(before)), Err(FeedError::TooOld { last: 0, .. })));
+        journal.write(vec![event(1)]).await.unwrap();
+        assert!(matches!(feed.follow(Some(before)), Err(FeedError::TooOld { .. })));
+        assert_eq!(versions(&mut feed.follow(Some(0)).unwrap(), 1).await, ["1"]);
     }
 
     #[test]

@@ -10,7 +10,8 @@ use crate::events::Event;
 /// How many are kept.
 pub const KEPT: u64 = 10_000;
 
-/// The events after the one of number `after`, at most `limit` of them; `None` where some are no longer kept.
+/// The events after the one of number `after`, at most `limit` of them; `None` where some are no longer kept, or ended with a
+/// store before. After 0: all that are kept.
 ///
 /// # Errors
 /// The store's; [`StoreError::Damaged`] for one that does not read.
@@ -21,8 +22,8 @@ pub fn read_after(store: &Store, after: u64, limit: usize) -> Result<Option<Vec<
             Err(TableError::TableDoesNotExist(_)) => return Ok(Some(Vec::new())),
             opened => opened?,
         };
-        let (first, dropped) = (table.first()?.map(|(key, _)| key.value()), table.len()? >= KEPT);
-        if dropped && first.is_some_and(|first| after + 1 < first) {
+        let first = table.first()?.map(|(key, _)| key.value());
+        if after > 0 && first.is_some_and(|first| after + 1 < first) {
             return Ok(None);
         }
         let mut events = Vec::new();
