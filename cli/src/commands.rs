@@ -1,6 +1,8 @@
 //! One function per command: request, call, view, print.
 
 mod archives;
+mod events;
+mod prune;
 mod sign;
 mod tags;
 mod transfer;
@@ -19,9 +21,7 @@ use crate::base;
 use crate::client::Client;
 use crate::diff;
 use crate::error::Error;
-use crate::events;
 use crate::lock::Lock;
-use crate::prune;
 use crate::publish;
 use crate::request;
 use crate::text::{Attached, Detached, Listed, Text};

@@ -2,7 +2,7 @@
 //!
 //! The rooms, in the direction of flow: `args` (what was typed) and `declaration` (what a tree's `capsule.toml`
 //! says) → `request` (the wire, pure) → `client` and `archive` (effects) → `view` (our own values) → `text` (what is
-//! read). `commands`, `publish` (with `base`), `diff`, `prune` and `events` join them; `credentials` and `progress` are
+//! read). `commands`, `publish` (with `base`) and `diff` join them; `credentials` and `progress` are
 //! for transfers.
 //! Nothing here needs root by itself, enters a namespace or opens a database: capsuled does.
 
@@ -15,10 +15,8 @@ mod credentials;
 mod declaration;
 mod diff;
 mod error;
-mod events;
 mod lock;
 mod progress;
-mod prune;
 mod publish;
 mod request;
 mod table;

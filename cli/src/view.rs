@@ -163,7 +163,8 @@ impl Serialize for Time {
     }
 }
 
-fn filled(text: String) -> Option<String> {
+/// `None` for an empty text.
+pub fn filled(text: String) -> Option<String> {
     Some(text).filter(|t| !t.is_empty())
 }
 

@@ -54,6 +54,8 @@ pub struct Node {
     attachments: Attachments,
     stores: [Watch; 2],
     feed: Feed,
+    /// The last event that an earlier capsuled has written.
+    told: u64,
     /// Set when those who follow events are to be let go.
     closing: watch::Sender<bool>,
     containerd: Containerd,
@@ -72,6 +74,8 @@ impl Node {
         let recorded = attachments::take_over(&live, &kept)?;
         let journal = Journal::start(live.clone())?;
         let feed = journal.feed(live);
+        // What the start finds is told, too.
+        let told = feed.newest();
         let ledger = Ledger::new(journal.clone(), Journal::start(kept)?);
         let containerd = Containerd::new(&config.containerd.address);
         let (namespace, snapshotter) = (&config.containerd.namespace, &config.containerd.snapshotter);
@@ -85,7 +89,7 @@ impl Node {
         attachments.pin_recorded(&recorded);
         attachments.recover(recorded).await;
         let closing = watch::Sender::new(false);
-        Ok(Self { capsules, attachments, stores, feed, closing, containerd, config: config.clone() })
+        Ok(Self { capsules, attachments, stores, feed, told, closing, containerd, config: config.clone() })
     }
 
     /// Watches over the stores of the attachment records. They are closed when this, the routes and what runs in the
@@ -98,7 +102,7 @@ impl Node {
     pub fn follow_containerd(&self) {
         tokio::spawn(self.attachments.clone().watch());
         let namespace = self.config.containerd.namespace.clone();
-        tokio::spawn(self.feed.clone().publish(self.containerd.clone(), namespace));
+        tokio::spawn(self.feed.clone().publish(self.told, self.containerd.clone(), namespace));
         tokio::spawn(self.capsules.clone().keep_clean());
         let collector = self.collector();
         tokio::spawn(collector.collect(self.config.collect.clone(), self.config.root.clone()));

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::thread::{sleep, spawn};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use capsule_proto::containerd::services::leases::v1::leases_client::LeasesClient;
@@ -22,7 +22,7 @@ use tonic::{Request, Status};
 use super::capsulectl::{capsulectl, done, json, refused};
 use super::ctr::{Container, OURS, ctr};
 use super::sets::publish;
-use super::world::{CONTAINERD_SOCKET, World, send_logs};
+use super::world::{CONTAINERD_SOCKET, World, until, with_logs};
 use crate::event::Reporter;
 
 const SLEEP: [&str; 2] = ["/bin/sleep", "100000"];
@@ -30,11 +30,7 @@ const CONFIG: &str = "/etc/capsule/config.toml";
 
 /// Runs every case.
 pub fn run(reporter: &mut Reporter) -> Result<()> {
-    let outcome = cases(reporter);
-    if outcome.is_err() || !reporter.all_ok() {
-        send_logs(reporter);
-    }
-    outcome
+    with_logs(reporter, cases)
 }
 
 fn cases(reporter: &mut Reporter) -> Result<()> {
@@ -313,13 +309,4 @@ fn by_itself(world: &mut World) -> Result<String> {
     clear()?;
     ensure!(Path::new(CONFIG).exists(), "the configuration");
     Ok(String::new())
-}
-
-fn until(what: &str, is: impl Fn() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !is()? {
-        ensure!(Instant::now() < deadline, "20 s later: not {what}");
-        sleep(Duration::from_millis(50));
-    }
-    Ok(())
 }

@@ -10,7 +10,7 @@ use super::api::Api;
 use super::capsulectl::{build, done, json as capsulectl_json, ps, publish, refused, tzdata};
 use super::ctr::{Container, OURS};
 use super::readers::{Clock, Holder, Readers, VOLUMES, expect_seamless};
-use super::world::{World, send_logs};
+use super::world::{World, with_logs};
 use crate::event::Reporter;
 use crate::narrate::human;
 
@@ -24,11 +24,7 @@ const ID: &str = "shop";
 
 /// Runs the demo.
 pub fn run(reporter: &mut Reporter) -> Result<()> {
-    let outcome = tell(reporter);
-    if outcome.is_err() || !reporter.all_ok() {
-        send_logs(reporter);
-    }
-    outcome
+    with_logs(reporter, tell)
 }
 
 /// What the steps share.

@@ -10,18 +10,14 @@ use anyhow::{Context as _, Result, ensure};
 use super::capsulectl::{Seen, build, done, json, ps, publish, refused, tzdata};
 use super::ctr::{Container, OURS, REFERENCE, ctr, run as run_program};
 use super::readers::{SHARED, VOLUMES};
-use super::world::{World, send_logs};
+use super::world::{World, with_logs};
 use crate::event::Reporter;
 
 const SLEEP: [&str; 2] = ["/bin/sleep", "100000"];
 
 /// Runs every case.
 pub fn run(reporter: &mut Reporter) -> Result<()> {
-    let outcome = cases(reporter);
-    if outcome.is_err() || !reporter.all_ok() {
-        send_logs(reporter);
-    }
-    outcome
+    with_logs(reporter, cases)
 }
 
 fn cases(reporter: &mut Reporter) -> Result<()> {

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::ctr::{OURS, REFERENCE, SNAPSHOTTER, Stack, ctr};
 use super::images::same;
 use super::snapshots::{Mount, Mounted};
-use super::world::{World, send_logs};
+use super::world::{World, with_logs};
 use crate::event::Reporter;
 use crate::images::Image;
 use crate::trees::{Window, read};
@@ -93,11 +93,7 @@ const CASES: [Case; 2] = [
 
 /// Runs everything with both snapshotters, and with our runtime.
 pub fn run(reporter: &mut Reporter) -> Result<()> {
-    let outcome = compare(reporter);
-    if outcome.is_err() || !reporter.all_ok() {
-        send_logs(reporter);
-    }
-    outcome
+    with_logs(reporter, compare)
 }
 
 fn compare(reporter: &mut Reporter) -> Result<()> {

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use super::ctr::{REFERENCE, SNAPSHOTTER, Stack, ctr};
 use super::snapshots::{self, Mount, Mounted};
-use super::world::{World, send_logs};
+use super::world::{World, with_logs};
 use crate::event::Reporter;
 use crate::images::Image;
 use crate::trees::{Tree, Window, differences, read};
@@ -59,11 +59,7 @@ const CHANGES: &str = include_str!("changes.py");
 
 /// Compares all images, and runs programs on them with each stack.
 pub fn run(reporter: &mut Reporter, stacks: &[Stack]) -> Result<()> {
-    let outcome = compare(reporter, stacks);
-    if outcome.is_err() || !reporter.all_ok() {
-        send_logs(reporter);
-    }
-    outcome
+    with_logs(reporter, |reporter| compare(reporter, stacks))
 }
 
 fn compare(reporter: &mut Reporter, stacks: &[Stack]) -> Result<()> {

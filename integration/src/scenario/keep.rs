@@ -13,18 +13,14 @@ use serde_json::Value;
 use super::capsulectl::{done, json, refused};
 use super::ctr::{Container, OURS, ctr};
 use super::sets::{expect, publish};
-use super::world::{World, path, send_logs};
+use super::world::{World, path, with_logs};
 use crate::event::Reporter;
 
 const SLEEP: [&str; 2] = ["/bin/sleep", "100000"];
 
 /// Runs every case.
 pub fn run(reporter: &mut Reporter) -> Result<()> {
-    let outcome = cases(reporter);
-    if outcome.is_err() || !reporter.all_ok() {
-        send_logs(reporter);
-    }
-    outcome
+    with_logs(reporter, cases)
 }
 
 fn cases(reporter: &mut Reporter) -> Result<()> {

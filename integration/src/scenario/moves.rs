@@ -11,7 +11,7 @@ use super::capsulectl::{capsulectl, done, json, refused};
 use super::ctr::{Container, OURS};
 use super::reboot::{kill, shim_of};
 use super::sets::{expect, publish};
-use super::world::{World, send_logs};
+use super::world::{World, until, with_logs};
 use crate::event::Reporter;
 
 const SLEEP: [&str; 2] = ["/bin/sleep", "100000"];
@@ -22,11 +22,7 @@ const AFTER: [&str; 3] = ["app@2", "extra@1", "lib@2.0"];
 
 /// Runs every case.
 pub fn run(reporter: &mut Reporter) -> Result<()> {
-    let outcome = cases(reporter);
-    if outcome.is_err() || !reporter.all_ok() {
-        send_logs(reporter);
-    }
-    outcome
+    with_logs(reporter, cases)
 }
 
 fn cases(reporter: &mut Reporter) -> Result<()> {
@@ -232,13 +228,4 @@ fn no_check(shop: &Container) -> Result<()> {
 /// The command lines of the container's processes.
 fn processes(shop: &Container) -> Result<String> {
     shop.sh("ps", "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; echo; done 2>/dev/null")
-}
-
-fn until(what: &str, is: impl Fn() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !is()? {
-        ensure!(Instant::now() < deadline, "20 s later: not {what}");
-        sleep(Duration::from_millis(50));
-    }
-    Ok(())
 }

@@ -12,7 +12,7 @@ use capsule_proto::capsule::v1::BuildHeader;
 use super::api::Api;
 use super::capsulectl::json;
 use super::ctr::OURS;
-use super::world::{World, send_logs};
+use super::world::{World, with_logs};
 use crate::event::Reporter;
 
 const SLEEP: [&str; 2] = ["/bin/sleep", "100000"];
@@ -43,11 +43,7 @@ pub const QUICK: Plan = Plan { versions: 500, containers: 20, rounds: 200 };
 
 /// Runs the plan.
 pub fn run(reporter: &mut Reporter, plan: Plan) -> Result<()> {
-    let outcome = grow(reporter, plan);
-    if outcome.is_err() || !reporter.all_ok() {
-        send_logs(reporter);
-    }
-    outcome
+    with_logs(reporter, |reporter| grow(reporter, plan))
 }
 
 fn grow(reporter: &mut Reporter, plan: Plan) -> Result<()> {

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::capsulectl::{Seen, capsulectl, done, json, ps, refused};
 use super::ctr::{Container, OURS};
-use super::world::{World, send_logs};
+use super::world::{World, with_logs};
 use crate::event::Reporter;
 
 const SLEEP: [&str; 2] = ["/bin/sleep", "100000"];
@@ -16,11 +16,7 @@ const FILES: &str = "/tmp/sets";
 
 /// Runs every case.
 pub fn run(reporter: &mut Reporter) -> Result<()> {
-    let outcome = cases(reporter);
-    if outcome.is_err() || !reporter.all_ok() {
-        send_logs(reporter);
-    }
-    outcome
+    with_logs(reporter, cases)
 }
 
 fn cases(reporter: &mut Reporter) -> Result<()> {

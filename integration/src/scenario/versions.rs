@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::api::Api;
 use super::capsulectl::{capsulectl, done, json, refused};
 use super::ctr::{OURS, ctr};
-use super::world::{World, send_logs};
+use super::world::{World, with_logs};
 use super::{random_trees, sharing, storage};
 use crate::event::Reporter;
 use crate::images::Image;
@@ -23,11 +23,7 @@ const SLEEP: [&str; 2] = ["/bin/sleep", "100000"];
 
 /// Runs every case.
 pub fn run(reporter: &mut Reporter) -> Result<()> {
-    let outcome = cases(reporter);
-    if outcome.is_err() || !reporter.all_ok() {
-        send_logs(reporter);
-    }
-    outcome
+    with_logs(reporter, cases)
 }
 
 fn cases(reporter: &mut Reporter) -> Result<()> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::event::{Event, Reporter};
@@ -16,6 +16,8 @@ pub const CAPSULED_SOCKET: &str = "/run/capsule/capsuled.sock";
 /// Where containerd listens.
 pub const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 const LOGS: &str = "/logs";
+/// How long what follows a call may take.
+const SETTLED: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The configurations that users get, of which containerd's is merged into a private one.
@@ -169,19 +171,12 @@ impl World {
 
     /// Waits until containerd reaches the capsuled that was started last: it takes its time before it connects again.
     pub fn wait_for_snapshotter(&self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        let list = || {
+        until("its snapshotter reached by containerd", || {
             let mut ctr = Command::new("ctr");
             let ctr = ctr.args(["snapshots", "--snapshotter", "capsule", "ls"]).env("PATH", path());
-            ctr.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()
-        };
-        while !list().is_ok_and(|status| status.success()) {
-            if Instant::now() > deadline {
-                bail!("containerd does not reach its snapshotter after {PATIENCE:?}");
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
+            let status = ctr.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+            Ok(status.context("run ctr")?.success())
+        })
     }
 
     /// Starts what was killed and not started again: a failed scenario may have left it so.
@@ -269,6 +264,25 @@ pub fn path() -> &'static str {
 /// Where a daemon's output goes.
 pub fn log_of(name: &str) -> PathBuf {
     Path::new(LOGS).join(format!("{name}.log"))
+}
+
+/// Waits until it is so; an error of `is` is not waited out.
+pub fn until(what: &str, is: impl Fn() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + SETTLED;
+    while !is()? {
+        ensure!(Instant::now() < deadline, "{SETTLED:?} later: not {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// Runs a scenario; with the ends of the daemons' logs where it, or one of its cases, fails.
+pub fn with_logs(reporter: &mut Reporter, scenario: impl FnOnce(&mut Reporter) -> Result<()>) -> Result<()> {
+    let outcome = scenario(reporter);
+    if outcome.is_err() || !reporter.all_ok() {
+        send_logs(reporter);
+    }
+    outcome
 }
 
 /// Sends the ends of the daemons' logs outside, for whoever looks into a failure.

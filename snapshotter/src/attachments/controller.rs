@@ -86,9 +86,6 @@ impl Attachments {
             .map(|one| (one.target.clone(), format!("{}@{}", one.version.name, one.version.version)))
             .collect();
         plan::plan_free(&key, &existing, &taken)?;
-        self.marks
-            .set(&key)
-            .map_err(|source| AttachmentError::Mark { path: self.marks.path(&key), source })?;
 
         let mut intents = Vec::with_capacity(planned.len());
         for one in planned {
@@ -221,12 +218,13 @@ impl Attachments {
         all.filter(|a| a.current.digest.as_str() == digest).collect()
     }
 
-    /// Pins the version's directories and writes down what is to be attached, in memory.
+    /// Marks the container, pins the version's directories and writes down what is to be attached, in memory.
     pub(super) async fn intend(
         &self,
         key: &ContainerKey,
         planned: Planned,
     ) -> Result<Attachment, AttachmentError> {
+        self.marks.set(key).map_err(|source| AttachmentError::Mark { path: self.marks.path(key), source })?;
         let Planned { version, target, mode, named, .. } = planned;
         let mut intent = Attachment {
             id: fresh_id(),

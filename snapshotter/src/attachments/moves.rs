@@ -44,6 +44,15 @@ pub enum Outcome {
     Planned(Vec<Planned>),
 }
 
+/// Where a move leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// To versions that are published.
+    On,
+    /// To those before, where that is what will do.
+    Back,
+}
+
 /// One step of a move, before anything is pinned.
 #[derive(Debug, Clone)]
 enum Step {
@@ -75,7 +84,7 @@ impl Attachments {
         let wanted: Vec<_> = moves.iter().map(|m| (m.capsule.clone(), m.version.clone())).collect();
         let has = Has { present: present(&existing), ..Has::default() };
         let answer = self.capsules.resolve_upgrade(&wanted, has).await?;
-        let steps = self.plan_moves(&key, &existing, &chosen, answer).await?;
+        let steps = self.plan_moves(&key, &existing, &chosen, answer, Way::On).await?;
         if dry_run {
             return Ok(Outcome::Planned(steps.into_iter().map(show).collect::<Result<_, _>>()?));
         }
@@ -113,7 +122,7 @@ impl Attachments {
             let wanted: Vec<_> = wanted.into_iter().collect();
             let has = Has { present: present(&existing), earlier: earlier(&existing) };
             let answer = self.capsules.resolve_back(&wanted, has)?;
-            self.plan_moves(&key, &existing, &chosen, answer).await?.into_iter().map(backwards).collect()
+            self.plan_moves(&key, &existing, &chosen, answer, Way::Back).await?
         };
         let intents = self.intents(&key, &existing, steps).await?;
         let before = existing.clone();
@@ -128,6 +137,7 @@ impl Attachments {
         existing: &[Attachment],
         chosen: &[Attachment],
         answer: Vec<Chosen>,
+        way: Way,
     ) -> Result<Vec<Step>, AttachmentError> {
         let mut steps = Vec::new();
         for one in answer {
@@ -138,29 +148,29 @@ impl Attachments {
             let of_it = if is_asked { chosen } else { existing };
             let of_it: Vec<&Attachment> = of_it.iter().filter(|a| a.capsule == one.name).collect();
             refuse_waiting(key, &of_it)?;
-            let previous = |a: &&Attachment| a.history.last().is_some_and(|c| c.version == one.version);
-            if !of_it.is_empty() && of_it.iter().all(previous) && !self.is_published(&one) {
-                steps.extend(of_it.into_iter().map(|a| Step::Back(Box::new(a.clone()))));
+            // What an attachment goes back to is on record: nobody is asked for it.
+            let leads_back = |a: &&Attachment| {
+                way == Way::Back && a.history.last().is_some_and(|content| content.version == one.version)
+            };
+            let is_new = of_it.is_empty();
+            let (back, on): (Vec<_>, Vec<_>) = of_it.into_iter().partition(leads_back);
+            steps.extend(back.into_iter().map(|a| Step::Back(Box::new(a.clone()))));
+            if on.is_empty() && !is_new {
                 continue;
             }
             let version = self.capsules.resolve(&one.name, Some(&one.version)).await?;
-            if of_it.is_empty() {
-                let member = Member { version, present: false, required_by: one.required_by };
-                steps.push(Step::New(Box::new(place_required(member, existing)?)));
-                continue;
-            }
             let to = |a: &Attachment| {
                 Step::To(Box::new(a.clone()), Box::new(version.clone()), one.required_by.clone())
             };
-            steps.extend(of_it.into_iter().map(to));
+            steps.extend(on.into_iter().map(to));
+            if is_new {
+                let member = Member { version, present: false, required_by: one.required_by };
+                steps.push(Step::New(Box::new(place_required(member, existing)?)));
+            }
         }
         let places: Vec<(ContainerPath, String)> = steps.iter().filter_map(place).collect();
         plan::plan_free(key, existing, &places)?;
         Ok(steps)
-    }
-
-    fn is_published(&self, one: &Chosen) -> bool {
-        self.capsules.catalogue().find(&one.name, Some(&one.version)).is_ok()
     }
 
     /// Pins what the steps need, and writes down what is to be done, in memory.
@@ -198,12 +208,7 @@ impl Attachments {
     ) -> Result<Option<Attachment>, AttachmentError> {
         match step {
             Step::Back(attachment) => plan::plan_rollback(&attachment, SystemTime::now()).map(Some),
-            Step::New(planned) => {
-                self.marks
-                    .set(key)
-                    .map_err(|source| AttachmentError::Mark { path: self.marks.path(key), source })?;
-                self.intend(key, *planned).await.map(Some)
-            }
+            Step::New(planned) => self.intend(key, *planned).await.map(Some),
             Step::To(attachment, to, _) => {
                 let layers = match self.capsules.pin(&to, &attachment.pin_owner()).await {
                     Ok(layers) => layers,
@@ -260,14 +265,6 @@ fn earlier(existing: &[Attachment]) -> BTreeMap<CapsuleName, Vec<Version>> {
     earlier
 }
 
-/// A step of a rollback: back, where that is where it leads.
-fn backwards(step: Step) -> Step {
-    match step {
-        Step::To(a, to, _) if a.history.last().is_some_and(|c| c.version == to.version) => Step::Back(a),
-        other => other,
-    }
-}
-
 /// The place that a step takes, and for what.
 fn place(step: &Step) -> Option<(ContainerPath, String)> {
     match step {
@@ -289,6 +286,7 @@ fn show(step: Step) -> Result<Planned, AttachmentError> {
             from: Some(attachment.current.version.clone()),
             version: *version,
         }),
+        // Of rollbacks alone, which have no plan to show.
         Step::Back(attachment) => Err(AttachmentError::NoHistory {
             container: attachment.container.clone(),
             capsule: attachment.capsule.clone(),

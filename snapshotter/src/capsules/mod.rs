@@ -9,10 +9,12 @@ mod conflict;
 pub mod declared;
 mod error;
 mod held;
+mod leases;
 pub mod model;
 mod moving;
 pub mod oci;
 mod origin;
+mod policy;
 mod publish;
 mod removal;
 pub mod requirement;
@@ -33,7 +35,6 @@ use tokio::sync::Mutex;
 use self::model::{CapsuleName, Digest, Version};
 use crate::{containerd::Containerd, snapshots::Snapshots, store::attachments::Journal};
 
-use self::removal::{Leaving, LiveLeases};
 pub use self::{
     catalogue::{Catalogue, Published, Resolved},
     claim::Naming,
@@ -43,9 +44,11 @@ pub use self::{
     moving::{Arrived, MoveError, Trouble},
     oci::Declaration,
     origin::{BaseRef, ImageRef, Origin},
-    signing::{Policy, PolicyError, SignError, Signature},
+    policy::{Policy, PolicyError},
+    signing::{SignError, Signature},
     tags::TagError,
 };
+use self::{leases::LiveLeases, removal::Leaving};
 
 /// Capsules of this node: cheap to clone.
 #[derive(Clone)]

@@ -52,7 +52,7 @@ impl Capsules {
 
     /// Unpacks the layers, and lets the image refer to what it is unpacked to: so do containerd's clients, and without that its
     /// garbage collector takes the snapshots when the lease has ended.
-    async fn unpack_to_stay(&self, scope: &Scope, image: &Image) -> Result<(), CapsuleError> {
+    pub(super) async fn unpack_to_stay(&self, scope: &Scope, image: &Image) -> Result<(), CapsuleError> {
         self.unpack(scope, image).await?;
         Ok(scope.label_blob(image.config.digest.as_str(), self.snapshot_label(image)).await?)
     }

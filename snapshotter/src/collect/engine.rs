@@ -90,15 +90,19 @@ impl Collector {
         }
         judged.retain(|one| names.is_empty() || names.contains(&one.published.name));
         if !dry_run {
-            let last = judged.iter().rposition(|one| one.verdict == Verdict::Remove);
-            for (index, one) in judged.iter_mut().enumerate() {
+            let mut removed = false;
+            for one in &mut judged {
                 if one.verdict != Verdict::Remove {
                     continue;
                 }
-                // One collection for all of them.
-                if let Some(reason) = self.take_away(&one.published, Some(index) == last).await? {
-                    one.verdict = Verdict::Keep(reason);
+                match self.take_away(&one.published).await? {
+                    Some(reason) => one.verdict = Verdict::Keep(reason),
+                    None => removed = true,
                 }
+            }
+            // One collection for all of them.
+            if removed {
+                self.capsules.collect_garbage().await?;
             }
         }
         Ok(judged)
@@ -121,9 +125,12 @@ impl Collector {
         };
         match std::mem::replace(&mut one.verdict, Verdict::Remove) {
             Verdict::Keep(reason) => Err(needed(reason)),
-            Verdict::Remove => match self.take_away(&one.published, true).await? {
+            Verdict::Remove => match self.take_away(&one.published).await? {
                 Some(reason) => Err(needed(reason)),
-                None => Ok(one),
+                None => {
+                    self.capsules.collect_garbage().await?;
+                    Ok(one)
+                }
             },
         }
     }
@@ -139,9 +146,12 @@ impl Collector {
             if gone >= bytes {
                 break;
             }
-            if self.take_away(&one.published, false).await?.is_none() {
+            if self.take_away(&one.published).await?.is_none() {
                 (removed, gone) = (removed + 1, gone + one.size());
             }
+        }
+        if removed > 0 {
+            self.capsules.collect_garbage().await?;
         }
         Ok((removed, gone))
     }
@@ -195,14 +205,14 @@ impl Collector {
         Ok(images.filter(is).map(|image| image.name).collect())
     }
 
-    /// Removes a version's image records; waits for a collection of containerd if `collect` is set. Why it stays, if somebody uses it by now.
-    async fn take_away(&self, one: &Published, collect: bool) -> Result<Option<String>, CollectError> {
+    /// Removes a version's image records. Why it stays, if somebody uses it by now.
+    async fn take_away(&self, one: &Published) -> Result<Option<String>, CollectError> {
         let leaving = self.capsules.leave(&one.digest);
         let user = self.attachments.holders().remove(&one.digest).or_else(|| self.pinned_by(one));
         if let Some(user) = user {
             return Ok(Some(format!("in use: {user}")));
         }
-        let removed = self.capsules.remove_images(one, collect).await?;
+        let removed = self.capsules.remove_images(one).await?;
         drop(leaving);
         Ok((!removed).then(|| "it is another by now".to_owned()))
     }

@@ -73,15 +73,7 @@ impl Scope {
     /// Deletes an image record; one that is not there is a success. What only it held goes with containerd's next
     /// garbage collection.
     pub async fn delete_image(&self, name: &str) -> Result<(), ContainerdError> {
-        self.delete_image_as(name, false).await
-    }
-
-    /// The same; waits for a garbage collection if `sync` is set.
-    ///
-    /// # Errors
-    /// containerd's.
-    pub async fn delete_image_as(&self, name: &str, sync: bool) -> Result<(), ContainerdError> {
-        let request = DeleteImageRequest { name: name.to_owned(), sync, ..Default::default() };
+        let request = DeleteImageRequest { name: name.to_owned(), ..Default::default() };
         match ImagesClient::new(self.channel()).delete(self.request(request)).await {
             Ok(_) => Ok(()),
             Err(status) if status.code() == tonic::Code::NotFound => Ok(()),

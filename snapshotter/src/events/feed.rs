@@ -73,13 +73,17 @@ impl Feed {
         Self { store, newest }
     }
 
+    /// The number of the newest event; 0 where there is none.
+    pub fn newest(&self) -> u64 {
+        *self.newest.borrow()
+    }
+
     /// Begins to follow: after the event of number `after`, or with the next one.
     ///
     /// # Errors
     /// [`FeedError::TooOld`], [`FeedError::TooNew`], the store's.
-    pub fn follow(&self, after: Option<u64>) -> Result<Watcher, FeedError> {
-        let newest = self.newest.clone();
-        let last = *newest.borrow();
+    pub async fn follow(&self, after: Option<u64>) -> Result<Watcher, FeedError> {
+        let (newest, last) = (self.newest.clone(), self.newest());
         let position = after.unwrap_or(last);
         // Nothing has happened since the node's start: what happened before that is gone.
         if last == 0 && position > 0 {
@@ -88,7 +92,7 @@ impl Feed {
         if position > last {
             return Err(FeedError::TooNew { after: position, last });
         }
-        if events::read_after(&self.store, position, 1)?.is_none() {
+        if read_after(&self.store, position, 1).await?.is_none() {
             return Err(FeedError::TooOld { after: position, last });
         }
         Ok(Watcher { store: self.store.clone(), newest, position, last })
@@ -121,7 +125,7 @@ impl Watcher {
     /// [`FeedError::TooOld`] where the follower was so slow that some are gone; the store's.
     pub async fn next(&mut self) -> Result<Vec<Event>, FeedError> {
         loop {
-            let Some(events) = events::read_after(&self.store, self.position, BATCH)? else {
+            let Some(events) = read_after(&self.store, self.position, BATCH).await? else {
                 return Err(FeedError::TooOld { after: self.position, last: *self.newest.borrow() });
             };
             if let Some(last) = events.last() {
@@ -133,6 +137,13 @@ impl Watcher {
             }
         }
     }
+}
+
+/// The store blocks.
+async fn read_after(store: &Store, after: u64, limit: usize) -> Result<Option<Vec<Event>>, StoreError> {
+    let store = store.clone();
+    let read = tokio::task::spawn_blocking(move || events::read_after(&store, after, limit));
+    read.await.map_err(|_| StoreError::Closed)?
 }
 
 #[cfg(test)]
@@ -165,24 +176,24 @@ mod tests {
         let store = Store::open(&path).unwrap();
         let journal = Journal::start(store.clone()).unwrap();
         let feed = journal.feed(store.clone());
-        let mut new = feed.follow(None).unwrap();
+        let mut new = feed.follow(None).await.unwrap();
         journal.write(vec![event(1), event(2)]).await.unwrap();
         assert_eq!(versions(&mut new, 2).await, ["1", "2"]);
         let two = new.position();
         assert!(two > 1_700_000_000_000, "{two}");
         journal.post(vec![event(3)]);
         assert_eq!(versions(&mut new, 1).await, ["3"]);
-        let mut again = feed.follow(Some(two - 1)).unwrap();
+        let mut again = feed.follow(Some(two - 1)).await.unwrap();
         assert!(!again.has_caught_up());
         assert_eq!(versions(&mut again, 2).await, ["2", "3"]);
         assert!(again.has_caught_up());
-        assert_eq!(versions(&mut feed.follow(Some(0)).unwrap(), 3).await, ["1", "2", "3"]);
-        assert!(matches!(feed.follow(Some(two + 2)), Err(FeedError::TooNew { .. })));
+        assert_eq!(versions(&mut feed.follow(Some(0)).await.unwrap(), 3).await, ["1", "2", "3"]);
+        assert!(matches!(feed.follow(Some(two + 2)).await, Err(FeedError::TooNew { .. })));
         // After a restart the numbers go on.
         drop((journal, feed, new, again));
         let journal = Journal::start(store.clone()).unwrap();
         journal.write(vec![event(4)]).await.unwrap();
-        let mut all = journal.feed(store.clone()).follow(Some(two)).unwrap();
+        let mut all = journal.feed(store.clone()).follow(Some(two)).await.unwrap();
         assert_eq!(versions(&mut all, 2).await, ["3", "4"]);
         assert_eq!(all.position(), two + 2);
     }
@@ -195,11 +206,11 @@ mod tests {
         let feed = journal.feed(store.clone());
         let kept = usize::try_from(events::KEPT).unwrap();
         journal.write((0..kept + 10).map(event).collect()).await.unwrap();
-        let last = feed.follow(None).unwrap().position();
+        let last = feed.follow(None).await.unwrap().position();
         let first = last - events::KEPT;
-        assert_eq!(versions(&mut feed.follow(Some(first)).unwrap(), 1).await[0], "10");
-        assert_eq!(versions(&mut feed.follow(Some(0)).unwrap(), 1).await[0], "10");
-        let error = feed.follow(Some(first - 1)).unwrap_err();
+        assert_eq!(versions(&mut feed.follow(Some(first)).await.unwrap(), 1).await[0], "10");
+        assert_eq!(versions(&mut feed.follow(Some(0)).await.unwrap(), 1).await[0], "10");
+        let error = feed.follow(Some(first - 1)).await.unwrap_err();
         assert!(matches!(error, FeedError::TooOld { .. }), "{error}");
     }
 
@@ -210,10 +221,10 @@ mod tests {
         let journal = Journal::start(store.clone()).unwrap();
         let feed = journal.feed(store.clone());
         let before = 1_700_000_000_000;
-        assert!(matches!(feed.follow(Some(before)), Err(FeedError::TooOld { last: 0, .. })));
+        assert!(matches!(feed.follow(Some(before)).await, Err(FeedError::TooOld { last: 0, .. })));
         journal.write(vec![event(1)]).await.unwrap();
-        assert!(matches!(feed.follow(Some(before)), Err(FeedError::TooOld { .. })));
-        assert_eq!(versions(&mut feed.follow(Some(0)).unwrap(), 1).await, ["1"]);
+        assert!(matches!(feed.follow(Some(before)).await, Err(FeedError::TooOld { .. })));
+        assert_eq!(versions(&mut feed.follow(Some(0)).await.unwrap(), 1).await, ["1"]);
     }
 
     #[test]

@@ -16,10 +16,13 @@ use crate::containerd::{Containerd, ContainerdError};
 const RETRY: Duration = Duration::from_secs(1);
 
 impl Feed {
-    /// Publishes each event from now on, in the namespace of its container or in that of capsules. Ends with the daemon.
-    pub async fn publish(self, containerd: Containerd, namespace: String) {
+    /// Publishes each event after the one of number `after`, in the namespace of its container or in that of capsules. Ends
+    /// with the daemon.
+    pub async fn publish(self, after: u64, containerd: Containerd, namespace: String) {
+        let mut after = Some(after);
         loop {
-            let followed = match self.follow(None) {
+            // After an error, with the next event: what cannot be read is not told.
+            let followed = match self.follow(after.take()).await {
                 Ok(watcher) => pass_on(watcher, &containerd, &namespace).await,
                 Err(error) => Err(error),
             };
@@ -40,6 +43,11 @@ async fn pass_on(mut watcher: Watcher, containerd: &Containerd, namespace: &str)
         }
         for event in &events {
             while let Err(error) = publish(containerd, namespace, event).await {
+                // What it refuses it would refuse again, and those behind it must not wait for that.
+                if !matches!(error, ContainerdError::Unreachable { .. }) {
+                    tracing::warn!(%error, sequence = event.sequence, "an event is not told to containerd");
+                    break;
+                }
                 tracing::debug!(%error, "cannot tell containerd of an event");
                 tokio::time::sleep(RETRY).await;
             }

@@ -1,13 +1,11 @@
 //! `capsule.v1.Attachments`: capsules in live containers.
 
-use std::future::Future;
-
 use capsule_proto::capsule::v1 as wire;
 use tonic::{Request, Response, Status};
 
-use super::convert;
+use super::{convert, to_the_end};
 use crate::{
-    attachments::{AttachmentError, Attachments, Moved, Outcome},
+    attachments::{Attachments, Moved, Outcome},
     capsules::model::Version,
 };
 
@@ -22,13 +20,6 @@ impl AttachmentsService {
     pub fn new(engine: Attachments) -> Self {
         Self { engine }
     }
-}
-
-/// Runs a call to its end even if the caller goes away in the middle.
-async fn to_the_end<T: Send + 'static>(
-    call: impl Future<Output = Result<T, AttachmentError>> + Send + 'static,
-) -> Result<T, Status> {
-    Ok(tokio::spawn(call).await.map_err(|e| Status::internal(e.to_string()))??)
 }
 
 fn moved(moved: &[Moved]) -> (Vec<wire::Attachment>, Vec<String>) {

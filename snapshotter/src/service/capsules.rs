@@ -4,10 +4,10 @@ use capsule_proto::capsule::v1 as wire;
 use futures::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::convert;
+use super::{convert, to_the_end};
 use crate::{
     attachments::Attachments,
-    capsules::{BaseRef, Capsules, Declaration, Declared, ImageRef, Origin, Published},
+    capsules::{BaseRef, CapsuleError, Capsules, Declaration, Declared, ImageRef, Origin, Published},
 };
 
 /// The service.
@@ -65,15 +65,15 @@ impl wire::capsules_server::Capsules for CapsulesService {
         self.capsules.check_tags(&declaration.name, &declaration.version, &tags).await?;
         let origin = origin(header.base, header.image, pieces(parts))?;
         let this = self.clone();
-        // Of its own, so that a caller who goes away ends the stream and not the clean-up.
-        let published = tokio::spawn(async move {
+        // A caller who goes away ends the stream, and so the call.
+        let published = to_the_end(async move {
             let (published, existed) = this.capsules.publish(declaration, origin).await?;
             if tags.is_empty() {
-                return Ok((published, existed));
+                return Ok::<_, CapsuleError>((published, existed));
             }
             this.capsules.tag(&published.name, Some(&published.version), &tags).await.map(|p| (p, existed))
         });
-        let (published, existed) = published.await.map_err(|e| Status::internal(e.to_string()))??;
+        let (published, existed) = published.await?;
         let version = Some(self.describe(&published).await?);
         Ok(Response::new(wire::BuildResponse { version, existed }))
     }

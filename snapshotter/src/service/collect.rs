@@ -5,7 +5,7 @@ use std::time::Duration;
 use capsule_proto::capsule::v1 as wire;
 use tonic::{Request, Response, Status};
 
-use super::{convert, error_line};
+use super::{convert, error_line, to_the_end};
 use crate::collect::{CollectError, Collector, Judged, Rules, Verdict};
 
 /// The service.
@@ -54,13 +54,6 @@ impl wire::collector_server::Collector for CollectorService {
         let removed = to_the_end(async move { engine.remove(&name, &version).await }).await?;
         Ok(Response::new(wire::RemoveResponse { removed: Some(wire_judged(&removed)) }))
     }
-}
-
-/// Runs a call to its end even if the caller goes away in the middle.
-async fn to_the_end<T: Send + 'static>(
-    call: impl Future<Output = Result<T, CollectError>> + Send + 'static,
-) -> Result<T, Status> {
-    Ok(tokio::spawn(call).await.map_err(|e| Status::internal(e.to_string()))??)
 }
 
 fn wire_judged(one: &Judged) -> wire::Judged {

@@ -38,7 +38,7 @@ impl wire::events_server::Events for EventsService {
             namespace: request.namespace,
             capsule: capsule.transpose()?,
         };
-        let watcher = self.feed.follow(request.after)?;
+        let watcher = self.feed.follow(request.after).await?;
         let begins = wire::WatchResponse { event: None, sequence: watcher.position() };
         let following = Following { watcher, filter, no_follow: request.no_follow };
         let answers = stream::iter([Ok(begins)]).chain(stream::unfold(Some(following), next).flatten());

@@ -29,6 +29,17 @@ pub use self::{
 
 use std::error::Error;
 
+use tonic::Status;
+
+/// Runs a call in a task of its own: to its end, with all that it has to clear up, also if the caller goes away in the middle.
+async fn to_the_end<T, E>(call: impl Future<Output = Result<T, E>> + Send + 'static) -> Result<T, Status>
+where
+    T: Send + 'static,
+    E: Into<Status> + Send + 'static,
+{
+    tokio::spawn(call).await.map_err(|e| Status::internal(e.to_string()))?.map_err(Into::into)
+}
+
 /// An error and its sources in one line, as a status message has them.
 fn error_line(error: &dyn Error) -> String {
     let mut line = error.to_string();

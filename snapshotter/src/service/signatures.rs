@@ -3,7 +3,7 @@
 use capsule_proto::capsule::v1 as wire;
 use tonic::{Request, Response, Status};
 
-use super::{CapsulesService, convert};
+use super::{CapsulesService, convert, to_the_end};
 use crate::capsules::{Capsules, Published, Signature};
 
 /// The service.
@@ -45,12 +45,11 @@ impl wire::signatures_server::Signatures for SignaturesService {
         let signature = signature.ok_or_else(|| convert::malformed("a signature"))?;
         let signature = Signature::new(signature.payload, signature.signature);
         let capsules = self.capsules.clone();
-        // Of its own, so that a caller who goes away leaves no lease.
-        let signed = tokio::spawn(async move {
+        let signed = to_the_end(async move {
             let signed = capsules.sign(&name, version.as_ref(), signature).await?;
             capsules.signed(&signed.name, Some(&signed.version)).await
         });
-        let signed = signed.await.map_err(|e| Status::internal(e.to_string()))??;
+        let signed = signed.await?;
         let (version, signatures) = self.answer(signed).await?;
         Ok(Response::new(wire::SignResponse { version, signatures }))
     }

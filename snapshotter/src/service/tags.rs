@@ -3,7 +3,7 @@
 use capsule_proto::capsule::v1 as wire;
 use tonic::{Request, Response, Status};
 
-use super::{CapsulesService, convert};
+use super::{CapsulesService, convert, to_the_end};
 use crate::capsules::Capsules;
 
 /// The service.
@@ -31,9 +31,7 @@ impl wire::tags_server::Tags for TagsService {
             return Err(convert::malformed("a tag"));
         }
         let capsules = self.capsules.clone();
-        // Of its own: all of the tags or none, also when the caller goes away.
-        let tagged = tokio::spawn(async move { capsules.tag(&name, version.as_ref(), &tags).await });
-        let tagged = tagged.await.map_err(|e| Status::internal(e.to_string()))??;
+        let tagged = to_the_end(async move { capsules.tag(&name, version.as_ref(), &tags).await }).await?;
         let version = Some(self.describing.describe(&tagged).await?);
         Ok(Response::new(wire::TagResponse { version }))
     }
@@ -45,7 +43,8 @@ impl wire::tags_server::Tags for TagsService {
         let request = request.into_inner();
         let name = convert::parse_name(&request.name)?;
         let tag = request.tag.parse().map_err(convert::from_model)?;
-        let version = match self.capsules.untag(&name, &tag).await? {
+        let capsules = self.capsules.clone();
+        let version = match to_the_end(async move { capsules.untag(&name, &tag).await }).await? {
             Some(published) => Some(self.describing.describe(&published).await?),
             None => None,
         };

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{CapsulesService, convert};
+use super::{CapsulesService, convert, to_the_end};
 use crate::{
     capsules::{Arrived, Capsules},
     containerd::{Credential, Listener, Moved},
@@ -144,10 +144,9 @@ impl wire::transfers_server::Transfers for TransfersService {
         &self,
         request: Request<Streaming<wire::LoadRequest>>,
     ) -> Result<Response<wire::LoadResponse>, Status> {
-        let (this, parts) = (self.clone(), request.into_inner());
-        // Of its own, so that a caller who goes away ends the stream and not the clean-up.
-        let loaded = tokio::spawn(async move { this.capsules.load(pieces(parts)).await });
-        let loaded = loaded.await.map_err(|e| Status::internal(e.to_string()))??;
+        let (capsules, parts) = (self.capsules.clone(), request.into_inner());
+        // A caller who goes away ends the stream, and so the call.
+        let loaded = to_the_end(async move { capsules.load(pieces(parts)).await }).await?;
         let mut arrived = Vec::with_capacity(loaded.len());
         for one in loaded {
             arrived.push(self.arrived(one).await?);
@@ -164,9 +163,8 @@ impl wire::transfers_server::Transfers for TransfersService {
             return Err(convert::malformed("an image or its namespace"));
         }
         let naming = convert::parse_naming(r#as)?;
-        let this = self.clone();
-        let imported = tokio::spawn(async move { this.capsules.import(&image, &namespace, &naming).await });
-        let imported = imported.await.map_err(|e| Status::internal(e.to_string()))??;
+        let capsules = self.capsules.clone();
+        let imported = to_the_end(async move { capsules.import(&image, &namespace, &naming).await }).await?;
         Ok(Response::new(wire::ImportResponse { arrived: Some(self.arrived(imported).await?) }))
     }
 }

@@ -16,7 +16,7 @@ use super::capsulectl::capsulectl;
 use super::ctr::{Container, OURS, Output, ctr};
 use super::reboot::{kill, shim_of};
 use super::sets::publish;
-use super::world::{World, send_logs};
+use super::world::{World, with_logs};
 use crate::event::Reporter;
 use crate::power::random::Random;
 
@@ -41,11 +41,7 @@ enum Victim {
 
 /// Runs `rounds` of a hundred operations, from `seed`.
 pub fn run(reporter: &mut Reporter, seed: u64, rounds: usize) -> Result<()> {
-    let outcome = rounds_of(reporter, seed, rounds);
-    if outcome.is_err() || !reporter.all_ok() {
-        send_logs(reporter);
-    }
-    outcome
+    with_logs(reporter, |reporter| rounds_of(reporter, seed, rounds))
 }
 
 fn rounds_of(reporter: &mut Reporter, seed: u64, rounds: usize) -> Result<()> {

@@ -25,7 +25,7 @@ use anyhow::{Context as _, Result};
 
 use super::capsulectl::done;
 use super::ctr::OURS;
-use super::world::{World, send_logs};
+use super::world::{World, with_logs};
 use crate::event::Reporter;
 
 const SLEEP: [&str; 2] = ["/bin/sleep", "100000"];
@@ -34,11 +34,7 @@ const FILES: &str = "/tmp/registry";
 
 /// Runs every case; with `old`, those that containerd 1.7 has.
 pub fn run(reporter: &mut Reporter, old: bool) -> Result<()> {
-    let outcome = cases(reporter, old);
-    if outcome.is_err() || !reporter.all_ok() {
-        send_logs(reporter);
-    }
-    outcome
+    with_logs(reporter, |reporter| cases(reporter, old))
 }
 
 fn cases(reporter: &mut Reporter, old: bool) -> Result<()> {

@@ -49,6 +49,18 @@ async fn what_a_new_version_requires_moves_with_it_and_back() {
 }
 
 #[tokio::test]
+async fn what_can_be_gone_back_to_need_not_be_read_again() {
+    let mut node = TestNode::start_listed().await;
+    node.attach(&["tzdata@1"]).await.unwrap();
+    node.upgrade(&["tzdata"]).await.unwrap();
+    // Its manifest is gone, and its record in containerd is not.
+    node.published[0].image = Err("its manifest is gone".to_owned());
+    node.list();
+    assert_eq!(node.rollback(&["tzdata"]).await.unwrap(), ["tzdata 2 1"]);
+    assert_eq!(node.shim.mounted(), ["tzdata@1"]);
+}
+
+#[tokio::test]
 async fn a_set_that_fails_in_the_middle_moves_back() {
     let node = TestNode::start_listed().await;
     node.attach(&["app@1"]).await.unwrap();

@@ -11,7 +11,7 @@ use crate::{
         claim::{Arriving, Naming, is_aside, read_arriving},
         model::{CapsuleName, Digest, Version},
         oci::{self, OciError},
-        signing::{read_signatures, signature_image, signature_tag},
+        signing::{read_signatures, signature_tag},
     },
     containerd::{ContainerdError, ImageRecord, Scope},
 };
@@ -43,11 +43,7 @@ impl Capsules {
                 return Err(self.incomplete(name, &found.version, missing));
             }
             images.push(self.catalogue().find(name, Some(&found.version))?.image_name);
-            if let Some(signatures) = signature_image(name, &found.digest)
-                && scope.image(&signatures).await?.is_some()
-            {
-                images.push(signatures);
-            }
+            images.extend(self.beside(&scope, name, &found.digest).await?.map(|record| record.name));
             let tag = version.as_ref().and_then(|tag| self.catalogue().tag(name, tag));
             images.extend(tag.filter(|tag| tag.version == found.version).map(|tag| tag.image_name));
         }

@@ -10,7 +10,6 @@ use crate::{
         claim::Arriving,
         oci,
         tags::{self, Undo},
-        unpack::top_chain,
     },
     containerd::{ImageRecord, Scope},
 };
@@ -44,10 +43,7 @@ impl Capsules {
                 let reason = format!("{missing}: it did not come, or is not what its digest says");
                 return Err(MoveError::Unusable { reference: one.record.name.clone(), reason }.into());
             }
-            self.unpack(scope, &one.image).await?;
-            let refers = format!("containerd.io/gc.ref.snapshot.{}", self.snapshotter);
-            let labels = HashMap::from([(refers, top_chain(&one.image))]);
-            scope.label_blob(one.image.config.digest.as_str(), labels).await?;
+            self.unpack_to_stay(scope, &one.image).await?;
         }
         let _names = self.names.lock().await;
         let (mut undo, mut arrived) = (Vec::new(), Vec::new());

@@ -7,7 +7,7 @@ use crate::{
         catalogue::Published,
         claim::{Arriving, Naming, read_arriving},
         model::{CapsuleName, Version},
-        signing::{Signature, read_signatures, signature_image, signature_tag},
+        signing::{Signature, read_signatures, signature_tag},
     },
     containerd::{ContainerdError, Credential, ImageRecord, Listener, Moved, RegistryImage},
 };
@@ -112,11 +112,9 @@ impl Capsules {
         }
         let to = RegistryImage { reference, hosts: self.hosts.clone(), credentials };
         let mut parts = vec![(published.image_name.clone(), to.clone())];
-        if let Some(signatures) = signature_image(name, &found.digest)
-            && scope.image(&signatures).await?.is_some()
-        {
+        if let Some(signatures) = self.beside(&scope, name, &found.digest).await? {
             // First: whoever pulls by the tag then finds both.
-            parts.insert(0, (signatures, RegistryImage { reference: beside, ..to.clone() }));
+            parts.insert(0, (signatures.name, RegistryImage { reference: beside, ..to.clone() }));
         }
         for (image, to) in parts {
             if let Err(error) = scope.push_image(&image, &to, listener).await {

@@ -1,7 +1,7 @@
 //! What is on its way: content under a lease and a name of its own, in the capsule namespace and in nobody's sight.
 
 use crate::{
-    capsules::{CapsuleError, Capsules, removal::LeaseName},
+    capsules::{CapsuleError, Capsules, leases::LeaseName},
     containerd::Scope,
 };
 

@@ -8,12 +8,12 @@ use capsule_proto::capsule::v1::{self, EventKind};
 use serde::Serialize;
 use tonic::{Code, Status};
 
+use super::{Target, write_out};
 use crate::args::Output;
 use crate::client::Client;
-use crate::commands::{Target, write_out};
 use crate::error::Error;
 use crate::text::escape_control;
-use crate::view::Time;
+use crate::view::{Time, filled};
 
 /// How long to wait before capsuled is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -23,7 +23,7 @@ const RETRY: Duration = Duration::from_secs(1);
 struct Event {
     sequence: u64,
     at: Option<Time>,
-    kind: &'static str,
+    kind: String,
     container: Option<String>,
     namespace: Option<String>,
     attachment_id: Option<String>,
@@ -37,7 +37,6 @@ struct Event {
 
 impl From<v1::Event> for Event {
     fn from(e: v1::Event) -> Self {
-        let filled = |text: String| Some(text).filter(|t| !t.is_empty());
         Self {
             kind: word(e.kind()),
             sequence: e.sequence,
@@ -76,21 +75,9 @@ impl Event {
     }
 }
 
-fn word(kind: EventKind) -> &'static str {
-    match kind {
-        EventKind::Unspecified => "unknown",
-        EventKind::Attached => "attached",
-        EventKind::Upgraded => "upgraded",
-        EventKind::RolledBack => "rolled-back",
-        EventKind::Detached => "detached",
-        EventKind::Waiting => "waiting",
-        EventKind::Restored => "restored",
-        EventKind::Ended => "ended",
-        EventKind::Lost => "lost",
-        EventKind::Undone => "undone",
-        EventKind::Published => "published",
-        EventKind::Removed => "removed",
-    }
+/// `rolled-back` of `EVENT_KIND_ROLLED_BACK`: the API's own word.
+fn word(kind: EventKind) -> String {
+    kind.as_str_name().trim_start_matches("EVENT_KIND_").to_ascii_lowercase().replace('_', "-")
 }
 
 /// Prints events until there are no more to come.

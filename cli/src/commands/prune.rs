@@ -5,11 +5,12 @@ use std::time::SystemTime;
 use capsule_proto::capsule::v1;
 use serde::Serialize;
 
+use super::Target;
 use crate::args::{PruneArgs, RemoveArgs};
-use crate::commands::Target;
 use crate::error::Error;
 use crate::table::Table;
 use crate::text::{Text, short_digest, size};
+use crate::view::filled;
 
 /// Result of `prune` and `rm`.
 #[derive(Debug, Serialize)]
@@ -39,7 +40,7 @@ impl Pruned {
             version: one.version,
             digest: one.digest,
             size: one.size,
-            reason: Some(one.reason).filter(|reason| !reason.is_empty()),
+            reason: filled(one.reason),
         };
         let bytes = removed.iter().map(|one| one.size).sum();
         let [removed, kept] = [removed, kept].map(|all| all.into_iter().map(version).collect());
