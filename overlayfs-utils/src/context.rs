@@ -33,6 +33,12 @@ impl Context {
         self.explain(set, Step::SetOption, || format!("{key}={value}"))
     }
 
+    /// Sets an option to a file or directory (Linux 6.13 for those of overlayfs).
+    pub(crate) fn set_fd(&self, key: &str, fd: BorrowedFd<'_>, name: &str) -> Result<(), MountError> {
+        let set = rustix::mount::fsconfig_set_fd(&self.0, key, fd);
+        self.explain(set, Step::SetOption, || format!("{key} {name}"))
+    }
+
     /// Adds the layer that `fd` refers to (Linux 6.13; detached trees and `O_PATH` descriptors later still: probed).
     pub(crate) fn add_layer_fd(&self, fd: BorrowedFd<'_>, name: &str) -> Result<(), MountError> {
         let set = rustix::mount::fsconfig_set_fd(&self.0, "lowerdir+", fd);

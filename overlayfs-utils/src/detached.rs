@@ -99,6 +99,15 @@ impl LayerDir {
         }
     }
 
+    /// The same directory, once more.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn reopen(&self) -> Result<Self, Errno> {
+        let fd = rustix::io::fcntl_dupfd_cloexec(&self.fd, 0)?;
+        Ok(Self { fd, path: self.path.clone() })
+    }
+
     /// The open directory.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -179,7 +188,7 @@ pub struct DetachedMount {
 }
 
 impl DetachedMount {
-    /// Mounts the overlay of `plan`, detached, with `nosuid,nodev` and read-only.
+    /// Mounts the overlay of `plan`, detached, with `nosuid,nodev`, and read-only unless it has an upper layer.
     ///
     /// The calling thread must be in the mount namespace of the layers. `xino=on` makes every file of the mount report
     /// the overlay's own device number also where the layers lie on several filesystems.
@@ -189,16 +198,20 @@ impl DetachedMount {
     pub fn overlay(plan: &OverlayPlan<'_>, by: LayersBy, source: &str) -> Result<Self, MountError> {
         let context = Context::open("overlay")?;
         context.set_string("source", source)?;
-        context.set_flag("ro")?;
         context.set_string("xino", "on")?;
         if plan.userxattr() {
             context.set_flag("userxattr")?;
         }
         // Closing a detached tree takes it apart, and overlayfs looks at its layers only when the superblock is made.
         let trees = add_layers(&context, plan.lowers(), by)?;
-        let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
-            | MountAttrFlags::MOUNT_ATTR_NOSUID
-            | MountAttrFlags::MOUNT_ATTR_NODEV;
+        let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        match plan.upper() {
+            Some(upper) => upper.add_to(&context, by)?,
+            None => {
+                context.set_flag("ro")?;
+                attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+            }
+        }
         let fd = context.mount(attributes, source)?;
         drop(trees);
         Ok(Self { fd, what: source.to_owned() })
@@ -206,6 +219,18 @@ impl DetachedMount {
 
     pub(crate) fn from_fd(fd: OwnedFd, what: String) -> Self {
         Self { fd, what }
+    }
+
+    /// The mount's root, as a layer or as what holds one. Valid while this is there.
+    ///
+    /// # Errors
+    /// [`TreeError`] when it cannot be read.
+    pub fn root(&self) -> Result<LayerDir, TreeError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.fd, ".", flags, Mode::empty()) {
+            Ok(fd) => Ok(LayerDir { fd, path: PathBuf::from(&self.what) }),
+            Err(errno) => Err(TreeError { path: PathBuf::from(&self.what), source: errno.into() }),
+        }
     }
 
     /// The mount's root, readable before anything is attached.

@@ -45,7 +45,29 @@ impl IdMapping {
         }
         Ok(Self { lines })
     }
+
+    /// The same and, where it has nothing outside that is root, one more: root outside is inside an id that nothing else has.
+    ///
+    /// For upper directories of overlays: overlayfs makes its work directory, and what it copies up, as whoever mounts it, and
+    /// without an id for that one mounts read-only (`EOVERFLOW`, seen on Linux 6.18).
+    #[must_use]
+    pub fn with_root_outside(mut self) -> Self {
+        let is_root = |line: &str| line.split_whitespace().nth(1) == Some("0");
+        if !self.lines.lines().any(is_root) {
+            self.lines += &format!("{NOBODY_ELSE} 0 1\n");
+        }
+        self
+    }
+
+    /// As the kernel shows it in `/proc/PID/uid_map`.
+    pub(crate) fn of_map(text: &str) -> Self {
+        let line = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ") + "\n";
+        Self { lines: text.lines().map(line).collect() }
+    }
 }
+
+/// The last id but one that means none: no tool gives it to a user.
+const NOBODY_ELSE: u32 = u32::MAX - 1;
 
 /// Whether this process is in another user namespace than the initial one: its `root` is some user of the host then, and the
 /// kernel gives it neither `trusted.*` attributes nor mounts without the flags that they have (user_namespaces(7)).
@@ -110,6 +132,15 @@ pub fn new_user_namespace(uids: &IdMapping, gids: &IdMapping) -> Result<OwnedFd,
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn root_outside_has_an_id_inside() {
+        let shown = IdMapping::of_map("         0     100000      65536\n     65536          7          1\n");
+        assert_eq!(shown.lines, "0 100000 65536\n65536 7 1\n");
+        assert_eq!(shown.with_root_outside().lines, "0 100000 65536\n65536 7 1\n4294967294 0 1\n");
+        let whole = IdMapping::parse("0:0:65536").unwrap();
+        assert_eq!(whole.clone().with_root_outside(), whole);
+    }
 
     #[test]
     fn mappings_are_of_numbers() {

@@ -10,6 +10,8 @@
 //! | `context` | filesystem context, and the log the kernel keeps in it | `fsopen`, `fsconfig`, `fsmount` |
 //! | `detached` | detached mounts and trees, id-mapping | the caller's mount namespace, read-only |
 //! | `loopback` | files as block devices | loop devices that nobody uses |
+//! | `image` | file systems in files | the file, and its loop device |
+//! | `upper` | what makes an overlay writable | the directory that holds it |
 //! | `ids` | mappings of ids, as user namespaces | a child process, for a moment |
 //! | `point` | attach, swap, unmount | the mount namespace the calling thread is in |
 //! | `namespace` | a thread of its own in another mount namespace or directory | those of its own threads |
@@ -30,6 +32,7 @@ mod context;
 mod detached;
 mod error;
 mod ids;
+mod image;
 mod loopback;
 mod mountinfo;
 mod namespace;
@@ -41,12 +44,14 @@ mod sys;
 mod target;
 mod task;
 mod trial;
+mod upper;
 mod users;
 
 pub use child::limit_open_files;
 pub use detached::{DetachedMount, LayerDir, LayersBy, Tree, TreeError};
 pub use error::{MountError, Step};
 pub use ids::{IdMapping, InvalidMapping, UserNamespaceError, in_user_namespace, new_user_namespace};
+pub use image::{ImageError, mount_image};
 pub use loopback::{LoopDevice, LoopError};
 pub use mountinfo::{MountEntry, MountTable, ParseMountInfoError, parse_mountinfo};
 pub use namespace::{NamespaceError, in_directory, in_mount_namespace, in_new_mount_namespace};
@@ -59,4 +64,5 @@ pub use probe::{Features, KernelVersion, ProbeError, probe};
 pub use target::{ContainerRoot, Created, ResolveError, Resolved};
 pub use task::{PinError, PinnedTask, send_signal};
 pub use trial::try_writable_overlay;
+pub use upper::{UPPER, Upper, UpperBase, UpperError, WORK};
 pub use users::{SuperBlock, Usage, User, find_users};

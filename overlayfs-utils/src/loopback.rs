@@ -1,6 +1,7 @@
 //! Files as block devices: loop(4).
 
 use std::{
+    fs,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     thread::sleep,
@@ -19,6 +20,8 @@ use thiserror::Error;
 use crate::sys;
 
 const CONTROL: &str = "/dev/loop-control";
+/// All block devices of the node.
+const DEVICES: &str = "/sys/block";
 /// How often another device is tried when somebody else was given the same one, and the pause before the second try; it
 /// grows with each. Of those who are given the same one, one gets it.
 const TRIES: (u32, Duration) = (100, Duration::from_millis(1));
@@ -86,6 +89,31 @@ impl LoopDevice {
                 Err(source) => return Err(LoopError::Attach { file: file.to_owned(), device: path, source }),
             }
         }
+    }
+
+    /// The device that has `file` attached already, held open; none when there is none.
+    ///
+    /// # Errors
+    /// [`LoopError::Open`], for what shows the devices.
+    pub(crate) fn find(file: &OwnedFd) -> Result<Option<Self>, LoopError> {
+        let failed = |source| LoopError::Open { path: PathBuf::from(DEVICES), source };
+        let wanted = rustix::fs::fstat(file).map_err(failed)?;
+        let devices = fs::read_dir(DEVICES).map_err(|e| failed(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
+        for name in devices.flatten().map(|entry| entry.file_name()) {
+            let attached = Path::new(DEVICES).join(&name).join("loop/backing_file");
+            if !attached.exists() {
+                continue;
+            }
+            // It may be another's by the time it is open: asked then, it stays what it is.
+            let path = Path::new("/dev").join(&name);
+            let Ok(device) = open(&path, OFlags::RDWR) else { continue };
+            let is_it = sys::loop_status(device.as_fd())
+                .is_ok_and(|info| (info.lo_device, info.lo_inode) == (wanted.st_dev, wanted.st_ino));
+            if is_it {
+                return Ok(Some(Self { _open: device, path }));
+            }
+        }
+        Ok(None)
     }
 
     /// The device's node.

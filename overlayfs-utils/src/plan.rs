@@ -4,7 +4,10 @@ use std::os::fd::BorrowedFd;
 
 use thiserror::Error;
 
-use crate::detached::{LayerDir, Tree};
+use crate::{
+    detached::{LayerDir, Tree},
+    upper::Upper,
+};
 
 /// Lower layers that one overlay may have (`OVL_MAX_STACK` in `fs/overlayfs/params.h`).
 const MAX_LAYERS: usize = 500;
@@ -48,10 +51,11 @@ pub enum PlanError {
     TooManyLayers(usize),
 }
 
-/// A read-only overlay: its lower layers, topmost first, and how it is to be mounted.
+/// An overlay: its lower layers, topmost first, and how it is to be mounted. Read-only unless it has an upper one.
 #[derive(Debug)]
 pub struct OverlayPlan<'a> {
     lowers: Vec<Lower<'a>>,
+    upper: Option<&'a Upper>,
     userxattr: bool,
 }
 
@@ -82,7 +86,7 @@ impl<'a> OverlayPlan<'a> {
 
     fn over(lowers: Vec<Lower<'a>>) -> Result<Self, PlanError> {
         Self::check(&lowers)?;
-        Ok(Self { lowers, userxattr: false })
+        Ok(Self { lowers, upper: None, userxattr: false })
     }
 
     fn check(lowers: &[Lower<'a>]) -> Result<(), PlanError> {
@@ -98,6 +102,17 @@ impl<'a> OverlayPlan<'a> {
     pub fn with_userxattr(mut self) -> Self {
         self.userxattr = true;
         self
+    }
+
+    /// Writes go to `upper`.
+    #[must_use]
+    pub fn with_upper(mut self, upper: &'a Upper) -> Self {
+        self.upper = Some(upper);
+        self
+    }
+
+    pub(crate) fn upper(&self) -> Option<&'a Upper> {
+        self.upper
     }
 
     pub(crate) fn lowers(&self) -> &[Lower<'a>] {

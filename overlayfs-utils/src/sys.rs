@@ -14,7 +14,7 @@ use linux_raw_sys::{
         __NR_clone3, __NR_listmount, __NR_mount_setattr, __NR_statmount, CLONE_NEWUSER, clone_args,
         mnt_id_req, mount_attr,
     },
-    loop_device::{LOOP_CONFIGURE, LOOP_CTL_GET_FREE, loop_config},
+    loop_device::{LOOP_CONFIGURE, LOOP_CTL_GET_FREE, LOOP_GET_STATUS64, loop_config, loop_info64},
 };
 use rustix::{
     io::Errno,
@@ -124,6 +124,17 @@ pub(crate) fn loop_configure(device: BorrowedFd<'_>, config: &loop_config) -> Re
     // request is unknown.
     let rc = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE.into(), std::ptr::from_ref(config)) };
     result(rc.into()).map(drop)
+}
+
+/// `LOOP_GET_STATUS64`: what a loop device has attached; `ENXIO` when it has nothing.
+pub(crate) fn loop_status(device: BorrowedFd<'_>) -> Result<loop_info64, Errno> {
+    // SAFETY: all zero is a valid `loop_info64` of plain numbers.
+    let mut info: loop_info64 = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one `loop_info64`, which is there for the duration of the call; on another file than a loop
+    // device the request is unknown.
+    let rc =
+        unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64.into(), std::ptr::from_mut(&mut info)) };
+    result(rc.into()).map(|_| info)
 }
 
 /// A child process that does nothing but wait to be killed, which it is when this is dropped.

@@ -16,6 +16,7 @@ use rustix::{
 use thiserror::Error;
 
 use crate::{
+    ids::IdMapping,
     mountinfo::{MountTable, ParseMountInfoError},
     target::ContainerRoot,
 };
@@ -41,6 +42,15 @@ pub enum PinError {
     /// `/proc/PID/stat` is not as `proc_pid_stat(5)` says.
     #[error("cannot read the start time of process {0}")]
     StartTime(i32),
+    /// The mapping of its ids could not be read.
+    #[error("cannot read the mapping of ids of process {pid}")]
+    ReadMapping {
+        /// The process.
+        pid: i32,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
     /// The mount table could not be read.
     #[error("cannot read the mount table of process {pid}")]
     ReadMounts {
@@ -141,6 +151,23 @@ impl PinnedTask {
         let ours = rustix::fs::stat("/proc/self/ns/user").map_err(failed)?;
         let same = inode(theirs.as_fd()).map_err(failed)? == (ours.st_dev, ours.st_ino);
         Ok((!same).then_some(theirs))
+    }
+
+    /// The mappings of users and groups of the process's user namespace, to those of the caller's; none when it is the same.
+    ///
+    /// # Errors
+    /// As [`Self::user_namespace`].
+    pub fn id_mappings(&self) -> Result<Option<[IdMapping; 2]>, PinError> {
+        if self.user_namespace()?.is_none() {
+            return Ok(None);
+        }
+        let read = |name: &'static str| {
+            let file = self.open_file(name, "a mapping of ids")?;
+            let text = std::io::read_to_string(File::from(file));
+            let text = text.map_err(|source| PinError::ReadMapping { pid: self.pid, source })?;
+            Ok::<_, PinError>(IdMapping::of_map(&text))
+        };
+        Ok(Some([read("uid_map")?, read("gid_map")?]))
     }
 
     /// The inode number of the process's mount namespace, which names it among those that there are (namespaces(7)).

@@ -1,0 +1,167 @@
+//! What makes an overlay writable: an upper directory, and the work directory that overlayfs wants beside it.
+//!
+//! What is in an upper directory was written by a container's processes: it is entered by descriptors that follow no link.
+
+use std::{
+    ffi::OsStr,
+    io,
+    os::fd::{AsRawFd, BorrowedFd},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{Gid, Mode, OFlags, ResolveFlags, Uid},
+    io::Errno,
+};
+use thiserror::Error;
+
+use crate::{
+    context::Context,
+    detached::{DetachedMount, LayerDir, LayersBy, Tree},
+    error::MountError,
+};
+
+/// The directory of a base that has what was written.
+pub const UPPER: &str = "upper";
+/// The directory of a base that overlayfs keeps for itself.
+pub const WORK: &str = "work";
+
+/// Why there is no upper directory.
+#[derive(Debug, Error)]
+pub enum UpperError {
+    /// A directory could not be made or opened.
+    #[error("cannot {step} {}", path.display())]
+    Directory {
+        /// What was to be done.
+        step: &'static str,
+        /// To what, on the node.
+        path: PathBuf,
+        /// Why not: `ENOTDIR` or `ELOOP` where something was written that is no directory.
+        #[source]
+        source: io::Error,
+    },
+    /// It could not be cloned or id-mapped.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+}
+
+/// The directory that holds [`UPPER`] and [`WORK`].
+#[derive(Debug)]
+pub struct UpperBase {
+    /// As the host has it.
+    dir: LayerDir,
+    /// The same, detached, and id-mapped where it has to be.
+    tree: Option<Tree>,
+    /// The mount that it is the root of, where that is one of its own.
+    _mount: Option<DetachedMount>,
+}
+
+impl UpperBase {
+    /// A directory of the host, or the root of `mount`.
+    #[must_use]
+    pub fn new(dir: LayerDir, mount: Option<DetachedMount>) -> Self {
+        Self { dir, tree: None, _mount: mount }
+    }
+
+    /// As a detached tree, so that no path of the host is shown, with owners mapped by the user namespace `users`.
+    ///
+    /// # Errors
+    /// [`MountError`]: see [`Tree::id_mapped`].
+    pub fn detached(mut self, users: Option<BorrowedFd<'_>>) -> Result<Self, MountError> {
+        let tree = Tree::clone_of(&self.dir)?;
+        self.tree = Some(match users {
+            Some(users) => tree.id_mapped(users)?,
+            None => tree,
+        });
+        Ok(self)
+    }
+
+    /// What was written to the directory `below` (relative, empty for the whole), and the `number`th work directory. What
+    /// is not there is made, with mode and owner of `like`: they are what the overlay's root will have.
+    ///
+    /// # Errors
+    /// [`UpperError`].
+    pub fn place(&self, below: &Path, number: usize, like: &LayerDir) -> Result<Upper, UpperError> {
+        let work = Path::new(WORK).join(number.to_string());
+        let upper = Path::new(UPPER).join(below);
+        for (path, like) in [(&upper, Some(like)), (&work, None)] {
+            self.make(path, like)?;
+        }
+        Ok(Upper { upper: self.open(&upper)?, work: self.open(&work)? })
+    }
+
+    fn failed(&self, step: &'static str, path: &Path) -> impl FnOnce(Errno) -> UpperError + use<> {
+        let path = self.dir.path().join(path);
+        move |errno| UpperError::Directory { step, path, source: errno.into() }
+    }
+
+    /// Through the host's mount: one that is id-mapped has no owner for what root makes.
+    fn make(&self, path: &Path, like: Option<&LayerDir>) -> Result<(), UpperError> {
+        let mut parent = self.dir.reopen().map_err(self.failed("open", Path::new("")))?;
+        let mut done = PathBuf::new();
+        for name in path {
+            done.push(name);
+            let made = match rustix::fs::mkdirat(parent.fd(), name, Mode::from_raw_mode(0o700)) {
+                Ok(()) => true,
+                Err(Errno::EXIST) => false,
+                Err(errno) => return Err(self.failed("make", &done)(errno)),
+            };
+            parent = open_beneath(&parent, name).map_err(self.failed("open", &done))?;
+            if let (true, Some(like)) = (made, like) {
+                copy_root(like, &parent).map_err(self.failed("give the capsule's mode and owner to", &done))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&self, path: &Path) -> Result<LayerDir, UpperError> {
+        let at = self.tree.as_ref().map_or(self.dir.fd(), Tree::fd);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        match rustix::fs::openat2(at, path, flags, Mode::empty(), resolve) {
+            Ok(fd) => Ok(LayerDir::from_fd(fd, self.dir.path().join(path))),
+            Err(errno) => Err(self.failed("open", path)(errno)),
+        }
+    }
+}
+
+fn open_beneath(parent: &LayerDir, name: &OsStr) -> Result<LayerDir, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(parent.fd(), name, flags, Mode::empty())?;
+    Ok(LayerDir::from_fd(fd, parent.path().join(name)))
+}
+
+/// The overlay's root has the upper directory's mode and owner, and is to have the capsule's.
+fn copy_root(like: &LayerDir, made: &LayerDir) -> Result<(), Errno> {
+    let stat = rustix::fs::fstat(like.fd())?;
+    let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+    rustix::fs::fchown(made.fd(), Some(uid), Some(gid))?;
+    rustix::fs::fchmod(made.fd(), Mode::from_raw_mode(stat.st_mode & 0o7777))
+}
+
+/// An upper directory with its work directory, both on one mount. Valid while the [`UpperBase`] is there that it is of.
+#[derive(Debug)]
+pub struct Upper {
+    upper: LayerDir,
+    work: LayerDir,
+}
+
+impl Upper {
+    /// Tells an overlay's context of it. The options are those under which the layers below may change between two mounts
+    /// (Linux `Documentation/filesystems/overlayfs.rst`, "Changes to underlying filesystems"), and under which an upper
+    /// directory is a layer like any other: every file whole, every directory at its own name.
+    pub(crate) fn add_to(&self, context: &Context, by: LayersBy) -> Result<(), MountError> {
+        for (key, dir) in [("upperdir", &self.upper), ("workdir", &self.work)] {
+            if by == LayersBy::Descriptor {
+                context.set_fd(key, dir.fd(), &dir.name())?;
+            } else {
+                let path = format!("/proc/self/fd/{}", dir.fd().as_raw_fd());
+                context.set_string(key, &path).map_err(|error| error.about(dir.name()))?;
+            }
+        }
+        for (key, value) in [("index", "off"), ("metacopy", "off"), ("redirect_dir", "nofollow")] {
+            context.set_string(key, value)?;
+        }
+        Ok(())
+    }
+}
