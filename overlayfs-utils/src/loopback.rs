@@ -98,7 +98,8 @@ impl LoopDevice {
     pub(crate) fn find(file: &OwnedFd) -> Result<Option<Self>, LoopError> {
         let failed = |source| LoopError::Open { path: PathBuf::from(DEVICES), source };
         let wanted = rustix::fs::fstat(file).map_err(failed)?;
-        let devices = fs::read_dir(DEVICES).map_err(|e| failed(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
+        let devices =
+            fs::read_dir(DEVICES).map_err(|e| failed(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
         for name in devices.flatten().map(|entry| entry.file_name()) {
             let attached = Path::new(DEVICES).join(&name).join("loop/backing_file");
             if !attached.exists() {

@@ -108,7 +108,8 @@ impl UpperBase {
             };
             parent = open_beneath(&parent, name).map_err(self.failed("open", &done))?;
             if let (true, Some(like)) = (made, like) {
-                copy_root(like, &parent).map_err(self.failed("give the capsule's mode and owner to", &done))?;
+                copy_root(like, &parent)
+                    .map_err(self.failed("give the capsule's mode and owner to", &done))?;
             }
         }
         Ok(())

@@ -15,8 +15,8 @@ use std::{
 };
 
 use overlayfs_utils::{
-    DetachedMount, IdMapping, LayerDir, LayersBy, Lower, MountTable, OverlayPlan, Tree, UpperBase, UpperError,
-    mount_image, new_user_namespace,
+    DetachedMount, IdMapping, LayerDir, LayersBy, Lower, MountTable, OverlayPlan, Tree, UpperBase,
+    UpperError, mount_image, new_user_namespace,
 };
 use stage::{on_stage, put, read, tree};
 
@@ -141,7 +141,8 @@ fn privileged_an_image_bounds_what_is_written() {
         fs::write(dir.join("t/a"), "2").unwrap();
         let again = mount_image(&file, true).unwrap();
         let root = again.root().unwrap();
-        let read = rustix::fs::openat(root.fd(), "upper/a", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty());
+        let read =
+            rustix::fs::openat(root.fd(), "upper/a", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty());
         let text = std::io::read_to_string(fs::File::from(read.unwrap())).unwrap();
         assert_eq!(text, "2");
     });

@@ -3,7 +3,8 @@
 use std::{io, path::PathBuf};
 
 use overlayfs_utils::{
-    ContainerPath, MountError, NamespaceError, PinError, PlanError, ProbeError, ResolveError, TreeError,
+    ContainerPath, ImageError, MountError, NamespaceError, PinError, PlanError, ProbeError, ResolveError,
+    TreeError, UpperError, UserNamespaceError,
 };
 use thiserror::Error;
 
@@ -111,6 +112,23 @@ pub enum EngineError {
         "attachment {0} is in use by something that /proc does not show (a mount of another namespace?): detach it lazily"
     )]
     Busy(AttachmentId),
+    /// Its layers are what was written to lies over.
+    #[error("attachment {0} is writable: detach it, then attach the other version")]
+    Writable(AttachmentId),
+    /// What a container writes could not be kept with its owners.
+    #[error(
+        "a writable attachment in a container with a user namespace of its own needs Linux 6.15 and a file system that can be id-mapped"
+    )]
+    Owners,
+    /// The directory for what is written could not be made or opened.
+    #[error("what is written has no place")]
+    Upper(#[from] UpperError),
+    /// Its image could not be mounted.
+    #[error("what is written has no place")]
+    Image(#[from] ImageError),
+    /// The owners of what is written could not be mapped.
+    #[error("the owners of what is written cannot be mapped")]
+    UserNamespace(#[from] UserNamespaceError),
     /// The directory that overlays need as a second layer could not be made.
     #[error("cannot make the directory {path}")]
     Empty {

@@ -211,6 +211,7 @@ mod tests {
                 content: content.clone(),
                 target: path("/usr/share/zoneinfo"),
                 mode: Mode::Ro,
+                upper: None,
             },
             state: State::Replacing { content, mounts: mounts.clone() },
             mounts,

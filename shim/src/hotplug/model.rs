@@ -27,6 +27,9 @@ pub enum InvalidRequest {
     /// The mode is none that this shim knows.
     #[error("the mode {0} is unknown to this shim: is capsuled newer?")]
     Mode(i32),
+    /// An upper that is nowhere, or by a path that depends on who reads it.
+    #[error("the place {0:?} for what is written is not an absolute path without NUL and \"..\"")]
+    Upper(String),
     /// A name would not fit on a line of a table.
     #[error("the {field} {value:?} has control characters")]
     Control {
@@ -122,9 +125,31 @@ fn checked(field: &'static str, value: String) -> Result<String, InvalidRequest>
 }
 
 fn parse_layer(layer: String) -> Result<PathBuf, InvalidRequest> {
-    let plain =
-        Path::new(&layer).is_absolute() && !layer.contains('\0') && !layer.split('/').any(|c| c == "..");
-    if plain { Ok(layer.into()) } else { Err(InvalidRequest::Layer(layer)) }
+    if is_plain(&layer) { Ok(layer.into()) } else { Err(InvalidRequest::Layer(layer)) }
+}
+
+fn is_plain(path: &str) -> bool {
+    Path::new(path).is_absolute() && !path.contains('\0') && !path.split('/').any(|c| c == "..")
+}
+
+/// Where the writes to an attachment go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UpperPlace {
+    /// A directory on the node.
+    Directory(PathBuf),
+    /// A file on the node with an ext4 file system.
+    Image(PathBuf),
+}
+
+impl UpperPlace {
+    /// Validates a place: `make` is which of the two it is.
+    ///
+    /// # Errors
+    /// [`InvalidRequest::Upper`].
+    pub fn parse(path: String, make: fn(PathBuf) -> Self) -> Result<Self, InvalidRequest> {
+        if is_plain(&path) { Ok(make(path.into())) } else { Err(InvalidRequest::Upper(path)) }
+    }
 }
 
 /// How a capsule appears at its target.
@@ -148,6 +173,9 @@ pub struct Spec {
     pub target: ContainerPath,
     /// How.
     pub mode: Mode,
+    /// Where writes go; none for an attachment that is read-only.
+    #[serde(default)]
+    pub upper: Option<UpperPlace>,
 }
 
 impl Spec {
@@ -164,7 +192,7 @@ impl Spec {
         if mode == Mode::Ro && target.is_root() {
             return Err(InvalidRequest::RoAtRoot);
         }
-        Ok(Self { id, content, target, mode })
+        Ok(Self { id, content, target, mode, upper: None })
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
     TaskLookupError,
     engine::{Attached, Drained, Engine},
     error::EngineError,
-    model::{AttachmentId, Content, InvalidRequest, Mode, Spec},
+    model::{AttachmentId, Content, InvalidRequest, Mode, Spec, UpperPlace},
 };
 
 /// Answers `capsule.hotplug.v1`.
@@ -95,7 +95,18 @@ fn parse_spec(req: wire::AttachRequest) -> Result<Spec, InvalidRequest> {
         Err(unknown) => return Err(InvalidRequest::Mode(unknown)),
     };
     let id = AttachmentId::parse(req.attachment_id)?;
-    Spec::new(id, parse_content(req.content.0)?, ContainerPath::parse(&req.target)?, mode)
+    let upper = req.upper.0.map(|upper| parse_upper(*upper)).transpose()?;
+    let spec = Spec::new(id, parse_content(req.content.0)?, ContainerPath::parse(&req.target)?, mode)?;
+    Ok(Spec { upper, ..spec })
+}
+
+fn parse_upper(upper: wire::Upper) -> Result<UpperPlace, InvalidRequest> {
+    match upper.place {
+        Some(wire::upper::Place::Directory(path)) => UpperPlace::parse(path, UpperPlace::Directory),
+        Some(wire::upper::Place::Image(path)) => UpperPlace::parse(path, UpperPlace::Image),
+        // One of a later kind.
+        Some(_) | None => Err(InvalidRequest::Upper(String::new())),
+    }
 }
 
 fn parse_content(content: Option<Box<wire::Content>>) -> Result<Content, InvalidRequest> {
@@ -181,6 +192,8 @@ fn code(error: &EngineError) -> Code {
         | EngineError::Occupied { .. }
         | EngineError::Nested { .. }
         | EngineError::Covered { .. }
+        | EngineError::Writable(_)
+        | EngineError::Owners
         | EngineError::Busy(_) => Code::FAILED_PRECONDITION,
         EngineError::Raced(_) => Code::ABORTED,
         EngineError::Rootfs { .. }
@@ -189,6 +202,9 @@ fn code(error: &EngineError) -> Code {
         | EngineError::Namespace(_)
         | EngineError::Journal(_)
         | EngineError::Users(_)
+        | EngineError::Upper(_)
+        | EngineError::Image(_)
+        | EngineError::UserNamespace(_)
         | EngineError::Empty { .. } => Code::INTERNAL,
     }
 }
@@ -235,7 +251,13 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(parse_spec(good()).unwrap().target.as_str(), "/usr/share");
-        let bad: [fn(&mut wire::AttachRequest); 6] = [
+        assert_eq!(parse_spec(good()).unwrap().upper, None);
+        let mut written = good();
+        written.upper.mut_or_insert_default().set_image("/var/lib/x".into());
+        assert_eq!(parse_spec(written).unwrap().upper, Some(UpperPlace::Image("/var/lib/x".into())));
+        let bad: [fn(&mut wire::AttachRequest); 8] = [
+            |r| r.upper = Some(wire::Upper::new()).into(),
+            |r| r.upper.mut_or_insert_default().set_directory("a".into()),
             |r| r.attachment_id.clear(),
             |r| r.content = None.into(),
             |r| r.target = "/a/../b".into(),

@@ -4,7 +4,7 @@ use overlayfs_utils::{attach, dissolve, in_mount_namespace, mount_at};
 
 use super::{
     Attached, Engine,
-    build::{Built, Placed, build, place, plan},
+    build::{Built, Placed, build_all, place, plan},
 };
 use crate::hotplug::{
     capsule::Tree,
@@ -36,8 +36,7 @@ impl Engine {
 fn attach_new(scene: &mut Scene, spec: Spec) -> Result<Record, EngineError> {
     let tree = Tree::open(&spec.content.layers)?;
     let planned = plan(scene, &spec, &tree, None)?;
-    let built =
-        planned.iter().map(|p| build(scene, &spec.content, &tree, p)).collect::<Result<Vec<_>, _>>()?;
+    let built = build_all(scene, &spec, &tree, &planned)?;
     let mounts = built.iter().map(|b| b.mounted.clone()).collect();
     let mut record = Record { spec, state: State::Attaching, mounts, created: Vec::new() };
     let done = attach_built(scene, &mut record, &planned, &built);

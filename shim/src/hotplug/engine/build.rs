@@ -4,10 +4,11 @@ use std::{os::fd::AsFd, path::Path};
 
 use overlayfs_utils::{
     ContainerPath, Created, DetachedMount, LayerDir, LayersBy, Lower, MountPoint, OverlayPlan, Resolved,
-    SuperBlock, Tree as LayerTree,
+    SuperBlock, Tree as LayerTree, Upper,
 };
 use rustix::io::Errno;
 
+use super::writable::Writable;
 use crate::hotplug::{
     capsule::Tree,
     error::EngineError,
@@ -60,14 +61,30 @@ pub(super) fn plan(
     }
 }
 
+/// Builds the mounts of all planned places, detached.
+pub(super) fn build_all(
+    scene: &Scene,
+    spec: &Spec,
+    tree: &Tree,
+    planned: &[Planned],
+) -> Result<Vec<Built>, EngineError> {
+    let writable = spec.upper.as_ref().map(|place| Writable::open(scene, place)).transpose()?;
+    let build_one = |(number, planned): (usize, &Planned)| {
+        let layers = tree.dirs(&planned.from)?;
+        let upper = writable.as_ref().map(|writable| writable.place(number, planned, &layers)).transpose()?;
+        build(scene, &spec.content, tree, planned, (layers, upper))
+    };
+    planned.iter().enumerate().map(build_one).collect()
+}
+
 /// Builds the mount of one planned place, detached.
-pub(super) fn build(
+fn build(
     scene: &Scene,
     content: &Content,
     tree: &Tree,
     planned: &Planned,
+    (layers, upper): (Vec<LayerDir>, Option<Upper>),
 ) -> Result<Built, EngineError> {
-    let layers = tree.dirs(&planned.from)?;
     let (by, source) = (scene.kernel.layers_by()?, content.source());
     let mapped = if by == LayersBy::Descriptor { map_owners(scene, &layers)? } else { None };
     let lowers = match &mapped {
@@ -76,6 +93,7 @@ pub(super) fn build(
     };
     let overlay = |plan: OverlayPlan<'_>| {
         let plan = if tree.userxattr() { plan.with_userxattr() } else { plan };
+        let plan = if let Some(upper) = &upper { plan.with_upper(upper) } else { plan };
         DetachedMount::overlay(&plan, by, &source)
     };
     let mount = if planned.alone {

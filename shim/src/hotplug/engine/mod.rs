@@ -11,6 +11,7 @@ mod recover;
 mod replace;
 #[cfg(test)]
 mod tests;
+mod writable;
 
 use std::{
     collections::HashMap,

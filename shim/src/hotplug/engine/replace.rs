@@ -12,7 +12,7 @@ use overlayfs_utils::{
 
 use super::{
     Attached, Engine, MANY_DRAINING, add_draining,
-    build::{Built, Placed, build, place, plan},
+    build::{Built, Placed, build_all, place, plan},
     detach::check_clear,
     find_record, prune_draining,
 };
@@ -39,6 +39,10 @@ impl Engine {
         self.with_scene(container, |scene| {
             let old = find_record(scene, id)?;
             let replaced = old.spec.content.clone();
+            if old.spec.upper.is_some() && replaced != content {
+                // Two overlays with one upper directory would not see what the other writes, and the old one drains.
+                return Err(EngineError::Writable(id.clone()));
+            }
             let record = if replaced == content { old } else { replace_content(scene, old, content)? };
             Ok((super::list::checked(container, scene, record)?, replaced))
         })
@@ -74,8 +78,7 @@ fn replace_content(scene: &mut Scene, old: Record, content: Content) -> Result<R
     let mut spec = old.spec.clone();
     spec.content = content;
     let planned = plan(scene, &spec, &tree, Some(&old))?;
-    let built =
-        planned.iter().map(|p| build(scene, &spec.content, &tree, p)).collect::<Result<Vec<_>, _>>()?;
+    let built = build_all(scene, &spec, &tree, &planned)?;
     let mounts: Vec<Mounted> = built.iter().map(|b| b.mounted.clone()).collect();
     let (mut created, mut restored) = (Vec::new(), Restored::new());
     let changed = plan_changes(scene, &old, &planned, built, &mut created).and_then(|changes| {

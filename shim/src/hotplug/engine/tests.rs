@@ -1,6 +1,7 @@
 //! The engine on the real kernel.
 
 mod container;
+mod writable;
 
 use std::{fs, path::Path};
 
