@@ -31,7 +31,7 @@ const CONTAINERD_FILES: &[&str] = &[
     "events/task.proto",
 ];
 /// The files of `capsule.v1`: one for each part of the API.
-const CAPSULE: [&str; 7] = [
+const CAPSULE: [&str; 8] = [
     "capsule/v1/capsule.proto",
     "capsule/v1/collect.proto",
     "capsule/v1/events.proto",
@@ -39,6 +39,7 @@ const CAPSULE: [&str; 7] = [
     "capsule/v1/tags.proto",
     "capsule/v1/transfer.proto",
     "capsule/v1/tree.proto",
+    "capsule/v1/uppers.proto",
 ];
 /// Both are served over ttrpc: the shim's service, and what the shim asks of capsuled.
 const TTRPC: [&str; 2] = ["proto/capsule/hotplug/v1/hotplug.proto", "proto/capsule/node/v1/node.proto"];

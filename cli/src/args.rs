@@ -13,6 +13,7 @@ mod tags;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod written;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -30,6 +31,7 @@ pub use self::prune::{PruneArgs, RemoveArgs};
 pub use self::sign::{SignArgs, VerifyArgs};
 pub use self::tags::{TagArgs, TagRef};
 pub use self::transfer::{ImportArgs, LoginArgs, PullArgs, PushArgs, SaveArgs};
+pub use self::written::{CommitArgs, FateArgs, UppersCommand, WritableArgs};
 
 /// Where capsuled listens unless told otherwise.
 pub const DEFAULT_ADDRESS: &str = "/run/capsule/capsuled.sock";
@@ -173,6 +175,19 @@ pub enum Command {
         /// Do not wait for processes that use it: hide it now, release it when the last one is done
         #[arg(long)]
         lazy: bool,
+        /// What becomes of what was written.
+        #[command(flatten)]
+        fate: FateArgs,
+    },
+    /// Publish what a container has written to a capsule, while it runs
+    #[command(after_help = written::COMMIT_EXAMPLES)]
+    Commit(CommitArgs),
+    /// List and remove what is kept under names
+    #[command(after_help = written::UPPERS_EXAMPLES)]
+    Uppers {
+        /// What to do.
+        #[command(subcommand)]
+        command: Option<UppersCommand>,
     },
     /// List attachments, draining ones included
     Ps {
@@ -206,7 +221,9 @@ Examples:
   capsulectl attach web debug-tools --mode union --target /
   capsulectl attach k8s.io/3f2a tzdata ca-bundle@2026.3      # both or none
   capsulectl attach web app --dry-run                        # what would be attached with it
-  capsulectl attach web --locked app.lock                    # what `resolve --lock` chose";
+  capsulectl attach web --locked app.lock                    # what `resolve --lock` chose
+  capsulectl attach web tools --writable                     # the container may write to it
+  capsulectl attach web tools --persist notes --size 2GiB    # and has it again the next time";
 
 const RESOLVE_EXAMPLES: &str = "\
 Examples:
@@ -217,7 +234,9 @@ Examples:
 const DETACH_EXAMPLES: &str = "\
 Examples:
   capsulectl detach web tzdata            # refused while a process uses a file of it
-  capsulectl detach web tzdata --lazy     # hidden now, `draining` until the last process is done";
+  capsulectl detach web tzdata --lazy     # hidden now, `draining` until the last process is done
+  capsulectl detach web tools --drop      # with all that was written to it
+  capsulectl detach web tools --keep notes";
 
 const COMPLETION_EXAMPLES: &str = "\
 Examples:
@@ -233,7 +252,7 @@ pub struct AttachArgs {
     #[arg(value_name = "CAPSULE[@VERSION]", required_unless_present = "locked", conflicts_with = "locked")]
     pub capsules: Vec<CapsuleRef>,
     /// Exactly the versions in a file that `resolve --lock` wrote
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with_all = ["target", "mode"])]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with_all = ["target", "mode", "writable", "persist", "size"])]
     pub locked: Option<PathBuf>,
     /// Show what would be attached, and attach nothing
     #[arg(long)]
@@ -244,6 +263,9 @@ pub struct AttachArgs {
     /// ro: the capsule alone; union: over what the target holds [default: the capsule's, or ro]
     #[arg(long, value_enum, value_name = "ro|union", hide_possible_values = true)]
     pub mode: Option<ModeArg>,
+    /// Whether it can be written to.
+    #[command(flatten)]
+    pub writable: WritableArgs,
 }
 
 /// Arguments of `resolve`.

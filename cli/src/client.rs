@@ -12,6 +12,7 @@ use capsule_proto::capsule::v1::signatures_client::SignaturesClient;
 use capsule_proto::capsule::v1::tags_client::TagsClient;
 use capsule_proto::capsule::v1::transfers_client::TransfersClient;
 use capsule_proto::capsule::v1::trees_client::TreesClient;
+use capsule_proto::capsule::v1::uppers_client::UppersClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -82,6 +83,11 @@ impl Client {
     /// What is in versions.
     pub fn trees(&self) -> TreesClient<Channel> {
         TreesClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// What is written to attachments.
+    pub fn uppers(&self) -> UppersClient<Channel> {
+        UppersClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Capsules in live containers.

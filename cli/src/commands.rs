@@ -6,6 +6,7 @@ mod prune;
 mod sign;
 mod tags;
 mod transfer;
+mod written;
 
 use std::fs;
 use std::io::Write;
@@ -59,9 +60,11 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
         }
         Command::Upgrade(args) => upgrade(to, request::upgrade(args, namespace)?).await,
         Command::Rollback(args) => rollback(to, request::rollback(args, namespace)?).await,
-        Command::Detach { attachment, lazy } => {
-            detach(to, request::detach(attachment, lazy, namespace)?).await
+        Command::Detach { attachment, lazy, fate } => {
+            detach(to, request::detach(attachment, lazy, fate, namespace)?).await
         }
+        Command::Commit(args) => written::commit(to, args, namespace).await,
+        Command::Uppers { command } => written::uppers(to, command).await,
         Command::Ps { container, users } => {
             // A namespace alone asks for all of its containers, which the API has no word for.
             let only = namespace.filter(|_| container.is_none());

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use capsule_proto::capsule::v1;
+use capsule_proto::capsule::v1::{self, commit_request::Of};
 
 use crate::args::{
-    AttachArgs, AttachmentArgs, BuildArgs, CapsuleRef, ContainerArg, EventsArgs, KeyValue, ModeArg,
-    RollbackArgs, UpgradeArgs,
+    AttachArgs, AttachmentArgs, BuildArgs, CapsuleRef, CommitArgs, ContainerArg, EventsArgs, FateArgs,
+    KeyValue, ModeArg, RollbackArgs, UpgradeArgs, WritableArgs,
 };
 use crate::declaration::{Declaration, Filled};
 use crate::error::Error;
@@ -117,13 +117,58 @@ pub fn attach(
         )));
     }
     let target = args.target.unwrap_or_default();
-    let spec =
-        |capsule| v1::AttachmentSpec { target: target.clone(), mode: mode(args.mode), ..unplaced(capsule) };
+    let writable = writable(args.writable, args.capsules.len())?;
+    let spec = |capsule| v1::AttachmentSpec {
+        target: target.clone(),
+        mode: mode(args.mode),
+        writable: writable.clone(),
+        ..unplaced(capsule)
+    };
     let specs = match locked {
         Some(lock) => lock.specs(),
         None => args.capsules.into_iter().map(spec).collect(),
     };
     Ok(v1::AttachRequest { specs, container: Some(container(args.container, namespace)?) })
+}
+
+/// Whether the capsule can be written to.
+///
+/// # Errors
+/// Usage, when it is several, or there is a size of nothing.
+fn writable(args: WritableArgs, capsules: usize) -> Result<Option<v1::Writable>, Error> {
+    let WritableArgs { writable, persist, size } = args;
+    let size = size.map(|size| size.as_u64());
+    match (writable || persist.is_some(), capsules) {
+        (false, _) if size.is_some() => Err(Error::Usage(
+            "--size is of what is written: give --writable or --persist NAME too".to_owned(),
+        )),
+        (false, _) => Ok(None),
+        (true, 2..) => Err(Error::Usage(format!(
+            "--writable and --persist are for one capsule and {capsules} are named: attach it by itself"
+        ))),
+        _ if size == Some(0) => Err(Error::Usage("--size 0 holds nothing: give more".to_owned())),
+        (true, _) => {
+            Ok(Some(v1::Writable { persist: persist.unwrap_or_default(), size: size.unwrap_or_default() }))
+        }
+    }
+}
+
+/// A commit.
+///
+/// # Errors
+/// Usage, when the namespaces differ, or a capsule is named beside a name.
+pub fn commit(args: CommitArgs, namespace: Option<&str>) -> Result<v1::CommitRequest, Error> {
+    let CommitArgs { container: of, capsule, target, upper, version, tags } = args;
+    let of = match (of, capsule, upper) {
+        (Some(of), Some(capsule), None) => Of::Attachment(v1::AttachmentRef {
+            container: Some(container(of, namespace)?),
+            capsule: capsule.0,
+            target: target.unwrap_or_default(),
+        }),
+        (None, None, Some(upper)) => Of::Upper(upper),
+        _ => return Err(Error::Usage("name a container and a capsule, or --upper NAME".to_owned())),
+    };
+    Ok(v1::CommitRequest { version, tags, of: Some(of) })
 }
 
 /// A capsule, with the rest as it says itself.
@@ -202,8 +247,15 @@ fn moves(
 ///
 /// # Errors
 /// Usage, when the namespaces differ.
-pub fn detach(args: AttachmentArgs, lazy: bool, namespace: Option<&str>) -> Result<v1::DetachRequest, Error> {
+pub fn detach(
+    args: AttachmentArgs,
+    lazy: bool,
+    fate: FateArgs,
+    namespace: Option<&str>,
+) -> Result<v1::DetachRequest, Error> {
     Ok(v1::DetachRequest {
+        drop: fate.drop,
+        keep: fate.keep.unwrap_or_default(),
         container: Some(container(args.container, namespace)?),
         capsule: args.capsule.0,
         target: args.target.unwrap_or_default(),
@@ -272,6 +324,7 @@ mod tests {
             dry_run: false,
             target: Some("/x".into()),
             mode: None,
+            writable: WritableArgs { writable: false, persist: None, size: None },
         };
         let one = attach(args(&["a@1"]), None, None).expect("one capsule");
         assert_eq!((one.specs[0].target.as_str(), one.specs[0].version.as_str()), ("/x", "1"));

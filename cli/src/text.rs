@@ -247,7 +247,7 @@ fn attachments_table(attachments: &[Attachment], now: SystemTime) -> String {
             a.version.clone(),
             short_digest(&a.digest).to_owned(),
             a.target.clone(),
-            a.mode.unwrap_or_default().to_owned(),
+            how(a),
             a.state.to_owned(),
             age(a.since, now),
             a.previous_version.clone().unwrap_or_default(),
@@ -255,6 +255,15 @@ fn attachments_table(attachments: &[Attachment], now: SystemTime) -> String {
         ]);
     }
     table.to_string()
+}
+
+/// `ro` that can be written to is `rw`.
+fn how(a: &Attachment) -> String {
+    match (a.mode.unwrap_or_default(), &a.writable) {
+        (mode, None) => mode.to_owned(),
+        ("ro", Some(_)) => "rw".to_owned(),
+        (mode, Some(_)) => format!("{mode},rw"),
+    }
 }
 
 fn status(v: &Version) -> &'static str {
@@ -289,7 +298,7 @@ pub fn size(bytes: u64) -> String {
 }
 
 /// How long ago, in the largest unit that fits; empty when unknown.
-fn age(then: Option<Time>, now: SystemTime) -> String {
+pub fn age(then: Option<Time>, now: SystemTime) -> String {
     let Some(then) = then.and_then(|t| SystemTime::try_from(t.0).ok()) else {
         return String::new();
     };

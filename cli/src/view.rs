@@ -73,6 +73,17 @@ pub struct Attachment {
     pub users: Vec<User>,
     /// Capsules in the container that require it.
     pub required_by: Vec<String>,
+    /// `null` for one that is read-only.
+    pub writable: Option<Writable>,
+}
+
+/// Where what is written to an attachment goes.
+#[derive(Debug, Serialize)]
+pub struct Writable {
+    /// The name under which it is kept; `null` when it goes with the attachment.
+    pub persist: Option<String>,
+    /// Bytes that it can hold; `null` when only the disk bounds it.
+    pub size: Option<u64>,
 }
 
 /// A process that keeps a draining version alive.
@@ -233,6 +244,10 @@ impl From<v1::Attachment> for Attachment {
             previous_version: filled(a.previous_version),
             users: a.users.into_iter().map(User::from).collect(),
             required_by: a.required_by,
+            writable: a.writable.map(|w| Writable {
+                persist: filled(w.persist),
+                size: Some(w.size).filter(|size| *size > 0),
+            }),
         }
     }
 }
@@ -342,7 +357,7 @@ mod tests {
             "digest": "sha256:00", "target": "/usr/share/zoneinfo", "mode": "union", "state": "draining",
             "since": "2023-11-14T22:13:20Z", "previous_version": null,
             "users": [{"pid": 7, "command": "sh", "path": "/f", "how": "fd 5"}],
-            "required_by": [],
+            "required_by": [], "writable": null,
         });
         assert_eq!(serde_json::to_value(Attachment::from(wire)).expect("JSON"), want);
     }

@@ -59,6 +59,12 @@ fn privileged_native_forky_keep() -> Result<()> {
     run(Kind::Native, Suite::Forky, "keep")
 }
 
+/// What is written to attachments.
+#[test]
+fn privileged_native_forky_written() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "written")
+}
+
 /// A thousand operations at random, with daemons killed in the middle of a third of them.
 #[test]
 fn privileged_native_forky_life() -> Result<()> {

@@ -27,6 +27,7 @@ pub mod shims;
 pub mod snapshots;
 pub mod store;
 pub mod trees;
+pub mod uppers;
 
 /// An id that no other has: 96 random bits as 24 hexadecimal digits.
 pub(crate) fn fresh_id() -> String {

@@ -4,6 +4,7 @@ use capsule_proto::capsule::v1::{
     attachments_server::AttachmentsServer, capsules_server::CapsulesServer,
     collector_server::CollectorServer, events_server::EventsServer, signatures_server::SignaturesServer,
     tags_server::TagsServer, transfers_server::TransfersServer, trees_server::TreesServer,
+    uppers_server::UppersServer,
 };
 use tokio::sync::watch;
 use tonic::service::Routes;
@@ -18,13 +19,14 @@ use crate::{
     events::Feed,
     service::{
         AttachmentsService, CapsulesService, CollectorService, EventsService, NodeService, NodeServiceError,
-        SignaturesService, TagsService, TransfersService, TreesService,
+        SignaturesService, TagsService, TransfersService, TreesService, UppersService,
     },
     snapshots::Snapshots,
     store::{
         Store, StoreError, Watch,
         attachments::{self, Journal},
     },
+    uppers::{UpperError, Uppers},
 };
 
 /// Why the capsule side did not start.
@@ -33,6 +35,9 @@ pub enum NodeError {
     /// A key of the policy could not be read.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// What was written could not be looked at.
+    #[error("look at what is written to attachments: {0}")]
+    Uppers(#[from] UpperError),
     /// The attachment records could not be read.
     #[error("read the attachment records: {0}")]
     Records(#[from] StoreError),
@@ -84,8 +89,9 @@ impl Node {
                 .with_hosts(config.containerd.hosts.clone())
                 .with_policy(Policy::load(&config.verify)?)
                 .discarding_layers(config.capsules.discard_unpacked_layers);
+        let uppers = Uppers::open(&config.root, config.uppers.size, &recorded)?;
         let attachments =
-            Attachments::new(containerd.clone(), capsules.clone(), snapshots, ledger, &config.run);
+            Attachments::new(containerd.clone(), capsules.clone(), snapshots, ledger, uppers, &config.run);
         attachments.pin_recorded(&recorded);
         attachments.recover(recorded).await;
         let closing = watch::Sender::new(false);
@@ -133,11 +139,13 @@ impl Node {
         let tags = TagsService::new(self.capsules.clone(), capsules.clone());
         let transfers = TransfersService::new(self.capsules.clone(), capsules.clone());
         let signatures = SignaturesService::new(self.capsules.clone(), capsules.clone());
+        let uppers = UppersService::new(self.capsules.clone(), self.attachments.clone(), capsules.clone());
         Routes::new(CapsulesServer::new(capsules).max_decoding_message_size(MESSAGE_MAX))
             .add_service(AttachmentsServer::new(attachments))
             .add_service(EventsServer::new(EventsService::new(self.feed.clone(), self.closing.subscribe())))
             .add_service(CollectorServer::new(CollectorService::new(self.collector())))
             .add_service(TagsServer::new(tags))
+            .add_service(UppersServer::new(uppers))
             .add_service(SignaturesServer::new(signatures))
             .add_service(TransfersServer::new(transfers).max_decoding_message_size(MESSAGE_MAX))
             .add_service(TreesServer::new(TreesService::new(self.capsules.clone())))

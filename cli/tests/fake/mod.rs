@@ -3,6 +3,7 @@
 pub mod signatures;
 pub mod transfers;
 mod trees;
+mod uppers;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -18,6 +19,7 @@ use capsule_proto::capsule::v1::signatures_server::SignaturesServer;
 use capsule_proto::capsule::v1::tags_server::{Tags, TagsServer};
 use capsule_proto::capsule::v1::transfers_server::TransfersServer;
 use capsule_proto::capsule::v1::trees_server::TreesServer;
+use capsule_proto::capsule::v1::uppers_server::UppersServer;
 use capsule_proto::capsule::v1::{self, AttachmentState, Mode};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -58,6 +60,8 @@ pub enum Asked {
     Import(v1::ImportRequest),
     Sign(v1::SignRequest),
     Signatures(v1::ListSignaturesRequest),
+    Commit(v1::CommitRequest),
+    RemoveUpper(v1::RemoveUpperRequest),
 }
 
 type Log = Arc<Mutex<Vec<Asked>>>;
@@ -417,6 +421,7 @@ impl Fake {
                     .add_service(SignaturesServer::new(service.clone()))
                     .add_service(TransfersServer::new(service.clone()))
                     .add_service(TreesServer::new(service.clone()))
+                    .add_service(UppersServer::new(service.clone()))
                     .add_service(AttachmentsServer::new(service.clone()))
                     .add_service(CollectorServer::new(service.clone()))
                     .add_service(EventsServer::new(service))

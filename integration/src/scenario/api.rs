@@ -75,8 +75,7 @@ impl Api {
         let request = DetachRequest {
             container: reference(container),
             capsule: capsule.to_owned(),
-            target: String::new(),
-            lazy: false,
+            ..Default::default()
         };
         self.runtime.block_on(self.attachments.detach(request)).context("detach").map(drop)
     }

@@ -24,6 +24,7 @@
 //! | [`storage`] | nothing but that every call succeeds: it measures what versions take |
 //! | [`suite`] | the snapshotter's conformance suite, through containerd, on its overlayfs and on ours |
 //! | [`idmapped`] | owners in user namespaces are those of containerd's overlayfs |
+//! | [`written`] | what is written to attachments is kept, dropped and published as asked |
 //! | [`upgrade`] | no call fails while capsuled is replaced |
 
 pub mod api;
@@ -55,6 +56,7 @@ pub mod suite;
 pub mod upgrade;
 pub mod versions;
 pub mod world;
+pub mod written;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -89,6 +91,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "sets" => sets::run(reporter),
         "moves" => moves::run(reporter),
         "keep" => keep::run(reporter),
+        "written" => written::run(reporter),
         "life" => life::run(reporter, 1, 10),
         "collect" => collect::run(reporter),
         "scale" => scale::run(reporter, scale::FULL),

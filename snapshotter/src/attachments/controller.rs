@@ -26,6 +26,7 @@ use crate::{
     events::{Event, Kind},
     fresh_id,
     shims::{Draining, ShimError, User},
+    uppers::{self, model::Fate},
 };
 
 /// How long a list waits for a container's shim: longer than any healthy one takes, bearable for a person.
@@ -46,6 +47,8 @@ pub struct AttachSpec {
     pub digest: Option<Digest>,
     /// Where the container has this version, it is not attached once more.
     pub unless_present: bool,
+    /// What it is to write to; read-only when `None`.
+    pub writable: Option<uppers::Wanted>,
     /// The entry of the container's annotation that this is; none when a person asks.
     pub named: Option<String>,
 }
@@ -78,6 +81,9 @@ impl Attachments {
         specs: &[AttachSpec],
     ) -> Result<Vec<Attachment>, AttachmentError> {
         let key = self.find_hotpluggable(container).await?;
+        for name in specs.iter().filter_map(|spec| spec.writable.as_ref()?.name.as_ref()) {
+            self.look_whether_it_drains(name).await;
+        }
         let mut existing = self.records.lock(&key).await;
         let mut planned = self.plan_set(specs, &existing).await?;
         planned.retain(|one| !one.present);
@@ -92,7 +98,7 @@ impl Attachments {
             match self.intend(&key, one).await {
                 Ok(intent) => intents.push(intent),
                 Err(error) => {
-                    self.unpin(&intents);
+                    self.end(&intents);
                     return Err(error);
                 }
             }
@@ -105,6 +111,7 @@ impl Attachments {
         &self,
         choice: &Choice,
         lazy: bool,
+        fate: Option<&Fate>,
     ) -> Result<Vec<(Attachment, Vec<User>)>, AttachmentError> {
         let key = self.containers.find(&choice.container).await?;
         let mut existing = self.records.lock(&key).await;
@@ -112,8 +119,14 @@ impl Attachments {
         let chosen = plan::plan_chosen(&key, &existing, &choice.capsule, target.as_ref())?;
         let gone: Vec<_> = chosen.iter().map(|a| (a, None)).collect();
         self.check_requirements(&existing, &gone, &[])?;
-        let intent = |a: &Attachment| Attachment { phase: Phase::Detaching { lazy }, ..a.clone() };
+        let chosen = plan::plan_fates(&key, &chosen, fate)?;
+        let intent = |(a, fate): &(Attachment, Option<Fate>)| {
+            let phase = Phase::Detaching { lazy, fate: fate.clone() };
+            Attachment { phase, ..a.clone() }
+        };
         let mut intents: Vec<Attachment> = chosen.iter().map(intent).collect();
+        let reserved = self.reserve(&intents)?;
+        let chosen: Vec<Attachment> = chosen.into_iter().map(|(attachment, _)| attachment).collect();
         plan::plan_call(&mut intents, &fresh_id(), false);
         self.ledger.intend(&intents).await?;
         let mut draining = Vec::with_capacity(chosen.len());
@@ -143,10 +156,16 @@ impl Attachments {
             self.put_back(&mut existing, gone, &chosen).await;
             return Err(failed);
         }
+        if let Err(error) = self.keep_written(&intents) {
+            self.put_back(&mut existing, &chosen, &chosen).await;
+            return Err(error);
+        }
         if let Err(error) = self.ledger.keep_no_more(&chosen).await {
+            self.keep_no_more(&intents);
             self.put_back(&mut existing, &chosen, &chosen).await;
             return Err(error.into());
         }
+        reserved.stay();
         draining.reverse();
         self.ledger.done(removals(&chosen), detached(&chosen, &draining)).await;
         existing.retain(|a| !chosen.iter().any(|c| c.id == a.id));
@@ -155,7 +174,7 @@ impl Attachments {
         if may_drain {
             self.hold_draining(&key).await;
         }
-        self.unpin(&chosen);
+        self.end(&chosen);
         self.records.tidy(&key);
         Ok(chosen.into_iter().zip(draining).collect())
     }
@@ -225,7 +244,7 @@ impl Attachments {
         planned: Planned,
     ) -> Result<Attachment, AttachmentError> {
         self.marks.set(key).map_err(|source| AttachmentError::Mark { path: self.marks.path(key), source })?;
-        let Planned { version, target, mode, named, .. } = planned;
+        let Planned { version, target, mode, writable, named, .. } = planned;
         let mut intent = Attachment {
             id: fresh_id(),
             container: key.clone(),
@@ -234,6 +253,7 @@ impl Attachments {
             capsule: version.name.clone(),
             target: target.as_str().to_owned(),
             mode,
+            upper: None,
             current: Content {
                 version: version.version.clone(),
                 digest: version.digest.clone(),
@@ -250,6 +270,15 @@ impl Attachments {
             Err(error) => {
                 self.snapshots.unpin(&intent.pin_owner());
                 return Err(error.into());
+            }
+        }
+        if let Some(wanted) = writable {
+            match self.claim(wanted, &intent, &version).await {
+                Ok(upper) => intent.upper = Some(upper),
+                Err(error) => {
+                    self.snapshots.unpin(&intent.pin_owner());
+                    return Err(error);
+                }
             }
         }
         Ok(intent)

@@ -173,6 +173,9 @@ impl Attachments {
     pub(super) fn let_go(&self, existing: &[Attachment], given_up: &[Attachment]) {
         for intent in given_up {
             let record = existing.iter().find(|a| a.id == intent.id);
+            if record.is_none() {
+                self.uppers.ended(intent);
+            }
             let tops = record.into_iter().flat_map(Attachment::contents).filter_map(|c| c.layers.first());
             self.snapshots.repin_layers(tops.map(PathBuf::as_path), &intent.pin_owner());
         }
@@ -195,7 +198,8 @@ impl Attachments {
                 }
                 changes.push(Change::Remove(attachment.id.clone()));
                 existing.retain(|a| a.id != attachment.id);
-                self.unpin(std::slice::from_ref(attachment));
+                self.uppers.settle(attachment);
+                self.end(std::slice::from_ref(attachment));
             }
         }
         self.ledger.found(changes, Vec::new());
@@ -205,12 +209,6 @@ impl Attachments {
     pub(super) fn settle_if_unsure(&self, key: &ContainerKey, error: &ShimError) {
         if !is_refusal(error) {
             drop(self.settle_in_background(key.clone()));
-        }
-    }
-
-    pub(super) fn unpin(&self, attachments: &[Attachment]) {
-        for attachment in attachments {
-            self.snapshots.unpin(&attachment.pin_owner());
         }
     }
 
@@ -227,6 +225,7 @@ impl Attachments {
     /// Keeps the snapshots of what is draining in a container, and lets go those of what was.
     pub(super) fn hold(&self, key: &ContainerKey, draining: &[Draining]) {
         let tops = draining.iter().filter_map(|content| content.layers.first()).map(PathBuf::as_path);
+        self.uppers.drains(key, Some(draining.iter().map(|content| content.id.clone()).collect()));
         for top in self.snapshots.repin_layers(tops, &draining_owner(key)) {
             tracing::warn!(container = %key, layer = %top.display(), "draining content is of no snapshot");
         }
@@ -234,6 +233,7 @@ impl Attachments {
 
     /// Keeps all capsules' snapshots until the shim has said which are draining.
     pub(super) fn hold_all(&self, key: &ContainerKey) {
+        self.uppers.drains(key, None);
         self.snapshots.pin_all(self.capsules.namespace(), &draining_owner(key));
     }
 }

@@ -13,6 +13,7 @@ use crate::{
     containerd::ContainerdError,
     shims::{ShimError, User},
     store::StoreError,
+    uppers::{UpperError, model::UpperName},
 };
 
 /// A call on attachments that failed, having changed nothing. Each message names the container and what to do.
@@ -187,6 +188,65 @@ pub enum AttachmentError {
         /// Who.
         users: Vec<User>,
     },
+    /// Nobody said what is to become of what was written.
+    #[error(
+        "{label} at {target} in {container} is writable: say what becomes of what was written, --keep NAME or --drop; to publish it first: capsulectl commit"
+    )]
+    Undecided {
+        /// The container.
+        container: ContainerKey,
+        /// Capsule and version.
+        label: String,
+        /// The target.
+        target: String,
+    },
+    /// There is nothing to keep or drop.
+    #[error("{}", nothing_to_decide(.container, .name.as_ref()))]
+    NothingToDecide {
+        /// The container.
+        container: ContainerKey,
+        /// Under which name what was written stays, if anything was.
+        name: Option<UpperName>,
+    },
+    /// Nothing can have been written.
+    #[error(
+        "{capsule} in {container} is read-only, so nothing was written: attach it with --writable or --persist"
+    )]
+    ReadOnly {
+        /// The container.
+        container: ContainerKey,
+        /// The capsule.
+        capsule: CapsuleName,
+    },
+    /// A version is made from one of them.
+    #[error("{capsule} is attached at several targets: say which with --target")]
+    WhichTarget {
+        /// The capsule.
+        capsule: CapsuleName,
+    },
+    /// One name for several.
+    #[error(
+        "{capsule} is attached at several targets, and one name is for one of them: say which with --target"
+    )]
+    KeepOne {
+        /// The capsule.
+        capsule: CapsuleName,
+    },
+    /// A writable attachment has the version that it was made with.
+    #[error(
+        "{label} at {target} in {container} is writable, and stays at its version: publish what was written with \"capsulectl commit\", detach it, and attach the other version"
+    )]
+    Writable {
+        /// The container.
+        container: ContainerKey,
+        /// Capsule and version.
+        label: String,
+        /// The target.
+        target: String,
+    },
+    /// What was written, or is to be.
+    #[error(transparent)]
+    Upper(#[from] UpperError),
     /// A malformed name, version or mode.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -202,6 +262,17 @@ pub enum AttachmentError {
     /// containerd.
     #[error(transparent)]
     Containerd(#[from] ContainerdError),
+}
+
+fn nothing_to_decide(container: &ContainerKey, name: Option<&UpperName>) -> String {
+    match name {
+        Some(name) => format!(
+            "what was written in {container} is kept as {name} in any case: leave --keep and --drop out; \"capsulectl uppers rm {name}\" removes it"
+        ),
+        None => format!(
+            "the attachment in {container} is read-only, so nothing was written: leave --keep and --drop out"
+        ),
+    }
 }
 
 fn in_namespace(namespace: &str) -> String {

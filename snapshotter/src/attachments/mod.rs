@@ -1,6 +1,6 @@
 //! Attachments: capsules in live containers.
 //!
-//! `controller` and `moves` (calls) with `set` (what goes together), `health` (whether it did), `named` and `restore` (before a container's first process) and `recovery` (after a restart) → `effects` → {`plan`, `unmet`} (pure) → `records`, `marks`,
+//! `controller` and `moves` (calls) with `set` (what goes together), `written` (what is written to them), `health` (whether it did), `named` and `restore` (before a container's first process) and `recovery` (after a restart) → `effects` → {`plan`, `unmet`} (pure) → `records`, `marks`,
 //! [`crate::shims`], [`crate::capsules`]. An intent is on record before its effect; the shim's all-or-nothing answer decides whether it
 //! becomes the record or is given up; what a crash leaves between is settled by asking the shim.
 
@@ -21,10 +21,11 @@ mod restore;
 mod set;
 mod unmet;
 mod watch;
+mod written;
 
 use std::path::Path;
 
-use crate::{capsules::Capsules, containerd::Containerd, shims::Shims, snapshots::Snapshots};
+use crate::{capsules::Capsules, containerd::Containerd, shims::Shims, snapshots::Snapshots, uppers::Uppers};
 
 use self::{containers::Containers, health::Checks, marks::Marks, records::Records};
 pub use self::{
@@ -48,6 +49,7 @@ pub struct Attachments {
     records: Records,
     marks: Marks,
     checks: Checks,
+    uppers: Uppers,
 }
 
 impl Attachments {
@@ -57,6 +59,7 @@ impl Attachments {
         capsules: Capsules,
         snapshots: Snapshots,
         ledger: Ledger,
+        uppers: Uppers,
         run: &Path,
     ) -> Self {
         let marks = Marks::new(run);
@@ -70,6 +73,7 @@ impl Attachments {
             records: Records::new(marks.clone()),
             marks,
             checks: Checks::new(run),
+            uppers,
         }
     }
 }

@@ -4,7 +4,10 @@ use std::{fmt, path::PathBuf, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::capsules::model::{CapsuleName, Digest, Mode, Version};
+use crate::{
+    capsules::model::{CapsuleName, Digest, Mode, Version},
+    uppers::model::{Fate, Upper},
+};
 
 /// How many versions a rollback can go back.
 pub const HISTORY: usize = 16;
@@ -57,6 +60,9 @@ pub enum Phase {
     Detaching {
         /// Even if it is in use.
         lazy: bool,
+        /// What becomes of what was written, where something was that has no name.
+        #[serde(default)]
+        fate: Option<Fate>,
     },
     /// The task it was in has ended. The container's next task has it again, before its first process runs; it is on
     /// its way there, or never will be, until that task's shim says that it is mounted.
@@ -91,6 +97,9 @@ pub struct Attachment {
     pub target: String,
     /// How.
     pub mode: Mode,
+    /// What it writes to; none for one that is read-only.
+    #[serde(default)]
+    pub upper: Option<Upper>,
     /// What is mounted, as far as this record knows.
     pub current: Content,
     /// What Rollback goes back to, oldest first; at most [`HISTORY`].

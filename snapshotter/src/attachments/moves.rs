@@ -206,6 +206,9 @@ impl Attachments {
         existing: &[Attachment],
         step: Step,
     ) -> Result<Option<Attachment>, AttachmentError> {
+        if let Step::Back(attachment) | Step::To(attachment, ..) = &step {
+            plan::plan_movable(attachment)?;
+        }
         match step {
             Step::Back(attachment) => plan::plan_rollback(&attachment, SystemTime::now()).map(Some),
             Step::New(planned) => self.intend(key, *planned).await.map(Some),
@@ -280,6 +283,7 @@ fn show(step: Step) -> Result<Planned, AttachmentError> {
         Step::To(attachment, version, required_by) => Ok(Planned {
             target: ContainerPath::parse(&attachment.target)?,
             mode: attachment.mode,
+            writable: None,
             named: attachment.named.clone(),
             present: attachment.current.digest == version.digest,
             required_by,

@@ -50,6 +50,7 @@ fn parse_entry(entry: &str) -> Result<AttachSpec, AttachmentError> {
         mode,
         digest: None,
         unless_present: false,
+        writable: None,
         named: Some(entry.to_owned()),
     })
 }

@@ -10,9 +10,12 @@ use super::{
     error::AttachmentError,
     model::{Attachment, Call, ContainerKey, Content, HISTORY, Phase},
 };
-use crate::capsules::{
-    Resolved,
-    model::{CapsuleName, Mode, Version},
+use crate::{
+    capsules::{
+        Resolved,
+        model::{CapsuleName, Mode, Version},
+    },
+    uppers::model::Fate,
 };
 
 /// One capsule to attach, as far as it is known before anything is looked up.
@@ -82,6 +85,44 @@ pub fn plan_chosen(
         });
     }
     Ok(chosen)
+}
+
+/// Of attachments that are to go: each with what becomes of what was written to it. What has a name stays in any case.
+pub fn plan_fates(
+    container: &ContainerKey,
+    chosen: &[Attachment],
+    fate: Option<&Fate>,
+) -> Result<Vec<(Attachment, Option<Fate>)>, AttachmentError> {
+    let undecided = |a: &Attachment| a.upper.as_ref().is_some_and(|upper| upper.name.is_none());
+    let (all, mut open) = (chosen.iter(), chosen.iter().filter(|a| undecided(a)));
+    match (open.next(), fate) {
+        (Some(first), None) => Err(AttachmentError::Undecided {
+            container: container.clone(),
+            label: first.label(),
+            target: first.target.clone(),
+        }),
+        (None, Some(_)) => {
+            let name = chosen.iter().find_map(|a| a.upper.as_ref()?.name.clone());
+            Err(AttachmentError::NothingToDecide { container: container.clone(), name })
+        }
+        // One name is for one of them.
+        (Some(first), Some(Fate::Keep(_))) if open.next().is_some() => {
+            Err(AttachmentError::KeepOne { capsule: first.capsule.clone() })
+        }
+        (_, fate) => Ok(all.map(|a| (a.clone(), fate.filter(|_| undecided(a)).cloned())).collect()),
+    }
+}
+
+/// Refuses to move what is written to: its layers are what was written lies over, and is compared with.
+pub fn plan_movable(attachment: &Attachment) -> Result<(), AttachmentError> {
+    if attachment.upper.is_none() {
+        return Ok(());
+    }
+    Err(AttachmentError::Writable {
+        container: attachment.container.clone(),
+        label: attachment.label(),
+        target: attachment.target.clone(),
+    })
 }
 
 /// The record while `to` takes the place of what is mounted; `None` when that is what is mounted.

@@ -102,7 +102,10 @@ impl Attachments {
         for (before, after) in became {
             match after {
                 Some(waiting) => records.push(waiting),
-                None => self.unpin(std::slice::from_ref(&before)),
+                None => {
+                    self.uppers.settle(&before);
+                    self.end(std::slice::from_ref(&before));
+                }
             }
         }
         self.hold_draining(container).await;
@@ -138,7 +141,7 @@ impl Attachments {
         *records = kept;
         let events = dropped.iter().map(|a| Event::of(a, Kind::Ended)).collect();
         self.ledger.found(removals(&dropped), events);
-        self.unpin(&dropped);
+        self.end(&dropped);
         for attachment in dropped {
             tracing::info!(%container, capsule = attachment.label(), target = attachment.target, "attachment ended with its container");
         }

@@ -12,11 +12,14 @@ use super::{
     plan::{self, Wanted},
     unmet::{Holding, unmet},
 };
-use crate::capsules::{
-    CapsuleError, Resolved,
-    model::{CapsuleName, Mode, Version},
-    requirement::Requirement,
-    set::{Member, Present},
+use crate::{
+    capsules::{
+        CapsuleError, Resolved,
+        model::{CapsuleName, Mode, Version},
+        requirement::Requirement,
+        set::{Member, Present},
+    },
+    uppers,
 };
 
 /// One attachment of a set, to be made or there already.
@@ -28,6 +31,8 @@ pub struct Planned {
     pub target: ContainerPath,
     /// How.
     pub mode: Mode,
+    /// What it is to write to; none for one that is read-only.
+    pub writable: Option<uppers::Wanted>,
     /// The entry of the container's annotation that it is, if it is one.
     pub named: Option<String>,
     /// The container has it, and it is not asked for.
@@ -184,6 +189,7 @@ fn place(member: &Member, spec: &AttachSpec) -> Result<Planned, AttachmentError>
         version: wanted.version,
         target,
         mode,
+        writable: spec.writable.clone(),
         named: spec.named.clone(),
         present: false,
         required_by: member.required_by.clone(),
@@ -210,5 +216,5 @@ pub(super) fn place_required(member: Member, existing: &[Attachment]) -> Result<
             })?
         }
     };
-    Ok(Planned { version, target, mode, named: None, present, required_by, from: None })
+    Ok(Planned { version, target, mode, writable: None, named: None, present, required_by, from: None })
 }

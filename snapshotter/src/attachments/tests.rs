@@ -32,11 +32,13 @@ use crate::{
         Store,
         attachments::{Change, Journal, read_all},
     },
+    uppers::Uppers,
 };
 
 mod again;
 mod hung;
 mod moves;
+mod written;
 
 /// What the shim has mounted, what it was asked, and what it is to refuse.
 #[derive(Default)]
@@ -47,6 +49,8 @@ struct FakeState {
     /// Calls that are carried out, but answered as late.
     late: Vec<String>,
     busy: bool,
+    /// Attachments that somebody else has unmounted.
+    unmounted: Vec<String>,
 }
 
 #[derive(Clone, Default)]
@@ -135,7 +139,7 @@ impl Hotplug for FakeShim {
             let mut attachment = wire::Attachment::new();
             attachment.attachment_id = id.clone();
             attachment.content = request.content.clone();
-            attachment.mounted = true;
+            attachment.mounted = !state.unmounted.contains(id);
             reply.attachments.push(attachment);
         }
         Ok(reply)
@@ -269,7 +273,8 @@ async fn open_engine(
         capsules.catalogue().put(one.clone());
     }
     let ledger = Ledger::new(live, journal(kept));
-    let engine = Attachments::new(containerd, capsules, snapshots.clone(), ledger, &dir.join("run"));
+    let uppers = Uppers::open(&dir.join("root"), 8 << 20, &read_all(store).unwrap()).unwrap();
+    let engine = Attachments::new(containerd, capsules, snapshots.clone(), ledger, uppers, &dir.join("run"));
     let known = Known { runtime: "io.containerd.capsule.v1".to_owned(), ..Known::default() };
     engine.containers.put(&key(), known);
     engine
@@ -323,6 +328,7 @@ fn spec(text: &str) -> AttachSpec {
         mode: None,
         digest: None,
         unless_present: false,
+        writable: None,
         named: None,
     }
 }
@@ -354,7 +360,7 @@ async fn a_capsule_lives_through_attach_upgrade_rollback_and_detach() {
     let down = node.rollback(&["tzdata"]).await.unwrap();
     assert_eq!(down, ["tzdata 2 1"]);
     assert_eq!(node.durable().await.len(), 1);
-    node.engine.detach(&choice("tzdata"), false).await.unwrap();
+    node.engine.detach(&choice("tzdata"), false, None).await.unwrap();
     assert_eq!(node.shim.mounted(), Vec::<String>::new());
     assert_eq!(node.durable().await, []);
     assert_eq!(node.listed().await, Vec::<String>::new());
@@ -402,7 +408,7 @@ async fn the_intent_is_durable_before_the_shim_is_asked() {
     node.restart().await;
     assert_eq!(node.listed().await, ["tzdata@1"]);
     node.upgrade(&["tzdata"]).await.unwrap();
-    node.engine.detach(&choice("tzdata"), false).await.unwrap();
+    node.engine.detach(&choice("tzdata"), false, None).await.unwrap();
 
     // It died before the shim was asked: nothing is mounted, and nothing stays on record.
     node.write(vec![Change::Put(Box::new(intent))]).await;
@@ -431,11 +437,12 @@ async fn after_a_crash_the_record_follows_what_is_mounted() {
     assert_eq!(node.listed().await, ["tzdata@1"]);
     assert_eq!(node.durable().await[0].phase, Phase::Attached);
     // Half-done detach, of which the shim did nothing.
-    let intent = Attachment { phase: Phase::Detaching { lazy: false }, ..node.durable().await.remove(0) };
+    let intent =
+        Attachment { phase: Phase::Detaching { lazy: false, fate: None }, ..node.durable().await.remove(0) };
     node.write(vec![Change::Put(Box::new(intent))]).await;
     node.restart().await;
     assert_eq!(node.listed().await, ["tzdata@1"]);
-    node.engine.detach(&choice("tzdata"), false).await.unwrap();
+    node.engine.detach(&choice("tzdata"), false, None).await.unwrap();
 }
 
 #[tokio::test]
@@ -443,11 +450,11 @@ async fn a_busy_attachment_stays_unless_detached_lazily() {
     let node = TestNode::start().await;
     node.attach(&["tzdata@1"]).await.unwrap();
     node.shim.0.lock().unwrap().busy = true;
-    let error = node.engine.detach(&choice("tzdata"), false).await.unwrap_err();
+    let error = node.engine.detach(&choice("tzdata"), false, None).await.unwrap_err();
     assert!(error.to_string().contains("process 7 (cat) has /t/x (fd 3)"), "{error}");
     assert_eq!(node.listed().await, ["tzdata@1"]);
     assert_eq!(node.durable().await[0].phase, Phase::Attached);
-    node.engine.detach(&choice("tzdata"), true).await.unwrap();
+    node.engine.detach(&choice("tzdata"), true, None).await.unwrap();
     assert_eq!(node.listed().await, Vec::<String>::new());
 }
 
@@ -461,7 +468,7 @@ async fn what_is_attached_or_can_be_rolled_back_to_is_not_removed() {
         let error = node.snapshots.remove(&name(i)).unwrap_err().to_string();
         assert!(error.contains("tzdata"), "{error}");
     }
-    node.engine.detach(&choice("tzdata"), false).await.unwrap();
+    node.engine.detach(&choice("tzdata"), false, None).await.unwrap();
     for i in 0..2 {
         node.snapshots.remove(&name(i)).unwrap();
     }
@@ -479,7 +486,7 @@ async fn refused_calls_change_nothing() {
         node.attach(&[]).await.unwrap_err(),
         node.rollback(&["tzdata"]).await.unwrap_err(),
         node.rollback(&["tools"]).await.unwrap_err(),
-        node.engine.detach(&choice("tools"), true).await.unwrap_err(),
+        node.engine.detach(&choice("tools"), true, None).await.unwrap_err(),
     ];
     let messages = refused.map(|e| e.to_string());
     assert!(messages[0].contains("/opt/tzdata in default/c1 is taken by tzdata@1"), "{messages:?}");
@@ -502,7 +509,7 @@ async fn records_are_kept_while_the_shim_cannot_be_asked() {
     node.restart().await;
     assert_eq!(node.durable().await.len(), 1);
     std::fs::write(&registration, text).unwrap();
-    node.engine.detach(&choice("tzdata"), false).await.unwrap();
+    node.engine.detach(&choice("tzdata"), false, None).await.unwrap();
     // Without a registration the task is gone, and its mounts with it: the record waits for the next task.
     node.attach(&["tzdata@1"]).await.unwrap();
     node.durable().await;

@@ -43,6 +43,8 @@ pub struct Config {
     pub collect: Policy,
     /// How capsules are kept.
     pub capsules: Capsules,
+    /// How what is written to attachments is kept.
+    pub uppers: Uppers,
     /// What is logged.
     pub log: Log,
 }
@@ -82,6 +84,13 @@ pub struct Snapshots {
 pub struct Capsules {
     /// Let containerd collect the layers of a version that was published here, once they are unpacked. Default: false.
     pub discard_unpacked_layers: bool,
+}
+
+/// How what is written to attachments is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uppers {
+    /// How many bytes what has a name can hold, unless the attach says otherwise. Default 1 GiB.
+    pub size: u64,
 }
 
 /// The containerd that this daemon belongs to.
@@ -169,6 +178,7 @@ impl Default for Config {
                 watermarks: None,
             },
             capsules: Capsules::default(),
+            uppers: Uppers { size: 1 << 30 },
             log: Log { level: Level::Info },
         }
     }

@@ -69,16 +69,26 @@ impl Reader<'_> {
                 "verify" => self.verify(&mut config, value, key.span()),
                 "collect" => self.collect(&mut config, value),
                 "capsules" => self.capsules(&mut config, value),
+                "uppers" => self.uppers(&mut config, value),
                 "log" => self.log(&mut config, value),
                 _ => self.unknown(
                     key.span(),
                     key.get_ref(),
-                    "root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules] and [log]",
+                    "root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers] and [log]",
                 ),
             }
         }
         config.socket = socket.unwrap_or_else(|| config.run.join(SOCKET));
         config
+    }
+
+    fn uppers(&mut self, config: &mut Config, value: &Value<'_>) {
+        for (key, value) in self.table("uppers", value) {
+            match key.get_ref().as_ref() {
+                "size" => self.set(&mut config.uppers.size, "uppers.size", value, parse_size),
+                _ => self.unknown(key.span(), &format!("uppers.{}", key.get_ref()), "size"),
+            }
+        }
     }
 
     fn containerd(&mut self, config: &mut Config, value: &Value<'_>) {
@@ -311,6 +321,12 @@ fn parse_socket(text: &str) -> Result<PathBuf, String> {
 }
 
 /// containerd's rule (`pkg/identifiers`): letters and digits, with single `.`, `_` or `-` between them.
+fn parse_size(text: &str) -> Result<u64, String> {
+    text.parse()
+        .map(|size: bytesize::ByteSize| size.as_u64())
+        .map_err(|_| "write a size as 512MiB or 10GiB".to_owned())
+}
+
 fn parse_identifier(text: &str) -> Result<String, String> {
     let plain = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric());
     if text.len() > IDENTIFIER_LIMIT || !text.split(['.', '_', '-']).all(plain) {

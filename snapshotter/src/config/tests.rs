@@ -88,6 +88,20 @@ fn who_is_trusted_and_for_what() {
 }
 
 #[test]
+fn what_has_a_name_has_a_size() {
+    assert_eq!(Config::parse("[uppers]\nsize = '64MiB'").unwrap().uppers.size, 64 << 20);
+    let mistakes = Config::parse("[uppers]\nsize = 'much'\nsizes = '1GiB'").unwrap_err();
+    let messages: Vec<_> = mistakes.iter().map(|mistake| mistake.message.as_str()).collect();
+    assert_eq!(
+        messages,
+        [
+            "uppers.size is \"much\": write a size as 512MiB or 10GiB",
+            "unknown key uppers.sizes: known here are size"
+        ]
+    );
+}
+
+#[test]
 fn collecting_can_be_told_when_and_what() {
     let text = "[collect]\ninterval = '1day'\nkeep_last = 5\nkeep_tagged = false\nolder_than = '0s'\nhigh_watermark = 85\nlow_watermark = 70\n";
     let collect = parse_config(text).unwrap().collect;
@@ -145,7 +159,7 @@ fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
         (1, "root is an integer, and must be a string"),
         (
             2,
-            "unknown key rum: known here are root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules] and [log]",
+            "unknown key rum: known here are root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers] and [log]",
         ),
         (3, "run is \"relative\": it must be an absolute path below /, without .."),
         (6, "containerd.address is \"/a/../b\": it must be an absolute path below /, without .."),
@@ -162,7 +176,7 @@ fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
         (13, "duplicate key"),
         (
             15,
-            "unknown key metrics: known here are root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules] and [log]",
+            "unknown key metrics: known here are root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers] and [log]",
         ),
         (
             19,

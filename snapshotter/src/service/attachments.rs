@@ -84,8 +84,9 @@ impl wire::attachments_server::Attachments for AttachmentsService {
     ) -> Result<Response<wire::DetachResponse>, Status> {
         let request = request.into_inner();
         let choice = convert::parse_choice(request.container, &request.capsule, request.target)?;
-        let engine = self.engine.clone();
-        let detached = to_the_end(async move { engine.detach(&choice, request.lazy).await }).await?;
+        let fate = convert::parse_fate(request.drop, request.keep)?;
+        let (engine, lazy) = (self.engine.clone(), request.lazy);
+        let detached = to_the_end(async move { engine.detach(&choice, lazy, fate.as_ref()).await }).await?;
         let attachments = detached.iter().map(|(a, users)| convert::detached(a, users)).collect();
         Ok(Response::new(wire::DetachResponse { attachments }))
     }

@@ -16,6 +16,10 @@ use crate::{
         model::{CapsuleName, Mode, ModelError, Version},
     },
     shims::{Draining, ShimError, User},
+    uppers::{
+        self,
+        model::{Fate, Upper},
+    },
 };
 
 /// The error that a malformed request is answered with.
@@ -58,8 +62,24 @@ pub fn parse_spec(spec: wire::AttachmentSpec) -> Result<AttachSpec, Status> {
         mode: parse_mode(spec.mode)?,
         digest: non_empty(spec.digest).map(|digest| digest.parse()).transpose().map_err(from_model)?,
         unless_present: spec.unless_present,
+        writable: spec.writable.map(parse_writable).transpose()?,
         named: None,
     })
+}
+
+fn parse_writable(writable: wire::Writable) -> Result<uppers::Wanted, Status> {
+    let name = non_empty(writable.persist).map(|name| name.parse()).transpose()?;
+    Ok(uppers::Wanted { name, size: Some(writable.size).filter(|size| *size > 0) })
+}
+
+/// What is to become of what was written; `None` where nothing is said.
+pub fn parse_fate(drop: bool, keep: String) -> Result<Option<Fate>, Status> {
+    match (drop, non_empty(keep)) {
+        (false, None) => Ok(None),
+        (true, None) => Ok(Some(Fate::Drop)),
+        (false, Some(name)) => Ok(Some(Fate::Keep(name.parse()?))),
+        (true, Some(_)) => Err(Status::invalid_argument("what was written cannot be both kept and dropped")),
+    }
 }
 
 /// One capsule of an upgrade or rollback.
@@ -156,7 +176,13 @@ pub fn attachment(a: &Attachment) -> wire::Attachment {
         previous_version: a.history.last().map(|c| c.version.to_string()).unwrap_or_default(),
         users: Vec::new(),
         required_by: Vec::new(),
+        writable: a.upper.as_ref().map(writable),
     }
+}
+
+fn writable(upper: &Upper) -> wire::Writable {
+    let persist = upper.name.as_ref().map(ToString::to_string).unwrap_or_default();
+    wire::Writable { persist, size: upper.limit.unwrap_or_default() }
 }
 
 /// One attachment of a set that is planned, for the wire.
@@ -302,6 +328,8 @@ impl From<AttachmentError> for Status {
             | AttachmentError::Named { .. }
             | AttachmentError::Target(_)
             | AttachmentError::RoRoot
+            | AttachmentError::KeepOne { .. }
+            | AttachmentError::WhichTarget { .. }
             | AttachmentError::NoTarget { .. }
             | AttachmentError::NoTargetOfRequired { .. }
             | AttachmentError::Model(_) => Code::InvalidArgument,
@@ -310,6 +338,10 @@ impl From<AttachmentError> for Status {
             | AttachmentError::NoHistory { .. }
             | AttachmentError::Waiting { .. }
             | AttachmentError::Unmet { .. }
+            | AttachmentError::ReadOnly { .. }
+            | AttachmentError::Undecided { .. }
+            | AttachmentError::NothingToDecide { .. }
+            | AttachmentError::Writable { .. }
             | AttachmentError::InUse { .. } => Code::FailedPrecondition,
             AttachmentError::Occupied { .. } => Code::AlreadyExists,
             AttachmentError::Shim(error) => shim(error),
@@ -318,9 +350,10 @@ impl From<AttachmentError> for Status {
             AttachmentError::Unhealthy { .. } => Code::Aborted,
             AttachmentError::Store(_) | AttachmentError::Mark { .. } => Code::Internal,
             AttachmentError::Containerd(e) => return containerd(e),
-            AttachmentError::Capsule(_) => Code::Unknown,
+            AttachmentError::Capsule(_) | AttachmentError::Upper(_) => Code::Unknown,
         };
         match error {
+            AttachmentError::Upper(e) => e.into(),
             AttachmentError::Capsule(e) => e.into(),
             other => Self::new(code, one_line(&other)),
         }

@@ -13,6 +13,7 @@ mod snapshots;
 mod tags;
 mod transfers;
 mod trees;
+mod uppers;
 
 pub use self::{
     attachments::AttachmentsService,
@@ -25,6 +26,7 @@ pub use self::{
     tags::TagsService,
     transfers::TransfersService,
     trees::TreesService,
+    uppers::UppersService,
 };
 
 use std::error::Error;

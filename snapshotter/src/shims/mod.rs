@@ -19,7 +19,7 @@ use dashmap::DashMap;
 use protobuf::MessageField;
 use serde::Deserialize;
 use tonic::Code;
-use wire::{draining, mounted, user, wire_content};
+use wire::{draining, mounted, user, wire_content, wire_upper};
 
 use crate::{
     attachments::model::{Attachment, ContainerKey, Content},
@@ -182,6 +182,7 @@ impl Shims {
             Mode::Union => WireMode::UNION,
         }
         .into();
+        request.upper = attachment.upper.as_ref().map(wire_upper).into();
         self.call(&attachment.container, request, |client, request| async move {
             client.attach(context(), &request).await.map(drop)
         })

@@ -2,10 +2,15 @@
 
 use std::path::PathBuf;
 
-use capsule_proto::hotplug::{Attachment as WireAttachment, Content as WireContent, User as WireUser};
+use capsule_proto::hotplug::{
+    Attachment as WireAttachment, Content as WireContent, Upper as WireUpper, User as WireUser,
+};
 
 use super::{Draining, Mounted, User};
-use crate::attachments::model::{Attachment, Content};
+use crate::{
+    attachments::model::{Attachment, Content},
+    uppers::model::{Place, Upper},
+};
 
 /// An attachment with the content that it is to have.
 pub fn wire_content(attachment: &Attachment, content: &Content) -> WireContent {
@@ -14,6 +19,16 @@ pub fn wire_content(attachment: &Attachment, content: &Content) -> WireContent {
     wire.version = content.version.to_string();
     wire.digest = content.digest.to_string();
     wire.layers = content.layers.iter().map(|l| l.to_string_lossy().into_owned()).collect();
+    wire
+}
+
+/// Where what is written goes.
+pub fn wire_upper(upper: &Upper) -> WireUpper {
+    let mut wire = WireUpper::new();
+    match &upper.place {
+        Place::Directory(path) => wire.set_directory(path.to_string_lossy().into_owned()),
+        Place::Image(path) => wire.set_image(path.to_string_lossy().into_owned()),
+    }
     wire
 }
 

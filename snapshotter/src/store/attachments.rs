@@ -223,6 +223,7 @@ mod tests {
             capsule: "tzdata".parse().unwrap(),
             target: "/t".into(),
             mode: Mode::Union,
+            upper: None,
             current: Content {
                 version: "1".parse().unwrap(),
                 digest: Digest::from_sha256(&[1; 32]),
@@ -231,7 +232,7 @@ mod tests {
             },
             history: vec![],
             replaced: false,
-            phase: Phase::Detaching { lazy: true },
+            phase: Phase::Detaching { lazy: true, fate: None },
             call: None,
         }
     }
@@ -254,7 +255,7 @@ mod tests {
             read_all(&store).unwrap(),
             BTreeMap::from([("a".into(), {
                 let stored = read_all(&store).unwrap()["a"].clone();
-                assert_eq!(stored.phase, Phase::Detaching { lazy: true });
+                assert_eq!(stored.phase, Phase::Detaching { lazy: true, fate: None });
                 stored
             })])
         );

@@ -108,7 +108,8 @@ impl Layers {
         Ok(self.add_open(path.to_owned(), fd))
     }
 
-    pub(super) fn add_open(&mut self, path: PathBuf, fd: OwnedFd) -> usize {
+    /// Takes a directory that is open already as a layer, and gives its number. `path`: as messages name it.
+    pub fn add_open(&mut self, path: PathBuf, fd: OwnedFd) -> usize {
         self.open.push((path, fd));
         self.open.len() - 1
     }
@@ -129,6 +130,14 @@ impl Layers {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         openat2(&self.open[layer].1, path, flags, Mode::empty(), resolve)
+    }
+
+    /// Opens what a layer has at a path, for reading.
+    ///
+    /// # Errors
+    /// [`TreeError::Read`].
+    pub(super) fn open(&self, layer: usize, path: &[u8]) -> Result<OwnedFd, TreeError> {
+        self.open_below(layer, path).map_err(self.failed("open", layer, path))
     }
 
     /// The root of a layer.

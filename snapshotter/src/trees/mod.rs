@@ -8,6 +8,7 @@ mod compare;
 mod entry;
 mod layers;
 mod merge;
+mod single;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -17,5 +18,6 @@ pub use self::{
     compare::Change,
     entry::{Attributes, Entry, Kind},
     layers::{Layers, TreeError},
+    single::{Item, open_file, read_layer},
     walk::{Reading, read_changes, read_entries},
 };

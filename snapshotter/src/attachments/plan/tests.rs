@@ -27,6 +27,7 @@ fn attachment(phase: Phase) -> Attachment {
         capsule: "tzdata".parse().unwrap(),
         target: "/usr/share/zoneinfo".into(),
         mode: Mode::Ro,
+        upper: None,
         current: content(1),
         history: vec![],
         replaced: false,
@@ -118,7 +119,7 @@ fn recovery_follows_what_the_shim_has() {
     assert_eq!((after.current.version.as_str(), after.history.len()), ("2", 1));
     let before = plan_recovered(&replacing, Seen::Mounted(&one)).unwrap();
     assert_eq!((before.current.version.as_str(), before.history.len()), ("1", 0));
-    let detaching = attachment(Phase::Detaching { lazy: false });
+    let detaching = attachment(Phase::Detaching { lazy: false, fate: None });
     assert_eq!(plan_recovered(&detaching, Seen::Unknown), None);
     assert_eq!(plan_recovered(&detaching, Seen::Mounted(&one)).unwrap().phase, Phase::Attached);
 }
@@ -132,7 +133,7 @@ fn a_call_is_kept_as_a_whole_or_undone() {
         ..attachment(phase)
     };
     let replacing = || plan_upgrade(&attachment(Phase::Attached), &content(2)).unwrap().phase;
-    let detaching = || Phase::Detaching { lazy: false };
+    let detaching = || Phase::Detaching { lazy: false, fate: None };
     for (first, second, trial, mounted, undone) in [
         (Phase::Attaching, replacing(), false, &[("a", one.as_str()), ("b", two.as_str())][..], false),
         (Phase::Attaching, replacing(), true, &[("a", &one), ("b", &two)], true),
@@ -161,7 +162,7 @@ fn what_was_attached_when_its_task_ended_waits_for_the_next() {
         (attachment(Phase::Waiting), true),
         (replacing, true),
         (attachment(Phase::Attaching), false),
-        (attachment(Phase::Detaching { lazy: true }), false),
+        (attachment(Phase::Detaching { lazy: true, fate: None }), false),
     ] {
         let after = plan_recovered(&before, Seen::Unknown);
         assert_eq!(after.is_some(), waits, "{before:?}");

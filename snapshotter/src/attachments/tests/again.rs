@@ -40,7 +40,7 @@ async fn a_new_task_has_what_the_last_one_had() {
     assert_eq!(node.shim.mounted(), ["tools@1", "tzdata@1"]);
     for capsule in ["tools", "tzdata"] {
         assert!(node.is_marked());
-        node.engine.detach(&choice(capsule), false).await.unwrap();
+        node.engine.detach(&choice(capsule), false, None).await.unwrap();
     }
     assert!(!node.is_marked());
     assert_eq!(node.durable().await, []);
@@ -58,7 +58,7 @@ async fn a_set_that_cannot_be_given_back_waits_on_until_it_is_detached() {
     }
     assert_eq!(node.shim.mounted(), Vec::<String>::new());
     assert_eq!(node.listed().await, ["tools@1", "tzdata@1"]);
-    node.engine.detach(&choice("tzdata"), false).await.unwrap();
+    node.engine.detach(&choice("tzdata"), false, None).await.unwrap();
     node.engine.restore_named(&key(), "").await.unwrap();
     assert_eq!(node.shim.mounted(), ["tools@1"]);
 }
@@ -106,6 +106,6 @@ async fn what_can_come_back_is_not_removed() {
     node.next_task().await;
     let name = format!("capsules/2/{}", node.published[0].digest);
     assert!(node.snapshots.remove(&name).is_err());
-    node.engine.detach(&choice("tzdata"), false).await.unwrap();
+    node.engine.detach(&choice("tzdata"), false, None).await.unwrap();
     node.snapshots.remove(&name).unwrap();
 }

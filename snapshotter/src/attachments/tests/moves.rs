@@ -138,7 +138,7 @@ async fn a_crash_in_the_middle_of_a_detach_puts_back_what_went() {
     let records = node.durable().await;
     node.shim.0.lock().unwrap().mounted.remove(&records[0].id);
     let call = Some(Call { id: "call".into(), trial: false });
-    let phase = Phase::Detaching { lazy: false };
+    let phase = Phase::Detaching { lazy: false, fate: None };
     let intents =
         records.iter().map(|a| Attachment { phase: phase.clone(), call: call.clone(), ..a.clone() });
     node.crash_with(intents.collect()).await;

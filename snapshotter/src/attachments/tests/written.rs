@@ -1,0 +1,148 @@
+//! What is written to attachments: made, kept, dropped, and found again after a crash.
+
+use std::{fs, time::Duration};
+
+use tokio::time::sleep;
+
+use super::*;
+use crate::uppers::{
+    UpperError, Wanted as Writable,
+    model::{Fate, Upper},
+};
+
+impl TestNode {
+    async fn write_to(&self, capsule: &str, name: Option<&str>) -> Result<Attachment, AttachmentError> {
+        let writable = Some(Writable { name: name.map(|name| name.parse().unwrap()), size: None });
+        let attached = self.engine.attach(&wanted(), &[AttachSpec { writable, ..spec(capsule) }]).await;
+        attached.map(|mut all| all.remove(0))
+    }
+
+    /// Names below the root's folder.
+    fn left(&self, folder: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.dir.path().join("root").join(folder)).unwrap();
+        let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// Once what goes in the background is gone.
+    async fn own(&self, expected: usize) -> Vec<String> {
+        for _ in 0..500 {
+            if self.left("attachments").len() == expected {
+                break;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        self.left("attachments")
+    }
+
+    /// As if the container had written a file.
+    fn scribble(&self, attachment: &Attachment) {
+        let path = self.dir.path().join("root/attachments").join(&attachment.id).join("upper");
+        fs::create_dir_all(&path).unwrap();
+        fs::write(path.join("file"), "text").unwrap();
+    }
+}
+
+fn keep(name: &str) -> Fate {
+    Fate::Keep(name.parse().unwrap())
+}
+
+#[tokio::test]
+async fn what_was_written_is_kept_or_dropped_as_asked_and_never_silently() {
+    let node = TestNode::start().await;
+    let attached = node.write_to("tzdata@1", None).await.unwrap();
+    assert!(matches!(&attached.upper, Some(Upper { name: None, limit: None, .. })));
+    let place = node.dir.path().join("root/attachments").join(&attached.id);
+    let asked = node.shim.0.lock().unwrap().mounted[&attached.id].upper.clone();
+    assert_eq!(asked.directory(), place.to_str().unwrap());
+    let undecided = node.engine.detach(&choice("tzdata"), true, None).await.unwrap_err();
+    assert!(matches!(undecided, AttachmentError::Undecided { .. }), "{undecided}");
+    let fixed = node.upgrade(&["tzdata@2"]).await.unwrap_err();
+    assert!(matches!(fixed, AttachmentError::Writable { .. }), "{fixed}");
+    assert_eq!(node.shim.mounted(), ["tzdata@1"]);
+    node.engine.detach(&choice("tzdata"), false, Some(&Fate::Drop)).await.unwrap();
+    assert_eq!(node.own(0).await, [""; 0]);
+
+    let attached = node.write_to("tzdata@1", None).await.unwrap();
+    node.scribble(&attached);
+    node.engine.detach(&choice("tzdata"), false, Some(&keep("notes"))).await.unwrap();
+    assert_eq!((node.own(0).await, node.left("uppers")), (vec![], vec!["notes".to_owned()]));
+    assert!(node.dir.path().join("root/uppers/notes/upper/file").exists());
+    assert_eq!(node.listed().await, [""; 0]);
+
+    // A name that is taken changes nothing.
+    let attached = node.write_to("tzdata@1", None).await.unwrap();
+    let taken = node.engine.detach(&choice("tzdata"), false, Some(&keep("notes"))).await.unwrap_err();
+    assert!(matches!(taken, AttachmentError::Upper(UpperError::Exists(_))), "{taken}");
+    assert_eq!((node.own(1).await, node.shim.mounted()), (vec![attached.id], vec!["tzdata@1".to_owned()]));
+}
+
+#[tokio::test]
+async fn what_has_a_name_is_there_for_the_next_and_for_one_at_a_time() {
+    let mut node = TestNode::start().await;
+    let first = node.write_to("tzdata@1", Some("notes")).await.unwrap();
+    assert_eq!(first.upper.unwrap().limit, Some(8 << 20));
+    let other = node.write_to("tools@1", Some("notes")).await.unwrap_err();
+    assert!(matches!(other, AttachmentError::Upper(UpperError::InUse { .. })), "{other}");
+    let nothing = node.engine.detach(&choice("tzdata"), false, Some(&Fate::Drop)).await.unwrap_err();
+    assert!(matches!(nothing, AttachmentError::NothingToDecide { name: Some(_), .. }), "{nothing}");
+    node.restart().await;
+    assert_eq!(node.engine.uppers().list().unwrap()[0].used_by, Some(first.id));
+    node.engine.detach(&choice("tzdata"), false, None).await.unwrap();
+    let other = node.write_to("tools@1", Some("notes")).await.unwrap_err();
+    assert!(matches!(other, AttachmentError::Upper(UpperError::OtherCapsule { .. })), "{other}");
+    // Another version of the same capsule may have it.
+    let second = node.write_to("tzdata@2", Some("notes")).await.unwrap();
+    assert!(second.upper.unwrap().name.is_some());
+    let name = "notes".parse().unwrap();
+    assert!(matches!(node.engine.uppers().remove(&name), Err(UpperError::InUse { .. })));
+    node.engine.detach(&choice("tzdata"), false, None).await.unwrap();
+    node.engine.uppers().remove(&name).unwrap();
+    assert_eq!(node.left("uppers"), [""; 0]);
+    assert!(matches!(node.engine.uppers().remove(&name), Err(UpperError::Unknown(_))));
+}
+
+#[tokio::test]
+async fn an_attach_that_fails_leaves_nothing() {
+    let node = TestNode::start().await;
+    node.shim.0.lock().unwrap().refuse.push("attach tzdata@1".into());
+    node.write_to("tzdata@1", None).await.unwrap_err();
+    node.write_to("tzdata@1", Some("notes")).await.unwrap_err();
+    assert_eq!(node.own(0).await, [""; 0]);
+    node.shim.0.lock().unwrap().refuse.clear();
+    node.write_to("tzdata@1", Some("notes")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_crash_in_a_detach_keeps_what_was_to_be_kept() {
+    // Unmounted, or unmounted and renamed.
+    for renamed in [false, true] {
+        let mut node = TestNode::start().await;
+        let attached = node.write_to("tzdata@1", None).await.unwrap();
+        node.scribble(&attached);
+        node.shim.0.lock().unwrap().mounted.clear();
+        let phase = Phase::Detaching { lazy: false, fate: Some(keep("notes")) };
+        node.write(vec![Change::Put(Box::new(Attachment { phase, ..attached.clone() }))]).await;
+        if renamed {
+            let at = |path: &str| node.dir.path().join("root").join(path);
+            fs::rename(at(&format!("attachments/{}", attached.id)), at("uppers/notes")).unwrap();
+        }
+        node.restart().await;
+        assert_eq!((node.own(0).await, node.left("uppers")), (vec![], vec!["notes".to_owned()]));
+        assert_eq!(node.durable().await, []);
+        assert!(node.dir.path().join("root/uppers/notes/upper/file").exists());
+    }
+}
+
+#[tokio::test]
+async fn what_somebody_else_unmounted_is_kept_and_what_nobody_has_goes() {
+    let mut node = TestNode::start().await;
+    let attached = node.write_to("tzdata@1", None).await.unwrap();
+    node.scribble(&attached);
+    node.shim.0.lock().unwrap().unmounted.push(attached.id.clone());
+    // Of an attach that never came to be.
+    fs::create_dir_all(node.dir.path().join("root/attachments/0123/upper")).unwrap();
+    node.restart().await;
+    assert_eq!((node.own(0).await, node.left("uppers")), (vec![], vec![attached.id]));
+}

@@ -1,0 +1,145 @@
+//! What is written to attachments, on its way through the calls.
+
+use overlayfs_utils::ContainerPath;
+use tokio::task::spawn_blocking;
+
+use super::{
+    Attachments, Choice,
+    error::AttachmentError,
+    model::{Attachment, Phase},
+    plan,
+    records::OfContainer,
+};
+use crate::{
+    capsules::Resolved,
+    uppers::{
+        self, UpperError, Uppers,
+        model::{Fate, Upper, UpperName},
+    },
+};
+
+/// Names that nothing else takes until this is dropped.
+pub(super) struct Reserved {
+    uppers: Uppers,
+    names: Vec<UpperName>,
+}
+
+impl Reserved {
+    /// They are taken now.
+    pub(super) fn stay(mut self) {
+        self.names.clear();
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.names.iter().for_each(|name| self.uppers.release(name));
+    }
+}
+
+impl Attachments {
+    /// What attachments write to.
+    pub fn uppers(&self) -> &Uppers {
+        &self.uppers
+    }
+
+    /// Makes what an attachment is to write to.
+    pub(super) async fn claim(
+        &self,
+        wanted: uppers::Wanted,
+        intent: &Attachment,
+        version: &Resolved,
+    ) -> Result<Upper, AttachmentError> {
+        let (uppers, id, container) = (self.uppers.clone(), intent.id.clone(), intent.container.clone());
+        let version = version.clone();
+        // A file system takes some time to be made.
+        let claimed = spawn_blocking(move || uppers.claim(&wanted, &id, &container, &version)).await;
+        Ok(claimed.unwrap_or_else(|_| Err(UpperError::Nothing))?)
+    }
+
+    /// The attachment that is meant, if it is written to.
+    ///
+    /// # Errors
+    /// [`AttachmentError::NotAttached`], [`AttachmentError::ReadOnly`], [`AttachmentError::WhichTarget`].
+    pub async fn find_written(&self, choice: &Choice) -> Result<Attachment, AttachmentError> {
+        let key = self.containers.find(&choice.container).await?;
+        let target = choice.target.as_deref().map(ContainerPath::parse).transpose()?;
+        let chosen = plan::plan_chosen(&key, &self.records.shown(&key), &choice.capsule, target.as_ref())?;
+        let mut written = chosen.into_iter().filter(|attachment| attachment.upper.is_some());
+        match (written.next(), written.next()) {
+            (Some(only), None) => Ok(only),
+            (Some(_), Some(_)) => Err(AttachmentError::WhichTarget { capsule: choice.capsule.clone() }),
+            (None, _) => Err(AttachmentError::ReadOnly { container: key, capsule: choice.capsule.clone() }),
+        }
+    }
+
+    /// What has this name may be free, and its shim was not asked since: asks it. With no records locked.
+    pub async fn look_whether_it_drains(&self, name: &UpperName) {
+        if let Some(container) = self.uppers.drains_in(name) {
+            let _locked = self.records.lock(&container).await;
+            self.hold_draining(&container).await;
+        }
+    }
+
+    /// Reserves the names under which what was written is to be kept.
+    pub(super) fn reserve(&self, intents: &[Attachment]) -> Result<Reserved, AttachmentError> {
+        let mut reserved = Reserved { uppers: self.uppers.clone(), names: Vec::new() };
+        for intent in intents {
+            if let Some(name) = kept_as(intent) {
+                self.uppers.reserve(name, intent)?;
+                reserved.names.push(name.clone());
+            }
+        }
+        Ok(reserved)
+    }
+
+    /// Gives what was written the names that were asked for, once nothing is mounted any more: all of it or none.
+    pub(super) fn keep_written(&self, intents: &[Attachment]) -> Result<(), AttachmentError> {
+        for (done, intent) in intents.iter().enumerate() {
+            let Some(name) = kept_as(intent) else { continue };
+            if let Err(error) = self.uppers.keep(intent, name) {
+                self.keep_no_more(&intents[..done]);
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Undoes [`Attachments::keep_written`].
+    pub(super) fn keep_no_more(&self, intents: &[Attachment]) {
+        for intent in intents {
+            if let Some(name) = kept_as(intent)
+                && let Err(error) = self.uppers.keep_no_more(intent, name)
+            {
+                let error: &dyn std::error::Error = &error;
+                tracing::error!(attachment = intent.id, %name, error, "what was written stays under this name");
+            }
+        }
+    }
+
+    /// Attachments have ended: what they held is let go.
+    pub(super) fn end(&self, attachments: &[Attachment]) {
+        for attachment in attachments {
+            self.snapshots.unpin(&attachment.pin_owner());
+            self.uppers.ended(attachment);
+        }
+    }
+
+    /// Takes out the records of which a detach has kept what was written, and no more: the machine went down then.
+    pub(super) fn without_kept(&self, records: OfContainer) -> OfContainer {
+        let (gone, stay): (Vec<_>, Vec<_>) =
+            records.into_iter().partition(|attachment| self.uppers.was_kept(attachment));
+        if !gone.is_empty() {
+            self.ledger.found(super::effects::removals(&gone), Vec::new());
+            self.end(&gone);
+        }
+        stay
+    }
+}
+
+fn kept_as(intent: &Attachment) -> Option<&UpperName> {
+    match &intent.phase {
+        Phase::Detaching { fate: Some(Fate::Keep(name)), .. } => Some(name),
+        _ => None,
+    }
+}

@@ -1,0 +1,155 @@
+//! `capsule.v1.Uppers`: what is written to attachments.
+
+use capsule_proto::capsule::v1 as wire;
+use tokio::task::spawn_blocking;
+use tonic::{Code, Request, Response, Status};
+
+use super::{CapsulesService, convert, error_line, to_the_end};
+use crate::{
+    attachments::{Attachments, model::Attachment},
+    capsules::{Capsules, Resolved, model::Version},
+    uppers::{
+        Listed, Readable, UpperError,
+        model::{About, UpperName},
+    },
+};
+
+/// The service.
+#[derive(Clone)]
+pub struct UppersService {
+    capsules: Capsules,
+    attachments: Attachments,
+    describing: CapsulesService,
+}
+
+/// What is to be published.
+enum Source {
+    Attachment(Box<Attachment>),
+    Named(UpperName),
+}
+
+impl UppersService {
+    /// Over the two engines, and the service that describes versions.
+    pub fn new(capsules: Capsules, attachments: Attachments, describing: CapsulesService) -> Self {
+        Self { capsules, attachments, describing }
+    }
+
+    /// What is meant, and the version that it lies over.
+    async fn find(&self, of: Option<wire::commit_request::Of>) -> Result<(Source, Resolved), Status> {
+        match of {
+            None => Err(convert::malformed("what is to be published")),
+            Some(wire::commit_request::Of::Attachment(of)) => {
+                let choice = convert::parse_choice(of.container, &of.capsule, of.target)?;
+                let attachment = self.attachments.find_written(&choice).await?;
+                let base = self.base(&attachment.capsule, &attachment.current.version).await?;
+                Ok((Source::Attachment(Box::new(attachment)), base))
+            }
+            Some(wire::commit_request::Of::Upper(name)) => {
+                let name: UpperName = name.parse().map_err(Status::from)?;
+                let About { capsule, version, .. } = self.attachments.uppers().find(&name)?;
+                let base = self.base(&capsule, &version).await?;
+                Ok((Source::Named(name), base))
+            }
+        }
+    }
+
+    async fn base(
+        &self,
+        capsule: &crate::capsules::model::CapsuleName,
+        version: &Version,
+    ) -> Result<Resolved, Status> {
+        Ok(self.capsules.resolve(capsule, Some(version)).await?)
+    }
+}
+
+#[tonic::async_trait]
+impl wire::uppers_server::Uppers for UppersService {
+    async fn commit(
+        &self,
+        request: Request<wire::CommitRequest>,
+    ) -> Result<Response<wire::CommitResponse>, Status> {
+        let wire::CommitRequest { version, tags, of } = request.into_inner();
+        let version: Version = version.parse().map_err(convert::from_model)?;
+        let tags = convert::parse_tags(&tags)?;
+        let (source, base) = self.find(of).await?;
+        self.capsules.check_tags(&base.name, &version, &tags).await?;
+        let from_version = base.version.to_string();
+        let this = self.clone();
+        let published = to_the_end(async move {
+            let readable = match &source {
+                Source::Attachment(attachment) => Readable::Attachment(attachment),
+                Source::Named(name) => Readable::Named(name),
+            };
+            let uppers = this.attachments.uppers();
+            let (published, existed) = uppers.commit(&this.capsules, &readable, &base, &version).await?;
+            if tags.is_empty() {
+                return Ok::<_, UpperError>((published, existed));
+            }
+            let tagged = this.capsules.tag(&published.name, Some(&published.version), &tags).await?;
+            Ok((tagged, existed))
+        });
+        let (published, existed) = published.await?;
+        let version = Some(self.describing.describe(&published).await?);
+        Ok(Response::new(wire::CommitResponse { version, existed, from_version }))
+    }
+
+    async fn list_uppers(
+        &self,
+        _: Request<wire::ListUppersRequest>,
+    ) -> Result<Response<wire::ListUppersResponse>, Status> {
+        let uppers = self.attachments.uppers().list()?.into_iter().map(upper).collect();
+        Ok(Response::new(wire::ListUppersResponse { uppers }))
+    }
+
+    async fn remove_upper(
+        &self,
+        request: Request<wire::RemoveUpperRequest>,
+    ) -> Result<Response<wire::RemoveUpperResponse>, Status> {
+        let name: UpperName = request.into_inner().name.parse().map_err(Status::from)?;
+        self.attachments.look_whether_it_drains(&name).await;
+        let (uppers, of) = (self.attachments.uppers().clone(), name.clone());
+        let removed = spawn_blocking(move || uppers.remove(&of)).await;
+        let about = removed.map_err(|error| Status::internal(error.to_string()))??;
+        let upper = Some(upper(Listed { name, about, used_by: None }));
+        Ok(Response::new(wire::RemoveUpperResponse { upper }))
+    }
+}
+
+fn upper(listed: Listed) -> wire::Upper {
+    let Listed { name, about, used_by } = listed;
+    wire::Upper {
+        name: name.to_string(),
+        capsule: about.capsule.to_string(),
+        version: about.version.to_string(),
+        digest: about.digest.to_string(),
+        size: about.limit.unwrap_or_default(),
+        created_at: Some(about.since.into()),
+        used_by: used_by.unwrap_or_default(),
+    }
+}
+
+impl From<UpperError> for Status {
+    fn from(error: UpperError) -> Self {
+        let code = match &error {
+            UpperError::Name(_) | UpperError::TooSmall(_) => Code::InvalidArgument,
+            UpperError::Unknown(_) => Code::NotFound,
+            UpperError::Exists(_) => Code::AlreadyExists,
+            UpperError::InUse { .. }
+            | UpperError::OtherCapsule { .. }
+            | UpperError::OtherSize { .. }
+            | UpperError::Nothing => Code::FailedPrecondition,
+            UpperError::DiskFull { .. } => Code::ResourceExhausted,
+            UpperError::Changed(_) => Code::Aborted,
+            UpperError::About { .. } => Code::DataLoss,
+            UpperError::MakeFileSystem { .. }
+            | UpperError::Disk { .. }
+            | UpperError::Image(_)
+            | UpperError::Tree(_) => Code::Internal,
+            UpperError::Capsule(_) => Code::Unknown,
+        };
+        match error {
+            UpperError::Capsule(error) => error.into(),
+            other => Self::new(code, error_line(&other)),
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! What was written, published as a version, while it may still be written to.
+
+use std::error::Error;
+
+use tokio::{sync::mpsc, task::spawn_blocking};
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::{
+    UpperError, Uppers,
+    engine::{Readable, Reading},
+    layer::Broken,
+};
+use crate::capsules::{BaseRef, Capsules, Declaration, Origin, Published, Resolved, model::Version, oci};
+
+/// How often what changed while it was read is read again.
+const TRIES: u32 = 5;
+/// Pieces of the tar that wait for containerd.
+const PIECES: usize = 4;
+
+impl Uppers {
+    /// Publishes what was written over `base` as a version of the same capsule: its layers, and one more. True beside it if
+    /// the same version was there already. What changes while it is read is read again, some times.
+    ///
+    /// # Errors
+    /// [`UpperError::Nothing`], [`UpperError::Changed`], and what a publish can fail with; then nothing is published.
+    pub async fn commit(
+        &self,
+        capsules: &Capsules,
+        of: &Readable<'_>,
+        base: &Resolved,
+        version: &Version,
+    ) -> Result<(Published, bool), UpperError> {
+        let mut tries = TRIES;
+        loop {
+            let reading = self.read(of)?;
+            match publish(reading, capsules, base, version).await {
+                Err(Broken::Changed(_)) if tries > 1 => tries -= 1,
+                Err(Broken::Changed(why)) => return Err(UpperError::Changed(why)),
+                Err(Broken::Failed(error)) => return Err(error),
+                // The publish ended first, and said why.
+                Err(Broken::Unwanted) => return Err(UpperError::Changed("it could not be read".to_owned())),
+                Ok(published) => return Ok(published),
+            }
+        }
+    }
+}
+
+async fn publish(
+    reading: Reading,
+    capsules: &Capsules,
+    base: &Resolved,
+    version: &Version,
+) -> Result<(Published, bool), Broken> {
+    let (sender, receiver) = mpsc::channel(PIECES);
+    let layers = capsules.layers();
+    let written = spawn_blocking(move || {
+        let written = match reading.write(layers, &sender) {
+            Ok(0) => Err(Broken::Failed(UpperError::Nothing)),
+            other => other.map(drop),
+        };
+        if let Err(broken) = &written {
+            // Nobody may listen any more.
+            sender.blocking_send(Err(describe(broken))).ok();
+        }
+        written
+    });
+    let on = BaseRef { name: base.name.clone(), version: base.version.clone(), digest: base.digest.clone() };
+    let tar = ReceiverStream::new(receiver);
+    let published = capsules.publish(declare(base, version), Origin::Delta(on, tar)).await;
+    let written = written.await.unwrap_or(Err(Broken::Unwanted));
+    match (written, published) {
+        // A failure of the reader is why the publish failed; one that lost its listener knows nothing.
+        (Err(broken @ (Broken::Changed(_) | Broken::Failed(_))), Err(_)) => Err(broken),
+        (_, Err(error)) => Err(Broken::Failed(error.into())),
+        (_, Ok(published)) => Ok(published),
+    }
+}
+
+fn describe(broken: &Broken) -> String {
+    match broken {
+        Broken::Changed(why) => why.clone(),
+        Broken::Unwanted => "nobody listens".to_owned(),
+        Broken::Failed(error) => match error.source() {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        },
+    }
+}
+
+/// What the version before says of itself, under another name.
+fn declare(base: &Resolved, version: &Version) -> Declaration {
+    let image = &base.image;
+    let is_ours =
+        |key: &str| key.starts_with(oci::PREFIX) || [oci::BASE_NAME, oci::BASE_DIGEST].contains(&key);
+    Declaration {
+        name: base.name.clone(),
+        version: version.clone(),
+        default_target: image.default_target().map(ToOwned::to_owned),
+        default_mode: image.default_mode(),
+        declared: image.declared().unwrap_or_default(),
+        annotations: image
+            .annotations
+            .iter()
+            .filter(|(key, _)| !is_ours(key))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
+    }
+}

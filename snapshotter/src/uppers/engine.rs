@@ -1,0 +1,399 @@
+//! The upper directories of this node: made, claimed, read, kept and removed.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
+use overlayfs_utils::{DetachedMount, LayerDir, UPPER, mount_image};
+use tokio::sync::mpsc;
+
+use super::{
+    UpperError,
+    disk::Disk,
+    layer::{Broken, write_layer},
+    model::{About, FORMAT, Fate, Place, Upper, UpperName},
+    uses::{Key, Uses},
+};
+use crate::{
+    attachments::model::{Attachment, ContainerKey, Phase},
+    capsules::Resolved,
+    fresh_id,
+    trees::Layers,
+};
+
+/// How much of a tar is handed on at once.
+const CHUNK: usize = 1 << 20;
+
+/// What is asked for of what is to be written to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Under which name; none for what is to go with the attachment.
+    pub name: Option<UpperName>,
+    /// How many bytes it is to hold; what has a name is of a fixed size always.
+    pub size: Option<u64>,
+}
+
+/// One that has a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// The name.
+    pub name: UpperName,
+    /// What is known of it.
+    pub about: About,
+    /// The attachment that has it now; draining ones count.
+    pub used_by: Option<String>,
+}
+
+/// Cheap to clone, shared.
+#[derive(Debug, Clone)]
+pub struct Uppers {
+    disk: Disk,
+    /// How many bytes what has a name holds unless told otherwise.
+    size: u64,
+    uses: Arc<Mutex<Uses>>,
+}
+
+impl Uppers {
+    /// Those below `root`, of which the attachments on record have some. What belongs to none may drain.
+    ///
+    /// # Errors
+    /// [`UpperError::Disk`].
+    pub fn open(root: &Path, size: u64, recorded: &BTreeMap<String, Attachment>) -> Result<Self, UpperError> {
+        let disk = Disk::open(root)?;
+        let mut uses = Uses::default();
+        for attachment in recorded.values() {
+            if let Some(key) = key(attachment)
+                && let Err(other) = uses.claim(key, &attachment.id, &attachment.container)
+            {
+                tracing::error!(attachment = attachment.id, other, "two attachments have what one writes");
+            }
+        }
+        for key in disk.list()? {
+            let attachment = match &key {
+                Key::Own(id) => id.clone(),
+                Key::Named(_) => disk.about(&key).map(|about| about.attachment).unwrap_or_default(),
+            };
+            uses.find(key, attachment);
+        }
+        Ok(Self { disk, size, uses: Arc::new(Mutex::new(uses)) })
+    }
+
+    fn uses(&self) -> MutexGuard<'_, Uses> {
+        self.uses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes what an attachment is to write to, or takes what has the name: nobody else has it until the attachment
+    /// has ended and does not drain. Blocks for as long as a file system takes to be made.
+    ///
+    /// # Errors
+    /// [`UpperError`]; then nobody has it who had not before.
+    pub fn claim(
+        &self,
+        wanted: &Wanted,
+        id: &str,
+        container: &ContainerKey,
+        version: &Resolved,
+    ) -> Result<Upper, UpperError> {
+        let key = wanted.name.clone().map_or_else(|| Key::Own(id.to_owned()), Key::Named);
+        if let (Err(by), Key::Named(name)) = (self.uses().claim(key.clone(), id, container), &key) {
+            return Err(UpperError::InUse { name: name.clone(), by });
+        }
+        let claimed = self.prepare(&key, wanted, id, version);
+        if claimed.is_err() {
+            self.uses().release(&key);
+        }
+        claimed
+    }
+
+    fn prepare(&self, key: &Key, wanted: &Wanted, id: &str, version: &Resolved) -> Result<Upper, UpperError> {
+        let mut about = About {
+            format: FORMAT,
+            capsule: version.name.clone(),
+            version: version.version.clone(),
+            digest: version.digest.clone(),
+            attachment: id.to_owned(),
+            limit: wanted.size.or(wanted.name.as_ref().map(|_| self.size)),
+            since: SystemTime::now(),
+        };
+        match &wanted.name {
+            Some(name) if self.disk.has(key) => {
+                let there = self.disk.about(key)?;
+                check(name, &there, version, wanted.size)?;
+                (about.limit, about.since) = (there.limit, there.since);
+                self.disk.tell(key, &about)?;
+            }
+            _ => self.disk.make(key, &about)?,
+        }
+        Ok(Upper { name: wanted.name.clone(), place: self.disk.place(key), limit: about.limit })
+    }
+
+    /// Sees to it that nothing else takes a name under which what an attachment has written is to be kept.
+    ///
+    /// # Errors
+    /// [`UpperError::Exists`].
+    pub fn reserve(&self, name: &UpperName, attachment: &Attachment) -> Result<(), UpperError> {
+        let key = Key::Named(name.clone());
+        let claimed = self.uses().claim(key.clone(), &attachment.id, &attachment.container);
+        if claimed.is_err() || self.disk.has(&key) {
+            if claimed.is_ok() {
+                self.uses().release(&key);
+            }
+            return Err(UpperError::Exists(name.clone()));
+        }
+        Ok(())
+    }
+
+    /// Gives a reserved name back.
+    pub fn release(&self, name: &UpperName) {
+        self.uses().release(&Key::Named(name.clone()));
+    }
+
+    /// Keeps under a name what an attachment has written, which goes with it otherwise. Durable when this returns;
+    /// done already, it is a success.
+    ///
+    /// # Errors
+    /// [`UpperError`]; then it goes with the attachment as before.
+    pub fn keep(&self, attachment: &Attachment, name: &UpperName) -> Result<(), UpperError> {
+        self.disk.keep(&attachment.id, name)?;
+        let (from, to) = (Key::Own(attachment.id.clone()), Key::Named(name.clone()));
+        self.uses().rename(&from, &to);
+        Ok(())
+    }
+
+    /// Undoes [`Uppers::keep`], before anybody was told of it; the name stays reserved.
+    ///
+    /// # Errors
+    /// [`UpperError::Disk`]; then it has the name.
+    pub fn keep_no_more(&self, attachment: &Attachment, name: &UpperName) -> Result<(), UpperError> {
+        self.disk.keep_no_more(&attachment.id, name)?;
+        let mut uses = self.uses();
+        uses.rename(&Key::Named(name.clone()), &Key::Own(attachment.id.clone()));
+        Ok(())
+    }
+
+    /// Whether what an attachment has written has got a name, though the attachment is on record.
+    pub fn was_kept(&self, attachment: &Attachment) -> bool {
+        matches!(&attachment.upper, Some(Upper { name: None, .. })) && self.disk.was_kept(&attachment.id)
+    }
+
+    /// The container in which what has this name may still drain.
+    pub fn drains_in(&self, name: &UpperName) -> Option<ContainerKey> {
+        self.uses().drains_in(&Key::Named(name.clone()))
+    }
+
+    /// What becomes of what an attachment has written that has just ended, by how it did: what somebody asked to be kept is,
+    /// and what nobody was asked about.
+    pub fn settle(&self, attachment: &Attachment) {
+        let Some(Upper { name: None, .. }) = &attachment.upper else { return };
+        let name = match &attachment.phase {
+            Phase::Detaching { fate: Some(Fate::Keep(name)), .. } => name.clone(),
+            // Somebody else unmounted it.
+            Phase::Attached | Phase::Replacing { .. } => match attachment.id.parse() {
+                Ok(name) => name,
+                Err(_) => return,
+            },
+            Phase::Attaching | Phase::Detaching { .. } | Phase::Waiting => return,
+        };
+        match self.keep(attachment, &name) {
+            Ok(()) => tracing::info!(attachment = attachment.id, %name, "what was written is kept"),
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::error!(attachment = attachment.id, %name, error, "what was written cannot be kept by name");
+            }
+        }
+    }
+
+    /// An attachment has ended: what it has written goes, unless that has a name, as soon as it does not drain.
+    pub fn ended(&self, attachment: &Attachment) {
+        if attachment.upper.is_some() {
+            self.uses().end(&attachment.id);
+            self.tidy();
+        }
+    }
+
+    /// What drains in a container; `None` until its shim has said so.
+    pub fn drains(&self, container: &ContainerKey, ids: Option<HashSet<String>>) {
+        self.uses().drains(container, ids);
+        self.tidy();
+    }
+
+    /// Removes what nobody has any more and has no name. On a thread of its own: there may be millions of files.
+    fn tidy(&self) {
+        let free: Vec<Key> =
+            self.uses().free().into_iter().filter(|key| matches!(key, Key::Own(_))).collect();
+        if free.is_empty() {
+            return;
+        }
+        let disk = self.disk.clone();
+        std::thread::spawn(move || {
+            for key in free {
+                if let Err(error) = disk.remove(&key, &fresh_id()) {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(error, "what an attachment has written stays until the next start");
+                }
+            }
+        });
+    }
+
+    /// All that have names, in their order.
+    ///
+    /// # Errors
+    /// [`UpperError`].
+    pub fn list(&self) -> Result<Vec<Listed>, UpperError> {
+        let mut listed = Vec::new();
+        for key in self.disk.list()? {
+            let Key::Named(name) = &key else { continue };
+            let used_by = self.uses().holder(&key);
+            listed.push(Listed { name: name.clone(), about: self.disk.about(&key)?, used_by });
+        }
+        listed.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(listed)
+    }
+
+    /// What is known of one that has a name.
+    ///
+    /// # Errors
+    /// [`UpperError::Unknown`].
+    pub fn find(&self, name: &UpperName) -> Result<About, UpperError> {
+        let key = Key::Named(name.clone());
+        if self.disk.has(&key) { self.disk.about(&key) } else { Err(UpperError::Unknown(name.clone())) }
+    }
+
+    /// Removes one that has a name, with all that was written. Blocks.
+    ///
+    /// # Errors
+    /// [`UpperError::Unknown`], [`UpperError::InUse`].
+    pub fn remove(&self, name: &UpperName) -> Result<About, UpperError> {
+        let (about, key) = (self.find(name)?, Key::Named(name.clone()));
+        // Claimed until it is gone, so that no attachment takes it meanwhile.
+        let remover = ContainerKey { namespace: String::new(), id: String::new() };
+        let id = fresh_id();
+        if let Err(by) = self.uses().claim(key.clone(), &id, &remover) {
+            return Err(UpperError::InUse { name: name.clone(), by });
+        }
+        let removed = self.disk.remove(&key, &id);
+        self.uses().release(&key);
+        removed.map(|()| about)
+    }
+
+    /// Begins to read what an attachment has written, or what has a name: it stays where it is until this is dropped.
+    ///
+    /// # Errors
+    /// [`UpperError`].
+    pub fn read(&self, of: &Readable<'_>) -> Result<Reading, UpperError> {
+        let key = match of {
+            Readable::Attachment(attachment) => key(attachment).ok_or(UpperError::Nothing)?,
+            Readable::Named(name) => Key::Named((*name).clone()),
+        };
+        self.uses().read(&key);
+        let place = self.disk.place(&key);
+        Ok(Reading { uppers: self.clone(), key, place })
+    }
+}
+
+/// What can be read.
+#[derive(Debug)]
+pub enum Readable<'a> {
+    /// What an attachment writes to.
+    Attachment(&'a Attachment),
+    /// What has a name.
+    Named(&'a UpperName),
+}
+
+fn key(attachment: &Attachment) -> Option<Key> {
+    let upper = attachment.upper.as_ref()?;
+    Some(upper.name.clone().map_or_else(|| Key::Own(attachment.id.clone()), Key::Named))
+}
+
+fn check(name: &UpperName, there: &About, version: &Resolved, size: Option<u64>) -> Result<(), UpperError> {
+    if there.capsule != version.name {
+        let (of, wanted) = (there.capsule.clone(), version.name.clone());
+        return Err(UpperError::OtherCapsule { name: name.clone(), of, wanted });
+    }
+    if size.is_some() && size != there.limit {
+        let has =
+            there.limit.map_or_else(|| "as much as the disk".to_owned(), |limit| format!("{limit} bytes"));
+        return Err(UpperError::OtherSize { name: name.clone(), has });
+    }
+    Ok(())
+}
+
+/// An upper directory that is being read.
+#[derive(Debug)]
+pub struct Reading {
+    uppers: Uppers,
+    key: Key,
+    place: Place,
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.uppers.uses().read_no_more(&self.key);
+        self.uppers.tidy();
+    }
+}
+
+impl Reading {
+    /// Writes what was written as the tar of a layer to `to`, in pieces, and gives the number of its members. Blocks.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub(super) fn write(
+        &self,
+        layers: Layers,
+        to: &mpsc::Sender<Result<Vec<u8>, String>>,
+    ) -> Result<usize, Broken> {
+        let (mut layers, given_up) = (layers, to.clone());
+        let (_mount, number) = self.open(&mut layers).map_err(Broken::Failed)?;
+        let layers = layers.until(move || given_up.is_closed());
+        write_layer(&layers, number, Pieces { to, filling: Vec::with_capacity(CHUNK) })
+    }
+
+    fn open(&self, layers: &mut Layers) -> Result<(Option<DetachedMount>, usize), UpperError> {
+        let (mount, base) = match &self.place {
+            Place::Directory(path) => (None, LayerDir::open(path)),
+            Place::Image(path) => {
+                let mount = mount_image(path, true)?;
+                let root = mount.root();
+                (Some(mount), root)
+            }
+        };
+        let path = self.uppers.disk.path(&self.key).join(UPPER);
+        let failed = |source: io::Error| UpperError::Disk { step: "open", path: path.clone(), source };
+        let base = base.map_err(|error| failed(io::Error::other(error)))?;
+        // Nothing was ever attached there when it is missing.
+        let upper = base.open_below(UPPER.as_ref()).map_err(|error| failed(io::Error::other(error)))?;
+        let upper = upper.ok_or(UpperError::Nothing)?;
+        let fd = upper.fd().try_clone_to_owned().map_err(failed)?;
+        Ok((mount, layers.add_open(PathBuf::from(&path), fd)))
+    }
+}
+
+/// Hands a tar on in pieces.
+struct Pieces<'a> {
+    to: &'a mpsc::Sender<Result<Vec<u8>, String>>,
+    filling: Vec<u8>,
+}
+
+impl Write for Pieces<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let now = bytes.len().min(CHUNK - self.filling.len());
+        self.filling.extend_from_slice(&bytes[..now]);
+        if self.filling.len() == CHUNK {
+            self.flush()?;
+        }
+        Ok(now)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.filling.is_empty() {
+            return Ok(());
+        }
+        let piece = std::mem::replace(&mut self.filling, Vec::with_capacity(CHUNK));
+        self.to.blocking_send(Ok(piece)).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}

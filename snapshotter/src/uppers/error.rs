@@ -1,0 +1,111 @@
+//! What can go wrong with what is written.
+
+use std::{io, path::PathBuf};
+
+use overlayfs_utils::ImageError;
+
+use super::model::UpperName;
+use crate::{
+    capsules::{CapsuleError, model::CapsuleName},
+    trees::TreeError,
+};
+
+/// A call that failed, having changed nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum UpperError {
+    /// Not a name.
+    #[error(
+        "{0:?} is no name for what is written: use lower-case letters, digits and single '.', '_' or '-' between them"
+    )]
+    Name(String),
+    /// Nothing has this name.
+    #[error("nothing that was written is kept as {0}: see \"capsulectl uppers\"")]
+    Unknown(UpperName),
+    /// Something has it already.
+    #[error("{0} is there already: choose another name, or remove it with \"capsulectl uppers rm {0}\"")]
+    Exists(UpperName),
+    /// Two overlays over one upper directory would not see each other's writes.
+    #[error(
+        "{name} is in use by attachment {by}: detach that one, and wait until it does not drain any more"
+    )]
+    InUse {
+        /// The name.
+        name: UpperName,
+        /// Which attachment, and where.
+        by: String,
+    },
+    /// It was written over another capsule.
+    #[error("{name} was written over the capsule {of}, and this is {wanted}: choose another name")]
+    OtherCapsule {
+        /// The name.
+        name: UpperName,
+        /// What it is of.
+        of: CapsuleName,
+        /// What it was to be for.
+        wanted: CapsuleName,
+    },
+    /// It has another size, or none.
+    #[error("{name} holds {has}, which --size cannot change: leave --size out, or choose another name")]
+    OtherSize {
+        /// The name.
+        name: UpperName,
+        /// What it can hold, in words.
+        has: String,
+    },
+    /// Too little for a file system.
+    #[error("{0} bytes are too few for a file system: give at least {MIN_SIZE}")]
+    TooSmall(u64),
+    /// The disk cannot hold it.
+    #[error("the disk has no {size} bytes to spare for what is written ({}): free some, or give a smaller --size", path.display())]
+    DiskFull {
+        /// What was asked for.
+        size: u64,
+        /// Where.
+        path: PathBuf,
+    },
+    /// The file system could not be made.
+    #[error("cannot make a file system in {}: {reason}", path.display())]
+    MakeFileSystem {
+        /// The image.
+        path: PathBuf,
+        /// What the program said, or why it did not run.
+        reason: String,
+    },
+    /// A directory or file.
+    #[error("cannot {step} {}", path.display())]
+    Disk {
+        /// What was to be done.
+        step: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// What is said of it cannot be understood.
+    #[error("{} is damaged, or of a newer capsuled: {reason}", path.display())]
+    About {
+        /// The file.
+        path: PathBuf,
+        /// How.
+        reason: String,
+    },
+    /// Nothing was written.
+    #[error("nothing was written that could be published")]
+    Nothing,
+    /// It never stood still.
+    #[error("{0}: stop what writes to it, or pause the container while it is published")]
+    Changed(String),
+    /// Its image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// Its tree.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// The version that it is to become.
+    #[error(transparent)]
+    Capsule(#[from] CapsuleError),
+}
+
+/// The smallest image that ext4 with a journal makes sense in.
+pub const MIN_SIZE: u64 = 4 << 20;

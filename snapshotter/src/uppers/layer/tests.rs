@@ -1,0 +1,153 @@
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Cursor,
+    os::unix::fs::{MetadataExt, symlink},
+    path::Path,
+};
+
+use rustix::fs::{CWD, FileType, Mode, XattrFlags, mknodat, setxattr};
+
+use super::*;
+
+/// What each member is, by its name.
+fn members(bytes: &[u8]) -> BTreeMap<String, String> {
+    let mut archive = tar::Archive::new(Cursor::new(bytes));
+    let mut members = BTreeMap::new();
+    for entry in archive.entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let name = String::from_utf8(entry.path_bytes().into_owned()).unwrap();
+        let mut xattrs = String::new();
+        for record in entry.pax_extensions().unwrap().into_iter().flatten() {
+            let record = record.unwrap();
+            if let Some(name) = record.key().unwrap().strip_prefix("SCHILY.xattr.") {
+                xattrs += &format!(" {name}={}", String::from_utf8_lossy(record.value_bytes()));
+            }
+        }
+        let link = entry.link_name_bytes().map(|link| String::from_utf8(link.into_owned()).unwrap());
+        let mode = entry.header().mode().unwrap();
+        let mut text = String::new();
+        entry.read_to_string(&mut text).unwrap();
+        let what = match (entry.header().entry_type(), link) {
+            (tar::EntryType::Directory, _) => format!("directory {mode:o}"),
+            (tar::EntryType::Symlink, Some(link)) => format!("-> {link}"),
+            (tar::EntryType::Link, Some(link)) => format!("= {link}"),
+            (tar::EntryType::Regular, _) => format!("file {mode:o} {text:?}"),
+            (other, _) => format!("{other:?}"),
+        };
+        members.insert(name, what + &xattrs);
+    }
+    members
+}
+
+fn write(dir: &Path) -> Result<(usize, Vec<u8>), Broken> {
+    let mut layers = Layers::new(false);
+    let number = layers.add(dir).unwrap();
+    let mut bytes = Vec::new();
+    let count = write_layer(&layers, number, &mut bytes)?;
+    Ok((count, bytes))
+}
+
+#[test]
+fn privileged_marks_become_those_of_the_image_specification() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let long = format!("sub/{}", "x".repeat(200));
+    fs::create_dir_all(at("sub/opaque")).unwrap();
+    fs::write(at("sub/file"), "text").unwrap();
+    fs::hard_link(at("sub/file"), at("sub/twin")).unwrap();
+    fs::write(at(&long), "long").unwrap();
+    symlink("/etc/../passwd", at("link")).unwrap();
+    symlink("y".repeat(150), at("long-link")).unwrap();
+    mknodat(CWD, at("sub/gone"), FileType::CharacterDevice, Mode::empty(), 0).unwrap();
+    mknodat(CWD, at("gone"), FileType::CharacterDevice, Mode::empty(), 0).expect("run this as root");
+    mknodat(CWD, at("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+    let set =
+        |name: &str, key: &str, value: &[u8]| setxattr(at(name), key, value, XattrFlags::empty()).unwrap();
+    set("sub/opaque", "trusted.overlay.opaque", b"y");
+    set("sub/file", "trusted.overlay.origin", b"bookkeeping");
+    set("sub/file", "user.note", b"a=b");
+    let (count, bytes) = write(dir.path()).unwrap();
+    let found = members(&bytes);
+    let want = BTreeMap::from(
+        [
+            (".wh.gone", "file 0 \"\"".to_owned()),
+            ("fifo", "Fifo".to_owned()),
+            ("link", "-> /etc/../passwd".to_owned()),
+            ("long-link", format!("-> {}", "y".repeat(150))),
+            ("sub", "directory 755".to_owned()),
+            ("sub/.wh.gone", "file 0 \"\"".to_owned()),
+            ("sub/file", "file 644 \"text\" user.note=a=b".to_owned()),
+            ("sub/opaque", "directory 755".to_owned()),
+            ("sub/opaque/.wh..wh..opq", "file 0 \"\"".to_owned()),
+            ("sub/twin", "= sub/file user.note=a=b".to_owned()),
+            (&long, "file 644 \"long\"".to_owned()),
+        ]
+        .map(|(name, what)| (name.to_owned(), what)),
+    );
+    assert_eq!(found, want);
+    assert_eq!(count, want.len());
+    assert_eq!(write(dir.path()).unwrap().1, bytes, "the same, however often it is read");
+}
+
+#[test]
+fn owners_and_times_of_any_size_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "").unwrap();
+    let (_, bytes) = write(dir.path()).unwrap();
+    let mut archive = tar::Archive::new(Cursor::new(&bytes));
+    let entry = archive.entries().unwrap().next().unwrap().unwrap();
+    let meta = fs::metadata(dir.path().join("file")).unwrap();
+    let header = entry.header();
+    let kept = (header.uid().unwrap(), header.gid().unwrap(), header.mtime().unwrap());
+    assert_eq!(kept, (meta.uid().into(), meta.gid().into(), meta.mtime().unsigned_abs()));
+    let big = Entry {
+        path: b"big".to_vec(),
+        kind: Kind::Fifo,
+        mode: 0o600,
+        uid: u32::MAX - 2,
+        gid: 3_000_000,
+        mtime: (-1, 0),
+        xattrs: Attributes::new(),
+        inode: (0, 0),
+        sha256: None,
+    };
+    let member = Member::of(&big).unwrap();
+    let kept = (member.header.uid().unwrap(), member.header.gid().unwrap(), member.header.mtime().unwrap());
+    assert_eq!(kept, (u64::from(u32::MAX - 2), 3_000_000, 0));
+}
+
+/// Writes go on while it is read: whatever is written is noticed, or was there as a whole.
+#[test]
+fn what_changes_meanwhile_is_noticed() {
+    struct Interfering<'a>(&'a Path, bool);
+    impl Write for Interfering<'_> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if !std::mem::replace(&mut self.1, true) {
+                fs::write(self.0, "now").unwrap();
+            }
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    for name in ["a", "z", "new"] {
+        let dir = tempfile::tempdir().unwrap();
+        for file in ["a", "m", "z"] {
+            fs::write(dir.path().join(file), "before").unwrap();
+        }
+        let mut layers = Layers::new(false);
+        let number = layers.add(dir.path()).unwrap();
+        let path = dir.path().join(name);
+        let broken = write_layer(&layers, number, Interfering(&path, false)).unwrap_err();
+        assert!(matches!(broken, Broken::Changed(_)), "{name}: {broken:?}");
+    }
+}
+
+#[test]
+fn nothing_is_no_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(write(dir.path()).unwrap().0, 0);
+}

@@ -1,0 +1,192 @@
+//! Who has which upper directory, and what may go. Pure: no I/O.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::model::UpperName;
+use crate::attachments::model::ContainerKey;
+
+/// Which upper directory.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    /// That of the attachment of this id.
+    Own(String),
+    /// That of this name.
+    Named(UpperName),
+}
+
+/// One that somebody has, or may have.
+#[derive(Debug, Clone)]
+struct Use {
+    attachment: String,
+    /// Where; none when it was found without a record.
+    container: Option<ContainerKey>,
+    /// Its attachment has ended: it may drain.
+    has_ended: bool,
+    /// How many read it now.
+    readers: usize,
+}
+
+/// Everything that is in use.
+#[derive(Debug, Default)]
+pub struct Uses {
+    uses: BTreeMap<Key, Use>,
+    /// What drains in each container, by the id that the attachment had; not known when `None`.
+    draining: HashMap<ContainerKey, Option<HashSet<String>>>,
+}
+
+impl Uses {
+    /// Somebody has it from now on.
+    ///
+    /// # Errors
+    /// Who has it already.
+    pub fn claim(&mut self, key: Key, attachment: &str, container: &ContainerKey) -> Result<(), String> {
+        if let Some(other) = self.uses.get(&key).filter(|other| other.attachment != attachment) {
+            let place = other.container.as_ref().map(|c| format!(" of {c}")).unwrap_or_default();
+            return Err(format!("{}{place}", other.attachment));
+        }
+        let (attachment, container) = (attachment.to_owned(), Some(container.clone()));
+        self.uses.insert(key, Use { attachment, container, has_ended: false, readers: 0 });
+        Ok(())
+    }
+
+    /// It was found, and no record says whose it is: it may drain somewhere.
+    pub fn find(&mut self, key: Key, attachment: String) {
+        let found = Use { attachment, container: None, has_ended: true, readers: 0 };
+        self.uses.entry(key).or_insert(found);
+    }
+
+    /// It has another name now.
+    pub fn rename(&mut self, from: &Key, to: &Key) {
+        if let Some(one) = self.uses.remove(from) {
+            self.uses.insert(to.clone(), one);
+        }
+    }
+
+    /// Nobody has it, whatever was claimed.
+    pub fn release(&mut self, key: &Key) {
+        self.uses.remove(key);
+    }
+
+    /// Who has it.
+    pub fn holder(&self, key: &Key) -> Option<String> {
+        self.uses.get(key).map(|one| one.attachment.clone())
+    }
+
+    /// Where it may drain; none when nobody has it, or an attachment that has not ended.
+    pub fn drains_in(&self, key: &Key) -> Option<ContainerKey> {
+        self.uses.get(key).filter(|one| one.has_ended)?.container.clone()
+    }
+
+    /// Somebody reads it: it stays where it is.
+    pub fn read(&mut self, key: &Key) {
+        let free =
+            || Use { attachment: "being read".to_owned(), container: None, has_ended: true, readers: 0 };
+        self.uses.entry(key.clone()).or_insert_with(free).readers += 1;
+    }
+
+    /// Nobody does any more.
+    pub fn read_no_more(&mut self, key: &Key) {
+        if let Some(one) = self.uses.get_mut(key) {
+            one.readers = one.readers.saturating_sub(1);
+        }
+    }
+
+    /// The attachment has ended.
+    pub fn end(&mut self, attachment: &str) {
+        for one in self.uses.values_mut().filter(|one| one.attachment == attachment) {
+            one.has_ended = true;
+        }
+    }
+
+    /// What drains in a container, as its shim says; `None` until it has said so.
+    pub fn drains(&mut self, container: &ContainerKey, ids: Option<HashSet<String>>) {
+        match ids {
+            Some(ids) if ids.is_empty() => _ = self.draining.remove(container),
+            ids => _ = self.draining.insert(container.clone(), ids),
+        }
+    }
+
+    /// Takes out what nobody has any more.
+    pub fn free(&mut self) -> Vec<Key> {
+        let drains = |one: &Use| {
+            let may =
+                |ids: &Option<HashSet<String>>| ids.as_ref().is_none_or(|ids| ids.contains(&one.attachment));
+            match &one.container {
+                Some(container) => self.draining.get(container).is_some_and(may),
+                None => self.draining.values().any(may),
+            }
+        };
+        let is_free = |one: &Use| one.has_ended && one.readers == 0 && !drains(one);
+        let free: Vec<Key> =
+            self.uses.iter().filter(|(_, one)| is_free(one)).map(|(key, _)| key.clone()).collect();
+        for key in &free {
+            self.uses.remove(key);
+        }
+        free
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn container(id: &str) -> ContainerKey {
+        ContainerKey { namespace: "default".into(), id: id.into() }
+    }
+
+    fn own(id: &str) -> Key {
+        Key::Own(id.into())
+    }
+
+    fn ids(ids: &[&str]) -> Option<HashSet<String>> {
+        Some(ids.iter().map(|id| (*id).to_owned()).collect())
+    }
+
+    #[test]
+    fn one_attachment_has_it_until_it_has_ended_and_does_not_drain() {
+        let (mut uses, c) = (Uses::default(), container("c"));
+        let name = Key::Named("notes".parse().unwrap());
+        uses.claim(name.clone(), "1", &c).unwrap();
+        uses.claim(name.clone(), "1", &c).unwrap();
+        assert_eq!(uses.claim(name.clone(), "2", &c).unwrap_err(), "1 of default/c");
+        uses.drains(&c, ids(&["1"]));
+        uses.end("1");
+        assert_eq!(uses.free(), []);
+        assert!(uses.claim(name.clone(), "2", &c).is_err());
+        uses.drains(&c, ids(&[]));
+        assert_eq!(uses.free(), std::slice::from_ref(&name));
+        uses.claim(name, "2", &c).unwrap();
+    }
+
+    #[test]
+    fn what_was_found_waits_until_every_shim_has_said_what_drains() {
+        let (mut uses, [c, d]) = (Uses::default(), ["c", "d"].map(container));
+        uses.drains(&c, None);
+        uses.drains(&d, None);
+        uses.find(own("1"), "1".into());
+        uses.claim(own("2"), "2", &c).unwrap();
+        uses.end("2");
+        uses.drains(&c, ids(&["9"]));
+        assert_eq!(uses.free(), [own("2")]);
+        uses.drains(&d, ids(&["1"]));
+        assert_eq!(uses.free(), []);
+        uses.drains(&d, ids(&[]));
+        assert_eq!(uses.free(), [own("1")]);
+    }
+
+    #[test]
+    fn what_is_read_stays() {
+        let (mut uses, c) = (Uses::default(), container("c"));
+        uses.claim(own("1"), "1", &c).unwrap();
+        uses.read(&own("1"));
+        uses.end("1");
+        assert_eq!(uses.free(), []);
+        uses.read_no_more(&own("1"));
+        assert_eq!(uses.free(), [own("1")]);
+        let kept = Key::Named("kept".parse().unwrap());
+        uses.read(&kept);
+        assert!(uses.claim(kept.clone(), "3", &c).is_err());
+        uses.read_no_more(&kept);
+        assert_eq!(uses.free(), [kept]);
+    }
+}
