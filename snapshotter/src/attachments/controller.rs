@@ -18,6 +18,7 @@ use super::{
     error::AttachmentError,
     model::{Attachment, ContainerKey, Content, Phase},
     plan,
+    records::OfContainer,
     restore::is_waiting,
     set::Planned,
 };
@@ -129,6 +130,37 @@ impl Attachments {
         let chosen: Vec<Attachment> = chosen.into_iter().map(|(attachment, _)| attachment).collect();
         plan::plan_call(&mut intents, &fresh_id(), false);
         self.ledger.intend(&intents).await?;
+        let draining = self.unmount(&key, &mut existing, &chosen, lazy).await?;
+        if let Err(error) = self.keep_written(&intents) {
+            self.put_back(&mut existing, &chosen, &chosen).await;
+            return Err(error);
+        }
+        if let Err(error) = self.ledger.keep_no_more(&chosen).await {
+            self.keep_no_more(&intents);
+            self.put_back(&mut existing, &chosen, &chosen).await;
+            return Err(error.into());
+        }
+        reserved.stay();
+        self.ledger.done(removals(&chosen), detached(&chosen, &draining)).await;
+        existing.retain(|a| !chosen.iter().any(|c| c.id == a.id));
+        drop(existing);
+        let may_drain = chosen.iter().any(|a| a.replaced) || draining.iter().any(|users| !users.is_empty());
+        if may_drain {
+            self.hold_draining(&key).await;
+        }
+        self.end(&chosen);
+        self.records.tidy(&key);
+        Ok(chosen.into_iter().zip(draining).collect())
+    }
+
+    /// Has the shim unmount all of them, or none. For each, who still uses it.
+    async fn unmount(
+        &self,
+        key: &ContainerKey,
+        existing: &mut OfContainer,
+        chosen: &[Attachment],
+        lazy: bool,
+    ) -> Result<Vec<Vec<User>>, AttachmentError> {
         let mut draining = Vec::with_capacity(chosen.len());
         // Newest first: a later attachment may lie on an earlier one.
         for (done, attachment) in chosen.iter().rev().enumerate() {
@@ -148,35 +180,16 @@ impl Attachments {
                     users,
                 },
                 Err(error) => {
-                    self.settle_if_unsure(&key, &error);
-                    self.explain(&key, error).await
+                    self.settle_if_unsure(key, &error);
+                    self.explain(key, error).await
                 }
             };
             let gone = &chosen[chosen.len() - done..];
-            self.put_back(&mut existing, gone, &chosen).await;
+            self.put_back(existing, gone, chosen).await;
             return Err(failed);
         }
-        if let Err(error) = self.keep_written(&intents) {
-            self.put_back(&mut existing, &chosen, &chosen).await;
-            return Err(error);
-        }
-        if let Err(error) = self.ledger.keep_no_more(&chosen).await {
-            self.keep_no_more(&intents);
-            self.put_back(&mut existing, &chosen, &chosen).await;
-            return Err(error.into());
-        }
-        reserved.stay();
         draining.reverse();
-        self.ledger.done(removals(&chosen), detached(&chosen, &draining)).await;
-        existing.retain(|a| !chosen.iter().any(|c| c.id == a.id));
-        drop(existing);
-        let may_drain = chosen.iter().any(|a| a.replaced) || draining.iter().any(|users| !users.is_empty());
-        if may_drain {
-            self.hold_draining(&key).await;
-        }
-        self.end(&chosen);
-        self.records.tidy(&key);
-        Ok(chosen.into_iter().zip(draining).collect())
+        Ok(draining)
     }
 
     /// What is attached and what is draining, in one container or in all; by container.

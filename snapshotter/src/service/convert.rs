@@ -1,21 +1,21 @@
-//! From `capsule.v1`'s messages to validated types and back, and from errors to status codes.
+//! From `capsule.v1`'s messages to validated types and back.
 
 use std::time::{Duration, SystemTime};
 
 use capsule_proto::capsule::v1 as wire;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use crate::{
     attachments::{
-        AttachSpec, AttachmentError, Choice, HealthCheck, Listed, Move, Planned,
+        AttachSpec, Choice, HealthCheck, Listed, Move, Planned,
         containers::Wanted,
         model::{Attachment, Phase},
     },
     capsules::{
-        CapsuleError, MoveError, Naming, Published, SignError, TagError, Trouble,
+        Naming, Published,
         model::{CapsuleName, Mode, ModelError, Version},
     },
-    shims::{Draining, ShimError, User},
+    shims::{Draining, User},
     uppers::{
         self,
         model::{Fate, Upper},
@@ -286,140 +286,4 @@ pub fn layers(p: &Published) -> Vec<wire::Layer> {
             snapshot: snapshot.to_string(),
         })
         .collect()
-}
-
-impl From<CapsuleError> for Status {
-    fn from(error: CapsuleError) -> Self {
-        let code = match &error {
-            CapsuleError::Model(_)
-            | CapsuleError::Target(_)
-            | CapsuleError::ReservedAnnotation(_)
-            | CapsuleError::BaseAnnotation(_) => Code::InvalidArgument,
-            CapsuleError::UnknownCapsule { .. }
-            | CapsuleError::UnknownVersion { .. }
-            | CapsuleError::UnknownImage { .. } => Code::NotFound,
-            CapsuleError::Incomplete { .. }
-            | CapsuleError::Image { .. }
-            | CapsuleError::TooManyLayers { .. }
-            | CapsuleError::Oci(_)
-            | CapsuleError::Conflict(_)
-            | CapsuleError::Declared { .. }
-            | CapsuleError::Leaving { .. }
-            | CapsuleError::OtherDigest { .. } => Code::FailedPrecondition,
-            CapsuleError::Exists { .. } => Code::AlreadyExists,
-            CapsuleError::Tag(error) => tag(error),
-            CapsuleError::Move(error) => moving(error),
-            CapsuleError::Sign(error) => signing(error),
-            CapsuleError::Stream { .. } | CapsuleError::BaseMoved { .. } => Code::Aborted,
-            CapsuleError::DiffId { .. } => Code::DataLoss,
-            CapsuleError::Share(_) | CapsuleError::Thread(_) => Code::Internal,
-            CapsuleError::Containerd(e) => return containerd(e),
-        };
-        Self::new(code, one_line(&error))
-    }
-}
-
-impl From<AttachmentError> for Status {
-    fn from(error: AttachmentError) -> Self {
-        let code = match &error {
-            AttachmentError::UnknownContainer { .. } | AttachmentError::NotAttached { .. } => Code::NotFound,
-            AttachmentError::AmbiguousContainer { .. }
-            | AttachmentError::NoSpecs
-            | AttachmentError::Named { .. }
-            | AttachmentError::Target(_)
-            | AttachmentError::RoRoot
-            | AttachmentError::KeepOne { .. }
-            | AttachmentError::WhichTarget { .. }
-            | AttachmentError::NoTarget { .. }
-            | AttachmentError::NoTargetOfRequired { .. }
-            | AttachmentError::Model(_) => Code::InvalidArgument,
-            AttachmentError::OtherRuntime { .. }
-            | AttachmentError::NotRunning { .. }
-            | AttachmentError::NoHistory { .. }
-            | AttachmentError::Waiting { .. }
-            | AttachmentError::Unmet { .. }
-            | AttachmentError::ReadOnly { .. }
-            | AttachmentError::Undecided { .. }
-            | AttachmentError::NothingToDecide { .. }
-            | AttachmentError::Writable { .. }
-            | AttachmentError::InUse { .. } => Code::FailedPrecondition,
-            AttachmentError::Occupied { .. } => Code::AlreadyExists,
-            AttachmentError::Shim(error) => shim(error),
-            AttachmentError::Again { source, .. } => shim(source),
-            AttachmentError::Unsettled { .. } => Code::Unavailable,
-            AttachmentError::Unhealthy { .. } => Code::Aborted,
-            AttachmentError::Store(_) | AttachmentError::Mark { .. } => Code::Internal,
-            AttachmentError::Containerd(e) => return containerd(e),
-            AttachmentError::Capsule(_) | AttachmentError::Upper(_) => Code::Unknown,
-        };
-        match error {
-            AttachmentError::Upper(e) => e.into(),
-            AttachmentError::Capsule(e) => e.into(),
-            other => Self::new(code, one_line(&other)),
-        }
-    }
-}
-
-fn tag(error: &TagError) -> Code {
-    match error {
-        TagError::IsVersion { .. } | TagError::Taken { .. } => Code::AlreadyExists,
-        TagError::IsItself { .. } => Code::InvalidArgument,
-        TagError::Unknown { .. } => Code::NotFound,
-        TagError::Foreign { .. } => Code::FailedPrecondition,
-    }
-}
-
-fn signing(error: &SignError) -> Code {
-    match error {
-        SignError::Unsigned { .. } | SignError::Untrusted { .. } => Code::PermissionDenied,
-        SignError::Other { .. } => Code::InvalidArgument,
-    }
-}
-
-fn moving(error: &MoveError) -> Code {
-    match error {
-        MoveError::Reference { .. } | MoveError::Anonymous { .. } => Code::InvalidArgument,
-        MoveError::Failed { trouble, .. } => match trouble {
-            Trouble::Unreachable => Code::Unavailable,
-            Trouble::Unknown => Code::NotFound,
-            Trouble::Unauthorised => Code::PermissionDenied,
-            Trouble::Altered => Code::DataLoss,
-            Trouble::DiskFull => Code::ResourceExhausted,
-            Trouble::TooOld => Code::FailedPrecondition,
-            Trouble::BrokenOff => Code::Aborted,
-            Trouble::NoArchive => Code::InvalidArgument,
-            Trouble::Other => Code::Internal,
-        },
-        MoveError::Unusable { .. } | MoveError::Empty => Code::FailedPrecondition,
-        MoveError::Differs { .. } => Code::AlreadyExists,
-        MoveError::NoImage { .. } => Code::NotFound,
-    }
-}
-
-fn shim(error: &ShimError) -> Code {
-    match error {
-        ShimError::Refused { code, .. } => *code,
-        ShimError::Unreachable { .. } => Code::Unavailable,
-        ShimError::NoShim(_) => Code::FailedPrecondition,
-        ShimError::Registration { .. } | ShimError::RegistrationVersion { .. } => Code::Internal,
-    }
-}
-
-fn containerd(error: &crate::containerd::ContainerdError) -> Status {
-    Status::new(error.code().unwrap_or(Code::Internal), error.to_string())
-}
-
-/// A message in one line, whatever containerd or a runtime put into it; its sources once, where it does not repeat
-/// them.
-fn one_line(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(e) = source {
-        let more = e.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        source = e.source();
-    }
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

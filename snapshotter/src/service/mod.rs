@@ -10,6 +10,7 @@ mod events;
 mod node;
 mod signatures;
 mod snapshots;
+mod status;
 mod tags;
 mod transfers;
 mod trees;

@@ -2,9 +2,9 @@
 
 use capsule_proto::capsule::v1 as wire;
 use tokio::task::spawn_blocking;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
-use super::{CapsulesService, convert, error_line, to_the_end};
+use super::{CapsulesService, convert, to_the_end};
 use crate::{
     attachments::{Attachments, model::Attachment},
     capsules::{Capsules, Resolved, model::Version},
@@ -125,31 +125,5 @@ fn upper(listed: Listed) -> wire::Upper {
         size: about.limit.unwrap_or_default(),
         created_at: Some(about.since.into()),
         used_by: used_by.unwrap_or_default(),
-    }
-}
-
-impl From<UpperError> for Status {
-    fn from(error: UpperError) -> Self {
-        let code = match &error {
-            UpperError::Name(_) | UpperError::TooSmall(_) => Code::InvalidArgument,
-            UpperError::Unknown(_) => Code::NotFound,
-            UpperError::Exists(_) => Code::AlreadyExists,
-            UpperError::InUse { .. }
-            | UpperError::OtherCapsule { .. }
-            | UpperError::OtherSize { .. }
-            | UpperError::Nothing => Code::FailedPrecondition,
-            UpperError::DiskFull { .. } => Code::ResourceExhausted,
-            UpperError::Changed(_) => Code::Aborted,
-            UpperError::About { .. } => Code::DataLoss,
-            UpperError::MakeFileSystem { .. }
-            | UpperError::Disk { .. }
-            | UpperError::Image(_)
-            | UpperError::Tree(_) => Code::Internal,
-            UpperError::Capsule(_) => Code::Unknown,
-        };
-        match error {
-            UpperError::Capsule(error) => error.into(),
-            other => Self::new(code, error_line(&other)),
-        }
     }
 }
