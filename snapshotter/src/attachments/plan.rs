@@ -15,7 +15,7 @@ use crate::{
         Resolved,
         model::{CapsuleName, Mode, Version},
     },
-    uppers::model::Fate,
+    uppers::model::{Fate, Upper},
 };
 
 /// One capsule to attach, as far as it is known before anything is looked up.
@@ -164,7 +164,8 @@ pub fn next_version(intent: &Attachment) -> Option<&Version> {
 pub fn plan_done(attachment: &Attachment) -> Option<Attachment> {
     match &attachment.phase {
         Phase::Attaching | Phase::Attached => {
-            Some(Attachment { phase: Phase::Attached, call: None, ..attachment.clone() })
+            let upper = attachment.upper.clone().map(|upper| Upper { fresh: false, ..upper });
+            Some(Attachment { phase: Phase::Attached, call: None, upper, ..attachment.clone() })
         }
         Phase::Replacing { current, history } => Some(Attachment {
             phase: Phase::Attached,

@@ -185,13 +185,35 @@ impl Disk {
     /// # Errors
     /// [`UpperError::Disk`].
     pub fn remove(&self, key: &Key, id: &str) -> Result<(), UpperError> {
+        self.retire(key, id)?.map_or(Ok(()), Retired::remove)
+    }
+
+    /// Takes the name from one that is to be removed; nothing when it is not there. It goes at the next start at the latest.
+    ///
+    /// # Errors
+    /// [`UpperError::Disk`].
+    pub fn retire(&self, key: &Key, id: &str) -> Result<Option<Retired>, UpperError> {
         let path = self.path(key);
         let gone = self.beside(&path, GONE, id);
         match fs::rename(&path, &gone) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            moved => moved.map_err(failed("rename", &path))?,
+            Ok(()) => Ok(Some(Retired(gone))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("rename", &path)(error)),
         }
-        fs::remove_dir_all(&gone).map_err(failed("remove", &gone))
+    }
+}
+
+/// One that is to be removed, and has no name any more.
+#[derive(Debug)]
+pub struct Retired(PathBuf);
+
+impl Retired {
+    /// Removes it. There may be millions of files.
+    ///
+    /// # Errors
+    /// [`UpperError::Disk`].
+    pub fn remove(self) -> Result<(), UpperError> {
+        fs::remove_dir_all(&self.0).map_err(failed("remove", &self.0))
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::{
     UpperError,
-    disk::Disk,
+    disk::{Disk, Retired},
     layer::{Broken, write_layer},
     model::{About, FORMAT, Fate, Place, Upper, UpperName},
     uses::{Key, Uses},
@@ -119,8 +119,9 @@ impl Uppers {
             limit: wanted.size.or(wanted.name.as_ref().map(|_| self.size)),
             since: SystemTime::now(),
         };
+        let fresh = !self.disk.has(key);
         match &wanted.name {
-            Some(name) if self.disk.has(key) => {
+            Some(name) if !fresh => {
                 let there = self.disk.about(key)?;
                 check(name, &there, version, wanted.size)?;
                 (about.limit, about.since) = (there.limit, there.since);
@@ -128,7 +129,7 @@ impl Uppers {
             }
             _ => self.disk.make(key, &about)?,
         }
-        Ok(Upper { name: wanted.name.clone(), place: self.disk.place(key), limit: about.limit })
+        Ok(Upper { name: wanted.name.clone(), place: self.disk.place(key), limit: about.limit, fresh })
     }
 
     /// Sees to it that nothing else takes a name under which what an attachment has written is to be kept.
@@ -207,10 +208,12 @@ impl Uppers {
         }
     }
 
-    /// An attachment has ended: what it has written goes, unless that has a name, as soon as it does not drain.
+    /// An attachment has ended: what it has written goes, unless that has a name, as soon as it does not drain. So does
+    /// what has a name and was made for an attachment that never came to be.
     pub fn ended(&self, attachment: &Attachment) {
-        if attachment.upper.is_some() {
-            self.uses().end(&attachment.id);
+        if let Some(upper) = &attachment.upper {
+            let never_was = upper.fresh && attachment.phase == Phase::Attaching;
+            self.uses().end(&attachment.id, never_was);
             self.tidy();
         }
     }
@@ -221,17 +224,19 @@ impl Uppers {
         self.tidy();
     }
 
-    /// Removes what nobody has any more and has no name. On a thread of its own: there may be millions of files.
+    /// Removes what nobody has any more. It loses its name at once, so that nobody takes it by that; the files go on a thread
+    /// of their own.
     fn tidy(&self) {
-        let free: Vec<Key> =
-            self.uses().free().into_iter().filter(|key| matches!(key, Key::Own(_))).collect();
-        if free.is_empty() {
+        let mut uses = self.uses();
+        let retire = |key: Key| self.disk.retire(&key, &fresh_id()).transpose();
+        let gone: Vec<_> = uses.free().into_iter().filter_map(retire).collect();
+        drop(uses);
+        if gone.is_empty() {
             return;
         }
-        let disk = self.disk.clone();
         std::thread::spawn(move || {
-            for key in free {
-                if let Err(error) = disk.remove(&key, &fresh_id()) {
+            for one in gone {
+                if let Err(error) = one.and_then(Retired::remove) {
                     let error: &dyn std::error::Error = &error;
                     tracing::warn!(error, "what an attachment has written stays until the next start");
                 }

@@ -60,6 +60,9 @@ pub struct Upper {
     pub place: Place,
     /// How many bytes it can hold; as many as the node when `None`.
     pub limit: Option<u64>,
+    /// It was made for this attachment, which has not been made yet.
+    #[serde(default)]
+    pub fresh: bool,
 }
 
 /// What becomes, at a detach, of what was written.

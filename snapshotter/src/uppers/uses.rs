@@ -24,6 +24,8 @@ struct Use {
     has_ended: bool,
     /// How many read it now.
     readers: usize,
+    /// It is to be removed, though it has a name.
+    goes: bool,
 }
 
 /// Everything that is in use.
@@ -45,13 +47,13 @@ impl Uses {
             return Err(format!("{}{place}", other.attachment));
         }
         let (attachment, container) = (attachment.to_owned(), Some(container.clone()));
-        self.uses.insert(key, Use { attachment, container, has_ended: false, readers: 0 });
+        self.uses.insert(key, Use { attachment, container, has_ended: false, readers: 0, goes: false });
         Ok(())
     }
 
     /// It was found, and no record says whose it is: it may drain somewhere.
     pub fn find(&mut self, key: Key, attachment: String) {
-        let found = Use { attachment, container: None, has_ended: true, readers: 0 };
+        let found = Use { attachment, container: None, has_ended: true, readers: 0, goes: false };
         self.uses.entry(key).or_insert(found);
     }
 
@@ -79,8 +81,13 @@ impl Uses {
 
     /// Somebody reads it: it stays where it is.
     pub fn read(&mut self, key: &Key) {
-        let free =
-            || Use { attachment: "being read".to_owned(), container: None, has_ended: true, readers: 0 };
+        let free = || Use {
+            attachment: "being read".to_owned(),
+            container: None,
+            has_ended: true,
+            readers: 0,
+            goes: false,
+        };
         self.uses.entry(key.clone()).or_insert_with(free).readers += 1;
     }
 
@@ -91,10 +98,10 @@ impl Uses {
         }
     }
 
-    /// The attachment has ended.
-    pub fn end(&mut self, attachment: &str) {
+    /// The attachment has ended; `never_was`: it never came to be, and what was made for it goes also where it has a name.
+    pub fn end(&mut self, attachment: &str, never_was: bool) {
         for one in self.uses.values_mut().filter(|one| one.attachment == attachment) {
-            one.has_ended = true;
+            (one.has_ended, one.goes) = (true, never_was);
         }
     }
 
@@ -106,7 +113,7 @@ impl Uses {
         }
     }
 
-    /// Takes out what nobody has any more.
+    /// Takes out what nobody has any more; gives what of it is to be removed.
     pub fn free(&mut self) -> Vec<Key> {
         let drains = |one: &Use| {
             let may =
@@ -117,12 +124,16 @@ impl Uses {
             }
         };
         let is_free = |one: &Use| one.has_ended && one.readers == 0 && !drains(one);
-        let free: Vec<Key> =
-            self.uses.iter().filter(|(_, one)| is_free(one)).map(|(key, _)| key.clone()).collect();
-        for key in &free {
+        let free: Vec<(Key, bool)> = self
+            .uses
+            .iter()
+            .filter(|(_, one)| is_free(one))
+            .map(|(key, one)| (key.clone(), one.goes || matches!(key, Key::Own(_))))
+            .collect();
+        for (key, _) in &free {
             self.uses.remove(key);
         }
-        free
+        free.into_iter().filter(|(_, goes)| *goes).map(|(key, _)| key).collect()
     }
 }
 
@@ -150,12 +161,14 @@ mod tests {
         uses.claim(name.clone(), "1", &c).unwrap();
         assert_eq!(uses.claim(name.clone(), "2", &c).unwrap_err(), "1 of default/c");
         uses.drains(&c, ids(&["1"]));
-        uses.end("1");
+        uses.end("1", false);
         assert_eq!(uses.free(), []);
         assert!(uses.claim(name.clone(), "2", &c).is_err());
         uses.drains(&c, ids(&[]));
-        assert_eq!(uses.free(), std::slice::from_ref(&name));
-        uses.claim(name, "2", &c).unwrap();
+        assert_eq!(uses.free(), []);
+        uses.claim(name.clone(), "2", &c).unwrap();
+        uses.end("2", true);
+        assert_eq!(uses.free(), [name]);
     }
 
     #[test]
@@ -165,7 +178,7 @@ mod tests {
         uses.drains(&d, None);
         uses.find(own("1"), "1".into());
         uses.claim(own("2"), "2", &c).unwrap();
-        uses.end("2");
+        uses.end("2", false);
         uses.drains(&c, ids(&["9"]));
         assert_eq!(uses.free(), [own("2")]);
         uses.drains(&d, ids(&["1"]));
@@ -179,7 +192,7 @@ mod tests {
         let (mut uses, c) = (Uses::default(), container("c"));
         uses.claim(own("1"), "1", &c).unwrap();
         uses.read(&own("1"));
-        uses.end("1");
+        uses.end("1", false);
         assert_eq!(uses.free(), []);
         uses.read_no_more(&own("1"));
         assert_eq!(uses.free(), [own("1")]);
@@ -187,6 +200,7 @@ mod tests {
         uses.read(&kept);
         assert!(uses.claim(kept.clone(), "3", &c).is_err());
         uses.read_no_more(&kept);
-        assert_eq!(uses.free(), [kept]);
+        assert_eq!(uses.free(), []);
+        uses.claim(kept, "3", &c).unwrap();
     }
 }

@@ -110,6 +110,10 @@ async fn an_attach_that_fails_leaves_nothing() {
     node.write_to("tzdata@1", None).await.unwrap_err();
     node.write_to("tzdata@1", Some("notes")).await.unwrap_err();
     assert_eq!(node.own(0).await, [""; 0]);
+    for _ in 0..500 {
+        sleep(Duration::from_millis(if node.left("uppers").is_empty() { 0 } else { 10 })).await;
+    }
+    assert_eq!(node.left("uppers"), [""; 0]);
     node.shim.0.lock().unwrap().refuse.clear();
     node.write_to("tzdata@1", Some("notes")).await.unwrap();
 }
