@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::model::Node;
+use super::written;
 use crate::scenario::capsulectl::json;
 use crate::scenario::ctr::{Container, ctr};
 
@@ -21,11 +22,13 @@ pub struct Seen {
     published: BTreeMap<String, BTreeSet<u32>>,
     /// (container, capsule) → version, the one before, and the state.
     held: BTreeMap<(String, String), (u32, Option<u32>, String)>,
+    /// Names of what was written.
+    kept: BTreeSet<String>,
 }
 
 /// Asks capsuled.
 pub fn observe() -> Result<Seen> {
-    let mut seen = Seen { published: BTreeMap::new(), held: BTreeMap::new() };
+    let mut seen = Seen { published: BTreeMap::new(), held: BTreeMap::new(), kept: BTreeSet::new() };
     for version in array(&json(&["ls"])?, "versions")? {
         ensure!(version["complete"] == true, "{version}");
         seen.published.entry(text(&version, "capsule")?).or_default().insert(number(&version["version"])?);
@@ -36,13 +39,16 @@ pub fn observe() -> Result<Seen> {
         let twice = seen.held.insert((text(&a, "container")?, text(&a, "capsule")?), value);
         ensure!(twice.is_none(), "twice: {a}");
     }
+    for upper in array(&json(&["uppers"])?, "uppers")? {
+        seen.kept.insert(text(&upper, "name")?);
+    }
     Ok(seen)
 }
 
 impl Seen {
     /// Whether this is the node.
     pub fn is(&self, node: &Node) -> bool {
-        self.held == held(node) && self.published == published(node)
+        self.held == held(node) && self.published == published(node) && self.kept.iter().eq(node.kept.keys())
     }
 
     /// The node between `before` and `after` that this is, where only versions were published or removed.
@@ -56,7 +62,9 @@ impl Seen {
             one.intersection(other).all(|v| seen.contains(v))
                 && seen.iter().all(|v| one.contains(v) || other.contains(v))
         };
-        let fits = self.held == held(before) && all.iter().all(|name| is(&name));
+        let fits = self.held == held(before)
+            && self.kept.iter().eq(before.kept.keys())
+            && all.iter().all(|name| is(&name));
         fits.then(|| Node { published: self.published.clone(), ..before.clone() })
     }
 }
@@ -83,6 +91,14 @@ pub fn mounts(node: &Node, containers: &BTreeMap<String, Container>) -> Result<(
             let found = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
             ensure!(found == held.version.to_string(), "{id}: {path} holds {found:?}, not {}", held.version);
         }
+        if let Some(expected) = written::seen_in(node, id) {
+            let files =
+                fs::read_dir(format!("{root}/opt/{}", written::CAPSULE)).context("what is written")?;
+            let names = files.flatten().map(|file| file.file_name().to_string_lossy().into_owned());
+            let found: BTreeSet<u32> =
+                names.filter_map(|name| name.strip_prefix('t')?.parse().ok()).collect();
+            ensure!(found == expected, "{id} has written {found:?}, and should have {expected:?}");
+        }
         let table = container.mounts()?;
         let targets: BTreeSet<String> = table
             .iter()
@@ -104,7 +120,15 @@ pub fn nothing_left(node: &Node) -> Result<()> {
     }
     let pipes = fs::read_dir("/run/capsule/checks").map(Iterator::count).unwrap_or_default();
     ensure!(pipes == 0, "{pipes} pipes are left");
+    let own = node.vessels.values().filter(|v| matches!(v.writes, Some(written::Place::Own(_)))).count();
+    let count = |folder: &str| fs::read_dir(format!("/var/lib/capsule/{folder}")).map(Iterator::count);
     let mut last = String::new();
+    let gone = until(|| {
+        let counts = (count("attachments")?, count("uppers")?);
+        last = format!("{counts:?} directories of what is written, not ({own}, {})", node.kept.len());
+        Ok((counts == (own, node.kept.len())).then_some(()))
+    })?;
+    ensure!(gone.is_some(), "{last}");
     let settled = until(|| {
         let list = |args: &[&str]| ctr(args)?.success("ctr");
         let leases = list(&["-n", "capsules", "leases", "ls", "-q"])?;

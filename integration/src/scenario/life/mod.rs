@@ -3,6 +3,7 @@
 
 mod check;
 mod model;
+mod written;
 
 use std::collections::BTreeMap;
 use std::thread::{sleep, spawn};
@@ -12,6 +13,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 
 use self::check::{observe, until};
 use self::model::{Node, Op, PLAIN, Vessel};
+use self::written::Use;
 use super::capsulectl::capsulectl;
 use super::ctr::{Container, OURS, Output, ctr};
 use super::reboot::{kill, shim_of};
@@ -88,6 +90,9 @@ impl Life {
                 life.node = after.context("a version is published")?;
             }
         }
+        let writable = Op::Publish(written::CAPSULE.to_owned(), 1);
+        life.carry_out(&writable)?;
+        life.node = life.node.after(&writable).context("a version is published")?;
         for id in VESSELS {
             life.containers.insert(id.to_owned(), OURS.start(id, &[], &SLEEP)?);
             life.node.vessels.insert(id.to_owned(), Vessel { runs: true, ..Vessel::default() });
@@ -120,7 +125,9 @@ impl Life {
     }
 
     fn victim(&mut self, op: &Op) -> Option<Victim> {
-        if matches!(op, Op::Restart(_) | Op::Renew(_)) || !self.random.percent(38) {
+        if matches!(op, Op::Restart(_) | Op::Renew(_) | Op::Written(Use::Write(..)))
+            || !self.random.percent(38)
+        {
             return None;
         }
         Some(match self.random.below(10) {
@@ -148,7 +155,12 @@ impl Life {
             // What was acknowledged is there.
             (0, Some(after)) => allowed = vec![after],
             (0, None) => return Err(anyhow!("{output:?}, and the model refuses it")),
-            (_, after) => allowed.extend(after),
+            (_, after) => {
+                allowed.extend(after);
+                if let Op::Written(what) = op {
+                    allowed.extend(written::made_in_vain(&self.node, what));
+                }
+            }
         }
         if let (Victim::Shim, Some(id)) = (victim, op.vessel()) {
             self.start_again(id)?;
@@ -197,6 +209,11 @@ impl Life {
                 self.containers.remove(id).context("a container")?.remove()?;
                 self.containers.insert(id.clone(), OURS.start(id, &[], &SLEEP)?);
                 Ok(done())
+            }
+            Op::Written(Use::Write(id, number)) => {
+                let container = self.containers.get(id).context("a container")?;
+                let script = format!("test -e /opt/w/version && echo {number} > /opt/w/t{number}");
+                container.exec("write", &["/bin/sh", "-c", &script], b"")
             }
             other => command(other),
         }

@@ -1,10 +1,11 @@
 //! What a node should have, by what it was asked to do. Pure.
 //!
 //! Capsules are `a`, `b`, `c`, and `app`, of which each version requires the version of `lib` with its number. Each is attached at
-//! its own target, so that a container has it once at most.
+//! its own target, so that a container has it once at most. What is written to, and what becomes of it: [`written`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::written::{self, Use};
 use crate::power::random::Random;
 
 /// Capsules that require nothing.
@@ -28,6 +29,8 @@ pub struct Vessel {
     pub runs: bool,
     /// By capsule.
     pub held: BTreeMap<String, Held>,
+    /// What it writes to, where it has that.
+    pub writes: Option<written::Place>,
 }
 
 /// A node.
@@ -37,6 +40,8 @@ pub struct Node {
     pub published: BTreeMap<String, BTreeSet<u32>>,
     /// By id.
     pub vessels: BTreeMap<String, Vessel>,
+    /// What was written under each name.
+    pub kept: BTreeMap<String, BTreeSet<u32>>,
 }
 
 /// What is done.
@@ -60,6 +65,8 @@ pub enum Op {
     Restart(String),
     /// Removes the container, and makes one of the same name.
     Renew(String),
+    /// Something with what is written to.
+    Written(Use),
 }
 
 impl Op {
@@ -71,6 +78,7 @@ impl Op {
                 Some(id)
             }
             Self::Restart(id) | Self::Renew(id) => Some(id),
+            Self::Written(what) => what.vessel(),
         }
     }
 
@@ -94,6 +102,7 @@ impl Op {
             Self::Upgrade(id, specs) => set("upgrade", id, specs),
             Self::Rollback(id, name) => plain(["rollback", id, name]),
             Self::Detach(id, name) => plain(["detach", id, name]),
+            Self::Written(what) => return what.words(),
         })
     }
 }
@@ -123,7 +132,7 @@ impl Node {
                 })
                 .collect::<Vec<_>>()
         };
-        match random.below(100) {
+        match random.below(130) {
             0..12 => {
                 let name = name(random);
                 let newest = self.published.get(&name).and_then(|all| all.last()).copied().unwrap_or(0);
@@ -143,7 +152,8 @@ impl Node {
                 Op::Detach(id, random.pick(&held).cloned().unwrap_or_else(|| "a".to_owned()))
             }
             90..97 => Op::Restart(id),
-            _ => Op::Renew(id),
+            97..100 => Op::Renew(id),
+            _ => Op::Written(Use::choose(random, id)),
         }
     }
 
@@ -159,12 +169,17 @@ impl Node {
             Op::Rollback(id, name) => node.rollback(id, name)?,
             Op::Detach(id, name) => node.detach(id, name)?,
             Op::Restart(_) => {}
-            Op::Renew(id) => node.vessel(id)?.held.clear(),
+            Op::Renew(id) => {
+                let vessel = node.vessel(id)?;
+                vessel.held.clear();
+                vessel.writes = None;
+            }
+            Op::Written(what) => written::after(&mut node, what)?,
         }
         Some(node)
     }
 
-    fn vessel(&mut self, id: &str) -> Option<&mut Vessel> {
+    pub(super) fn vessel(&mut self, id: &str) -> Option<&mut Vessel> {
         self.vessels.get_mut(id)
     }
 
@@ -292,6 +307,9 @@ impl Node {
     }
 
     fn detach(&mut self, id: &str, name: &str) -> Option<()> {
+        if name == written::CAPSULE {
+            return written::after(self, &Use::Return(id.to_owned(), written::Fate::Stay));
+        }
         let held = self.vessels[id].held.get(name)?;
         let required = self.vessels[id]
             .held
