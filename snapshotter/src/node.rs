@@ -78,7 +78,7 @@ impl Node {
         let stores = [live.watch(), kept.watch()];
         let recorded = attachments::take_over(&live, &kept)?;
         let journal = Journal::start(live.clone())?;
-        let feed = journal.feed(live);
+        let feed = journal.feed(live.clone());
         // What the start finds is told, too.
         let told = feed.newest();
         let ledger = Ledger::new(journal.clone(), Journal::start(kept)?);
@@ -86,6 +86,7 @@ impl Node {
         let (namespace, snapshotter) = (&config.containerd.namespace, &config.containerd.snapshotter);
         let capsules =
             Capsules::new(containerd.clone(), snapshots.clone(), namespace, snapshotter, journal.clone())
+                .with_images(live)
                 .with_hosts(config.containerd.hosts.clone())
                 .with_policy(Policy::load(&config.verify)?)
                 .discarding_layers(config.capsules.discard_unpacked_layers);

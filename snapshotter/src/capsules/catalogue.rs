@@ -14,15 +14,10 @@ use std::{
 
 use super::{
     CapsuleError, Capsules,
-    claim::{Claim, is_aside, read_claim},
+    claim::Claim,
     model::{CapsuleName, Digest, Version},
     oci::Image,
 };
-use crate::{
-    events::{Event, Kind},
-    store::attachments::Change,
-};
-
 /// Repository of the images that we make. Not a registry: a version is retagged before it is pushed.
 pub const REPOSITORY: &str = "localhost/capsules";
 /// The newest version, unless a tag is called so.
@@ -63,9 +58,9 @@ pub struct Resolved {
     pub image: Image,
 }
 
-type Key = (CapsuleName, Version);
+pub(super) type Key = (CapsuleName, Version);
 /// What versions are: their digests.
-type Identities = BTreeMap<Key, Digest>;
+pub(super) type Identities = BTreeMap<Key, Digest>;
 
 /// A moving name of a version.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -203,12 +198,12 @@ impl Catalogue {
         self.write().add(Claim { version: published, tag: None });
     }
 
-    fn is_listed(&self) -> bool {
+    pub(super) fn is_listed(&self) -> bool {
         self.listed.load(Ordering::Acquire)
     }
 
     /// The versions that an image claims to be.
-    fn keys_of(&self, image_name: &str) -> Vec<Key> {
+    pub(super) fn keys_of(&self, image_name: &str) -> Vec<Key> {
         let shelf = self.read();
         let all = shelf
             .versions
@@ -220,14 +215,14 @@ impl Catalogue {
             .collect()
     }
 
-    fn identities(&self, keys: &BTreeSet<Key>) -> Identities {
+    pub(super) fn identities(&self, keys: &BTreeSet<Key>) -> Identities {
         let shelf = self.read();
         let first =
             |(name, version): &Key| Some(shelf.versions.get(name)?.get(version)?.first()?.digest.clone());
         keys.iter().filter_map(|key| Some((key.clone(), first(key)?))).collect()
     }
 
-    fn keys(&self) -> BTreeSet<Key> {
+    pub(super) fn keys(&self) -> BTreeSet<Key> {
         let shelf = self.read();
         let all =
             shelf.versions.iter().flat_map(|(name, all)| all.keys().map(move |v| (name.clone(), v.clone())));
@@ -235,7 +230,7 @@ impl Catalogue {
     }
 
     /// What an image is from now on; at no moment is it neither that nor what it was.
-    fn change(&self, image_name: &str, claim: Option<Claim>) {
+    pub(super) fn change(&self, image_name: &str, claim: Option<Claim>) {
         let mut shelf = self.write();
         forget(&mut shelf.versions, |p| p.image_name == image_name);
         forget(&mut shelf.tags, |t| t.image_name == image_name);
@@ -283,71 +278,6 @@ fn rank(image: &str, name: &CapsuleName, version: &Version) -> (bool, String) {
 }
 
 impl Capsules {
-    /// Reads what is published from containerd.
-    pub async fn reload(&self) -> Result<(), CapsuleError> {
-        let _reading = self.reading.lock().await;
-        let scope = self.containerd.namespace(&self.namespace)?;
-        if !self.catalogue.listed.load(Ordering::Acquire) {
-            self.clear_transits(&scope).await?;
-        }
-        let mut all = Vec::new();
-        for record in scope.images().await? {
-            all.extend(read_claim(&scope, &record).await?);
-        }
-        let before = self.catalogue.is_listed().then(|| self.catalogue.identities(&self.catalogue.keys()));
-        self.catalogue.replace(all);
-        if let Some(before) = before {
-            self.tell(&before, &self.catalogue.identities(&self.catalogue.keys()));
-        }
-        Ok(())
-    }
-
-    /// Tells what came and what went.
-    fn tell(&self, before: &Identities, after: &Identities) {
-        let event = |((name, version), digest): (&Key, &Digest), kind| {
-            Change::Tell(Box::new(Event::of_version(name, version, digest, kind)))
-        };
-        let other = |all: &Identities, key: &Key, digest: &Digest| all.get(key) != Some(digest);
-        let removed = before.iter().filter(|(key, digest)| other(after, key, digest));
-        let removed = removed.map(|gone| event(gone, Kind::Removed));
-        let published = after.iter().filter(|(key, digest)| other(before, key, digest));
-        let published = published.map(|new| event(new, Kind::Published));
-        self.journal.post(removed.chain(published).collect());
-    }
-
-    /// The catalogue, read now if it has not been read since the start.
-    ///
-    /// # Errors
-    /// containerd's, then only: a node whose capsules are unknown is not one without capsules.
-    pub async fn listed(&self) -> Result<&Catalogue, CapsuleError> {
-        if !self.catalogue.is_listed() {
-            self.reload().await?;
-        }
-        Ok(&self.catalogue)
-    }
-
-    /// Reads one image again after an event.
-    pub async fn refresh(&self, image_name: &str) -> Result<(), CapsuleError> {
-        if is_aside(image_name) {
-            self.forget_verified();
-        }
-        // What is read later is told later: an event and a call may be about the same image.
-        let _reading = self.reading.lock().await;
-        let scope = self.containerd.namespace(&self.namespace)?;
-        let record = scope.image(image_name).await?;
-        let claim = match &record {
-            Some(record) => read_claim(&scope, record).await?,
-            None => None,
-        };
-        let came = claim.as_ref().map(|claim| (claim.version.name.clone(), claim.version.version.clone()));
-        let touched = self.catalogue.keys_of(image_name);
-        let touched: BTreeSet<Key> = touched.into_iter().chain(came).collect();
-        let before = self.catalogue.identities(&touched);
-        self.catalogue.change(image_name, claim);
-        self.tell(&before, &self.catalogue.identities(&touched));
-        Ok(())
-    }
-
     /// The version asked for, or the newest, from memory. An image that could not be read when it was last looked
     /// at is looked at once more.
     pub async fn resolve(

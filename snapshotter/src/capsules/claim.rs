@@ -36,18 +36,25 @@ struct Identity {
     tag: Option<Version>,
 }
 
-/// Reads what an image record is; `None` if it can be no version.
+/// Reads what an image record is; `None` if it can be no version. `known`: what the image says, where that was read before.
 ///
 /// # Errors
 /// containerd's.
-pub async fn read_claim(scope: &Scope, record: &ImageRecord) -> Result<Option<Claim>, CapsuleError> {
+pub async fn read_claim(
+    scope: &Scope,
+    record: &ImageRecord,
+    known: Option<&Image>,
+) -> Result<Option<Claim>, CapsuleError> {
     let (Ok(digest), false) = (record.digest.parse::<Digest>(), is_aside(&record.name)) else {
         return Ok(None);
     };
-    let image = match read_image(scope, &record.media_type, &digest).await {
-        Ok(image) => Ok(image),
-        Err(ReadError::Unusable(why)) => Err(why),
-        Err(ReadError::Containerd(e)) => return Err(e.into()),
+    let image = match known {
+        Some(known) => Ok(known.clone()),
+        None => match read_image(scope, &record.media_type, &digest).await {
+            Ok(image) => Ok(image),
+            Err(ReadError::Unusable(why)) => Err(why),
+            Err(ReadError::Containerd(e)) => return Err(e.into()),
+        },
     };
     let Some(identity) = identify(record, image.as_ref().ok().map(|image| &image.annotations)) else {
         return Ok(None);

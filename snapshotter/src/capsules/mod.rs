@@ -1,6 +1,6 @@
 //! Capsules: names, versions and the images that carry them.
 //!
-//! `publish` (with `origin`), `moving`, `unpack`, `held`, `tags`, `signing` and `set` → `catalogue` → `claim` → {`resolve`, `oci`} → {`declared`, `requirement`, `model`} (pure). This room speaks to containerd through
+//! `publish` (with `origin`), `moving`, `unpack`, `held`, `tags`, `signing` and `set` → `reading` → `catalogue` → `claim` → {`resolve`, `oci`} → {`declared`, `requirement`, `model`} (pure). This room speaks to containerd through
 //! [`crate::containerd`] and asks the snapshot engine for directories; it knows nothing of containers.
 
 pub mod catalogue;
@@ -16,6 +16,7 @@ pub mod oci;
 mod origin;
 mod policy;
 mod publish;
+mod reading;
 mod removal;
 pub mod requirement;
 pub mod resolve;
@@ -33,7 +34,11 @@ use std::{
 use tokio::sync::Mutex;
 
 use self::model::{CapsuleName, Digest, Version};
-use crate::{containerd::Containerd, snapshots::Snapshots, store::attachments::Journal};
+use crate::{
+    containerd::Containerd,
+    snapshots::Snapshots,
+    store::{Store, attachments::Journal},
+};
 
 pub use self::{
     catalogue::{Catalogue, Published, Resolved},
@@ -70,6 +75,8 @@ pub struct Capsules {
     reading: Arc<Mutex<()>>,
     /// Where it is told what is published and removed.
     journal: Journal,
+    /// Where what images say is kept from one start to the next.
+    images: Option<Store>,
     leaving: Leaving,
     live: LiveLeases,
     /// containerd may have snapshots that it does not know of.
@@ -100,6 +107,7 @@ impl Capsules {
             verified: Arc::default(),
             reading: Arc::default(),
             journal,
+            images: None,
             leaving: Leaving::default(),
             live: LiveLeases::default(),
             unswept: Arc::default(),
@@ -111,6 +119,11 @@ impl Capsules {
     /// Lets containerd collect the layers of what is published from now on, once they are unpacked.
     pub fn discarding_layers(self, discard_layers: bool) -> Self {
         Self { discard_layers, ..self }
+    }
+
+    /// With the store of the journal, where what images say is kept from one start to the next.
+    pub fn with_images(self, store: Store) -> Self {
+        Self { images: Some(store), ..self }
     }
 
     /// With containerd's directory of registry hosts (containerd `docs/hosts.md`).

@@ -169,7 +169,7 @@ pub fn parse_archive(digest: &Digest, bytes: &[u8]) -> Result<Vec<Entry>, OciErr
 }
 
 /// What a version's image says, checked.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
     /// The configuration blob.
     pub config: Descriptor,

@@ -9,9 +9,10 @@ use std::{collections::BTreeMap, thread};
 use redb::{ReadableTable, WriteTransaction};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{ATTACHMENTS, META, Store, StoreError, events};
+use super::{ATTACHMENTS, META, Store, StoreError, events, images};
 use crate::{
     attachments::model::{Attachment, Phase},
+    capsules::{model::Digest, oci::Image},
     events::{Event, Feed},
 };
 
@@ -24,6 +25,8 @@ pub enum Change {
     Remove(String),
     /// Write an event behind those before: it becomes known with the changes beside it.
     Tell(Box<Event>),
+    /// Write what the image of this digest says, or forget it.
+    Image(Digest, Option<Box<Image>>),
 }
 
 type Ack = oneshot::Sender<Result<(), StoreError>>;
@@ -131,6 +134,7 @@ fn apply<'a>(
                     table.remove(id.as_str())?;
                 }
                 Change::Tell(event) => newest = Some(events::append(transaction, event)?),
+                Change::Image(digest, image) => images::set(transaction, digest, image.as_deref())?,
             }
         }
         Ok::<_, StoreError>(newest)

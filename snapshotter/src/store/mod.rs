@@ -8,6 +8,7 @@ mod disk;
 mod error;
 pub mod events;
 mod group;
+pub mod images;
 pub mod snapshots;
 mod space;
 
@@ -46,6 +47,9 @@ pub const ATTACHMENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("
 
 /// Number of an event → the event as JSON. Made with the first one: stores without it are of this format too.
 pub const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
+
+/// Digest of an image → what it says, as JSON. Made with the first one, as [`EVENTS`] is.
+pub const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
 
 /// The newest format that this program reads, and the one that it writes.
 pub const FORMAT_VERSION: u64 = 1;
