@@ -25,18 +25,21 @@ impl Capsules {
     pub async fn reload(&self) -> Result<(), CapsuleError> {
         let _reading = self.reading.lock().await;
         let scope = self.containerd.namespace(&self.namespace)?;
+        let records = scope.images().await?;
         if !self.catalogue.is_listed() {
-            self.clear_transits(&scope).await?;
+            self.clear_transits(&scope, &records).await?;
         }
-        let known = self.known_images().await;
-        let read = scope.images().await?.into_iter().map(|record| {
-            let known = record.digest.parse().ok().and_then(|digest: Digest| known.get(&digest).cloned());
+        // Taken out one by one: nothing of it is in memory twice.
+        let mut known = self.known_images().await;
+        let digests: HashSet<Digest> = known.keys().cloned().collect();
+        let read = records.into_iter().map(|record| {
+            let known = record.digest.parse().ok().and_then(|digest: Digest| known.remove(&digest));
             let scope = scope.clone();
             async move { read_claim(&scope, &record, known.as_ref()).await }
         });
         let claims: Vec<_> = stream::iter(read).buffered(READERS).try_collect().await?;
         let all: Vec<Claim> = claims.into_iter().flatten().collect();
-        self.learn(&known, &all);
+        self.learn(&digests, &all);
         let before = self.catalogue.is_listed().then(|| self.catalogue.identities(&self.catalogue.keys()));
         self.catalogue.replace(all);
         if let Some(before) = before {
@@ -59,12 +62,11 @@ impl Capsules {
     }
 
     /// Writes down what is new in `all`, and forgets what is not in it any more.
-    fn learn(&self, known: &HashMap<Digest, Image>, all: &[Claim]) {
+    fn learn(&self, known: &HashSet<Digest>, all: &[Claim]) {
         let there: HashSet<&Digest> = all.iter().map(|claim| &claim.version.digest).collect();
-        let new =
-            all.iter().map(|claim| &claim.version).filter(|version| !known.contains_key(&version.digest));
+        let new = all.iter().map(|claim| &claim.version).filter(|version| !known.contains(&version.digest));
         let new = new.filter_map(learnt);
-        let gone = known.keys().filter(|digest| !there.contains(digest));
+        let gone = known.iter().filter(|digest| !there.contains(digest));
         let changes: Vec<Change> =
             new.chain(gone.map(|digest| Change::Image(digest.clone(), None))).collect();
         if self.images.is_some() && !changes.is_empty() {

@@ -2,7 +2,7 @@
 
 use crate::{
     capsules::{CapsuleError, Capsules, leases::LeaseName},
-    containerd::Scope,
+    containerd::{ImageRecord, Scope},
 };
 
 /// Repository of names of what is on its way. What is called so is no version.
@@ -57,8 +57,12 @@ impl Capsules {
     }
 
     /// Takes away the names of what no call has on its way any more; [`Capsules::release_stale`] does their leases.
-    pub(in crate::capsules) async fn clear_transits(&self, scope: &Scope) -> Result<(), CapsuleError> {
-        for image in scope.images().await? {
+    pub(in crate::capsules) async fn clear_transits(
+        &self,
+        scope: &Scope,
+        images: &[ImageRecord],
+    ) -> Result<(), CapsuleError> {
+        for image in images {
             if image.name.starts_with(TRANSIT) && !self.is_live(&image.name) {
                 tracing::info!(image = image.name, "removing what did not arrive");
                 scope.delete_image(&image.name).await?;
