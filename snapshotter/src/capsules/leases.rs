@@ -87,7 +87,7 @@ impl Capsules {
             return Ok(());
         }
         let scope = self.containerd.namespace(&self.namespace)?;
-        self.clear_transits(&scope).await?;
+        self.clear_transits(&scope, &scope.images().await?).await?;
         let lease = self.lease("sweep");
         let scope = scope.leased(lease.as_str(), LEASE_SECONDS).await?;
         let made = scope.prepare_snapshot(&self.snapshotter, lease.as_str(), "").await;
