@@ -4,6 +4,7 @@
 //! operators and is tested to say what [`Config::default`] says.
 
 mod collect;
+mod devices;
 mod parse;
 #[cfg(test)]
 mod tests;
@@ -43,6 +44,8 @@ pub struct Config {
     pub collect: Policy,
     /// How capsules are kept.
     pub capsules: Capsules,
+    /// Where the node's devices are described.
+    pub devices: Devices,
     /// What is logged.
     pub log: Log,
 }
@@ -82,6 +85,13 @@ pub struct Snapshots {
 pub struct Capsules {
     /// Let containerd collect the layers of a version that was published here, once they are unpacked. Default: false.
     pub discard_unpacked_layers: bool,
+}
+
+/// Where the node's devices are described.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Devices {
+    /// Directories of CDI specs; later ones have precedence. Default `/etc/cdi` and `/var/run/cdi`.
+    pub spec_dirs: Vec<PathBuf>,
 }
 
 /// The containerd that this daemon belongs to.
@@ -169,6 +179,7 @@ impl Default for Config {
                 watermarks: None,
             },
             capsules: Capsules::default(),
+            devices: Devices { spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()] },
             log: Log { level: Level::Info },
         }
     }
