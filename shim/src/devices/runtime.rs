@@ -12,6 +12,9 @@
 //! | `/dev/console` (5:1) | not a default (since 1.0) | a default |
 //! | a default with a path that is one of `linux.devices` | left out | kept |
 //!
+//! Neither's `update` touches the program (cgroupfs; runc 1.3.6 and crun 1.28, tried with updates that fail; runc leaves devices out of it,
+//! crun too when no rules are given). Both replace a program when exactly one is attached, and otherwise attach theirs and detach all others.
+//!
 //! In both, a condition matches an access when it names all of it. So a rule that denies writing alone does not stop `O_RDWR`,
 //! which the controller of version 1 did.
 
