@@ -79,7 +79,7 @@ suite: build
 # The same seed leads the same way each time, so that a change is judged by itself; FUZZ_SEED=0 is a new way.
 FUZZ_SECONDS := 20
 FUZZ_SEED := 1
-FUZZ_TARGETS := config filters keys labels oci
+FUZZ_TARGETS := cdi config filters keys labels oci
 FUZZ := $(CURDIR)/snapshotter/fuzz
 
 fuzz: $(addprefix fuzz-,$(FUZZ_TARGETS))

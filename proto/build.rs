@@ -31,9 +31,10 @@ const CONTAINERD_FILES: &[&str] = &[
     "events/task.proto",
 ];
 /// The files of `capsule.v1`: one for each part of the API.
-const CAPSULE: [&str; 8] = [
+const CAPSULE: [&str; 9] = [
     "capsule/v1/capsule.proto",
     "capsule/v1/collect.proto",
+    "capsule/v1/devices.proto",
     "capsule/v1/events.proto",
     "capsule/v1/signatures.proto",
     "capsule/v1/tags.proto",

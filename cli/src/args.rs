@@ -4,6 +4,7 @@
 //! what the command line itself means is checked.
 
 mod build;
+mod devices;
 mod diff;
 mod events;
 mod moves;
@@ -24,6 +25,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, 
 use serde::Deserialize;
 
 pub use self::build::{BuildArgs, Source};
+pub use self::devices::DevicesArgs;
 pub use self::diff::DiffArgs;
 pub use self::events::EventsArgs;
 pub use self::moves::{RollbackArgs, UpgradeArgs};
@@ -197,6 +199,9 @@ pub enum Command {
         #[arg(long)]
         users: bool,
     },
+    /// List the devices that the node has by CDI
+    #[command(after_help = devices::EXAMPLES)]
+    Devices(DevicesArgs),
     /// Remove versions that nobody needs
     #[command(after_help = prune::PRUNE_EXAMPLES)]
     Prune(PruneArgs),

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use capsule_proto::capsule::v1::attachments_client::AttachmentsClient;
 use capsule_proto::capsule::v1::capsules_client::CapsulesClient;
 use capsule_proto::capsule::v1::collector_client::CollectorClient;
+use capsule_proto::capsule::v1::devices_client::DevicesClient;
 use capsule_proto::capsule::v1::events_client::EventsClient;
 use capsule_proto::capsule::v1::signatures_client::SignaturesClient;
 use capsule_proto::capsule::v1::tags_client::TagsClient;
@@ -58,6 +59,11 @@ impl Client {
     /// What happens on the node.
     pub fn events(&self) -> EventsClient<Channel> {
         EventsClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// Devices of the node.
+    pub fn devices(&self) -> DevicesClient<Channel> {
+        DevicesClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Removing versions.

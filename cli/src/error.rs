@@ -18,6 +18,9 @@ pub enum Error {
     /// The command line contradicts itself; exit code 2.
     #[error("{0}")]
     Usage(String),
+    /// No device of the node has this name.
+    #[error("this node has no device {0}: see `capsulectl devices`")]
+    NoDevice(String),
     /// Nobody answers at the socket.
     #[error("cannot reach capsuled at {}: {source}; {}", address.display(), connect_hint(source))]
     Connect {

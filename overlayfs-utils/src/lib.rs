@@ -6,6 +6,7 @@
 //!
 //! | room | what lives there | what it may touch |
 //! | --- | --- | --- |
+//! | `bpf` | device programs of control groups | programs, and which control group has which |
 //! | `plan` | which layers make which overlay | nothing: pure |
 //! | `context` | filesystem context, and the log the kernel keeps in it | `fsopen`, `fsconfig`, `fsmount` |
 //! | `detached` | detached mounts and trees, id-mapping | the caller's mount namespace, read-only |
@@ -27,6 +28,7 @@
 //!
 //! Supported kernels and what was measured on them: `docs/kernel-policy.md`.
 
+mod bpf;
 mod child;
 mod context;
 mod detached;
@@ -47,6 +49,10 @@ mod trial;
 mod upper;
 mod users;
 
+pub use bpf::{
+    Attached, BpfError, BpfStep, DeviceCgroup, DeviceProgram, Instruction, ProgramId, ProgramInfo,
+    ProgramTag, Sharing,
+};
 pub use child::limit_open_files;
 pub use detached::{DetachedMount, LayerDir, LayersBy, Tree, TreeError};
 pub use error::{MountError, Step};

@@ -1,6 +1,8 @@
 //! The crate's only `unsafe`: system calls that rustix does not wrap, or wraps as unsafe.
 #![allow(unsafe_code)] // one small module to audit; everything else in the workspace denies or forbids it
 
+pub(crate) mod bpf;
+
 use std::{
     os::{
         fd::{AsRawFd, BorrowedFd},

@@ -4,7 +4,7 @@
 //! `shim` (the process: actions, server, end) → `service` (the wire of the Task and Sandbox APIs) and `hotplug` (capsules in live tasks)
 //! → `engine` (containers and the life of processes) → `oci` (the runtime's command line), `io` (standard streams),
 //! `rootfs` (mounts), `bundle` and `registration` (files), `node` (capsuled, asked), `stats` and `oom` (what a
-//! container uses, and too much), `cgroup` (where that is), `events` (to containerd), `command` (run to its end), `reaper` (exits),
+//! container uses, and too much), `cgroup` (where that is), `devices` (what may be opened there), `events` (to containerd), `command` (run to its end), `reaper` (exits),
 //! `exit` (the end), `options`, `message` (encoding), `connection` (to the daemons).
 
 mod bundle;
@@ -12,6 +12,11 @@ mod caller;
 mod cgroup;
 mod command;
 mod connection;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, unused_imports, reason = "hot-plugged devices are not wired to attachments yet")
+)]
+mod devices;
 mod engine;
 mod events;
 mod exit;

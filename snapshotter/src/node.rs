@@ -1,10 +1,12 @@
 //! The capsule side of the daemon, put together: what `main` starts beside the snapshotter.
 
+use std::sync::Arc;
+
 use capsule_proto::capsule::v1::{
     attachments_server::AttachmentsServer, capsules_server::CapsulesServer,
-    collector_server::CollectorServer, events_server::EventsServer, signatures_server::SignaturesServer,
-    tags_server::TagsServer, transfers_server::TransfersServer, trees_server::TreesServer,
-    uppers_server::UppersServer,
+    collector_server::CollectorServer, devices_server::DevicesServer, events_server::EventsServer,
+    signatures_server::SignaturesServer, tags_server::TagsServer, transfers_server::TransfersServer,
+    trees_server::TreesServer, uppers_server::UppersServer,
 };
 use tokio::sync::watch;
 use tonic::service::Routes;
@@ -16,10 +18,11 @@ use crate::{
     collect::Collector,
     config::Config,
     containerd::Containerd,
+    devices::Registry,
     events::Feed,
     service::{
-        AttachmentsService, CapsulesService, CollectorService, EventsService, NodeService, NodeServiceError,
-        SignaturesService, TagsService, TransfersService, TreesService, UppersService,
+        AttachmentsService, CapsulesService, CollectorService, DevicesService, EventsService, NodeService,
+        NodeServiceError, SignaturesService, TagsService, TransfersService, TreesService, UppersService,
     },
     snapshots::Snapshots,
     store::{
@@ -139,12 +142,14 @@ impl Node {
         let attachments = AttachmentsService::new(self.attachments.clone());
         let tags = TagsService::new(self.capsules.clone(), capsules.clone());
         let transfers = TransfersService::new(self.capsules.clone(), capsules.clone());
+        let devices = DevicesService::new(Arc::new(Registry::new(self.config.devices.spec_dirs.clone())));
         let signatures = SignaturesService::new(self.capsules.clone(), capsules.clone());
         let uppers = UppersService::new(self.capsules.clone(), self.attachments.clone(), capsules.clone());
         Routes::new(CapsulesServer::new(capsules).max_decoding_message_size(MESSAGE_MAX))
             .add_service(AttachmentsServer::new(attachments))
             .add_service(EventsServer::new(EventsService::new(self.feed.clone(), self.closing.subscribe())))
             .add_service(CollectorServer::new(CollectorService::new(self.collector())))
+            .add_service(DevicesServer::new(devices))
             .add_service(TagsServer::new(tags))
             .add_service(UppersServer::new(uppers))
             .add_service(SignaturesServer::new(signatures))

@@ -1,5 +1,6 @@
 //! A capsuled of the tests: serves `capsule.v1` on a temporary socket, keeps what it was asked, gives fixed answers.
 
+mod devices;
 pub mod signatures;
 pub mod transfers;
 mod trees;
@@ -14,6 +15,7 @@ use capsule_proto::capsule::v1::attachments_server::{Attachments, AttachmentsSer
 use capsule_proto::capsule::v1::build_request::Part;
 use capsule_proto::capsule::v1::capsules_server::{Capsules, CapsulesServer};
 use capsule_proto::capsule::v1::collector_server::{Collector, CollectorServer};
+use capsule_proto::capsule::v1::devices_server::DevicesServer;
 use capsule_proto::capsule::v1::events_server::{Events, EventsServer};
 use capsule_proto::capsule::v1::signatures_server::SignaturesServer;
 use capsule_proto::capsule::v1::tags_server::{Tags, TagsServer};
@@ -49,6 +51,7 @@ pub enum Asked {
     Detach(v1::DetachRequest),
     Ps(v1::ListAttachmentsRequest),
     Watch(v1::WatchRequest),
+    Devices(v1::ListDevicesRequest),
     Prune(v1::PruneRequest),
     Remove(v1::RemoveRequest),
     Tag(v1::TagRequest),
@@ -424,6 +427,7 @@ impl Fake {
                     .add_service(UppersServer::new(service.clone()))
                     .add_service(AttachmentsServer::new(service.clone()))
                     .add_service(CollectorServer::new(service.clone()))
+                    .add_service(DevicesServer::new(service.clone()))
                     .add_service(EventsServer::new(service))
                     .serve_with_incoming(UnixListenerStream::new(listener))
                     .await

@@ -30,11 +30,12 @@ fn print(config: &Config) -> String {
     let level =
         Level::NAMES.iter().find(|(_, level)| *level == config.log.level).map_or("", |(name, _)| name);
     let options: Vec<String> = config.snapshots.mount_options.iter().map(|o| quote(o.as_str())).collect();
+    let directories: Vec<String> = config.devices.spec_dirs.iter().map(|dir| path(dir)).collect();
     let behaviour = &config.snapshots.behaviour;
     format!(
         "root = {}\nrun = {}\nsocket = {}\n[containerd]\naddress = {}\nnamespace = {}\nsnapshotter = {}\n\
          [snapshots]\nmount_options = [{}]\nremap_ids = {}\nupperdir_label = {}\nasync_remove = {}\n\
-         [log]\nlevel = {}\n",
+         [devices]\nspec_dirs = [{}]\n[log]\nlevel = {}\n",
         path(&config.root),
         path(&config.run),
         path(&config.socket),
@@ -45,6 +46,7 @@ fn print(config: &Config) -> String {
         behaviour.remap_ids,
         behaviour.upperdir_label,
         behaviour.async_remove,
+        directories.join(", "),
         quote(level),
     )
 }

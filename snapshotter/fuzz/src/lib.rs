@@ -5,6 +5,7 @@
 
 #![allow(clippy::expect_used)] // what does not hold panics
 
+mod cdi;
 mod config;
 mod filters;
 mod keys;
@@ -15,7 +16,8 @@ mod oci;
 pub type Target = fn(&[u8]);
 
 /// All of them by the names that `FUZZ_TARGET` takes.
-pub const TARGETS: [(&str, Target); 5] = [
+pub const TARGETS: [(&str, Target); 6] = [
+    ("cdi", cdi::check),
     ("config", config::check),
     ("filters", filters::check),
     ("keys", keys::check),

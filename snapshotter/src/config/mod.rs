@@ -4,6 +4,7 @@
 //! operators and is tested to say what [`Config::default`] says.
 
 mod collect;
+mod devices;
 mod parse;
 #[cfg(test)]
 mod tests;
@@ -45,6 +46,8 @@ pub struct Config {
     pub capsules: Capsules,
     /// How what is written to attachments is kept.
     pub uppers: Uppers,
+    /// Where the node's devices are described.
+    pub devices: Devices,
     /// What is logged.
     pub log: Log,
 }
@@ -91,6 +94,13 @@ pub struct Capsules {
 pub struct Uppers {
     /// How many bytes what has a name can hold, unless the attach says otherwise. Default 1 GiB.
     pub size: u64,
+}
+
+/// Where the node's devices are described.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Devices {
+    /// Directories of CDI specs; later ones have precedence. Default `/etc/cdi` and `/var/run/cdi`.
+    pub spec_dirs: Vec<PathBuf>,
 }
 
 /// The containerd that this daemon belongs to.
@@ -179,6 +189,7 @@ impl Default for Config {
             },
             capsules: Capsules::default(),
             uppers: Uppers { size: 1 << 30 },
+            devices: Devices { spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()] },
             log: Log { level: Level::Info },
         }
     }

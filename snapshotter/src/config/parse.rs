@@ -70,11 +70,12 @@ impl Reader<'_> {
                 "collect" => self.collect(&mut config, value),
                 "capsules" => self.capsules(&mut config, value),
                 "uppers" => self.uppers(&mut config, value),
+                "devices" => self.devices(&mut config, value),
                 "log" => self.log(&mut config, value),
                 _ => self.unknown(
                     key.span(),
                     key.get_ref(),
-                    "root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers] and [log]",
+                    "root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices] and [log]",
                 ),
             }
         }
@@ -184,7 +185,7 @@ impl Reader<'_> {
     }
 
     /// An array of strings that `parse` accepts; those that it does not are mistakes, and left out.
-    fn list<T>(
+    pub(super) fn list<T>(
         &mut self,
         name: &str,
         value: &Value<'_>,
@@ -282,7 +283,7 @@ pub(super) fn article(value: &DeValue<'_>) -> &'static str {
     }
 }
 
-fn parse_path(text: &str) -> Result<PathBuf, String> {
+pub(super) fn parse_path(text: &str) -> Result<PathBuf, String> {
     let path = Path::new(text);
     let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
     if !path.is_absolute() || !plain || path.parent().is_none() || text.contains('\0') {

@@ -102,6 +102,20 @@ fn what_has_a_name_has_a_size() {
 }
 
 #[test]
+fn devices_are_described_where_it_is_said() {
+    let dirs = parse_config("[devices]\nspec_dirs = ['/run/cdi']\n").unwrap().devices.spec_dirs;
+    assert_eq!(dirs, [Path::new("/run/cdi")]);
+    assert_eq!(parse_config("[devices]\nspec_dirs = []\n").unwrap().devices.spec_dirs.len(), 0);
+    for (text, word) in [
+        ("[devices]\nspec_dirs = '/etc/cdi'\n", "must be an array"),
+        ("[devices]\nspec_dirs = ['cdi']\n", "absolute path"),
+        ("[devices]\ndirs = []\n", "unknown key devices.dirs"),
+    ] {
+        assert!(mistakes(text)[0].1.contains(word), "{text}: {:?}", mistakes(text));
+    }
+}
+
+#[test]
 fn collecting_can_be_told_when_and_what() {
     let text = "[collect]\ninterval = '1day'\nkeep_last = 5\nkeep_tagged = false\nolder_than = '0s'\nhigh_watermark = 85\nlow_watermark = 70\n";
     let collect = parse_config(text).unwrap().collect;
@@ -159,7 +173,7 @@ fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
         (1, "root is an integer, and must be a string"),
         (
             2,
-            "unknown key rum: known here are root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers] and [log]",
+            "unknown key rum: known here are root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices] and [log]",
         ),
         (3, "run is \"relative\": it must be an absolute path below /, without .."),
         (6, "containerd.address is \"/a/../b\": it must be an absolute path below /, without .."),
@@ -176,7 +190,7 @@ fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
         (13, "duplicate key"),
         (
             15,
-            "unknown key metrics: known here are root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers] and [log]",
+            "unknown key metrics: known here are root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices] and [log]",
         ),
         (
             19,

@@ -6,6 +6,7 @@ mod attachments;
 mod capsules;
 mod collect;
 mod convert;
+mod devices;
 mod events;
 mod node;
 mod signatures;
@@ -20,6 +21,7 @@ pub use self::{
     attachments::AttachmentsService,
     capsules::CapsulesService,
     collect::CollectorService,
+    devices::DevicesService,
     events::EventsService,
     node::{NodeService, NodeServiceError},
     signatures::SignaturesService,
