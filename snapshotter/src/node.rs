@@ -85,7 +85,8 @@ impl Node {
                 .with_policy(Policy::load(&config.verify)?)
                 .discarding_layers(config.capsules.discard_unpacked_layers);
         let attachments =
-            Attachments::new(containerd.clone(), capsules.clone(), snapshots, ledger, &config.run);
+            Attachments::new(containerd.clone(), capsules.clone(), snapshots, ledger, &config.run)
+                .with_docker(&config.containerd.docker_namespaces);
         attachments.pin_recorded(&recorded);
         attachments.recover(recorded).await;
         let closing = watch::Sender::new(false);

@@ -279,9 +279,18 @@ impl Attachments {
 
     async fn why_no_shim(&self, key: &ContainerKey) -> Result<AttachmentError, AttachmentError> {
         self.containers.refresh(key).await?;
-        let Some(runtime) = self.containers.known(key).map(|known| known.runtime) else {
-            let (id, namespace) = (key.id.clone(), key.namespace.clone());
-            return Ok(AttachmentError::UnknownContainer { id, namespace });
+        let runtime = match self.containers.known(key) {
+            Some(known) if known.stopped => {
+                return Ok(AttachmentError::NotRunning {
+                    container: key.clone(),
+                    state: "not there".to_owned(),
+                });
+            }
+            Some(known) => known.runtime,
+            None => {
+                let (id, namespace) = (key.id.clone(), key.namespace.clone());
+                return Ok(AttachmentError::UnknownContainer { id, namespace });
+            }
         };
         if runtime != RUNTIME {
             return Ok(AttachmentError::OtherRuntime { container: key.clone(), runtime });

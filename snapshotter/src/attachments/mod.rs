@@ -22,7 +22,7 @@ mod set;
 mod unmet;
 mod watch;
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use crate::{capsules::Capsules, containerd::Containerd, shims::Shims, snapshots::Snapshots};
 
@@ -71,6 +71,12 @@ impl Attachments {
             marks,
             checks: Checks::new(run),
         }
+    }
+
+    /// With Docker's containers in these namespaces.
+    #[must_use]
+    pub fn with_docker(self, namespaces: &BTreeSet<String>) -> Self {
+        Self { containers: self.containers.with_docker(namespaces), ..self }
     }
 }
 

@@ -69,9 +69,9 @@ impl Capsules {
     pub async fn release_stale(&self) -> Result<(), CapsuleError> {
         let scope = self.containerd.namespace(&self.namespace)?;
         for lease in scope.leases().await? {
-            if lease.starts_with(LEASES) && !self.live.has(&lease) {
-                tracing::info!(lease, "found half done: what it held is given up");
-                scope.under(&lease)?.release().await?;
+            if lease.id.starts_with(LEASES) && !self.live.has(&lease.id) {
+                tracing::info!(lease = lease.id, "found half done: what it held is given up");
+                scope.under(&lease.id)?.release().await?;
             }
         }
         Ok(())

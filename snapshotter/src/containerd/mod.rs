@@ -31,6 +31,7 @@ pub use self::{
     content::BlobWriter,
     events::{Event, EventStream},
     images::ImageRecord,
+    leases::Lease,
     transfer::{Credential, Listener, Moved, RegistryImage},
 };
 
