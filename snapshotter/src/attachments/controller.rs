@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::{
     Attachments,
     containers::Wanted as WantedContainer,
-    effects::removals,
+    effects::{is_refusal, removals},
     error::AttachmentError,
     model::{Attachment, ContainerKey, Content, Phase},
     plan,
@@ -123,6 +123,7 @@ impl Attachments {
                 draining.push(Vec::new());
                 continue;
             }
+            let mut unsure = false;
             let failed = match self.shims.detach(attachment, lazy).await {
                 Ok((true, users)) => {
                     draining.push(users);
@@ -135,12 +136,16 @@ impl Attachments {
                     users,
                 },
                 Err(error) => {
+                    unsure = !is_refusal(&error);
                     self.settle_if_unsure(&key, &error);
                     self.explain(&key, error).await
                 }
             };
             let gone = &chosen[chosen.len() - done..];
             self.put_back(&mut existing, gone, &chosen).await;
+            if unsure {
+                self.undo_when_known(&mut existing, attachment, lazy);
+            }
             return Err(failed);
         }
         if let Err(error) = self.ledger.keep_no_more(&chosen).await {

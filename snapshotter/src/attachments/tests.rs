@@ -120,6 +120,10 @@ impl Hotplug for FakeShim {
             reply.users.push(user);
         } else {
             state.mounted.remove(&request.attachment_id);
+            if state.late.contains(&"detach".to_owned()) {
+                let status = ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, "timeout".to_owned());
+                return Err(ttrpc::Error::RpcStatus(status));
+            }
             reply.detached = true;
         }
         Ok(reply)
@@ -390,6 +394,22 @@ async fn a_call_that_may_have_been_done_after_its_deadline_is_undone() {
     assert!(error.to_string().contains("does not answer"), "{error}");
     assert_eq!(node.shim.mounted(), Vec::<String>::new());
     assert_eq!(node.listed().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_detach_of_which_the_answer_is_lost_is_undone() {
+    let node = TestNode::start().await;
+    node.attach(&["tools@1", "tzdata@1"]).await.unwrap();
+    node.shim.0.lock().unwrap().late = vec!["detach".into()];
+    let error = node.engine.detach(&choice("tools"), false).await.unwrap_err();
+    assert!(error.to_string().contains("does not answer"), "{error}");
+    assert!(node.engine.settle(&key()).await);
+    assert_eq!(node.shim.mounted(), ["tools@1", "tzdata@1"]);
+    let records = node.durable().await;
+    assert!(records.iter().all(|a| a.phase == Phase::Attached && a.call.is_none()), "{records:?}");
+    node.shim.0.lock().unwrap().late.clear();
+    node.engine.detach(&choice("tools"), false).await.unwrap();
+    assert_eq!(node.listed().await, ["tzdata@1"]);
 }
 
 #[tokio::test]

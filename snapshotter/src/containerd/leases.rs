@@ -1,6 +1,6 @@
 //! Leases of others: what they keep from being collected.
 
-use std::time::SystemTime;
+use std::{collections::HashMap, time::SystemTime};
 
 use capsule_proto::containerd::services::leases::v1::{
     Lease as WireLease, ListRequest, ListResourcesRequest, leases_client::LeasesClient,
@@ -9,6 +9,9 @@ use tonic::Code;
 
 use super::{ContainerdError, Scope};
 
+/// The label by which leases that capsuled makes are known.
+pub const LEASE_LABEL: &str = "resourcecapsules.io/lease";
+
 /// A lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
@@ -16,12 +19,14 @@ pub struct Lease {
     pub id: String,
     /// When it was created.
     pub created: Option<SystemTime>,
+    /// Labels.
+    pub labels: HashMap<String, String>,
 }
 
 impl From<WireLease> for Lease {
     fn from(lease: WireLease) -> Self {
         let created = lease.created_at.and_then(|at| SystemTime::try_from(at).ok());
-        Self { id: lease.id, created }
+        Self { id: lease.id, created, labels: lease.labels }
     }
 }
 
