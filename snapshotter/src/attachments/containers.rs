@@ -223,7 +223,7 @@ mod tests {
         let at = |seconds| Some(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds));
         let (id, runtime) = ("c0".repeat(32), "io.containerd.capsule.v1".to_owned());
         let container = Container { id: id.clone(), runtime: runtime.clone(), created: at(9) };
-        let lease = Lease { id: id.clone(), created: at(5) };
+        let lease = Lease { id: id.clone(), created: at(5), labels: std::collections::HashMap::new() };
         let known =
             |runtime: &str, created, stopped| Some(Known { runtime: runtime.to_owned(), created, stopped });
         for (container, lease, expected) in [
