@@ -1,6 +1,7 @@
 //! One function per command: request, call, view, print.
 
 mod archives;
+pub mod diff;
 mod events;
 mod prune;
 mod sign;
@@ -19,7 +20,6 @@ use serde::Serialize;
 use crate::args::{BuildArgs, CapsuleRef, Cli, Command, DiffArgs, Output, ResolveArgs};
 use crate::base;
 use crate::client::Client;
-use crate::diff;
 use crate::error::Error;
 use crate::lock::Lock;
 use crate::publish;
