@@ -40,8 +40,7 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
             docker(&["save", "-o", SAVED, Image::Busybox.name()])?;
             Ok((dockerd, docker(&["version", "--format", "{{.Server.Version}}"])?))
         })?;
-    reporter
-        .check("a process that is killed is started again, with what is attached", || restarted_by_policy());
+    reporter.check("a process that is killed is started again, with what is attached", restarted_by_policy);
     reporter.check("stop and start: what is attached waits, and can be detached meanwhile", stopped);
     reporter.check("capsuled and containerd are started anew while a container is stopped", || {
         daemons_restarted(&mut world, &mut dockerd)

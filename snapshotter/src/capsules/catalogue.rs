@@ -17,11 +17,9 @@ use super::{
     claim::{Claim, is_aside, read_claim},
     model::{CapsuleName, Digest, Version},
     oci::Image,
+    told::{Key, Known, plan_told},
 };
-use crate::{
-    events::{Event, Kind},
-    store::attachments::Change,
-};
+use crate::store::attachments::Change;
 
 /// Repository of the images that we make. Not a registry: a version is retagged before it is pushed.
 pub const REPOSITORY: &str = "localhost/capsules";
@@ -62,10 +60,6 @@ pub struct Resolved {
     /// What the image says.
     pub image: Image,
 }
-
-type Key = (CapsuleName, Version);
-/// What versions are: their digests.
-type Identities = BTreeMap<Key, Digest>;
 
 /// A moving name of a version.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -220,11 +214,19 @@ impl Catalogue {
             .collect()
     }
 
-    fn identities(&self, keys: &BTreeSet<Key>) -> Identities {
+    /// These versions as they are, and the tags of their capsules.
+    fn known(&self, keys: &BTreeSet<Key>) -> Known {
         let shelf = self.read();
         let first =
             |(name, version): &Key| Some(shelf.versions.get(name)?.get(version)?.first()?.digest.clone());
-        keys.iter().filter_map(|key| Some((key.clone(), first(key)?))).collect()
+        let versions = keys.iter().filter_map(|key| Some((key.clone(), first(key)?))).collect();
+        let names: BTreeSet<&CapsuleName> = keys.iter().map(|(name, _)| name).collect();
+        let tags = names.into_iter().filter_map(|name| shelf.tags.get(name)).flatten();
+        let tagged = |(tag, claims): (&Version, &Vec<Tagged>)| {
+            let first = claims.first()?;
+            Some(((first.name.clone(), tag.clone()), (first.version.clone(), first.digest.clone())))
+        };
+        Known { versions, tags: tags.filter_map(tagged).collect() }
     }
 
     fn keys(&self) -> BTreeSet<Key> {
@@ -294,25 +296,18 @@ impl Capsules {
         for record in scope.images().await? {
             all.extend(read_claim(&scope, &record).await?);
         }
-        let before = self.catalogue.is_listed().then(|| self.catalogue.identities(&self.catalogue.keys()));
+        let before = self.catalogue.is_listed().then(|| self.catalogue.known(&self.catalogue.keys()));
         self.catalogue.replace(all);
         if let Some(before) = before {
-            self.tell(&before, &self.catalogue.identities(&self.catalogue.keys()));
+            self.tell(&before, &self.catalogue.known(&self.catalogue.keys()));
         }
         Ok(())
     }
 
     /// Tells what came and what went.
-    fn tell(&self, before: &Identities, after: &Identities) {
-        let event = |((name, version), digest): (&Key, &Digest), kind| {
-            Change::Tell(Box::new(Event::of_version(name, version, digest, kind)))
-        };
-        let other = |all: &Identities, key: &Key, digest: &Digest| all.get(key) != Some(digest);
-        let removed = before.iter().filter(|(key, digest)| other(after, key, digest));
-        let removed = removed.map(|gone| event(gone, Kind::Removed));
-        let published = after.iter().filter(|(key, digest)| other(before, key, digest));
-        let published = published.map(|new| event(new, Kind::Published));
-        self.journal.post(removed.chain(published).collect());
+    fn tell(&self, before: &Known, after: &Known) {
+        let events = plan_told(before, after).into_iter();
+        self.journal.post(events.map(|event| Change::Tell(Box::new(event))).collect());
     }
 
     /// The catalogue, read now if it has not been read since the start.
@@ -342,9 +337,9 @@ impl Capsules {
         let came = claim.as_ref().map(|claim| (claim.version.name.clone(), claim.version.version.clone()));
         let touched = self.catalogue.keys_of(image_name);
         let touched: BTreeSet<Key> = touched.into_iter().chain(came).collect();
-        let before = self.catalogue.identities(&touched);
+        let before = self.catalogue.known(&touched);
         self.catalogue.change(image_name, claim);
-        self.tell(&before, &self.catalogue.identities(&touched));
+        self.tell(&before, &self.catalogue.known(&touched));
         Ok(())
     }
 
