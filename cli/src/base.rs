@@ -5,7 +5,7 @@ use capsule_proto::capsule::v1::{self, EntryKind};
 use crate::archive;
 use crate::args::CapsuleRef;
 use crate::client::Client;
-use crate::diff::reference;
+use crate::commands::diff::reference;
 use crate::error::Error;
 
 /// A version that another is built on.

@@ -2,6 +2,7 @@
 
 mod archives;
 mod devices;
+pub mod diff;
 mod events;
 mod prune;
 mod sign;
@@ -21,7 +22,6 @@ use serde::Serialize;
 use crate::args::{BuildArgs, CapsuleRef, Cli, Command, DiffArgs, Output, ResolveArgs};
 use crate::base;
 use crate::client::Client;
-use crate::diff;
 use crate::error::Error;
 use crate::lock::Lock;
 use crate::publish;

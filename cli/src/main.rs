@@ -2,7 +2,7 @@
 //!
 //! The rooms, in the direction of flow: `args` (what was typed) and `declaration` (what a tree's `capsule.toml`
 //! says) → `request` (the wire, pure) → `client` and `archive` (effects) → `view` (our own values) → `text` (what is
-//! read). `commands`, `publish` (with `base`) and `diff` join them; `credentials` and `progress` are
+//! read). `commands` and `publish` (with `base`) join them; `credentials` and `progress` are
 //! for transfers.
 //! Nothing here needs root by itself, enters a namespace or opens a database: capsuled does.
 
@@ -13,7 +13,6 @@ mod client;
 mod commands;
 mod credentials;
 mod declaration;
-mod diff;
 mod error;
 mod lock;
 mod progress;

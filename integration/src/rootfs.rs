@@ -27,6 +27,13 @@ impl Suite {
             Self::Trixie => "trixie",
         }
     }
+
+    fn packages(self) -> String {
+        match self {
+            Self::Forky => format!("{PACKAGES},{DOCKER}"),
+            Self::Trixie => PACKAGES.to_owned(),
+        }
+    }
 }
 
 impl fmt::Display for Suite {
@@ -38,9 +45,16 @@ impl fmt::Display for Suite {
 const PACKAGES: &str = "busybox-static,containerd,crun,dbus,docker-registry,e2fsprogs,erofs-utils,fuse-overlayfs,fuse3,iproute2,kmod,\
                         linux-image-amd64,procps,runc,strace,systemd-sysv,udev,zstd";
 
+/// In forky alone: Debian's older Docker is none that has its images in containerd as today's has.
+const DOCKER: &str = "docker-cli,docker.io";
+
 /// Read by nobody in a machine, and a third of the tree.
 const LEFT_OUT: [&str; 4] =
     ["/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*", "/usr/share/info/*"];
+
+/// The machine's own daemons would be in the way of the private ones.
+const MASKED: [&str; 4] =
+    ["containerd.service", "docker-registry.service", "docker.service", "docker.socket"];
 
 const UNIT: &str = include_str!("../units/capsule-testbed.service");
 
@@ -50,7 +64,7 @@ const KEYRING_CHAIN: [&str; 2] = ["bookworm", "trixie"];
 
 /// The root file system of `suite`; built on first use, about a minute.
 pub fn ready(workspace: &Workspace, suite: Suite) -> Result<PathBuf> {
-    let recipe = format!("{suite} {PACKAGES} {LEFT_OUT:?} {UNIT}");
+    let recipe = format!("{suite} {} {LEFT_OUT:?} {UNIT} {MASKED:?}", suite.packages());
     workspace.cached("rootfs", suite.name(), &recipe, |tree| build(suite, tree))
 }
 
@@ -59,7 +73,7 @@ fn build(suite: Suite, tree: &Path) -> Result<()> {
     remove_tree(&scratch)?;
     let keyring = keyring(&scratch)?;
     let mut command = mmdebstrap(keyring.as_deref());
-    command.args(["--variant=minbase", "--include", PACKAGES]);
+    command.args(["--variant=minbase", "--include", &suite.packages()]);
     for path in LEFT_OUT {
         command.arg(format!("--dpkgopt=path-exclude={path}"));
     }
@@ -122,8 +136,7 @@ fn finish(tree: &Path) -> Result<()> {
         let path = tree.join(file);
         fs::write(&path, content).with_context(|| format!("write {}", path.display()))?;
     }
-    // The machine's own daemons would be in the way of the private ones.
-    for unit in ["containerd.service", "docker-registry.service"] {
+    for unit in MASKED {
         let masked = tree.join("etc/systemd/system").join(unit);
         symlink("/dev/null", &masked).with_context(|| format!("mask {}", masked.display()))?;
     }

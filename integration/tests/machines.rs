@@ -53,6 +53,12 @@ fn privileged_native_forky_moves() -> Result<()> {
     run(Kind::Native, Suite::Forky, "moves")
 }
 
+/// Attachments in containers of Docker's.
+#[test]
+fn privileged_native_forky_docker() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "docker")
+}
+
 /// Attachments over a restart of the node, and events.
 #[test]
 fn privileged_native_forky_keep() -> Result<()> {

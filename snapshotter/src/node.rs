@@ -95,7 +95,8 @@ impl Node {
                 .discarding_layers(config.capsules.discard_unpacked_layers);
         let uppers = Uppers::open(&config.root, config.uppers.size, &recorded)?;
         let attachments =
-            Attachments::new(containerd.clone(), capsules.clone(), snapshots, ledger, uppers, &config.run);
+            Attachments::new(containerd.clone(), capsules.clone(), snapshots, ledger, uppers, &config.run)
+                .with_docker(&config.containerd.docker_namespaces);
         attachments.pin_recorded(&recorded);
         attachments.recover(recorded).await;
         let closing = watch::Sender::new(false);

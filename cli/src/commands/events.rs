@@ -32,6 +32,7 @@ struct Event {
     version: String,
     from_version: Option<String>,
     digest: String,
+    tag: Option<String>,
     message: Option<String>,
 }
 
@@ -49,6 +50,7 @@ impl From<v1::Event> for Event {
             version: e.version,
             from_version: filled(e.from_version),
             digest: e.digest,
+            tag: filled(e.tag),
             message: filled(e.message),
         }
     }
@@ -63,6 +65,9 @@ impl Event {
             line += &format!(" {from} ->");
         }
         line += &format!(" {}", self.version);
+        if let Some(tag) = &self.tag {
+            line += &format!(" as {tag}");
+        }
         if let (Some(namespace), Some(container), Some(target)) =
             (&self.namespace, &self.container, &self.target)
         {

@@ -391,6 +391,7 @@ impl Events for Service {
             from_version: "1".into(),
             digest: "sha256:00".into(),
             message: "all \x1b[31mwell".into(),
+            tag: String::new(),
         };
         Ok(Response::new(tokio_stream::iter(vec![
             Ok(v1::WatchResponse { event: None, sequence: after }),

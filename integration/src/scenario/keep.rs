@@ -34,6 +34,7 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     })?;
     reporter.check("events are followed, over a restart of capsuled too", || followed(&mut world));
     reporter.check("events are told on containerd's stream", told_by_containerd);
+    reporter.check("tags are told, and what they stood for before", tags_told);
     reporter.check("what is not kept, or has not happened, is said", not_kept);
     reporter
         .check("a container has its attachments again after the node's restart", || restarted(&mut world));
@@ -139,6 +140,18 @@ fn told_by_containerd() -> Result<String> {
     }
     shop.remove()?;
     Ok(line)
+}
+
+fn tags_told() -> Result<String> {
+    let follower = Follower::start("capsulectl", &["events", "-o", "json", "--after", &last()?])?;
+    done(&["tag", "lib@1", "stable"])?;
+    done(&["tag", "lib@2", "stable"])?;
+    done(&["untag", "lib@stable"])?;
+    let seen = follower.kinds(3)?;
+    ensure!(seen == ["tagged lib 1", "tagged lib 2", "untagged lib 2"], "{seen:?}");
+    let all = done(&["events", "--all", "--no-follow"])?;
+    let line = all.lines().find(|line| line.contains("lib 1 -> 2 as stable")).context("no such line")?;
+    Ok(line.to_owned())
 }
 
 fn not_kept() -> Result<String> {

@@ -24,10 +24,15 @@ impl World {
             processes.push(shim_of(container)?);
             processes.push(container.pid()?);
         }
+        self.reboot_under(&processes)
+    }
+
+    /// The same, with the processes that run.
+    pub fn reboot_under(&mut self, processes: &[u32]) -> Result<()> {
         self.kill_containerd()?;
         self.kill_capsuled()?;
         for pid in processes {
-            kill(pid)?;
+            kill(*pid)?;
         }
         for mount in mounts_below(&RUN)? {
             unmount(&mount, UnmountFlags::DETACH).with_context(|| format!("unmount {mount}"))?;
@@ -47,7 +52,12 @@ impl World {
 
 /// The process of the shim that serves a container.
 pub fn shim_of(container: &Container) -> Result<u32> {
-    let registration = Path::new("/run/capsule/tasks/default").join(format!("{}.json", container.id));
+    shim("default", &container.id)
+}
+
+/// The same, of a container in any namespace.
+pub fn shim(namespace: &str, container: &str) -> Result<u32> {
+    let registration = Path::new("/run/capsule/tasks").join(namespace).join(format!("{container}.json"));
     let text = fs::read_to_string(&registration).context("read a registration")?;
     let registration: serde_json::Value = serde_json::from_str(&text).context("a registration")?;
     let pid = registration["shim_pid"].as_u64().context("shim_pid")?;

@@ -81,6 +81,12 @@ impl Daemon {
         Ok(status.is_some())
     }
 
+    /// Kills it as `kill -9` does, and waits until it is gone.
+    pub(super) fn kill(&mut self) -> Result<()> {
+        self.child.kill().with_context(|| format!("kill {}", self.name))?;
+        self.child.wait().with_context(|| format!("wait for {}", self.name)).map(drop)
+    }
+
     pub(super) fn name(&self) -> &str {
         &self.name
     }
@@ -287,8 +293,8 @@ pub fn with_logs(reporter: &mut Reporter, scenario: impl FnOnce(&mut Reporter) -
 
 /// Sends the ends of the daemons' logs outside, for whoever looks into a failure.
 pub fn send_logs(reporter: &mut Reporter) {
-    for name in ["capsuled", "containerd"] {
-        let text = fs::read_to_string(log_of(name)).unwrap_or_default();
+    for name in ["capsuled", "containerd", "dockerd"] {
+        let Ok(text) = fs::read_to_string(log_of(name)) else { continue };
         let lines: Vec<&str> = text.lines().collect();
         let tail = lines[lines.len().saturating_sub(25)..].join("\n");
         reporter.send(&Event::Log { program: name.to_owned(), tail });

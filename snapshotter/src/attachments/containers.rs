@@ -2,15 +2,18 @@
 //!
 //! Filled by listing once, then kept true by containerd's container events. What is not found here is looked for
 //! by listing again, in case its event has not come yet.
+//!
+//! dockerd deletes containerd's container whenever its own stops, and creates it anew, with the same id, when it starts it
+//! again. What lasts as long as Docker's container is a lease of that id (docs/adr/0022).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, PoisonError, RwLock},
     time::SystemTime,
 };
 
 use super::{error::AttachmentError, model::ContainerKey};
-use crate::containerd::{Containerd, ContainerdError};
+use crate::containerd::{Container, Containerd, ContainerdError, Lease};
 
 /// How a caller names a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,8 +29,29 @@ pub struct Wanted {
 pub struct Known {
     /// Its runtime.
     pub runtime: String,
-    /// When it was created, if containerd says so.
+    /// When it was created, if containerd says so; of one of Docker's, when Docker created it.
     pub created: Option<SystemTime>,
+    /// It is Docker's, and stopped: containerd has no container of its id now.
+    pub stopped: bool,
+}
+
+impl Known {
+    /// What is known of a container by what containerd has, and by the lease with which Docker keeps it, where it is Docker's.
+    fn of(container: Option<Container>, lease: Option<&Lease>) -> Option<Self> {
+        let stopped = container.is_none();
+        let (runtime, created) = match (container, lease) {
+            (Some(container), None) => (container.runtime, container.created),
+            (Some(container), Some(lease)) => (container.runtime, lease.created),
+            (None, Some(lease)) => (String::new(), lease.created),
+            (None, None) => return None,
+        };
+        Some(Self { runtime, created, stopped })
+    }
+}
+
+/// Whether an id is one that dockerd makes. It has other leases in its namespace, of pulls and builds.
+fn is_dockers(id: &str) -> bool {
+    id.len() == 64 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// container id → (containerd namespace → what is known of it).
@@ -37,22 +61,43 @@ type Index = BTreeMap<String, BTreeMap<String, Known>>;
 #[derive(Debug, Clone)]
 pub struct Containers {
     containerd: Containerd,
+    docker: Arc<BTreeSet<String>>,
     index: Arc<RwLock<Index>>,
 }
 
 impl Containers {
     /// Nothing is listed yet.
     pub fn new(containerd: Containerd) -> Self {
-        Self { containerd, index: Arc::default() }
+        Self { containerd, docker: Arc::default(), index: Arc::default() }
+    }
+
+    /// With Docker's containers in these namespaces.
+    pub fn with_docker(self, namespaces: &BTreeSet<String>) -> Self {
+        Self { docker: Arc::new(namespaces.clone()), ..self }
+    }
+
+    /// Whether the containers of a namespace are Docker's.
+    pub fn are_dockers(&self, namespace: &str) -> bool {
+        self.docker.contains(namespace)
     }
 
     /// Lists all containers of all namespaces.
     pub async fn reload(&self) -> Result<(), ContainerdError> {
         let mut index = Index::new();
         for namespace in self.containerd.namespaces().await? {
-            for container in self.containerd.namespace(&namespace)?.containers().await? {
-                let known = Known { runtime: container.runtime, created: container.created };
-                index.entry(container.id).or_default().insert(namespace.clone(), known);
+            let scope = self.containerd.namespace(&namespace)?;
+            let containers = scope.containers().await?.into_iter().map(|c| (c.id.clone(), c));
+            let mut containers: BTreeMap<String, Container> = containers.collect();
+            // After the containers: one whose lease is gone by then is being removed.
+            let leases = if self.are_dockers(&namespace) { scope.leases().await? } else { Vec::new() };
+            let of_lease = |lease: &Lease| {
+                Some((lease.id.clone(), Known::of(containers.remove(&lease.id), Some(lease))?))
+            };
+            let mut all: Vec<_> =
+                leases.iter().filter(|lease| is_dockers(&lease.id)).filter_map(of_lease).collect();
+            all.extend(containers.into_iter().filter_map(|(id, c)| Some((id, Known::of(Some(c), None)?))));
+            for (id, known) in all {
+                index.entry(id).or_default().insert(namespace.clone(), known);
             }
         }
         *self.index.write().unwrap_or_else(PoisonError::into_inner) = index;
@@ -61,10 +106,13 @@ impl Containers {
 
     /// Looks at one container again after an event.
     pub async fn refresh(&self, key: &ContainerKey) -> Result<(), ContainerdError> {
-        match self.containerd.namespace(&key.namespace)?.container(&key.id).await? {
-            Some(container) => {
-                self.put(key, Known { runtime: container.runtime, created: container.created });
-            }
+        let scope = self.containerd.namespace(&key.namespace)?;
+        let container = scope.container(&key.id).await?;
+        // After the container, as above.
+        let leased = self.are_dockers(&key.namespace) && is_dockers(&key.id);
+        let lease = if leased { scope.lease(&key.id).await? } else { None };
+        match Known::of(container, lease.as_ref()) {
+            Some(known) => self.put(key, known),
             None => self.forget(key),
         }
         Ok(())
@@ -168,6 +216,28 @@ mod tests {
         assert_eq!(find("web-", "").unwrap(), "default/web-2");
         assert_eq!(find("7", "").unwrap(), "moby/77");
         assert_eq!(find("3f", "moby").unwrap(), "moby/3f9a");
+    }
+
+    #[test]
+    fn a_container_of_dockers_is_there_as_long_as_its_lease() {
+        let at = |seconds| Some(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds));
+        let (id, runtime) = ("c0".repeat(32), "io.containerd.capsule.v1".to_owned());
+        let container = Container { id: id.clone(), runtime: runtime.clone(), created: at(9) };
+        let lease = Lease { id: id.clone(), created: at(5), labels: std::collections::HashMap::new() };
+        let known =
+            |runtime: &str, created, stopped| Some(Known { runtime: runtime.to_owned(), created, stopped });
+        for (container, lease, expected) in [
+            (Some(&container), None, known(&runtime, at(9), false)),
+            (Some(&container), Some(&lease), known(&runtime, at(5), false)),
+            (None, Some(&lease), known("", at(5), true)),
+            (None, None, None),
+        ] {
+            assert_eq!(Known::of(container.cloned(), lease), expected);
+        }
+        assert!(is_dockers(&id));
+        for other in ["web", "1764398000-abcd", &id[1..], &id.to_uppercase()] {
+            assert!(!is_dockers(other), "{other}");
+        }
     }
 
     #[test]

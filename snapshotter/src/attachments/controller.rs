@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::{
     Attachments,
     containers::Wanted as WantedContainer,
-    effects::removals,
+    effects::{is_refusal, removals},
     error::AttachmentError,
     model::{Attachment, ContainerKey, Content, Phase},
     plan,
@@ -168,6 +168,7 @@ impl Attachments {
                 draining.push(Vec::new());
                 continue;
             }
+            let mut unsure = false;
             let failed = match self.shims.detach(attachment, lazy).await {
                 Ok((true, users)) => {
                     draining.push(users);
@@ -180,12 +181,16 @@ impl Attachments {
                     users,
                 },
                 Err(error) => {
+                    unsure = !is_refusal(&error);
                     self.settle_if_unsure(key, &error);
                     self.explain(key, error).await
                 }
             };
             let gone = &chosen[chosen.len() - done..];
             self.put_back(existing, gone, chosen).await;
+            if unsure {
+                self.undo_when_known(existing, attachment, lazy);
+            }
             return Err(failed);
         }
         draining.reverse();
@@ -321,9 +326,18 @@ impl Attachments {
 
     async fn why_no_shim(&self, key: &ContainerKey) -> Result<AttachmentError, AttachmentError> {
         self.containers.refresh(key).await?;
-        let Some(runtime) = self.containers.known(key).map(|known| known.runtime) else {
-            let (id, namespace) = (key.id.clone(), key.namespace.clone());
-            return Ok(AttachmentError::UnknownContainer { id, namespace });
+        let runtime = match self.containers.known(key) {
+            Some(known) if known.stopped => {
+                return Ok(AttachmentError::NotRunning {
+                    container: key.clone(),
+                    state: "not there".to_owned(),
+                });
+            }
+            Some(known) => known.runtime,
+            None => {
+                let (id, namespace) = (key.id.clone(), key.namespace.clone());
+                return Ok(AttachmentError::UnknownContainer { id, namespace });
+            }
         };
         if runtime != RUNTIME {
             return Ok(AttachmentError::OtherRuntime { container: key.clone(), runtime });

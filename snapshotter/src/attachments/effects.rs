@@ -205,6 +205,16 @@ impl Attachments {
         self.ledger.found(changes, Vec::new());
     }
 
+    /// Leaves a detach of which it is not known whether it is done as an intent of a call to be undone: settling then attaches again
+    /// what is gone. Taken for attached, it would be taken for one of a task that has ended.
+    pub(super) fn undo_when_known(&self, existing: &mut OfContainer, attachment: &Attachment, lazy: bool) {
+        let mut intent = [Attachment { phase: Phase::Detaching { lazy, fate: None }, ..attachment.clone() }];
+        plan::plan_call(&mut intent, &fresh_id(), true);
+        self.ledger.found(puts(&intent), Vec::new());
+        let [intent] = intent;
+        records::put(existing, intent);
+    }
+
     /// Follows up a call of which it is not known what the shim has done of it.
     pub(super) fn settle_if_unsure(&self, key: &ContainerKey, error: &ShimError) {
         if !is_refusal(error) {

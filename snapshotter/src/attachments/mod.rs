@@ -23,7 +23,7 @@ mod unmet;
 mod watch;
 mod written;
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use crate::{capsules::Capsules, containerd::Containerd, shims::Shims, snapshots::Snapshots, uppers::Uppers};
 
@@ -75,6 +75,12 @@ impl Attachments {
             checks: Checks::new(run),
             uppers,
         }
+    }
+
+    /// With Docker's containers in these namespaces.
+    #[must_use]
+    pub fn with_docker(self, namespaces: &BTreeSet<String>) -> Self {
+        Self { containers: self.containers.with_docker(namespaces), ..self }
     }
 }
 

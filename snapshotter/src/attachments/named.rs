@@ -83,6 +83,11 @@ impl Attachments {
         self.restore(container, &specs).await?;
         let present = self.records.shown(container);
         specs.retain(|spec| !present.iter().any(|attachment| is(attachment, spec)));
+        if !present.is_empty() && !specs.is_empty() {
+            // What is attached has the version that a tag stands for. An entry that made something is not asked for any more.
+            specs = self.settle_tags(&specs).await?;
+            specs.retain(|spec| !present.iter().any(|attachment| is(attachment, spec)));
+        }
         if specs.is_empty() {
             return Ok(present);
         }

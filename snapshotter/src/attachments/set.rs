@@ -1,6 +1,6 @@
 //! Sets: what a call asks for, with all that it requires, and where each of it goes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use overlayfs_utils::ContainerPath;
 
@@ -73,12 +73,18 @@ impl Attachments {
         let wanted: Vec<_> = specs.iter().map(|spec| (spec.capsule.clone(), spec.version.clone())).collect();
         let mut left: Vec<&AttachSpec> = specs.iter().collect();
         let mut planned = Vec::new();
-        for member in self.capsules.resolve_set(&wanted, &present).await? {
+        let members = self.capsules.resolve_set(&wanted, &present).await?;
+        let mut newest: BTreeMap<CapsuleName, Version> = BTreeMap::new();
+        for Member { version: Resolved { name, version, .. }, .. } in &members {
+            let highest = newest.entry(name.clone()).or_insert_with(|| version.clone());
+            *highest = version.max(highest).clone();
+        }
+        for member in members {
             if !specs.iter().any(|spec| spec.capsule == member.version.name) {
                 planned.push(place_required(member, existing)?);
                 continue;
             }
-            let (of_it, others) = left.into_iter().partition(|spec| asks_for(spec, &member.version));
+            let (of_it, others) = left.into_iter().partition(|spec| asks_for(spec, &member.version, &newest));
             left = others;
             for spec in of_it {
                 let has = existing
@@ -91,7 +97,7 @@ impl Attachments {
     }
 
     /// With the version in place of a tag.
-    async fn settle_tags(&self, specs: &[AttachSpec]) -> Result<Vec<AttachSpec>, AttachmentError> {
+    pub(super) async fn settle_tags(&self, specs: &[AttachSpec]) -> Result<Vec<AttachSpec>, AttachmentError> {
         let mut settled = specs.to_vec();
         for spec in &mut settled {
             if let Some(version) = &mut spec.version {
@@ -168,8 +174,10 @@ pub(super) fn present(existing: &[Attachment]) -> Present {
     present
 }
 
-fn asks_for(spec: &AttachSpec, version: &Resolved) -> bool {
-    spec.capsule == version.name && spec.version.as_ref().is_none_or(|v| *v == version.version)
+/// An entry that names no version asks for the highest, whatever another entry of the capsule names.
+fn asks_for(spec: &AttachSpec, version: &Resolved, newest: &BTreeMap<CapsuleName, Version>) -> bool {
+    let asked = spec.version.as_ref().or_else(|| newest.get(&spec.capsule));
+    spec.capsule == version.name && asked == Some(&version.version)
 }
 
 fn place(member: &Member, spec: &AttachSpec) -> Result<Planned, AttachmentError> {

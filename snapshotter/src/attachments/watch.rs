@@ -59,7 +59,19 @@ impl Attachments {
             Event::ContainerDeleted { namespace, id } => {
                 let key = ContainerKey { namespace, id };
                 self.containers.forget(&key);
-                self.task_ended_in_background(key);
+                self.task_ended_in_background(key.clone());
+                if self.containers.are_dockers(&key.namespace) {
+                    self.containers.refresh(&key).await?;
+                }
+            }
+            // The last that is told of a container of Docker's: its lease has gone before.
+            Event::SnapshotRemoved { namespace, key } => {
+                let key = ContainerKey { namespace, id: key };
+                if self.containers.are_dockers(&key.namespace) && self.containers.known(&key).is_some() {
+                    self.containers.refresh(&key).await?;
+                    let this = self.clone();
+                    tokio::spawn(async move { this.forget_deleted(&key).await });
+                }
             }
             Event::TaskEnded { namespace, id } => {
                 self.task_ended_in_background(ContainerKey { namespace, id });

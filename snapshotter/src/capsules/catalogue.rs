@@ -17,6 +17,7 @@ use super::{
     claim::Claim,
     model::{CapsuleName, Digest, Version},
     oci::Image,
+    told::{Key, Known},
 };
 /// Repository of the images that we make. Not a registry: a version is retagged before it is pushed.
 pub const REPOSITORY: &str = "localhost/capsules";
@@ -57,10 +58,6 @@ pub struct Resolved {
     /// What the image says.
     pub image: Image,
 }
-
-pub(super) type Key = (CapsuleName, Version);
-/// What versions are: their digests.
-pub(super) type Identities = BTreeMap<Key, Digest>;
 
 /// A moving name of a version.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -215,11 +212,19 @@ impl Catalogue {
             .collect()
     }
 
-    pub(super) fn identities(&self, keys: &BTreeSet<Key>) -> Identities {
+    /// These versions as they are, and the tags of their capsules.
+    pub(super) fn known(&self, keys: &BTreeSet<Key>) -> Known {
         let shelf = self.read();
         let first =
             |(name, version): &Key| Some(shelf.versions.get(name)?.get(version)?.first()?.digest.clone());
-        keys.iter().filter_map(|key| Some((key.clone(), first(key)?))).collect()
+        let versions = keys.iter().filter_map(|key| Some((key.clone(), first(key)?))).collect();
+        let names: BTreeSet<&CapsuleName> = keys.iter().map(|(name, _)| name).collect();
+        let tags = names.into_iter().filter_map(|name| shelf.tags.get(name)).flatten();
+        let tagged = |(tag, claims): (&Version, &Vec<Tagged>)| {
+            let first = claims.first()?;
+            Some(((first.name.clone(), tag.clone()), (first.version.clone(), first.digest.clone())))
+        };
+        Known { versions, tags: tags.filter_map(tagged).collect() }
     }
 
     pub(super) fn keys(&self) -> BTreeSet<Key> {

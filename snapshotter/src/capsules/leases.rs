@@ -7,10 +7,23 @@ use std::{
 };
 
 use super::{CapsuleError, Capsules};
-use crate::fresh_id;
+use crate::{
+    containerd::{LEASE_LABEL, Lease},
+    fresh_id,
+};
 
-/// How the names of all our leases begin.
+/// How the names of all our leases begin; those of others may, too.
 const LEASES: &str = "capsule-";
+/// What leases were for when they had no label yet.
+const UNLABELLED: [&str; 6] = ["collect", "publish", "sign", "sweep", "transit", "unpack"];
+
+/// Whether a lease is one of ours. One of before the label has the very name that was given to it.
+fn is_ours(lease: &Lease) -> bool {
+    let Some(name) = lease.id.strip_prefix(LEASES) else { return false };
+    let is_id = |id: &str| id.len() == 24 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let of_before = || name.split_once('-').is_some_and(|(what, id)| UNLABELLED.contains(&what) && is_id(id));
+    lease.labels.contains_key(LEASE_LABEL) || of_before()
+}
 
 /// How often it is looked for what crashes have left.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -69,9 +82,9 @@ impl Capsules {
     pub async fn release_stale(&self) -> Result<(), CapsuleError> {
         let scope = self.containerd.namespace(&self.namespace)?;
         for lease in scope.leases().await? {
-            if lease.starts_with(LEASES) && !self.live.has(&lease) {
-                tracing::info!(lease, "found half done: what it held is given up");
-                scope.under(&lease)?.release().await?;
+            if is_ours(&lease) && !self.live.has(&lease.id) {
+                tracing::info!(lease = lease.id, "found half done: what it held is given up");
+                scope.under(&lease.id)?.release().await?;
             }
         }
         Ok(())
@@ -88,6 +101,7 @@ impl Capsules {
         }
         let scope = self.containerd.namespace(&self.namespace)?;
         self.clear_transits(&scope, &scope.images().await?).await?;
+        self.clear_signatures(&scope).await?;
         let lease = self.lease("sweep");
         let scope = scope.leased(lease.as_str(), LEASE_SECONDS).await?;
         let made = scope.prepare_snapshot(&self.snapshotter, lease.as_str(), "").await;
@@ -122,7 +136,34 @@ impl Capsules {
     /// containerd's.
     pub async fn collect_garbage(&self) -> Result<(), CapsuleError> {
         let lease = self.lease("collect");
-        let scope = self.containerd.namespace(&self.namespace)?.leased(lease.as_str(), LEASE_SECONDS).await?;
+        let scope = self.containerd.namespace(&self.namespace)?;
+        let scope = scope.leased(lease.as_str(), LEASE_SECONDS).await?;
         Ok(scope.release_and_collect().await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leases_of_others_are_not_ours_whatever_they_are_called() {
+        let lease = |id: &str, labels: &[&str]| Lease {
+            id: id.to_owned(),
+            created: None,
+            labels: labels.iter().map(|label| ((*label).to_owned(), String::new())).collect(),
+        };
+        let id = fresh_id();
+        for (name, labels, ours) in [
+            (format!("capsule-new-{id}"), &[LEASE_LABEL][..], true),
+            (format!("capsule-publish-{id}"), &[], true),
+            (format!("capsule-backup-{id}"), &[], false),
+            ("capsule-publish".to_owned(), &[], false),
+            (format!("capsule-publish-{id}0"), &[], false),
+            ("capsule-publish-of-my-own-backup-tool".to_owned(), &["containerd.io/gc.expire"], false),
+            (format!("publish-{id}"), &[], false),
+        ] {
+            assert_eq!(is_ours(&lease(&name, labels)), ours, "{name}");
+        }
     }
 }

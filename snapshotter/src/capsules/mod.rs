@@ -23,6 +23,7 @@ pub mod resolve;
 pub mod set;
 mod signing;
 mod tags;
+mod told;
 mod unpack;
 
 use std::{

@@ -7,15 +7,13 @@ use tokio::task::spawn_blocking;
 
 use super::{
     CapsuleError, Capsules,
-    catalogue::{Catalogue, Identities, Key, Published},
+    catalogue::{Catalogue, Published},
     claim::{Claim, is_aside, read_claim},
     model::Digest,
     oci::Image,
+    told::{Key, Known, plan_told},
 };
-use crate::{
-    events::{Event, Kind},
-    store::{attachments::Change, images},
-};
+use crate::store::{attachments::Change, images};
 
 /// How many images are read at once when all are.
 const READERS: usize = 8;
@@ -40,10 +38,10 @@ impl Capsules {
         let claims: Vec<_> = stream::iter(read).buffered(READERS).try_collect().await?;
         let all: Vec<Claim> = claims.into_iter().flatten().collect();
         self.learn(&digests, &all);
-        let before = self.catalogue.is_listed().then(|| self.catalogue.identities(&self.catalogue.keys()));
+        let before = self.catalogue.is_listed().then(|| self.catalogue.known(&self.catalogue.keys()));
         self.catalogue.replace(all);
         if let Some(before) = before {
-            self.tell(&before, &self.catalogue.identities(&self.catalogue.keys()));
+            self.tell(&before, &self.catalogue.known(&self.catalogue.keys()));
         }
         Ok(())
     }
@@ -75,16 +73,9 @@ impl Capsules {
     }
 
     /// Tells what came and what went.
-    fn tell(&self, before: &Identities, after: &Identities) {
-        let event = |((name, version), digest): (&Key, &Digest), kind| {
-            Change::Tell(Box::new(Event::of_version(name, version, digest, kind)))
-        };
-        let other = |all: &Identities, key: &Key, digest: &Digest| all.get(key) != Some(digest);
-        let removed = before.iter().filter(|(key, digest)| other(after, key, digest));
-        let removed = removed.map(|gone| event(gone, Kind::Removed));
-        let published = after.iter().filter(|(key, digest)| other(before, key, digest));
-        let published = published.map(|new| event(new, Kind::Published));
-        self.journal.post(removed.chain(published).collect());
+    fn tell(&self, before: &Known, after: &Known) {
+        let events = plan_told(before, after).into_iter();
+        self.journal.post(events.map(|event| Change::Tell(Box::new(event))).collect());
     }
 
     /// The catalogue, read now if it has not been read since the start.
@@ -117,9 +108,9 @@ impl Capsules {
         let came = claim.as_ref().map(|claim| (claim.version.name.clone(), claim.version.version.clone()));
         let touched = self.catalogue.keys_of(image_name);
         let touched: BTreeSet<Key> = touched.into_iter().chain(came).collect();
-        let before = self.catalogue.identities(&touched);
+        let before = self.catalogue.known(&touched);
         self.catalogue.change(image_name, claim);
-        self.tell(&before, &self.catalogue.identities(&touched));
+        self.tell(&before, &self.catalogue.known(&touched));
         Ok(())
     }
 }

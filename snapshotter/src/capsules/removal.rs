@@ -5,7 +5,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::{CapsuleError, Capsules, catalogue::Published, model::Digest, unpack::top_chain};
+use super::{
+    CapsuleError, Capsules, catalogue::Published, model::Digest, signing::signature_tag, unpack::top_chain,
+};
+use crate::containerd::{ImageRecord, Scope};
 
 /// The digests of versions that are being removed: cheap to clone, shared.
 #[derive(Debug, Clone, Default)]
@@ -68,13 +71,74 @@ impl Capsules {
         // Its signatures go last: a version that is still there is one that can be used.
         let shared =
             self.catalogue.list(Some(&one.name)).iter().filter(|p| p.digest == one.digest).count() > 1;
-        if !shared {
-            images.extend(self.beside(&scope, &one.name, &one.digest).await?.map(|record| record.name));
+        if let Some(mut signatures) = self.beside(&scope, &one.name, &one.digest).await?.filter(|_| !shared) {
+            signatures.labels.insert(LEAVING.to_owned(), String::new());
+            scope.update_image(&signatures).await?;
+            images.push(signatures.name);
         }
         for image in &images {
             scope.delete_image(image).await?;
             self.refresh(image).await?;
         }
         Ok(true)
+    }
+
+    /// Removes the signatures of versions that are gone, where a removal was killed between the two.
+    ///
+    /// # Errors
+    /// containerd's.
+    pub(super) async fn clear_signatures(&self, scope: &Scope) -> Result<(), CapsuleError> {
+        // As above: no version comes back meanwhile.
+        let _names = self.names.lock().await;
+        for image in left_signatures(&scope.images().await?) {
+            tracing::info!(image, "removing the signatures of a version that is gone");
+            scope.delete_image(&image).await?;
+        }
+        Ok(())
+    }
+}
+
+/// On the image of signatures that are being removed: others that lie beside no version may be of one that is yet to come.
+const LEAVING: &str = "resourcecapsules.io/leaving";
+
+/// Signatures that were being removed with their version, which is gone.
+fn left_signatures(images: &[ImageRecord]) -> Vec<String> {
+    let is_left = |image: &&ImageRecord| {
+        let Some((repository, tag)) = image.name.rsplit_once(':') else { return false };
+        let is_theirs = |other: &ImageRecord| {
+            other.name.rsplit_once(':').is_some_and(|(of, _)| of == repository)
+                && other.digest.parse().is_ok_and(|digest| signature_tag(&digest) == tag)
+        };
+        image.labels.contains_key(LEAVING) && !images.iter().any(is_theirs)
+    };
+    images.iter().filter(is_left).map(|image| image.name.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_signatures_that_a_removal_has_left_alone_are_cleared() {
+        let image = |name: &str, digest: &Digest, labels: &[&str]| ImageRecord {
+            name: format!("localhost/capsules/{name}"),
+            labels: labels.iter().map(|label| ((*label).to_owned(), String::new())).collect(),
+            media_type: String::new(),
+            digest: digest.to_string(),
+            size: 1,
+            created_at: None,
+        };
+        let (one, other) = (Digest::from_sha256(&[1; 32]), Digest::from_sha256(&[2; 32]));
+        let signatures = |labels| image(&format!("lib:{}", signature_tag(&one)), &other, labels);
+        let version = image("lib:1", &one, &[]);
+        for (images, left) in [
+            (vec![signatures(&[LEAVING])], 1),
+            (vec![signatures(&[LEAVING]), image("lib:2", &other, &[]), image("tool:1", &one, &[])], 1),
+            (vec![signatures(&[LEAVING]), version.clone()], 0),
+            (vec![signatures(&[])], 0),
+            (vec![version], 0),
+        ] {
+            assert_eq!(left_signatures(&images).len(), left, "{images:?}");
+        }
     }
 }

@@ -228,8 +228,8 @@ impl Leased {
     async fn read(scope: &Scope) -> Result<Self, CollectError> {
         let mut resources = HashMap::new();
         for lease in scope.leases().await? {
-            for resource in scope.lease_resources(&lease).await? {
-                resources.insert(resource, lease.clone());
+            for resource in scope.lease_resources(&lease.id).await? {
+                resources.insert(resource, lease.id.clone());
             }
         }
         Ok(Self { resources })

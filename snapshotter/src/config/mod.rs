@@ -114,6 +114,8 @@ pub struct Containerd {
     pub snapshotter: String,
     /// Its directory of registry hosts, for pull and push. Default `/etc/containerd/certs.d`.
     pub hosts: PathBuf,
+    /// The namespaces in which dockerd has its containers. Default: `moby`.
+    pub docker_namespaces: BTreeSet<String>,
 }
 
 /// What is logged, on standard error.
@@ -172,6 +174,7 @@ impl Default for Config {
                 namespace: "capsules".to_owned(),
                 snapshotter: "capsule".to_owned(),
                 hosts: "/etc/containerd/certs.d".into(),
+                docker_namespaces: BTreeSet::from(["moby".to_owned()]),
             },
             snapshots: Snapshots {
                 mount_options: Vec::new(),

@@ -106,10 +106,14 @@ impl Reader<'_> {
                     self.set(&mut containerd.snapshotter, "containerd.snapshotter", value, parse_snapshotter);
                 }
                 "hosts" => self.set(&mut containerd.hosts, "containerd.hosts", value, parse_path),
+                "docker_namespaces" => {
+                    let namespaces = self.list("containerd.docker_namespaces", value, parse_identifier);
+                    containerd.docker_namespaces = namespaces.into_iter().collect();
+                }
                 _ => self.unknown(
                     key.span(),
                     &format!("containerd.{}", key.get_ref()),
-                    "address, namespace, snapshotter and hosts",
+                    "address, namespace, snapshotter, hosts and docker_namespaces",
                 ),
             }
         }

@@ -22,7 +22,7 @@ fn mistakes(text: &str) -> Vec<(usize, String)> {
 fn the_shipped_file_says_the_defaults_and_names_every_key() {
     assert_eq!(parse_config(SHIPPED), Ok(Config::default()));
     assert_eq!(parse_config(""), Ok(Config::default()));
-    let keys = "root run socket address namespace snapshotter hosts mount_options remap_ids upperdir_label \
+    let keys = "root run socket address namespace snapshotter hosts docker_namespaces mount_options remap_ids upperdir_label \
                 async_remove keys require interval keep_last keep_tagged older_than high_watermark low_watermark \
                 discard_unpacked_layers level";
     for key in keys.split_whitespace() {
@@ -33,7 +33,7 @@ fn the_shipped_file_says_the_defaults_and_names_every_key() {
 #[test]
 fn what_is_set_is_taken() {
     let config = parse_config(
-        "root = '/srv/c'\nrun = '/run/c'\nlog.level = 'debug'\n[containerd]\naddress = '/c.sock'\nnamespace = 'a.b'\nsnapshotter = 'x-1'\nhosts = '/h'\n",
+        "root = '/srv/c'\nrun = '/run/c'\nlog.level = 'debug'\n[containerd]\naddress = '/c.sock'\nnamespace = 'a.b'\nsnapshotter = 'x-1'\nhosts = '/h'\ndocker_namespaces = ['moby', 'docker.two']\n",
     )
     .unwrap();
     assert_eq!(config.root, Path::new("/srv/c"));
@@ -42,6 +42,11 @@ fn what_is_set_is_taken() {
     assert_eq!(config.containerd.address, Path::new("/c.sock"));
     assert_eq!((&*config.containerd.namespace, &*config.containerd.snapshotter), ("a.b", "x-1"));
     assert_eq!(config.containerd.hosts, Path::new("/h"));
+    assert_eq!(config.containerd.docker_namespaces, ["docker.two", "moby"].map(str::to_owned).into());
+    assert!(
+        parse_config("containerd.docker_namespaces = []").unwrap().containerd.docker_namespaces.is_empty()
+    );
+    assert_eq!(mistakes("[containerd]\ndocker_namespaces = ['a/b']\n")[0].0, 2);
     assert_eq!(parse_config("socket = '/s'").unwrap().socket, Path::new("/s"));
 }
 
@@ -185,7 +190,10 @@ fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
             8,
             "containerd.snapshotter is \"overlayfs\": containerd has a snapshotter of that name itself: choose another",
         ),
-        (9, "unknown key containerd.snapshoter: known here are address, namespace, snapshotter and hosts"),
+        (
+            9,
+            "unknown key containerd.snapshoter: known here are address, namespace, snapshotter, hosts and docker_namespaces",
+        ),
         (12, "log.level is \"loud\": it must be error, warn, info, debug or trace"),
         (13, "duplicate key"),
         (

@@ -1,21 +1,57 @@
 //! Leases of others: what they keep from being collected.
 
+use std::{collections::HashMap, time::SystemTime};
+
 use capsule_proto::containerd::services::leases::v1::{
-    ListRequest, ListResourcesRequest, leases_client::LeasesClient,
+    Lease as WireLease, ListRequest, ListResourcesRequest, leases_client::LeasesClient,
 };
 use tonic::Code;
 
 use super::{ContainerdError, Scope};
 
+/// The label by which leases that capsuled makes are known.
+pub const LEASE_LABEL: &str = "resourcecapsules.io/lease";
+
+/// A lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// Its id, unique in its namespace.
+    pub id: String,
+    /// When it was created.
+    pub created: Option<SystemTime>,
+    /// Labels.
+    pub labels: HashMap<String, String>,
+}
+
+impl From<WireLease> for Lease {
+    fn from(lease: WireLease) -> Self {
+        let created = lease.created_at.and_then(|at| SystemTime::try_from(at).ok());
+        Self { id: lease.id, created, labels: lease.labels }
+    }
+}
+
 impl Scope {
-    /// The names of all leases of the namespace.
+    /// All leases of the namespace.
     ///
     /// # Errors
     /// containerd's.
-    pub async fn leases(&self) -> Result<Vec<String>, ContainerdError> {
-        let reply = LeasesClient::new(self.channel()).list(self.request(ListRequest::default())).await;
+    pub async fn leases(&self) -> Result<Vec<Lease>, ContainerdError> {
+        self.list_leases(ListRequest::default()).await
+    }
+
+    /// One lease; `None` if the namespace has none of this id.
+    ///
+    /// # Errors
+    /// containerd's.
+    pub async fn lease(&self, id: &str) -> Result<Option<Lease>, ContainerdError> {
+        let request = ListRequest { filters: vec![format!("id=={id:?}")] };
+        Ok(self.list_leases(request).await?.into_iter().find(|lease| lease.id == id))
+    }
+
+    async fn list_leases(&self, request: ListRequest) -> Result<Vec<Lease>, ContainerdError> {
+        let reply = LeasesClient::new(self.channel()).list(self.request(request)).await;
         let reply = reply.map_err(|e| self.failed("list its leases", e))?;
-        Ok(reply.into_inner().leases.into_iter().map(|lease| lease.id).collect())
+        Ok(reply.into_inner().leases.into_iter().map(Lease::from).collect())
     }
 
     /// What a lease holds: digests of blobs, and names of snapshots. Nothing, if it has ended.

@@ -31,6 +31,7 @@ pub use self::{
     content::BlobWriter,
     events::{Event, EventStream},
     images::ImageRecord,
+    leases::{LEASE_LABEL, Lease},
     transfer::{Credential, Listener, Moved, RegistryImage},
 };
 
@@ -190,14 +191,18 @@ impl Scope {
         self.containerd.failed(what, status)
     }
 
-    /// Makes a lease that expires by itself after `seconds`; what is made through the returned scope is kept
+    /// Makes a lease, with [`LEASE_LABEL`], that expires by itself after `seconds`; what is made through the returned scope is kept
     /// until then or until [`Scope::release`].
     pub async fn leased(&self, id: &str, seconds: u64) -> Result<Self, ContainerdError> {
         use capsule_proto::containerd::services::leases::v1::{CreateRequest, leases_client::LeasesClient};
         let expires = humantime(std::time::SystemTime::now() + std::time::Duration::from_secs(seconds));
         let request = CreateRequest {
             id: id.to_owned(),
-            labels: [("containerd.io/gc.expire".to_owned(), expires)].into(),
+            labels: [
+                ("containerd.io/gc.expire".to_owned(), expires),
+                (LEASE_LABEL.to_owned(), String::new()),
+            ]
+            .into(),
         };
         LeasesClient::new(self.channel())
             .create(self.request(request))

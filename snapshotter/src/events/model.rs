@@ -35,6 +35,10 @@ pub enum Kind {
     Published,
     /// A version is gone.
     Removed,
+    /// A tag stands for a version from now on.
+    Tagged,
+    /// A tag is gone.
+    Untagged,
 }
 
 impl Kind {
@@ -52,6 +56,8 @@ impl Kind {
             Self::Undone => "undone",
             Self::Published => "published",
             Self::Removed => "removed",
+            Self::Tagged => "tagged",
+            Self::Untagged => "untagged",
         }
     }
 }
@@ -76,6 +82,9 @@ pub struct Event {
     pub digest: Digest,
     /// The version before it.
     pub from: Option<Version>,
+    /// The tag, of what is told of one.
+    #[serde(default)]
+    pub tag: Option<Version>,
     /// Why, for people.
     pub message: String,
 }
@@ -120,6 +129,7 @@ impl Event {
             version: version.clone(),
             digest: digest.clone(),
             from: None,
+            tag: None,
             message: String::new(),
         }
     }

@@ -88,6 +88,7 @@ fn labels(event: &Event) -> HashMap<String, String> {
         ("message", event.message.clone()),
     ];
     all.extend(event.from.as_ref().map(|from| ("from_version", from.to_string())));
+    all.extend(event.tag.as_ref().map(|tag| ("tag", tag.to_string())));
     if let Some(place) = &event.place {
         all.extend([("attachment_id", place.attachment.clone()), ("target", place.target.clone())]);
     }

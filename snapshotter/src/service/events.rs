@@ -99,6 +99,7 @@ fn event(event: &Event) -> wire::Event {
         from_version: event.from.as_ref().map(ToString::to_string).unwrap_or_default(),
         digest: event.digest.to_string(),
         message: event.message.clone(),
+        tag: event.tag.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
 }
 
@@ -115,6 +116,8 @@ fn kind(kind: Kind) -> wire::EventKind {
         Kind::Undone => wire::EventKind::Undone,
         Kind::Published => wire::EventKind::Published,
         Kind::Removed => wire::EventKind::Removed,
+        Kind::Tagged => wire::EventKind::Tagged,
+        Kind::Untagged => wire::EventKind::Untagged,
     }
 }
 

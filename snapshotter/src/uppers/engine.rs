@@ -192,11 +192,13 @@ impl Uppers {
         let Some(Upper { name: None, .. }) = &attachment.upper else { return };
         let name = match &attachment.phase {
             Phase::Detaching { fate: Some(Fate::Keep(name)), .. } => name.clone(),
-            // Somebody else unmounted it.
-            Phase::Attached | Phase::Replacing { .. } => match attachment.id.parse() {
-                Ok(name) => name,
-                Err(_) => return,
-            },
+            // Somebody else unmounted it, or the answer to a detach was lost.
+            Phase::Attached | Phase::Replacing { .. } | Phase::Detaching { fate: None, .. } => {
+                match attachment.id.parse() {
+                    Ok(name) => name,
+                    Err(_) => return,
+                }
+            }
             Phase::Attaching | Phase::Detaching { .. } | Phase::Waiting => return,
         };
         match self.keep(attachment, &name) {

@@ -10,7 +10,7 @@ use super::{FILES, SLEEP, publish};
 use crate::event::Reporter;
 use crate::scenario::capsulectl::{done, json, refused};
 use crate::scenario::ctr::{OURS, ctr};
-use crate::scenario::world::World;
+use crate::scenario::world::{World, until};
 
 const CONFIG: &str = "/etc/capsule/config.toml";
 const ARCHIVE: &str = "/tmp/registry/signed.tar";
@@ -29,6 +29,7 @@ pub fn run(reporter: &mut Reporter, world: &mut World) -> Result<()> {
     reporter.check("signatures come with what is pulled and loaded", || travelled(&registry));
     reporter.check("one who signs later is believed then, and another key is not", later);
     reporter.check("what waits for a container's next start is asked too", || restored(world, &shipped));
+    reporter.check("signatures that a killed removal has left go, and others stay", || left(world));
     fs::write(CONFIG, &shipped).context("put the configuration back")?;
     restart(world)
 }
@@ -165,6 +166,31 @@ fn later() -> Result<String> {
     super::tags::wait_for(|| Ok(refused(&["attach", "late", "app@4"], &["is not signed"]).is_ok()))?;
     shop.remove()?;
     Ok(line)
+}
+
+/// As after a removal that was killed when all but the signatures was gone.
+fn left(world: &mut World) -> Result<String> {
+    wipe()?;
+    publish("app@5", &[])?;
+    publish("app@6", &[])?;
+    let mut beside = Vec::new();
+    for label in ["app@5", "app@6"] {
+        done(&["sign", label, "--key", &key("ours.key")])?;
+        let digest = json(&["inspect", label])?["version"]["digest"].as_str().context("a digest")?.to_owned();
+        beside.push(format!("localhost/capsules/app:{}.sig", digest.replace(':', "-")));
+        let image = format!("localhost/capsules/app:{}", &label[4..]);
+        ctr(&["-n", "capsules", "image", "rm", &image])?.success("ctr image rm")?;
+    }
+    ctr(&["-n", "capsules", "image", "label", &beside[0], "resourcecapsules.io/leaving=yes"])?
+        .success("ctr image label")?;
+    restart(world)?;
+    let images = || ctr(&["-n", "capsules", "image", "ls", "-q"])?.success("ctr image ls");
+    until("removed", || Ok(!images()?.contains(&beside[0])))?;
+    // Those of a version that is yet to come are somebody's.
+    let images = images()?;
+    ensure!(images.contains(&beside[1]), "{images}");
+    ctr(&["-n", "capsules", "image", "rm", &beside[1]])?.success("ctr image rm")?;
+    Ok(String::new())
 }
 
 fn restored(world: &mut World, shipped: &str) -> Result<String> {

@@ -83,6 +83,28 @@ async fn what_an_entry_made_comes_back_while_the_annotation_has_the_entry() {
 }
 
 #[tokio::test]
+async fn an_entry_without_a_version_is_the_newest_beside_one_with_another() {
+    for annotation in ["tzdata@1:/a, tzdata:/b", "tzdata:/b, tzdata@1:/a"] {
+        let node = TestNode::start().await;
+        node.engine.attach_named(&key(), annotation).await.unwrap();
+        let mut made: Vec<_> =
+            node.durable().await.iter().map(|a| format!("{} {}", a.label(), a.target)).collect();
+        made.sort();
+        assert_eq!(made, ["tzdata@1 /a", "tzdata@2 /b"], "{annotation}");
+    }
+}
+
+#[tokio::test]
+async fn an_entry_with_a_tag_finds_what_a_person_attached() {
+    let mut node = TestNode::start().await;
+    node.attach(&["tzdata@2"]).await.unwrap();
+    node.next_task().await;
+    node.engine.attach_named(&key(), "tzdata@latest").await.unwrap();
+    assert_eq!(node.shim.calls(), ["attach tzdata@2"]);
+    assert_eq!(node.durable().await.len(), 1);
+}
+
+#[tokio::test]
 async fn a_crash_while_it_is_given_back_loses_nothing() {
     let mut node = TestNode::start().await;
     node.attach(&["tools@1", "tzdata@1"]).await.unwrap();

@@ -1,0 +1,113 @@
+//! A shim that does as it is told.
+
+use super::*;
+
+/// What the shim has mounted, what it was asked, and what it is to refuse.
+#[derive(Default)]
+pub(super) struct FakeState {
+    pub(super) mounted: BTreeMap<String, wire::AttachRequest>,
+    pub(super) calls: Vec<String>,
+    pub(super) refuse: Vec<String>,
+    /// Calls that are carried out, but answered as late.
+    pub(super) late: Vec<String>,
+    pub(super) busy: bool,
+    /// Attachments that somebody else has unmounted.
+    pub(super) unmounted: Vec<String>,
+}
+
+#[derive(Clone, Default)]
+pub(super) struct FakeShim(pub(super) Arc<Mutex<FakeState>>);
+
+impl FakeShim {
+    pub(super) fn call(&self, call: String) -> ttrpc::Result<std::sync::MutexGuard<'_, FakeState>> {
+        let mut state = self.0.lock().unwrap();
+        state.calls.push(call.clone());
+        if state.refuse.contains(&call) {
+            let status = ttrpc::get_status(ttrpc::Code::FAILED_PRECONDITION, format!("no {call}"));
+            return Err(ttrpc::Error::RpcStatus(status));
+        }
+        Ok(state)
+    }
+
+    pub(super) fn calls(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap().calls)
+    }
+
+    pub(super) fn mounted(&self) -> Vec<String> {
+        let state = self.0.lock().unwrap();
+        let mut all: Vec<String> =
+            state.mounted.values().map(|m| format!("{}@{}", m.content.capsule, m.content.version)).collect();
+        all.sort();
+        all
+    }
+}
+
+#[async_trait::async_trait]
+impl Hotplug for FakeShim {
+    async fn attach(
+        &self,
+        _: &TtrpcContext,
+        request: wire::AttachRequest,
+    ) -> ttrpc::Result<wire::AttachResponse> {
+        let mut state =
+            self.call(format!("attach {}@{}", request.content.capsule, request.content.version))?;
+        let call = format!("attach {}@{}", request.content.capsule, request.content.version);
+        state.mounted.insert(request.attachment_id.clone(), request);
+        if state.late.contains(&call) {
+            let status = ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, "timeout".to_owned());
+            return Err(ttrpc::Error::RpcStatus(status));
+        }
+        Ok(wire::AttachResponse::new())
+    }
+
+    async fn replace(
+        &self,
+        _: &TtrpcContext,
+        request: wire::ReplaceRequest,
+    ) -> ttrpc::Result<wire::ReplaceResponse> {
+        let mut state =
+            self.call(format!("replace {}@{}", request.content.capsule, request.content.version))?;
+        state.mounted.get_mut(&request.attachment_id).unwrap().content = request.content;
+        Ok(wire::ReplaceResponse::new())
+    }
+
+    async fn detach(
+        &self,
+        _: &TtrpcContext,
+        request: wire::DetachRequest,
+    ) -> ttrpc::Result<wire::DetachResponse> {
+        let name =
+            self.0.lock().unwrap().mounted.get(&request.attachment_id).map(|m| m.content.capsule.clone());
+        let mut state = self.call(format!("detach {}", name.unwrap_or_default()))?;
+        let mut reply = wire::DetachResponse::new();
+        if state.busy && !request.lazy {
+            let mut user = wire::User::new();
+            (user.pid, user.command, user.path, user.how) = (7, "cat".into(), "/t/x".into(), "fd 3".into());
+            reply.users.push(user);
+        } else {
+            state.mounted.remove(&request.attachment_id);
+            if state.late.contains(&"detach".to_owned()) {
+                let status = ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, "timeout".to_owned());
+                return Err(ttrpc::Error::RpcStatus(status));
+            }
+            reply.detached = true;
+        }
+        Ok(reply)
+    }
+
+    async fn list(&self, _: &TtrpcContext, _: wire::ListRequest) -> ttrpc::Result<wire::ListResponse> {
+        let state = self.0.lock().unwrap();
+        if state.refuse.iter().any(|call| call == "list") {
+            return Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::INTERNAL, "no list")));
+        }
+        let mut reply = wire::ListResponse::new();
+        for (id, request) in &state.mounted {
+            let mut attachment = wire::Attachment::new();
+            attachment.attachment_id = id.clone();
+            attachment.content = request.content.clone();
+            attachment.mounted = !state.unmounted.contains(id);
+            reply.attachments.push(attachment);
+        }
+        Ok(reply)
+    }
+}
