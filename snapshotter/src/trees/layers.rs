@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     ffi::{CStr, OsStr},
     io,
-    os::unix::ffi::OsStrExt,
+    os::{fd::AsRawFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
 };
 
@@ -127,9 +127,17 @@ impl Layers {
     /// Opens what a layer has at a path. No link is followed anywhere on the way; a FIFO does not block.
     fn open_below(&self, layer: usize, path: &[u8]) -> Result<OwnedFd, Errno> {
         let path = if path.is_empty() { b"." } else { path };
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+        // A container that still writes to the layer may put a device in the place of a file that was listed: what is not a
+        // file or a directory is never opened, as opening a device is an act of its own.
+        let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        openat2(&self.open[layer].1, path, flags, Mode::empty(), resolve)
+        let found = openat2(&self.open[layer].1, path, flags, Mode::empty(), resolve)?;
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode);
+        if !matches!(kind, FileType::RegularFile | FileType::Directory) {
+            return Err(Errno::NOENT);
+        }
+        let same = format!("/proc/self/fd/{}", found.as_raw_fd());
+        openat(CWD, same, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty())
     }
 
     /// Opens what a layer has at a path, for reading.

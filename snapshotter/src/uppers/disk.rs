@@ -49,7 +49,10 @@ impl Disk {
             for entry in fs::read_dir(&folder).map_err(failed("read", &folder))?.flatten() {
                 let name = entry.file_name();
                 if name.to_str().is_some_and(|name| name.starts_with(NEW) || name.starts_with(GONE)) {
-                    fs::remove_dir_all(entry.path()).map_err(failed("remove", &entry.path()))?;
+                    // What a container has made may resist: it stays, and nobody else has to wait for it.
+                    if let Err(error) = fs::remove_dir_all(entry.path()) {
+                        tracing::warn!(%error, path = %entry.path().display(), "what is to be removed stays");
+                    }
                 }
             }
         }
@@ -234,8 +237,9 @@ fn make_image(path: &Path, size: u64) -> Result<(), UpperError> {
         Err(errno) => return Err(failed("reserve space for", path)(errno.into())),
     }
     let made = Command::new("mkfs.ext4")
-        // Nothing is kept back for root, and nothing is written that the kernel can write later.
-        .args(["-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"])
+        // Nothing is kept back for root. All is written now: what the kernel zeroes later it gives back to the disk (loop
+        // devices punch holes), and then it is reserved no more.
+        .args(["-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard"])
         .arg(path)
         .output();
     let reason = match made {
