@@ -19,7 +19,10 @@ use super::{
     plan::{self, Seen},
     records::OfContainer,
 };
-use crate::shims::{Report, ShimError};
+use crate::{
+    shims::{Report, ShimError},
+    uppers::kept_as,
+};
 
 /// How long the start waits for shims, all of which answer in milliseconds when they are well. While it waits nobody
 /// is served, and containerd gives a connection about a second (docs/adr/0008).
@@ -120,8 +123,11 @@ impl Attachments {
             };
             tell(&attachment, after.as_ref());
             events.extend(told_found(&attachment, after.as_ref()));
-            if after.is_none() {
-                self.uppers.settle(&attachment);
+            match (&after, kept_as(&attachment)) {
+                (None, _) => self.uppers.settle(&attachment),
+                // It is there again, and needs no name.
+                (Some(_), Some(name)) => self.uppers.release(name, &attachment.id),
+                _ => {}
             }
             became.push((attachment, after.clone()));
             records.extend(after);

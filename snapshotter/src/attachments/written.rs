@@ -1,27 +1,24 @@
 //! What is written to attachments, on its way through the calls.
 
+use std::io;
+
 use overlayfs_utils::ContainerPath;
 use tokio::task::spawn_blocking;
 
-use super::{
-    Attachments, Choice,
-    error::AttachmentError,
-    model::{Attachment, Phase},
-    plan,
-    records::OfContainer,
-};
+use super::{Attachments, Choice, error::AttachmentError, model::Attachment, plan, records::OfContainer};
 use crate::{
     capsules::Resolved,
     uppers::{
-        self, UpperError, Uppers,
-        model::{Fate, Upper, UpperName},
+        self, UpperError, Uppers, kept_as,
+        model::{Upper, UpperName},
     },
 };
 
 /// Names that nothing else takes until this is dropped.
 pub(super) struct Reserved {
     uppers: Uppers,
-    names: Vec<UpperName>,
+    /// Each with the attachment whose it is to be.
+    names: Vec<(UpperName, String)>,
 }
 
 impl Reserved {
@@ -33,7 +30,7 @@ impl Reserved {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        self.names.iter().for_each(|name| self.uppers.release(name));
+        self.names.iter().for_each(|(name, id)| self.uppers.release(name, id));
     }
 }
 
@@ -54,7 +51,12 @@ impl Attachments {
         let version = version.clone();
         // A file system takes some time to be made.
         let claimed = spawn_blocking(move || uppers.claim(&wanted, &id, &container, &version)).await;
-        Ok(claimed.unwrap_or_else(|_| Err(UpperError::Nothing))?)
+        let failed = |error| UpperError::Disk {
+            step: "make the place for what is written in",
+            path: self.uppers.root().to_owned(),
+            source: io::Error::other(error),
+        };
+        Ok(claimed.map_err(failed)??)
     }
 
     /// The attachment that is meant, if it is written to.
@@ -87,7 +89,7 @@ impl Attachments {
         for intent in intents {
             if let Some(name) = kept_as(intent) {
                 self.uppers.reserve(name, intent)?;
-                reserved.names.push(name.clone());
+                reserved.names.push((name.clone(), intent.id.clone()));
             }
         }
         Ok(reserved)
@@ -134,12 +136,5 @@ impl Attachments {
             self.end(&gone);
         }
         stay
-    }
-}
-
-fn kept_as(intent: &Attachment) -> Option<&UpperName> {
-    match &intent.phase {
-        Phase::Detaching { fate: Some(Fate::Keep(name)), .. } => Some(name),
-        _ => None,
     }
 }

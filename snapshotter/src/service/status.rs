@@ -154,6 +154,7 @@ impl From<UpperError> for Status {
             UpperError::InUse { .. }
             | UpperError::OtherCapsule { .. }
             | UpperError::OtherSize { .. }
+            | UpperError::WhiteoutName(_)
             | UpperError::Nothing => Code::FailedPrecondition,
             UpperError::DiskFull { .. } => Code::ResourceExhausted,
             UpperError::Changed(_) => Code::Aborted,

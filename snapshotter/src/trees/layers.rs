@@ -295,7 +295,7 @@ struct Marks {
     whiteout: bool,
 }
 
-fn child(parent: &[u8], name: &[u8]) -> Vec<u8> {
+pub(super) fn child(parent: &[u8], name: &[u8]) -> Vec<u8> {
     if parent.is_empty() { name.to_vec() } else { [parent, b"/", name].concat() }
 }
 

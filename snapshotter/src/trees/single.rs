@@ -4,7 +4,7 @@ use std::fs::File;
 
 use super::{
     entry::Entry,
-    layers::{Layers, TreeError},
+    layers::{Layers, TreeError, child},
     merge::Found,
 };
 
@@ -35,7 +35,7 @@ pub fn read_layer<E: From<TreeError>>(
     let list = |path: &[u8]| {
         let listing = layers.read_directory(layer, path)?;
         Ok::<_, TreeError>(
-            listing.into_iter().rev().map(|(name, found)| (join(path, &name), found)).collect(),
+            listing.into_iter().rev().map(|(name, found)| (child(path, &name), found)).collect(),
         )
     };
     let mut pending: Vec<(Vec<u8>, Found)> = list(b"")?;
@@ -61,8 +61,4 @@ pub fn read_layer<E: From<TreeError>>(
 /// [`TreeError::Read`].
 pub fn open_file(layers: &Layers, layer: usize, path: &[u8]) -> Result<File, TreeError> {
     Ok(File::from(layers.open(layer, path)?))
-}
-
-fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
-    if parent.is_empty() { name.to_vec() } else { [parent, b"/", name].concat() }
 }

@@ -5,11 +5,7 @@ use std::error::Error;
 use tokio::{sync::mpsc, task::spawn_blocking};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{
-    UpperError, Uppers,
-    engine::{Readable, Reading},
-    layer::Broken,
-};
+use super::{UpperError, Uppers, engine::Readable, layer::Broken, reading::Reading};
 use crate::capsules::{BaseRef, Capsules, Declaration, Origin, Published, Resolved, model::Version, oci};
 
 /// How often what changed while it was read is read again.

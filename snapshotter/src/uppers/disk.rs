@@ -59,6 +59,11 @@ impl Disk {
         Ok(this)
     }
 
+    /// The root.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Where one is.
     pub fn path(&self, key: &Key) -> PathBuf {
         match key {
@@ -177,10 +182,11 @@ impl Disk {
 
     /// Whether what the attachment of this id has written has a name now.
     pub fn was_kept(&self, id: &str) -> bool {
+        if self.has(&Key::Own(id.to_owned())) {
+            return false;
+        }
         let is_it = |key: &Key| self.about(key).is_ok_and(|about| about.attachment == id);
-        let mut named =
-            self.list().unwrap_or_default().into_iter().filter(|key| matches!(key, Key::Named(_)));
-        !self.has(&Key::Own(id.to_owned())) && named.any(|key| is_it(&key))
+        self.list().unwrap_or_default().iter().any(|key| matches!(key, Key::Named(_)) && is_it(key))
     }
 
     /// Takes one away; its name is free at once. One that is not there is fine.

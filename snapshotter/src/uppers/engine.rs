@@ -2,31 +2,23 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    io::{self, Write},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
 
-use overlayfs_utils::{DetachedMount, LayerDir, UPPER, mount_image};
-use tokio::sync::mpsc;
-
 use super::{
     UpperError,
     disk::{Disk, Retired},
-    layer::{Broken, write_layer},
-    model::{About, FORMAT, Fate, Place, Upper, UpperName},
+    model::{About, FORMAT, Fate, Upper, UpperName},
+    reading::Reading,
     uses::{Key, Uses},
 };
 use crate::{
     attachments::model::{Attachment, ContainerKey, Phase},
     capsules::Resolved,
     fresh_id,
-    trees::Layers,
 };
-
-/// How much of a tar is handed on at once.
-const CHUNK: usize = 1 << 20;
 
 /// What is asked for of what is to be written to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +63,10 @@ impl Uppers {
             {
                 tracing::error!(attachment = attachment.id, other, "two attachments have what one writes");
             }
+            // A detach that was broken off gives it this name yet, or is undone.
+            if let Some(name) = kept_as(attachment) {
+                _ = uses.claim(Key::Named(name.clone()), &attachment.id, &attachment.container);
+            }
         }
         for key in disk.list()? {
             let attachment = match &key {
@@ -82,7 +78,16 @@ impl Uppers {
         Ok(Self { disk, size, uses: Arc::new(Mutex::new(uses)) })
     }
 
-    fn uses(&self) -> MutexGuard<'_, Uses> {
+    /// The root that all of it is below.
+    pub fn root(&self) -> &Path {
+        self.disk.root()
+    }
+
+    pub(super) fn path(&self, key: &Key) -> PathBuf {
+        self.disk.path(key)
+    }
+
+    pub(super) fn uses(&self) -> MutexGuard<'_, Uses> {
         self.uses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -104,7 +109,7 @@ impl Uppers {
         }
         let claimed = self.prepare(&key, wanted, id, version);
         if claimed.is_err() {
-            self.uses().release(&key);
+            self.uses().release(&key, id);
         }
         claimed
     }
@@ -140,17 +145,15 @@ impl Uppers {
         let key = Key::Named(name.clone());
         let claimed = self.uses().claim(key.clone(), &attachment.id, &attachment.container);
         if claimed.is_err() || self.disk.has(&key) {
-            if claimed.is_ok() {
-                self.uses().release(&key);
-            }
+            self.uses().release(&key, &attachment.id);
             return Err(UpperError::Exists(name.clone()));
         }
         Ok(())
     }
 
-    /// Gives a reserved name back.
-    pub fn release(&self, name: &UpperName) {
-        self.uses().release(&Key::Named(name.clone()));
+    /// Gives a name back that an attachment has reserved.
+    pub fn release(&self, name: &UpperName, attachment: &str) {
+        self.uses().release(&Key::Named(name.clone()), attachment);
     }
 
     /// Keeps under a name what an attachment has written, which goes with it otherwise. Durable when this returns;
@@ -172,7 +175,9 @@ impl Uppers {
     pub fn keep_no_more(&self, attachment: &Attachment, name: &UpperName) -> Result<(), UpperError> {
         self.disk.keep_no_more(&attachment.id, name)?;
         let mut uses = self.uses();
-        uses.rename(&Key::Named(name.clone()), &Key::Own(attachment.id.clone()));
+        let name = Key::Named(name.clone());
+        uses.rename(&name, &Key::Own(attachment.id.clone()));
+        _ = uses.claim(name, &attachment.id, &attachment.container);
         Ok(())
     }
 
@@ -187,27 +192,30 @@ impl Uppers {
     }
 
     /// What becomes of what an attachment has written that has just ended, by how it did: what somebody asked to be kept is,
-    /// and what nobody was asked about.
+    /// and what nobody was asked about. What cannot have the name that it was to have is kept under the attachment's id.
     pub fn settle(&self, attachment: &Attachment) {
         let Some(Upper { name: None, .. }) = &attachment.upper else { return };
-        let name = match &attachment.phase {
-            Phase::Detaching { fate: Some(Fate::Keep(name)), .. } => name.clone(),
+        let asked = match &attachment.phase {
+            Phase::Detaching { fate: Some(Fate::Keep(name)), .. } => Some(name),
+            Phase::Attaching | Phase::Detaching { fate: Some(Fate::Drop), .. } => return,
             // Somebody else unmounted it, or the answer to a detach was lost.
-            Phase::Attached | Phase::Replacing { .. } | Phase::Detaching { fate: None, .. } => {
-                match attachment.id.parse() {
-                    Ok(name) => name,
-                    Err(_) => return,
+            Phase::Attached | Phase::Replacing { .. } | Phase::Detaching { .. } | Phase::Waiting => None,
+        };
+        let of_id = attachment.id.parse().ok();
+        for name in asked.into_iter().chain(&of_id) {
+            match self.keep(attachment, name) {
+                Ok(()) => {
+                    tracing::info!(attachment = attachment.id, %name, "what was written is kept");
+                    return;
+                }
+                Err(error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::error!(attachment = attachment.id, %name, error, "what was written cannot be kept by this name");
                 }
             }
-            Phase::Attaching | Phase::Detaching { .. } | Phase::Waiting => return,
-        };
-        match self.keep(attachment, &name) {
-            Ok(()) => tracing::info!(attachment = attachment.id, %name, "what was written is kept"),
-            Err(error) => {
-                let error: &dyn std::error::Error = &error;
-                tracing::error!(attachment = attachment.id, %name, error, "what was written cannot be kept by name");
-            }
         }
+        // Not to be removed while somebody may still look after it.
+        self.uses().release(&Key::Own(attachment.id.clone()), &attachment.id);
     }
 
     /// An attachment has ended: what it has written goes, unless that has a name, as soon as it does not drain. So does
@@ -228,7 +236,7 @@ impl Uppers {
 
     /// Removes what nobody has any more. It loses its name at once, so that nobody takes it by that; the files go on a thread
     /// of their own.
-    fn tidy(&self) {
+    pub(super) fn tidy(&self) {
         let mut uses = self.uses();
         let retire = |key: Key| self.disk.retire(&key, &fresh_id()).transpose();
         let gone: Vec<_> = uses.free().into_iter().filter_map(retire).collect();
@@ -283,7 +291,7 @@ impl Uppers {
             return Err(UpperError::InUse { name: name.clone(), by });
         }
         let removed = self.disk.remove(&key, &id);
-        self.uses().release(&key);
+        self.uses().release(&key, &id);
         removed.map(|()| about)
     }
 
@@ -296,9 +304,9 @@ impl Uppers {
             Readable::Attachment(attachment) => key(attachment).ok_or(UpperError::Nothing)?,
             Readable::Named(name) => Key::Named((*name).clone()),
         };
-        self.uses().read(&key);
+        let whose = self.uses().read(&key);
         let place = self.disk.place(&key);
-        Ok(Reading { uppers: self.clone(), key, place })
+        Ok(Reading::new(self.clone(), key, whose, place))
     }
 }
 
@@ -316,6 +324,14 @@ fn key(attachment: &Attachment) -> Option<Key> {
     Some(upper.name.clone().map_or_else(|| Key::Own(attachment.id.clone()), Key::Named))
 }
 
+/// The name under which a detach of it keeps what was written.
+pub fn kept_as(intent: &Attachment) -> Option<&UpperName> {
+    match &intent.phase {
+        Phase::Detaching { fate: Some(Fate::Keep(name)), .. } => Some(name),
+        _ => None,
+    }
+}
+
 fn check(name: &UpperName, there: &About, version: &Resolved, size: Option<u64>) -> Result<(), UpperError> {
     if there.capsule != version.name {
         let (of, wanted) = (there.capsule.clone(), version.name.clone());
@@ -327,80 +343,4 @@ fn check(name: &UpperName, there: &About, version: &Resolved, size: Option<u64>)
         return Err(UpperError::OtherSize { name: name.clone(), has });
     }
     Ok(())
-}
-
-/// An upper directory that is being read.
-#[derive(Debug)]
-pub struct Reading {
-    uppers: Uppers,
-    key: Key,
-    place: Place,
-}
-
-impl Drop for Reading {
-    fn drop(&mut self) {
-        self.uppers.uses().read_no_more(&self.key);
-        self.uppers.tidy();
-    }
-}
-
-impl Reading {
-    /// Writes what was written as the tar of a layer to `to`, in pieces, and gives the number of its members. Blocks.
-    ///
-    /// # Errors
-    /// [`Broken`].
-    pub(super) fn write(
-        &self,
-        layers: Layers,
-        to: &mpsc::Sender<Result<Vec<u8>, String>>,
-    ) -> Result<usize, Broken> {
-        let (mut layers, given_up) = (layers, to.clone());
-        let (_mount, number) = self.open(&mut layers).map_err(Broken::Failed)?;
-        let layers = layers.until(move || given_up.is_closed());
-        write_layer(&layers, number, Pieces { to, filling: Vec::with_capacity(CHUNK) })
-    }
-
-    fn open(&self, layers: &mut Layers) -> Result<(Option<DetachedMount>, usize), UpperError> {
-        let (mount, base) = match &self.place {
-            Place::Directory(path) => (None, LayerDir::open(path)),
-            Place::Image(path) => {
-                let mount = mount_image(path, true)?;
-                let root = mount.root();
-                (Some(mount), root)
-            }
-        };
-        let path = self.uppers.disk.path(&self.key).join(UPPER);
-        let failed = |source: io::Error| UpperError::Disk { step: "open", path: path.clone(), source };
-        let base = base.map_err(|error| failed(io::Error::other(error)))?;
-        // Nothing was ever attached there when it is missing.
-        let upper = base.open_below(UPPER.as_ref()).map_err(|error| failed(io::Error::other(error)))?;
-        let upper = upper.ok_or(UpperError::Nothing)?;
-        let fd = upper.fd().try_clone_to_owned().map_err(failed)?;
-        Ok((mount, layers.add_open(PathBuf::from(&path), fd)))
-    }
-}
-
-/// Hands a tar on in pieces.
-struct Pieces<'a> {
-    to: &'a mpsc::Sender<Result<Vec<u8>, String>>,
-    filling: Vec<u8>,
-}
-
-impl Write for Pieces<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let now = bytes.len().min(CHUNK - self.filling.len());
-        self.filling.extend_from_slice(&bytes[..now]);
-        if self.filling.len() == CHUNK {
-            self.flush()?;
-        }
-        Ok(now)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.filling.is_empty() {
-            return Ok(());
-        }
-        let piece = std::mem::replace(&mut self.filling, Vec::with_capacity(CHUNK));
-        self.to.blocking_send(Ok(piece)).map_err(|_| io::ErrorKind::BrokenPipe.into())
-    }
 }

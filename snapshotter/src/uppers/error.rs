@@ -93,6 +93,11 @@ pub enum UpperError {
     /// Nothing was written.
     #[error("nothing was written that could be published")]
     Nothing,
+    /// A name that an OCI layer reserves.
+    #[error(
+        "{0} would not be a file in an image: names that begin with .wh. delete files of the version below; rename it"
+    )]
+    WhiteoutName(String),
     /// It never stood still.
     #[error("{0}: stop what writes to it, or pause the container while it is published")]
     Changed(String),

@@ -101,6 +101,11 @@ impl Writing<'_> {
         match item {
             Item::Whiteout(path) => self.member(tar, &mut mark(beside(path)), io::empty()),
             Item::Entry { entry, opaque } => {
+                let name = entry.path.rsplit(|b| *b == b'/').next().unwrap_or_default();
+                if name.starts_with(WHITEOUT) {
+                    let path = String::from_utf8_lossy(&entry.path).into_owned();
+                    return Err(Broken::Failed(UpperError::WhiteoutName(path)));
+                }
                 self.write_entry(tar, entry)?;
                 if *opaque {
                     let path = [entry.path.as_slice(), b"/", OPAQUE].concat();

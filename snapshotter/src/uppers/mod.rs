@@ -1,6 +1,6 @@
 //! What is written to attachments: upper directories, how long each is kept, and what was written as a layer.
 //!
-//! `commit` → `engine` → {`uses` (pure: who has which, what may go), `disk` (the only part that makes, renames and removes), `layer` (reads)} → `model`.
+//! `commit` → `engine`, `reading` → {`uses` (pure: who has which, what may go), `disk` (the only part that makes, renames and removes), `layer` (reads)} → `model`.
 //!
 //! ```text
 //! ROOT/attachments/ID/      what is written to one attachment; goes with it
@@ -17,9 +17,10 @@ mod engine;
 mod error;
 mod layer;
 pub mod model;
+mod reading;
 mod uses;
 
 pub use self::{
-    engine::{Listed, Readable, Uppers, Wanted},
+    engine::{Listed, Readable, Uppers, Wanted, kept_as},
     error::UpperError,
 };

@@ -64,9 +64,11 @@ impl Uses {
         }
     }
 
-    /// Nobody has it, whatever was claimed.
-    pub fn release(&mut self, key: &Key) {
-        self.uses.remove(key);
+    /// The attachment does not have it, whatever it claimed; what is another's by now stays that.
+    pub fn release(&mut self, key: &Key, attachment: &str) {
+        if self.uses.get(key).is_some_and(|one| one.attachment == attachment) {
+            self.uses.remove(key);
+        }
     }
 
     /// Who has it.
@@ -79,8 +81,8 @@ impl Uses {
         self.uses.get(key).filter(|one| one.has_ended)?.container.clone()
     }
 
-    /// Somebody reads it: it stays where it is.
-    pub fn read(&mut self, key: &Key) {
+    /// Somebody reads it: it stays where it is, or gets a name. Gives whose it is, for [`Uses::read_no_more`].
+    pub fn read(&mut self, key: &Key) -> String {
         let free = || Use {
             attachment: "being read".to_owned(),
             container: None,
@@ -88,12 +90,19 @@ impl Uses {
             readers: 0,
             goes: false,
         };
-        self.uses.entry(key.clone()).or_insert_with(free).readers += 1;
+        let one = self.uses.entry(key.clone()).or_insert_with(free);
+        one.readers += 1;
+        one.attachment.clone()
     }
 
-    /// Nobody does any more.
-    pub fn read_no_more(&mut self, key: &Key) {
-        if let Some(one) = self.uses.get_mut(key) {
+    /// Nobody does any more. It may have got a name meanwhile.
+    pub fn read_no_more(&mut self, key: &Key, attachment: &str) {
+        let renamed = |(_, one): &(&Key, &mut Use)| one.attachment == attachment && one.readers > 0;
+        let one = match self.uses.contains_key(key) {
+            true => self.uses.get_mut(key),
+            false => self.uses.iter_mut().find(renamed).map(|(_, one)| one),
+        };
+        if let Some(one) = one {
             one.readers = one.readers.saturating_sub(1);
         }
     }
@@ -191,16 +200,34 @@ mod tests {
     fn what_is_read_stays() {
         let (mut uses, c) = (Uses::default(), container("c"));
         uses.claim(own("1"), "1", &c).unwrap();
-        uses.read(&own("1"));
+        let whose = uses.read(&own("1"));
         uses.end("1", false);
         assert_eq!(uses.free(), []);
-        uses.read_no_more(&own("1"));
+        uses.read_no_more(&own("1"), &whose);
         assert_eq!(uses.free(), [own("1")]);
         let kept = Key::Named("kept".parse().unwrap());
-        uses.read(&kept);
+        let whose = uses.read(&kept);
         assert!(uses.claim(kept.clone(), "3", &c).is_err());
-        uses.read_no_more(&kept);
+        uses.read_no_more(&kept, &whose);
         assert_eq!(uses.free(), []);
         uses.claim(kept, "3", &c).unwrap();
+    }
+
+    #[test]
+    fn what_gets_a_name_while_it_is_read_is_free_afterwards() {
+        let (mut uses, c) = (Uses::default(), container("c"));
+        let name = Key::Named("kept".parse().unwrap());
+        uses.claim(own("1"), "1", &c).unwrap();
+        let whose = uses.read(&own("1"));
+        uses.rename(&own("1"), &name);
+        uses.end("1", false);
+        uses.free();
+        assert!(uses.claim(name.clone(), "2", &c).is_err());
+        uses.read_no_more(&own("1"), &whose);
+        uses.free();
+        uses.claim(name.clone(), "2", &c).unwrap();
+        // It is another's now.
+        uses.release(&name, "1");
+        assert_eq!(uses.holder(&name).as_deref(), Some("2"));
     }
 }

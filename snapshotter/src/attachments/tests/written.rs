@@ -150,3 +150,30 @@ async fn what_somebody_else_unmounted_is_kept_and_what_nobody_has_goes() {
     node.restart().await;
     assert_eq!((node.own(0).await, node.left("uppers")), (vec![], vec![attached.id]));
 }
+
+/// Whoever was first after a restart has the name, and what was to have it is not lost.
+#[tokio::test]
+async fn what_cannot_have_its_name_is_kept_under_the_attachments_id() {
+    let mut node = TestNode::start().await;
+    let attached = node.write_to("tzdata@1", None).await.unwrap();
+    node.scribble(&attached);
+    node.shim.0.lock().unwrap().mounted.clear();
+    let phase = Phase::Detaching { lazy: false, fate: Some(keep("notes")) };
+    node.write(vec![Change::Put(Box::new(Attachment { phase, ..attached.clone() }))]).await;
+    fs::create_dir_all(node.dir.path().join("root/uppers/notes")).unwrap();
+    node.restart().await;
+    assert_eq!(node.own(0).await, [""; 0]);
+    let kept = node.dir.path().join("root/uppers").join(&attached.id).join("upper/file");
+    assert!(kept.exists(), "{:?}", node.left("uppers"));
+}
+
+#[tokio::test]
+async fn what_was_unmounted_while_it_was_on_record_as_waiting_is_kept() {
+    let mut node = TestNode::start().await;
+    let attached = node.write_to("tzdata@1", None).await.unwrap();
+    node.scribble(&attached);
+    node.shim.0.lock().unwrap().unmounted.push(attached.id.clone());
+    node.write(vec![Change::Put(Box::new(Attachment { phase: Phase::Waiting, ..attached.clone() }))]).await;
+    node.restart().await;
+    assert_eq!((node.own(0).await, node.left("uppers")), (vec![], vec![attached.id]));
+}

@@ -151,3 +151,46 @@ fn nothing_is_no_layer() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(write(dir.path()).unwrap().0, 0);
 }
+
+/// A container that may make devices puts one where a file was listed: it is not opened, whatever it is.
+#[test]
+fn privileged_a_device_in_the_place_of_a_file_is_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("b");
+    let zero = rustix::fs::stat("/dev/zero").unwrap().st_rdev;
+    struct Swapping<'a>(&'a Path, u64, Vec<u8>);
+    impl Write for Swapping<'_> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            // When "a" is written, "b" is listed.
+            if self.2.is_empty() {
+                fs::remove_file(self.0).unwrap();
+                mknodat(CWD, self.0, FileType::CharacterDevice, Mode::RUSR, self.1).unwrap();
+            }
+            self.2.extend(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    fs::write(dir.path().join("a"), "a").unwrap();
+    fs::write(&path, vec![1; 65536]).unwrap();
+    let mut layers = Layers::new(false);
+    let number = layers.add(dir.path()).unwrap();
+    let mut swapping = Swapping(&path, zero, Vec::new());
+    let broken = write_layer(&layers, number, &mut swapping).unwrap_err();
+    assert!(matches!(broken, Broken::Changed(_)), "{broken:?}");
+    assert!(swapping.2.len() < 4096, "{} bytes, and the device has no end", swapping.2.len());
+}
+
+#[test]
+fn a_file_that_would_delete_others_is_refused_by_name() {
+    for name in [".wh.kept", ".wh..wh..opq"] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        fs::write(dir.path().join("sub").join(name), "").unwrap();
+        let refused = write(dir.path()).unwrap_err();
+        let Broken::Failed(UpperError::WhiteoutName(path)) = refused else { panic!("{refused:?}") };
+        assert_eq!(path, format!("sub/{name}"));
+    }
+}
