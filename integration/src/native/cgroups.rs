@@ -85,8 +85,21 @@ impl Hierarchy {
         }
         if self.unified {
             self.hand_on_controllers();
+        } else if self.controllers.is_empty() {
+            self.take_back_controllers();
         }
         join(&joined)
+    }
+
+    /// crun 1.28 makes no container where the version 2 of a hybrid host has a controller ("cgroups in hybrid mode not
+    /// supported, drop all controllers from cgroupv2"), and the run's cgroup has what its parent hands on. A parent whose
+    /// other children use a controller keeps it (`EBUSY`): then crun says so itself.
+    fn take_back_controllers(&self) {
+        let control = self.parent.join("cgroup.subtree_control");
+        for controller in fs::read_to_string(&control).unwrap_or_default().split_whitespace() {
+            eprintln!("{} handed {controller} on: taken back, for crun", self.parent.display());
+            let _ = fs::write(&control, format!("-{controller}"));
+        }
     }
 
     /// As every runtime does at the top of the hierarchy. A controller that the host does not have is not missed.
