@@ -47,6 +47,11 @@ pub enum EngineError {
     /// The id is attached with other content, target or mode.
     #[error("attachment {0} is there already, with other content, target or mode")]
     Conflict(AttachmentId),
+    /// What it writes to is still used by processes that had it before it was detached.
+    #[error(
+        "what attachment {0} writes to is still in use by processes of the container: attach it when they have ended"
+    )]
+    StillWritten(AttachmentId),
     /// A layer's directory could not be used.
     #[error("the capsule is incomplete on this node")]
     Layer(#[from] TreeError),

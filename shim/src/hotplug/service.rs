@@ -193,6 +193,7 @@ fn code(error: &EngineError) -> Code {
         | EngineError::Nested { .. }
         | EngineError::Covered { .. }
         | EngineError::Writable(_)
+        | EngineError::StillWritten(_)
         | EngineError::Owners
         | EngineError::Busy(_) => Code::FAILED_PRECONDITION,
         EngineError::Raced(_) => Code::ABORTED,

@@ -143,12 +143,12 @@ impl Attachments {
         reserved.stay();
         self.ledger.done(removals(&chosen), detached(&chosen, &draining)).await;
         existing.retain(|a| !chosen.iter().any(|c| c.id == a.id));
-        drop(existing);
         let may_drain = chosen.iter().any(|a| a.replaced) || draining.iter().any(|users| !users.is_empty());
         if may_drain {
             self.hold_draining(&key).await;
         }
         self.end(&chosen);
+        drop(existing);
         self.records.tidy(&key);
         Ok(chosen.into_iter().zip(draining).collect())
     }

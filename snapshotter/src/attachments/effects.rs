@@ -60,6 +60,10 @@ impl Attachments {
             self.settle_if_unsure(key, &error);
             return Err(self.explain(key, error).await);
         }
+        if let Err(error) = self.note_mounted(&done).await {
+            self.undo(key, existing, &intents, &intents, None).await;
+            return Err(error);
+        }
         if let Some(check) = proof {
             existing.show(&done);
             if let Err(reason) = self.prove_made(key, &call, check, &intents).await {
@@ -223,12 +227,16 @@ impl Attachments {
     }
 
     /// Asks the shim what is draining and keeps its snapshots. With the container's records locked: the answers of
-    /// several such calls would otherwise be taken in any order.
+    /// several such calls would otherwise be taken in any order. When the shim does not say, everything stays until it does.
     pub(super) async fn hold_draining(&self, key: &ContainerKey) {
         match self.shims.list(key, false).await {
             Ok(report) => self.hold(key, &report.draining),
             Err(ShimError::NoShim(_)) => self.hold(key, &[]),
-            Err(error) => tracing::warn!(container = %key, %error, "the shim cannot say what is draining"),
+            Err(error) => {
+                tracing::warn!(container = %key, %error, "the shim cannot say what is draining: all of it is held until it can");
+                self.hold_all(key);
+                drop(self.settle_in_background(key.clone()));
+            }
         }
     }
 

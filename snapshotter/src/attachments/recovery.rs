@@ -127,6 +127,11 @@ impl Attachments {
                 (None, _) => self.uppers.settle(&attachment),
                 // It is there again, and needs no name.
                 (Some(_), Some(name)) => self.uppers.release(name, &attachment.id),
+                (Some(after), None) if attachment.phase == Phase::Attaching => {
+                    if let Err(error) = self.note_mounted(std::slice::from_ref(after)).await {
+                        tracing::error!(attachment = after.id, %error, "the version below what is written is not noted");
+                    }
+                }
                 _ => {}
             }
             became.push((attachment, after.clone()));

@@ -57,6 +57,9 @@ impl Attachments {
                 return Err(AttachmentError::Again { attachment, source: Box::new(source) });
             }
         }
+        if let Err(error) = self.note_mounted(&waiting).await {
+            tracing::error!(%container, %error, "the version below what is written is not noted");
+        }
         // Each a moment later than the one before: that is their order when capsuled is restarted.
         let made = |a: &Attachment| {
             let done = plan::plan_done(a)?;

@@ -36,6 +36,7 @@ use crate::{
 };
 
 mod again;
+mod drains;
 mod hung;
 mod moves;
 mod node;

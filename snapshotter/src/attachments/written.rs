@@ -3,7 +3,7 @@
 use std::io;
 
 use overlayfs_utils::ContainerPath;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinError, spawn_blocking};
 
 use super::{Attachments, Choice, error::AttachmentError, model::Attachment, plan, records::OfContainer};
 use crate::{
@@ -51,12 +51,27 @@ impl Attachments {
         let version = version.clone();
         // A file system takes some time to be made.
         let claimed = spawn_blocking(move || uppers.claim(&wanted, &id, &container, &version)).await;
-        let failed = |error| UpperError::Disk {
-            step: "make the place for what is written in",
+        Ok(claimed.map_err(|error| self.not_run(error))??)
+    }
+
+    /// Writes down over what those are mounted that are written to by name. Before anybody is told of them.
+    pub(super) async fn note_mounted(&self, made: &[Attachment]) -> Result<(), AttachmentError> {
+        let named = |a: &&Attachment| matches!(&a.upper, Some(Upper { name: Some(_), .. }));
+        let named: Vec<Attachment> = made.iter().filter(named).cloned().collect();
+        if named.is_empty() {
+            return Ok(());
+        }
+        let uppers = self.uppers.clone();
+        let noted = spawn_blocking(move || named.iter().try_for_each(|a| uppers.mounted(a))).await;
+        Ok(noted.map_err(|error| self.not_run(error))??)
+    }
+
+    fn not_run(&self, error: JoinError) -> UpperError {
+        UpperError::Disk {
+            step: "look after what is written in",
             path: self.uppers.root().to_owned(),
             source: io::Error::other(error),
-        };
-        Ok(claimed.map_err(failed)??)
+        }
     }
 
     /// The attachment that is meant, if it is written to.

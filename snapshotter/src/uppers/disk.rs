@@ -293,6 +293,7 @@ mod tests {
             digest: Digest::from_sha256(&[1; 32]),
             attachment: id.into(),
             limit,
+            pending: false,
             since: SystemTime::UNIX_EPOCH,
         }
     }

@@ -69,11 +69,11 @@ impl Uppers {
             }
         }
         for key in disk.list()? {
-            let attachment = match &key {
-                Key::Own(id) => id.clone(),
-                Key::Named(_) => disk.about(&key).map(|about| about.attachment).unwrap_or_default(),
+            let (attachment, pending) = match &key {
+                Key::Own(id) => (id.clone(), false),
+                Key::Named(_) => disk.about(&key).map(|a| (a.attachment, a.pending)).unwrap_or_default(),
             };
-            uses.find(key, attachment);
+            uses.find(key, attachment, pending);
         }
         Ok(Self { disk, size, uses: Arc::new(Mutex::new(uses)) })
     }
@@ -123,18 +123,37 @@ impl Uppers {
             attachment: id.to_owned(),
             limit: wanted.size.or(wanted.name.as_ref().map(|_| self.size)),
             since: SystemTime::now(),
+            pending: wanted.name.is_some(),
         };
         let fresh = !self.disk.has(key);
         match &wanted.name {
             Some(name) if !fresh => {
                 let there = self.disk.about(key)?;
                 check(name, &there, version, wanted.size)?;
-                (about.limit, about.since) = (there.limit, there.since);
-                self.disk.tell(key, &about)?;
+                about.limit = there.limit;
             }
             _ => self.disk.make(key, &about)?,
         }
         Ok(Upper { name: wanted.name.clone(), place: self.disk.place(key), limit: about.limit, fresh })
+    }
+
+    /// Writes down over which version what has a name is mounted, for those who go on from what was written. What was said
+    /// before stands until an attachment is there: one that fails changes nothing.
+    ///
+    /// # Errors
+    /// [`UpperError`]; then that stands on.
+    pub fn mounted(&self, attachment: &Attachment) -> Result<(), UpperError> {
+        let Some(Upper { name: Some(name), .. }) = &attachment.upper else { return Ok(()) };
+        let (key, current) = (Key::Named(name.clone()), &attachment.current);
+        let before = self.disk.about(&key)?;
+        let now = About {
+            version: current.version.clone(),
+            digest: current.digest.clone(),
+            attachment: attachment.id.clone(),
+            pending: false,
+            ..before.clone()
+        };
+        if now == before { Ok(()) } else { self.disk.tell(&key, &now) }
     }
 
     /// Sees to it that nothing else takes a name under which what an attachment has written is to be kept.

@@ -92,6 +92,9 @@ pub struct About {
     pub limit: Option<u64>,
     /// When it was made.
     pub since: SystemTime,
+    /// It was made for its first attachment, which has not been made yet: nobody has written to it.
+    #[serde(default)]
+    pub pending: bool,
 }
 
 /// The format of `about.json` that this capsuled writes and reads.

@@ -51,9 +51,9 @@ impl Uses {
         Ok(())
     }
 
-    /// It was found, and no record says whose it is: it may drain somewhere.
-    pub fn find(&mut self, key: Key, attachment: String) {
-        let found = Use { attachment, container: None, has_ended: true, readers: 0, goes: false };
+    /// It was found, and no record says whose it is: it may drain somewhere. `goes`: nobody was told of it.
+    pub fn find(&mut self, key: Key, attachment: String, goes: bool) {
+        let found = Use { attachment, container: None, has_ended: true, readers: 0, goes };
         self.uses.entry(key).or_insert(found);
     }
 
@@ -185,7 +185,7 @@ mod tests {
         let (mut uses, [c, d]) = (Uses::default(), ["c", "d"].map(container));
         uses.drains(&c, None);
         uses.drains(&d, None);
-        uses.find(own("1"), "1".into());
+        uses.find(own("1"), "1".into(), false);
         uses.claim(own("2"), "2", &c).unwrap();
         uses.end("2", false);
         uses.drains(&c, ids(&["9"]));

@@ -5,12 +5,13 @@ use overlayfs_utils::{attach, dissolve, in_mount_namespace, mount_at};
 use super::{
     Attached, Engine,
     build::{Built, Placed, build_all, place, plan},
+    prune_draining,
 };
 use crate::hotplug::{
     capsule::Tree,
     error::EngineError,
     journal::{Record, State},
-    model::Spec,
+    model::{AttachmentId, Spec},
     plan::Planned,
     scene::Scene,
 };
@@ -33,7 +34,17 @@ impl Engine {
     }
 }
 
+/// Whether processes of the container still have what an attachment of this id had.
+fn drains(scene: &mut Scene, id: &AttachmentId) -> Result<bool, EngineError> {
+    prune_draining(scene)?;
+    Ok(scene.journal.draining.iter().any(|draining| draining.id == *id))
+}
+
 fn attach_new(scene: &mut Scene, spec: Spec) -> Result<Record, EngineError> {
+    // Two overlays that write to one directory ruin it; the kernel only warns.
+    if spec.upper.is_some() && drains(scene, &spec.id)? {
+        return Err(EngineError::StillWritten(spec.id));
+    }
     let tree = Tree::open(&spec.content.layers)?;
     let planned = plan(scene, &spec, &tree, None)?;
     let built = build_all(scene, &spec, &tree, &planned)?;

@@ -11,6 +11,10 @@ pub(super) struct FakeState {
     /// Calls that are carried out, but answered as late.
     pub(super) late: Vec<String>,
     pub(super) busy: bool,
+    /// What is detached has users.
+    pub(super) drains: bool,
+    /// What has users, though it was detached.
+    pub(super) draining: BTreeMap<String, wire::AttachRequest>,
     /// Attachments that somebody else has unmounted.
     pub(super) unmounted: Vec<String>,
 }
@@ -85,7 +89,11 @@ impl Hotplug for FakeShim {
             (user.pid, user.command, user.path, user.how) = (7, "cat".into(), "/t/x".into(), "fd 3".into());
             reply.users.push(user);
         } else {
-            state.mounted.remove(&request.attachment_id);
+            let gone = state.mounted.remove(&request.attachment_id);
+            if let (true, Some(gone)) = (state.drains, gone) {
+                state.draining.insert(request.attachment_id, gone);
+                reply.users.push(wire::User::new());
+            }
             if state.late.contains(&"detach".to_owned()) {
                 let status = ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, "timeout".to_owned());
                 return Err(ttrpc::Error::RpcStatus(status));
@@ -107,6 +115,11 @@ impl Hotplug for FakeShim {
             attachment.content = request.content.clone();
             attachment.mounted = !state.unmounted.contains(id);
             reply.attachments.push(attachment);
+        }
+        for (id, request) in &state.draining {
+            let mut draining = wire::Draining::new();
+            (draining.attachment_id, draining.content) = (id.clone(), request.content.clone());
+            reply.draining.push(draining);
         }
         Ok(reply)
     }

@@ -59,6 +59,23 @@ fn privileged_what_is_written_is_there_the_next_time() {
 }
 
 #[test]
+fn privileged_what_drains_is_not_written_to_by_two() {
+    on_host(|dir| {
+        let container = Container::start(dir, "");
+        let engine = container.engine();
+        let spec = writable(spec("a", content(dir, "1", &["UTC"]), "/opt", Mode::Ro), directory(dir));
+        engine.attach("c", spec.clone()).unwrap();
+        let user = container.spawn("exec 7>/opt/log; echo ready; exec sleep 600");
+        assert_eq!(engine.detach("c", &id("a"), true).unwrap().users.len(), 1);
+        let refused = engine.attach("c", spec.clone()).unwrap_err();
+        assert!(matches!(refused, EngineError::StillWritten(_)), "{refused}");
+        drop(user);
+        engine.attach("c", spec).unwrap();
+        assert!(container.has("/opt/log"));
+    });
+}
+
+#[test]
 fn privileged_each_hierarchy_is_written_to_in_its_own_place() {
     on_host(|dir| {
         let container = Container::start(dir, "");
