@@ -29,10 +29,15 @@ pub struct ImageRecord {
     pub created_at: Option<SystemTime>,
 }
 
+/// The largest list that is taken, in bytes: what containerd sends by default (`[grpc] max_send_message_size`) and any
+/// operator may raise it to. tonic's own, 4 MiB, is some 10,000 images.
+const LIST_MAX: usize = 256 << 20;
+
 impl Scope {
     /// All image records of the namespace.
     pub async fn images(&self) -> Result<Vec<ImageRecord>, ContainerdError> {
         let reply = ImagesClient::new(self.channel())
+            .max_decoding_message_size(LIST_MAX)
             .list(self.request(ListImagesRequest::default()))
             .await
             .map_err(|e| self.failed("list its images", e))?;
