@@ -21,7 +21,9 @@ use crate::{
     error::{MountError, Step},
     plan::{Lower, OverlayPlan},
     point::MountId,
+    stage::on_stage,
     sys,
+    upper::Upper,
 };
 
 /// How layers are told to the kernel: what [`probe`](crate::probe) found. The later ones are for older kernels.
@@ -196,6 +198,39 @@ impl DetachedMount {
     /// # Errors
     /// [`MountError`], by step.
     pub fn overlay(plan: &OverlayPlan<'_>, by: LayersBy, source: &str) -> Result<Self, MountError> {
+        match plan.upper().and_then(Upper::own_mount) {
+            Some(mount) if by != LayersBy::Descriptor => Self::staged(plan, mount, by, source),
+            _ => Self::overlay_of(plan, plan.lowers(), by, source),
+        }
+    }
+
+    /// Where the kernel finds layers by path alone, which it does in the caller's mount namespace alone: all of them go
+    /// to a namespace of one thread, as the upper directory's mount is not to be in anybody else's.
+    fn staged(plan: &OverlayPlan<'_>, upper: &Self, by: LayersBy, source: &str) -> Result<Self, MountError> {
+        let directories = plan.lowers().iter().filter_map(|lower| match lower {
+            Lower::Dir(dir) => Some(dir),
+            Lower::Tree(_) => None,
+        });
+        let cloned = directories.map(|dir| Tree::clone_of(dir)).collect::<Result<Vec<_>, _>>()?;
+        let mut clones = cloned.iter();
+        let lowers: Vec<_> = plan
+            .lowers()
+            .iter()
+            .filter_map(|lower| match lower {
+                Lower::Dir(_) => clones.next().map(Lower::Tree),
+                Lower::Tree(tree) => Some(Lower::Tree(tree)),
+            })
+            .collect();
+        let mounts: Vec<_> = lowers.iter().map(Lower::fd).chain([upper.fd()]).collect();
+        on_stage(&mounts, || Self::overlay_of(plan, &lowers, by, source))
+    }
+
+    fn overlay_of(
+        plan: &OverlayPlan<'_>,
+        lowers: &[Lower<'_>],
+        by: LayersBy,
+        source: &str,
+    ) -> Result<Self, MountError> {
         let context = Context::open("overlay")?;
         context.set_string("source", source)?;
         context.set_string("xino", "on")?;
@@ -203,7 +238,7 @@ impl DetachedMount {
             context.set_flag("userxattr")?;
         }
         // Closing a detached tree takes it apart, and overlayfs looks at its layers only when the superblock is made.
-        let trees = add_layers(&context, plan.lowers(), by)?;
+        let trees = add_layers(&context, lowers, by)?;
         let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
         match plan.upper() {
             Some(upper) => upper.add_to(&context, by)?,

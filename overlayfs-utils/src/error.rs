@@ -33,6 +33,8 @@ pub enum Step {
     Unmount,
     /// `statx`: read a mount's id.
     ReadMountId,
+    /// `unshare`, and a tmpfs: make a place that only one thread sees.
+    Stage,
 }
 
 impl fmt::Display for Step {
@@ -50,6 +52,7 @@ impl fmt::Display for Step {
             Self::EnterParent => "enter the mount point's directory (fchdir)",
             Self::Unmount => "unmount (umount2)",
             Self::ReadMountId => "read the mount id (statx)",
+            Self::Stage => "set up a mount namespace",
         })
     }
 }

@@ -14,6 +14,7 @@
 //! | `image` | file systems in files | the file, and its loop device |
 //! | `upper` | what makes an overlay writable | the directory that holds it |
 //! | `ids` | mappings of ids, as user namespaces | a child process, for a moment |
+//! | `stage` | mounts that nobody else sees | a namespace of its own |
 //! | `point` | attach, swap, unmount | the mount namespace the calling thread is in |
 //! | `namespace` | a thread of its own in another mount namespace or directory | those of its own threads |
 //! | `task` | pinning a container's process | `/proc/PID`, read-only |
@@ -42,6 +43,7 @@ mod path;
 mod plan;
 mod point;
 mod probe;
+mod stage;
 mod sys;
 mod target;
 mod task;

@@ -1,25 +1,18 @@
 //! What this kernel can do, found by doing it where nothing lasts.
 
-use std::{
-    fmt,
-    os::fd::{BorrowedFd, OwnedFd},
-};
+use std::{fmt, os::fd::BorrowedFd};
 
 use linux_raw_sys::general::{STATMOUNT_SB_BASIC, mount_attr};
-use rustix::{
-    fs::{Mode, OFlags},
-    io::Errno,
-    mount::{MountAttrFlags, MountPropagationFlags, MoveMountFlags},
-};
+use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::{
-    context::Context,
     detached::{DetachedMount, LayerDir, LayersBy, Tree},
     error::MountError,
     namespace::{NamespaceError, in_new_mount_namespace},
     plan::{Lower, OverlayPlan},
     point::{MountId, MountPoint, Unmounted, attach, swap},
+    stage::Stage,
     sys,
 };
 
@@ -132,29 +125,14 @@ fn check_version(release: &str) -> Result<KernelVersion, ProbeError> {
 }
 
 /// Runs on a thread whose mount namespace ends with it.
-///
-/// The stage is a tmpfs on a directory of procfs: `/proc` is a mount on every system, also in a chroot, where "/" is
-/// none and its propagation cannot be cut off.
 fn probe_here(version: KernelVersion) -> Result<Features, ProbeError> {
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/proc", private).map_err(ProbeError::SetUp)?;
-    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let stage = rustix::fs::open("/proc/sys", directory, Mode::empty()).map_err(ProbeError::SetUp)?;
-    let tmpfs = Context::open("tmpfs")
-        .and_then(|context| context.mount(MountAttrFlags::empty(), "tmpfs"))
-        .map_err(ProbeError::Overlay)?;
-    rustix::mount::move_mount(
-        &tmpfs,
-        "",
-        &stage,
-        "",
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
-    )
-    .map_err(ProbeError::SetUp)?;
-    let (layer, empty) = (make_place(&tmpfs, "layer")?, make_place(&tmpfs, "empty")?);
+    let set_up = |error: MountError| ProbeError::SetUp(error.errno());
+    let stage = Stage::open().map_err(set_up)?;
+    let [layer, empty, target] = ["layer", "empty", "target"].map(|name| stage.make(name).map_err(set_up));
+    let (layer, empty, target) = (layer?, empty?, target?);
     let (layers_by, overlay) = probe_layers(&layer, &empty)?;
     let unique_mount_ids = overlay.id().map_err(ProbeError::Overlay)?.unique;
-    check_beneath(tmpfs, &overlay, layer)?;
+    check_beneath(stage, &overlay, &layer, &target)?;
     Ok(Features {
         version,
         layers_by,
@@ -176,19 +154,16 @@ fn probe_layers(layer: &LayerDir, empty: &LayerDir) -> Result<(LayersBy, Detache
     tried.map_err(ProbeError::Overlay)
 }
 
-fn make_place(tmpfs: &OwnedFd, name: &str) -> Result<LayerDir, ProbeError> {
-    rustix::fs::mkdirat(tmpfs, name, Mode::from_raw_mode(0o700)).map_err(ProbeError::SetUp)?;
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(tmpfs, name, flags, Mode::empty()).map_err(ProbeError::SetUp)?;
-    Ok(LayerDir::from_fd(fd, name.into()))
-}
-
-fn check_beneath(tmpfs: OwnedFd, overlay: &DetachedMount, layer: LayerDir) -> Result<(), ProbeError> {
-    let target = make_place(&tmpfs, "target")?;
+fn check_beneath(
+    stage: Stage,
+    overlay: &DetachedMount,
+    layer: &LayerDir,
+    target: &LayerDir,
+) -> Result<(), ProbeError> {
     attach(overlay, target.fd(), "target".as_ref()).map_err(ProbeError::Overlay)?;
-    let next = Tree::clone_of(&layer).map_err(ProbeError::Overlay)?.into_mount();
+    let next = Tree::clone_of(layer).map_err(ProbeError::Overlay)?.into_mount();
     let old = overlay.id().map_err(ProbeError::Beneath)?;
-    let point = MountPoint::new(tmpfs, "target".into(), "target".into());
+    let point = MountPoint::new(stage.into_fd(), "target".into(), "target".into());
     match swap(&next, &point, old).map_err(ProbeError::Beneath)? {
         Unmounted::Done => Ok(()),
         Unmounted::Busy | Unmounted::NotThere => Err(ProbeError::SetUp(Errno::BUSY)),

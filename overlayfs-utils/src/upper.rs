@@ -17,8 +17,9 @@ use thiserror::Error;
 
 use crate::{
     context::Context,
-    detached::{DetachedMount, LayerDir, LayersBy, Tree},
+    detached::{DetachedMount, LayerDir, LayersBy, Tree, TreeError},
     error::MountError,
+    image::{ImageError, mount_image},
 };
 
 /// The directory of a base that has what was written.
@@ -43,6 +44,12 @@ pub enum UpperError {
     /// It could not be cloned or id-mapped.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// Its image could not be mounted.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// Its image's root could not be opened.
+    #[error(transparent)]
+    Root(#[from] TreeError),
 }
 
 /// The directory that holds [`UPPER`] and [`WORK`].
@@ -52,15 +59,24 @@ pub struct UpperBase {
     dir: LayerDir,
     /// The same, detached, and id-mapped where it has to be.
     tree: Option<Tree>,
-    /// The mount that it is the root of, where that is one of its own.
-    _mount: Option<DetachedMount>,
+    /// The image that it is the root of, and its mount.
+    image: Option<(PathBuf, DetachedMount)>,
 }
 
 impl UpperBase {
-    /// A directory of the host, or the root of `mount`.
+    /// A directory of the host.
     #[must_use]
-    pub fn new(dir: LayerDir, mount: Option<DetachedMount>) -> Self {
-        Self { dir, tree: None, _mount: mount }
+    pub fn new(dir: LayerDir) -> Self {
+        Self { dir, tree: None, image: None }
+    }
+
+    /// The root of the ext4 file system in `file`, which no path of the host shows at any time.
+    ///
+    /// # Errors
+    /// [`UpperError`].
+    pub fn of_image(file: &Path) -> Result<Self, UpperError> {
+        let mount = mount_image(file, false)?;
+        Ok(Self { dir: mount.root()?, tree: None, image: Some((file.to_owned(), mount)) })
     }
 
     /// As a detached tree, so that no path of the host is shown, with owners mapped by the user namespace `users`.
@@ -87,7 +103,17 @@ impl UpperBase {
         for (path, like) in [(&upper, Some(like)), (&work, None)] {
             self.make(path, like)?;
         }
-        Ok(Upper { upper: self.open(&upper)?, work: self.open(&work)? })
+        let own = match &self.image {
+            // It is attached for one overlay, and cannot be for another one.
+            Some((file, _)) if self.tree.is_none() => Some(mount_image(file, false)?),
+            _ => None,
+        };
+        let at = match (&own, &self.tree) {
+            (Some(mount), _) => mount.fd(),
+            (None, Some(tree)) => tree.fd(),
+            (None, None) => self.dir.fd(),
+        };
+        Ok(Upper { upper: self.open(at, &upper)?, work: self.open(at, &work)?, own })
     }
 
     fn failed(&self, step: &'static str, path: &Path) -> impl FnOnce(Errno) -> UpperError + use<> {
@@ -115,8 +141,7 @@ impl UpperBase {
         Ok(())
     }
 
-    fn open(&self, path: &Path) -> Result<LayerDir, UpperError> {
-        let at = self.tree.as_ref().map_or(self.dir.fd(), Tree::fd);
+    fn open(&self, at: BorrowedFd<'_>, path: &Path) -> Result<LayerDir, UpperError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
         match rustix::fs::openat2(at, path, flags, Mode::empty(), resolve) {
@@ -145,9 +170,15 @@ fn copy_root(like: &LayerDir, made: &LayerDir) -> Result<(), Errno> {
 pub struct Upper {
     upper: LayerDir,
     work: LayerDir,
+    own: Option<DetachedMount>,
 }
 
 impl Upper {
+    /// The mount that both are on, attached nowhere.
+    pub(crate) fn own_mount(&self) -> Option<&DetachedMount> {
+        self.own.as_ref()
+    }
+
     /// Tells an overlay's context of it. The options are those under which the layers below may change between two mounts
     /// (Linux `Documentation/filesystems/overlayfs.rst`, "Changes to underlying filesystems"), and under which an upper
     /// directory is a layer like any other: every file whole, every directory at its own name.

@@ -30,7 +30,7 @@ fn writable(dir: &Path, layer: &Path, base: &UpperBase, by: LayersBy, target: &s
 }
 
 fn base(path: &Path) -> UpperBase {
-    UpperBase::new(LayerDir::open(&tree(path, &[])).unwrap(), None)
+    UpperBase::new(LayerDir::open(&tree(path, &[])).unwrap())
 }
 
 #[test]
@@ -131,8 +131,7 @@ fn privileged_an_image_bounds_what_is_written() {
         fs::File::create(&file).unwrap().set_len(8 << 20).unwrap();
         assert!(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&file).status().unwrap().success());
         let layer = tree(&dir.join("layer"), &[("a", "1")]);
-        let mount = mount_image(&file, false).unwrap();
-        let base = UpperBase::new(mount.root().unwrap(), Some(mount)).detached(None).unwrap();
+        let base = UpperBase::of_image(&file).unwrap().detached(None).unwrap();
         writable(dir, &layer, &base, LayersBy::Descriptor, "/t");
         drop(base);
         let full = fs::write(dir.join("t/big"), vec![1; 16 << 20]).unwrap_err();

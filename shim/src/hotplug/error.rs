@@ -3,8 +3,8 @@
 use std::{io, path::PathBuf};
 
 use overlayfs_utils::{
-    ContainerPath, ImageError, MountError, NamespaceError, PinError, PlanError, ProbeError, ResolveError,
-    TreeError, UpperError, UserNamespaceError,
+    ContainerPath, MountError, NamespaceError, PinError, PlanError, ProbeError, ResolveError, TreeError,
+    UpperError, UserNamespaceError,
 };
 use thiserror::Error;
 
@@ -128,9 +128,6 @@ pub enum EngineError {
     /// The directory for what is written could not be made or opened.
     #[error("what is written has no place")]
     Upper(#[from] UpperError),
-    /// Its image could not be mounted.
-    #[error("what is written has no place")]
-    Image(#[from] ImageError),
     /// The owners of what is written could not be mapped.
     #[error("the owners of what is written cannot be mapped")]
     UserNamespace(#[from] UserNamespaceError),

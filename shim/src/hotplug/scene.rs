@@ -9,7 +9,7 @@ use std::{
 
 use overlayfs_utils::{
     ContainerPath, ContainerRoot, DetachedMount, LayerDir, MountEntry, MountId, MountTable, PinnedTask,
-    ResolveError, Resolved, SuperBlock, mount_at,
+    ResolveError, SuperBlock, mount_at,
 };
 use rustix::fs::{Mode as FileMode, OFlags};
 
@@ -18,15 +18,11 @@ use super::{
     error::EngineError,
     journal::{Init, Journal, Mounted, Record},
     kernel::Kernel,
-    model::InvalidRequest,
     plan::{Place, Seen, There},
 };
 
 /// The directory in the bundle that overlays of one layer get as their second.
 const EMPTY: &str = "capsule-empty";
-/// The directory in the bundle where the image of what is written is mounted while an overlay is made, on kernels that take
-/// no detached mount for a layer.
-const STAGE: &str = "/capsule-stage";
 
 /// Mounts, attached nowhere, of the filesystems that drain.
 ///
@@ -95,18 +91,6 @@ impl Scene {
             }
             _ => Ok(LayerDir::open(&path)?),
         }
-    }
-
-    /// A place of the host's for a mount that stays for a moment, made when it is not there.
-    ///
-    /// # Errors
-    /// [`EngineError`].
-    pub fn stage(&self) -> Result<(Resolved, PathBuf), EngineError> {
-        let root = ContainerRoot::open(&self.bundle)
-            .map_err(|e| EngineError::Rootfs { path: self.bundle.clone(), source: e.into() })?;
-        let path = ContainerPath::parse(STAGE).map_err(InvalidRequest::from)?;
-        let (dir, _) = root.make_dirs(&path)?;
-        Ok((dir, self.bundle.join(STAGE.trim_start_matches('/'))))
     }
 
     /// A directory of the container's root file system, opened to be a union's lower layer.

@@ -204,7 +204,6 @@ fn code(error: &EngineError) -> Code {
         | EngineError::Journal(_)
         | EngineError::Users(_)
         | EngineError::Upper(_)
-        | EngineError::Image(_)
         | EngineError::UserNamespace(_)
         | EngineError::Empty { .. } => Code::INTERNAL,
     }

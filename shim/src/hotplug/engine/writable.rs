@@ -2,10 +2,7 @@
 
 use std::{os::fd::AsFd, path::Path};
 
-use overlayfs_utils::{
-    DetachedMount, IdMapping, LayerDir, LayersBy, PlanError, Upper, UpperBase, attach, dissolve, mount_image,
-    new_user_namespace,
-};
+use overlayfs_utils::{IdMapping, LayerDir, LayersBy, PlanError, Upper, UpperBase, new_user_namespace};
 use rustix::io::Errno;
 
 use crate::hotplug::{error::EngineError, model::UpperPlace, plan::Planned, scene::Scene};
@@ -14,39 +11,15 @@ use crate::hotplug::{error::EngineError, model::UpperPlace, plan::Planned, scene
 #[derive(Debug)]
 pub(super) struct Writable {
     base: UpperBase,
-    _staged: Option<Staged>,
-}
-
-/// A mount that is attached on the host for as long as this is there: older kernels find a layer by its path alone.
-#[derive(Debug)]
-struct Staged(DetachedMount);
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        // Overlays that were made meanwhile have a mount of their own of it.
-        if let Err(error) = dissolve(&self.0) {
-            log::warn!("what is written stays mounted on the host: {error}");
-        }
-    }
 }
 
 impl Writable {
     pub(super) fn open(scene: &Scene, place: &UpperPlace) -> Result<Self, EngineError> {
         let by = scene.kernel.layers_by()?;
         let mappings = scene.task.id_mappings()?;
-        let (base, staged) = match place {
-            UpperPlace::Directory(path) => (UpperBase::new(LayerDir::open(path)?, None), None),
-            UpperPlace::Image(path) => {
-                let mount = mount_image(path, false)?;
-                if by == LayersBy::Descriptor {
-                    (UpperBase::new(mount.root()?, Some(mount)), None)
-                } else {
-                    let (dir, path) = scene.stage()?;
-                    attach(&mount, dir.fd(), &path)?;
-                    let staged = Staged(mount);
-                    (UpperBase::new(LayerDir::open(&path)?, None), Some(staged))
-                }
-            }
+        let base = match place {
+            UpperPlace::Directory(path) => UpperBase::new(LayerDir::open(path)?),
+            UpperPlace::Image(path) => UpperBase::of_image(path)?,
         };
         let base = match (by, mappings) {
             (LayersBy::Descriptor, mappings) => detached(base, mappings)?,
@@ -54,7 +27,7 @@ impl Writable {
             // What the container's root writes would be refused to it, or be another's in the next container.
             (_, Some(_)) => return Err(EngineError::Owners),
         };
-        Ok(Self { base, _staged: staged })
+        Ok(Self { base })
     }
 
     /// The upper directory of one planned place, made when it is not there.
