@@ -21,6 +21,7 @@ mod tree;
 pub use pool::Fresh;
 pub use staged::Staged;
 pub use suitable::UnsuitableRoot;
+pub(crate) use tree::remove as remove_tree;
 
 use std::{
     collections::HashSet,

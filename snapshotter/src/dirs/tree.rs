@@ -5,7 +5,10 @@ use std::{collections::HashSet, ffi::CString, io, path::Path};
 
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
-    fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, openat, renameat, statat, unlinkat},
+    fs::{
+        AtFlags, CWD, Dir, FileType, IFlags, Mode, OFlags, Stat, fstat, ioctl_getflags, ioctl_setflags,
+        openat, renameat, statat, unlinkat,
+    },
     io::Errno,
 };
 
@@ -112,18 +115,19 @@ impl Measured {
     }
 }
 
-/// Removes a directory with all that is in it. That it is not there is a success.
+/// Removes a directory with all that is in it. That it is not there is a success. One thing that cannot be removed keeps
+/// nothing else.
 ///
 /// Deeper than [`DEPTH`], directories are moved to the top first, so a tree of any depth is removed with few
-/// descriptors and a shallow stack.
-pub(super) fn remove(root: &Path) -> io::Result<()> {
+/// descriptors and a shallow stack. What its container has marked as not to be changed (chattr(1), `i` and `a`) is unmarked.
+pub(crate) fn remove(root: &Path) -> io::Result<()> {
     let top = match open_directory(CWD, root) {
         Ok(top) => top,
         Err(Errno::NOENT) => return Ok(()),
         Err(Errno::NOTDIR | Errno::LOOP) => return Ok(unlinkat(CWD, root, AtFlags::empty())?),
         Err(errno) => return Err(errno.into()),
     };
-    let mut removal = Removal { top: top.as_fd(), moved: 0 };
+    let mut removal = Removal { top: top.as_fd(), moved: 0, failed: None };
     loop {
         let before = removal.moved;
         removal.empty(removal.top, 0)?;
@@ -131,7 +135,17 @@ pub(super) fn remove(root: &Path) -> io::Result<()> {
             break;
         }
     }
-    Ok(gone(unlinkat(CWD, root, AtFlags::REMOVEDIR))?)
+    if let Some(errno) = removal.failed {
+        return Err(errno.into());
+    }
+    let removed = match unlinkat(CWD, root, AtFlags::REMOVEDIR) {
+        Err(Errno::PERM) => {
+            unmark(top.as_fd());
+            unlinkat(CWD, root, AtFlags::REMOVEDIR)
+        }
+        removed => removed,
+    };
+    Ok(gone(removed)?)
 }
 
 /// That something is not there (any more) is a success: another capsuled, which this one was taken over from or by, may
@@ -140,19 +154,57 @@ fn gone(result: rustix::io::Result<()>) -> rustix::io::Result<()> {
     result.or_else(|errno| if errno == Errno::NOENT { Ok(()) } else { Err(errno) })
 }
 
+/// Lets a file or directory be changed again. Nothing where the file system has no such marks.
+fn unmark(file: BorrowedFd<'_>) {
+    let marks = IFlags::IMMUTABLE | IFlags::APPEND;
+    if let Ok(flags) = ioctl_getflags(file)
+        && flags.intersects(marks)
+    {
+        ioctl_setflags(file, flags - marks).ok();
+    }
+}
+
+/// Does what the marks of `name` or of the directory that it is in may forbid, and once more without them.
+fn insist(
+    directory: BorrowedFd<'_>,
+    name: &CString,
+    change: impl Fn() -> rustix::io::Result<()>,
+) -> rustix::io::Result<()> {
+    match change() {
+        Err(Errno::PERM) => {}
+        done => return done,
+    }
+    unmark(directory);
+    let is_marked = |kind| matches!(kind, FileType::RegularFile | FileType::Directory);
+    // Nothing else is opened: a device is one of the node's.
+    if let Ok(stat) = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
+        && is_marked(FileType::from_raw_mode(stat.st_mode))
+    {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        if let Ok(file) = openat(directory, name, flags, Mode::empty()) {
+            unmark(file.as_fd());
+        }
+    }
+    change()
+}
+
 struct Removal<'a> {
     top: BorrowedFd<'a>,
     /// How many directories were moved to the top.
     moved: u64,
+    /// Why the first thing that stays does.
+    failed: Option<Errno>,
 }
 
 impl Removal<'_> {
     fn empty(&mut self, directory: BorrowedFd<'_>, depth: usize) -> rustix::io::Result<()> {
         for name in read_names(directory)? {
-            match unlinkat(directory, &name, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(Errno::ISDIR) => self.remove_directory(directory, &name, depth)?,
-                Err(errno) => return Err(errno),
+            let removed = match insist(directory, &name, || unlinkat(directory, &name, AtFlags::empty())) {
+                Err(Errno::ISDIR) => self.remove_directory(directory, &name, depth),
+                done => gone(done),
+            };
+            if let Err(errno) = removed {
+                self.failed.get_or_insert(errno);
             }
         }
         Ok(())
@@ -165,10 +217,10 @@ impl Removal<'_> {
         depth: usize,
     ) -> rustix::io::Result<()> {
         // Most are empty: those of containers that wrote nothing, and the work directories.
-        match unlinkat(parent, name, AtFlags::REMOVEDIR) {
+        let remove = || insist(parent, name, || unlinkat(parent, name, AtFlags::REMOVEDIR));
+        match remove() {
             Err(Errno::NOTEMPTY | Errno::EXIST) => {}
-            Err(Errno::NOENT) => return Ok(()),
-            done => return done,
+            done => return gone(done),
         }
         if depth == DEPTH {
             return self.move_to_top(parent, name);
@@ -178,15 +230,23 @@ impl Removal<'_> {
             opened => opened?,
         };
         self.empty(directory.as_fd(), depth + 1)?;
-        gone(unlinkat(parent, name, AtFlags::REMOVEDIR))
+        match remove() {
+            // What is left in it has said why.
+            Err(Errno::NOTEMPTY | Errno::EXIST) if self.failed.is_some() => Ok(()),
+            done => gone(done),
+        }
     }
 
     fn move_to_top(&mut self, parent: BorrowedFd<'_>, name: &CString) -> rustix::io::Result<()> {
         loop {
-            self.moved += 1;
-            let free = format!("deep-{}", self.moved);
-            match renameat(parent, name, self.top, &free) {
-                Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => {} // the container chose that name too
+            let free = format!("deep-{}", self.moved + 1);
+            match insist(parent, name, || renameat(parent, name, self.top, &free)) {
+                // The container chose that name too.
+                Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => self.moved += 1,
+                Ok(()) => {
+                    self.moved += 1;
+                    return Ok(());
+                }
                 done => return gone(done),
             }
         }
@@ -236,6 +296,57 @@ mod tests {
         assert_eq!(measure(&tree).unwrap().inodes, 5003);
         remove(&tree).unwrap();
         assert!(!tree.exists());
+    }
+
+    /// Of a container that may set attributes.
+    #[test]
+    fn privileged_what_must_not_be_changed_goes_too_and_nothing_holds_up_the_rest() {
+        use rustix::fs::IFlags;
+        let root = tempfile::tempdir().unwrap();
+        let tree = root.path().join("tree");
+        fs::create_dir_all(tree.join("a/sub")).unwrap();
+        make_deep(&tree.join("a/sub"), 70);
+        let deep = tree.join(format!("a/sub{}", "/d".repeat(60)));
+        for file in ["a/immutable", "a/sub/append", "z"] {
+            fs::write(tree.join(file), "").unwrap();
+        }
+        let set = |path: &Path, flags| {
+            ioctl_setflags(File::open(path).unwrap(), flags).expect("run this as root");
+        };
+        for (path, flags) in [
+            ("a/immutable", IFlags::IMMUTABLE),
+            ("a/sub/append", IFlags::APPEND),
+            ("a/sub", IFlags::APPEND),
+            ("a", IFlags::IMMUTABLE),
+        ] {
+            set(&tree.join(path), flags);
+        }
+        set(&deep, IFlags::IMMUTABLE);
+        set(&tree, IFlags::APPEND);
+        remove(&tree).unwrap();
+        assert!(!tree.exists());
+    }
+
+    #[test]
+    fn privileged_what_cannot_be_removed_holds_up_nothing_else() {
+        let root = tempfile::tempdir().unwrap();
+        let tree = root.path().join("tree");
+        fs::create_dir_all(tree.join("a/busy")).unwrap();
+        let files = (0..20).flat_map(|n| [format!("a/{n}"), format!("{n}")]);
+        files.for_each(|file| fs::write(tree.join(file), "").unwrap());
+        overlayfs_utils::in_new_mount_namespace(|| {
+            use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+            mount("tmpfs", tree.join("a/busy"), "tmpfs", MountFlags::empty(), None)
+                .expect("run this as root");
+            fs::write(tree.join("a/busy/kept"), "").unwrap();
+            let refused = remove(&tree).unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(Errno::BUSY.raw_os_error()), "{refused}");
+        })
+        .unwrap();
+        let left = |path| fs::read_dir(path).unwrap().count();
+        assert_eq!((left(tree.clone()), left(tree.join("a"))), (1, 1));
+        remove(&tree).unwrap();
     }
 
     #[test]

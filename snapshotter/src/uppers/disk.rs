@@ -18,6 +18,7 @@ use super::{
     model::{About, FORMAT, Place, UpperName},
     uses::Key,
 };
+use crate::dirs::remove_tree;
 
 const OWN: &str = "attachments";
 const NAMED: &str = "uppers";
@@ -38,7 +39,7 @@ fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> UpperErr
 }
 
 impl Disk {
-    /// The directories below `root`, made when they are not there, without what a crash left of others.
+    /// The directories below `root`, made when they are not there.
     ///
     /// # Errors
     /// [`UpperError::Disk`].
@@ -46,17 +47,25 @@ impl Disk {
         let this = Self { root: root.to_owned() };
         for folder in [OWN, NAMED].map(|name| root.join(name)) {
             DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed("make", &folder))?;
+        }
+        Ok(this)
+    }
+
+    /// What a crash left, to be removed. To be asked before anything is made.
+    ///
+    /// # Errors
+    /// [`UpperError::Disk`].
+    pub fn leftovers(&self) -> Result<Vec<Retired>, UpperError> {
+        let mut left = Vec::new();
+        for folder in [OWN, NAMED].map(|name| self.root.join(name)) {
             for entry in fs::read_dir(&folder).map_err(failed("read", &folder))?.flatten() {
                 let name = entry.file_name();
                 if name.to_str().is_some_and(|name| name.starts_with(NEW) || name.starts_with(GONE)) {
-                    // What a container has made may resist: it stays, and nobody else has to wait for it.
-                    if let Err(error) = fs::remove_dir_all(entry.path()) {
-                        tracing::warn!(%error, path = %entry.path().display(), "what is to be removed stays");
-                    }
+                    left.push(Retired(entry.path()));
                 }
             }
         }
-        Ok(this)
+        Ok(left)
     }
 
     /// The root.
@@ -115,7 +124,7 @@ impl Disk {
         let made = self.fill(&new, about).and_then(|()| rename(&new, &path));
         if made.is_err() {
             // What stays goes at the next start.
-            fs::remove_dir_all(&new).ok();
+            remove_tree(&new).ok();
         }
         made
     }
@@ -220,9 +229,9 @@ impl Retired {
     /// Removes it. There may be millions of files.
     ///
     /// # Errors
-    /// [`UpperError::Disk`].
+    /// [`UpperError::Disk`]; then it goes at the next start.
     pub fn remove(self) -> Result<(), UpperError> {
-        fs::remove_dir_all(&self.0).map_err(failed("remove", &self.0))
+        remove_tree(&self.0).map_err(failed("remove", &self.0))
     }
 }
 
@@ -282,6 +291,8 @@ fn sync(dir: &Path) -> Result<(), UpperError> {
 mod tests {
     use std::time::SystemTime;
 
+    use rustix::fs::{Mode, OFlags};
+
     use super::*;
     use crate::capsules::model::Digest;
 
@@ -311,6 +322,9 @@ mod tests {
         }
         let disk = Disk::open(root.path()).unwrap();
         assert_eq!(disk.list().unwrap(), std::slice::from_ref(&own));
+        for one in disk.leftovers().unwrap() {
+            one.remove().unwrap();
+        }
         assert_eq!(fs::read_dir(root.path().join("attachments")).unwrap().count(), 1);
         let name: UpperName = "notes".parse().unwrap();
         for _ in 0..2 {
@@ -323,6 +337,32 @@ mod tests {
             disk.remove(&Key::Named(name.clone()), "x").unwrap();
         }
         assert_eq!(disk.list().unwrap(), [Key::Own("2".into())]);
+    }
+
+    /// Deeper than descriptors and the stack last.
+    fn scribble(below: &Path, depth: usize) {
+        let mut here = File::from(rustix::fs::open(below, OFlags::DIRECTORY, Mode::empty()).unwrap());
+        for _ in 0..depth {
+            rustix::fs::mkdirat(&here, "d", Mode::RWXU).unwrap();
+            here = rustix::fs::openat(&here, "d", OFlags::DIRECTORY, Mode::empty()).unwrap().into();
+        }
+    }
+
+    #[test]
+    fn a_tree_of_any_depth_goes_at_once_and_after_a_crash() {
+        let root = tempfile::tempdir().unwrap();
+        let disk = Disk::open(root.path()).unwrap();
+        let own = Key::Own("1".into());
+        disk.make(&own, &about("1", None)).unwrap();
+        scribble(&disk.path(&own), 15_000);
+        disk.remove(&own, "1").unwrap();
+        let left = root.path().join("attachments/.gone-2");
+        fs::create_dir(&left).unwrap();
+        scribble(&left, 1_100);
+        for one in disk.leftovers().unwrap() {
+            one.remove().unwrap();
+        }
+        assert_eq!(fs::read_dir(root.path().join("attachments")).unwrap().count(), 0);
     }
 
     #[test]

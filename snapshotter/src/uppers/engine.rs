@@ -56,6 +56,7 @@ impl Uppers {
     /// [`UpperError::Disk`].
     pub fn open(root: &Path, size: u64, recorded: &BTreeMap<String, Attachment>) -> Result<Self, UpperError> {
         let disk = Disk::open(root)?;
+        remove_in_background(disk.leftovers()?.into_iter().map(Ok).collect());
         let mut uses = Uses::default();
         for attachment in recorded.values() {
             if let Some(key) = key(attachment)
@@ -260,17 +261,7 @@ impl Uppers {
         let retire = |key: Key| self.disk.retire(&key, &fresh_id()).transpose();
         let gone: Vec<_> = uses.free().into_iter().filter_map(retire).collect();
         drop(uses);
-        if gone.is_empty() {
-            return;
-        }
-        std::thread::spawn(move || {
-            for one in gone {
-                if let Err(error) = one.and_then(Retired::remove) {
-                    let error: &dyn std::error::Error = &error;
-                    tracing::warn!(error, "what an attachment has written stays until the next start");
-                }
-            }
-        });
+        remove_in_background(gone);
     }
 
     /// All that have names, in their order.
@@ -326,6 +317,26 @@ impl Uppers {
         let whose = self.uses().read(&key);
         let place = self.disk.place(&key);
         Ok(Reading::new(self.clone(), key, whose, place))
+    }
+}
+
+/// On a thread of its own: there may be millions of files, and nobody is to wait for them.
+fn remove_in_background(gone: Vec<Result<Retired, UpperError>>) {
+    let stays = |error: &(dyn std::error::Error + 'static)| {
+        tracing::warn!(error, "what an attachment has written stays until the next start");
+    };
+    if gone.is_empty() {
+        return;
+    }
+    let removing = std::thread::Builder::new().name("remove".to_owned()).spawn(move || {
+        for one in gone {
+            if let Err(error) = one.and_then(Retired::remove) {
+                stays(&error);
+            }
+        }
+    });
+    if let Err(error) = removing {
+        stays(&error);
     }
 }
 
