@@ -139,6 +139,7 @@ fn wire_attachment(attached: Attached) -> wire::Attachment {
         mode: mode.into(),
         mount_points: record.mounts.into_iter().map(|m| m.path.into()).collect(),
         mounted,
+        writable: record.spec.upper.is_some(),
         ..Default::default()
     }
 }

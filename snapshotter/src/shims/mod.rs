@@ -65,6 +65,17 @@ pub enum ShimError {
         /// Why.
         reason: String,
     },
+    /// It is of a release that knows of no upper directories, and has attached without one.
+    #[error(
+        "the shim of {container} is older than this capsuled and attaches read-only: recreate the container, or attach read-only{}",
+        if *undone { "" } else { "; what it has attached stays" }
+    )]
+    ReadOnly {
+        /// The container.
+        container: ContainerKey,
+        /// It is detached again.
+        undone: bool,
+    },
     /// It answered that it cannot, having changed nothing.
     #[error("{message}")]
     Refused {
@@ -171,6 +182,9 @@ impl Shims {
     }
 
     /// Mounts the attachment's current content.
+    ///
+    /// # Errors
+    /// [`ShimError`].
     pub async fn attach(&self, attachment: &Attachment) -> Result<(), ShimError> {
         let mut request = AttachRequest::new();
         request.container_id = attachment.container.id.clone();
@@ -183,10 +197,17 @@ impl Shims {
         }
         .into();
         request.upper = attachment.upper.as_ref().map(wire_upper).into();
-        self.call(&attachment.container, request, |client, request| async move {
-            client.attach(context(), &request).await.map(drop)
-        })
-        .await
+        let reply = self
+            .call(&attachment.container, request, |client, request| async move {
+                client.attach(context(), &request).await
+            })
+            .await?;
+        if attachment.upper.is_none() || reply.attachment.writable {
+            return Ok(());
+        }
+        // Whoever is told that it is writable would find out by an error, much later.
+        let undone = matches!(self.detach(attachment, true).await, Ok((true, _)));
+        Err(ShimError::ReadOnly { container: attachment.container.clone(), undone })
     }
 
     /// Puts `content` in the place of what the attachment has mounted.

@@ -173,7 +173,13 @@ fn privileged_the_service_answers_on_a_socket_of_roots_own() {
                 attachment_id: "a".into(),
                 ..Default::default()
             };
-            assert!(client.detach(context, &detach).await.unwrap().detached);
+            assert!(client.detach(context.clone(), &detach).await.unwrap().detached);
+            // Asked for, and so said: an older shim would say nothing of it.
+            assert!(!attached.writable);
+            request.container_id = "c".into();
+            request.upper.mut_or_insert_default().set_directory(dir.to_string_lossy().into_owned());
+            let attached = client.attach(context, &request).await.unwrap().attachment.unwrap();
+            assert!(attached.writable);
         });
     });
 }

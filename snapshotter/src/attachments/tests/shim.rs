@@ -17,6 +17,8 @@ pub(super) struct FakeState {
     pub(super) draining: BTreeMap<String, wire::AttachRequest>,
     /// Attachments that somebody else has unmounted.
     pub(super) unmounted: Vec<String>,
+    /// It knows of no upper directories.
+    pub(super) old: bool,
 }
 
 #[derive(Clone, Default)]
@@ -56,12 +58,14 @@ impl Hotplug for FakeShim {
         let mut state =
             self.call(format!("attach {}@{}", request.content.capsule, request.content.version))?;
         let call = format!("attach {}@{}", request.content.capsule, request.content.version);
+        let mut reply = wire::AttachResponse::new();
+        reply.attachment.mut_or_insert_default().writable = request.upper.is_some() && !state.old;
         state.mounted.insert(request.attachment_id.clone(), request);
         if state.late.contains(&call) {
             let status = ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, "timeout".to_owned());
             return Err(ttrpc::Error::RpcStatus(status));
         }
-        Ok(wire::AttachResponse::new())
+        Ok(reply)
     }
 
     async fn replace(

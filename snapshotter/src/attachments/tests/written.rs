@@ -118,6 +118,20 @@ async fn an_attach_that_fails_leaves_nothing() {
     node.write_to("tzdata@1", Some("notes")).await.unwrap();
 }
 
+/// It mounts read-only, and says nothing of it.
+#[tokio::test]
+async fn a_shim_that_knows_of_no_upper_directories_is_refused() {
+    let node = TestNode::start().await;
+    node.shim.0.lock().unwrap().old = true;
+    let refused = node.write_to("tzdata@1", None).await.unwrap_err();
+    let text =
+        "the shim of default/c1 is older than this capsuled and attaches read-only: recreate the container";
+    assert!(refused.to_string().contains(text), "{refused}");
+    assert_eq!((node.shim.mounted(), node.own(0).await), (vec![], vec![]));
+    assert_eq!(node.durable().await, []);
+    node.engine.attach(&wanted(), &[spec("tzdata@1")]).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_crash_in_a_detach_keeps_what_was_to_be_kept() {
     // Unmounted, or unmounted and renamed.
