@@ -155,6 +155,7 @@ impl From<UpperError> for Status {
             | UpperError::OtherCapsule { .. }
             | UpperError::OtherSize { .. }
             | UpperError::WhiteoutName(_)
+            | UpperError::LongPath(_)
             | UpperError::Nothing => Code::FailedPrecondition,
             UpperError::DiskFull { .. } => Code::ResourceExhausted,
             UpperError::Changed(_) => Code::Aborted,

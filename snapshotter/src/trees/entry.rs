@@ -51,6 +51,8 @@ pub struct Entry {
     pub gid: u32,
     /// Seconds since 1970, and nanoseconds.
     pub mtime: (i64, u32),
+    /// When anything of it was changed last, as `mtime`: nobody can set it. No part of the tree.
+    pub ctime: (i64, u32),
     /// Neither overlayfs's own nor security labels.
     pub xattrs: Attributes,
     /// Device and inode number on the node: equal inodes are equal files.

@@ -300,13 +300,15 @@ pub(super) fn child(parent: &[u8], name: &[u8]) -> Vec<u8> {
 }
 
 fn entry(path: Vec<u8>, kind: Kind, stat: &Stat, xattrs: Attributes) -> Entry {
+    let nanoseconds = |number| u32::try_from(number).unwrap_or_default();
     Entry {
         path,
         kind,
         mode: stat.st_mode & 0o7777,
         uid: stat.st_uid,
         gid: stat.st_gid,
-        mtime: (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or_default()),
+        mtime: (stat.st_mtime, nanoseconds(stat.st_mtime_nsec)),
+        ctime: (stat.st_ctime, nanoseconds(stat.st_ctime_nsec)),
         xattrs,
         inode: (stat.st_dev, stat.st_ino),
         sha256: None,

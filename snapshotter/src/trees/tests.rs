@@ -25,6 +25,7 @@ fn entry(name: &str, kind: Kind) -> Entry {
         uid: 0,
         gid: 0,
         mtime: (0, 0),
+        ctime: (0, 0),
         xattrs: Attributes::new(),
         inode: (0, 0),
         sha256: None,
@@ -188,7 +189,7 @@ fn make(root: &Path, entries: &[(String, Made)], opaque_root: bool) {
 
 /// What of an entry does not depend on where it is stored.
 fn seen(entry: Entry) -> (Vec<u8>, Entry) {
-    (entry.path.clone(), Entry { inode: (0, 0), ..entry })
+    (entry.path.clone(), Entry { inode: (0, 0), ctime: (0, 0), ..entry })
 }
 
 fn read(layers: &Layers, top: &[usize]) -> Vec<(Vec<u8>, Entry)> {

@@ -253,8 +253,9 @@ fn make_image(path: &Path, size: u64) -> Result<(), UpperError> {
     }
     let made = Command::new("mkfs.ext4")
         // Nothing is kept back for root. All is written now: what the kernel zeroes later it gives back to the disk (loop
-        // devices punch holes), and then it is reserved no more.
-        .args(["-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard"])
+        // devices punch holes), and then it is reserved no more. Smaller inodes have times in seconds, by which a publish
+        // could not tell what was written to.
+        .args(["-q", "-F", "-m", "0", "-I", "256", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard"])
         .arg(path)
         .output();
     let reason = match made {

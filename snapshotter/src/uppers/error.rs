@@ -98,6 +98,9 @@ pub enum UpperError {
         "{0} would not be a file in an image: names that begin with .wh. delete files of the version below; rename it"
     )]
     WhiteoutName(String),
+    /// No program that unpacks images makes it.
+    #[error("{0}… is longer than a path in an image can be (4096 bytes): move or remove it")]
+    LongPath(String),
     /// It never stood still.
     #[error("{0}: stop what writes to it, or pause the container while it is published")]
     Changed(String),

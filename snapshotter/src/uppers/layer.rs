@@ -8,8 +8,11 @@
 use std::{
     collections::HashMap,
     io::{self, Read, Write},
+    thread::sleep,
+    time::{Duration, SystemTime},
 };
 
+use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
 use super::UpperError;
@@ -19,6 +22,11 @@ use crate::trees::{Attributes, Entry, Item, Kind, Layers, TreeError, open_file, 
 const NAME_LENGTH: usize = 100;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
+/// Longer than the kernel goes without looking at its clock (`CONFIG_HZ`): before Linux 6.13 all that is written in that time
+/// is written at the same time.
+const TICK: Duration = Duration::from_millis(20);
+/// How much of a path a message says.
+const SHOWN: usize = 160;
 
 /// Why there is no layer.
 #[derive(Debug)]
@@ -37,6 +45,11 @@ impl From<TreeError> for Broken {
             // Listed a moment ago.
             TreeError::Read { path, source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 Self::Changed(format!("{} was removed while it was read", path.display()))
+            }
+            TreeError::Read { path, source, .. }
+                if source.raw_os_error() == Some(Errno::NAMETOOLONG.raw_os_error()) =>
+            {
+                Self::Failed(UpperError::LongPath(path.to_string_lossy().chars().take(SHOWN).collect()))
             }
             _ => Self::Failed(error.into()),
         }
@@ -76,9 +89,10 @@ impl Seen {
         match item {
             Item::Whiteout(path) => self.0.update([b"w", path.as_slice(), b"\0"].concat()),
             Item::Entry { entry, opaque } => {
-                let Entry { path, kind, mode, uid, gid, mtime, inode, .. } = entry;
+                let Entry { path, kind, mode, uid, gid, mtime, ctime, inode, .. } = entry;
                 self.0.update([path.as_slice(), b"\0"].concat());
-                self.0.update(format!("{kind:?} {mode} {uid} {gid} {mtime:?} {inode:?} {opaque}\n"));
+                self.0
+                    .update(format!("{kind:?} {mode} {uid} {gid} {mtime:?} {ctime:?} {inode:?} {opaque}\n"));
             }
         }
     }
@@ -86,6 +100,15 @@ impl Seen {
     fn sum(self) -> [u8; 32] {
         self.0.finalize().into()
     }
+}
+
+/// How long it takes until a write changes the time of a file that was changed at `ctime`, if it does not do so now. A clock that
+/// was set back makes it another time anyway.
+fn rest(ctime: (i64, u32), now: SystemTime) -> Option<Duration> {
+    let since = now.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    let changed = Duration::new(u64::try_from(ctime.0).ok()?, ctime.1);
+    let rest = (changed + TICK).checked_sub(since)?;
+    (!rest.is_zero() && rest < Duration::from_secs(1)).then_some(rest)
 }
 
 struct Writing<'a> {
@@ -126,6 +149,9 @@ impl Writing<'_> {
             return self.member(tar, &mut member, io::empty());
         }
         self.links.insert(entry.inode, entry.path.clone());
+        if let Some(rest) = rest(entry.ctime, SystemTime::now()) {
+            sleep(rest);
+        }
         let file = open_file(self.layers, self.layer, &entry.path)?;
         let mut exact = Exact { file: file.take(size), left: size };
         self.member(tar, &mut member, &mut exact)?;

@@ -4,9 +4,10 @@ use std::{
     io::Cursor,
     os::unix::fs::{MetadataExt, symlink},
     path::Path,
+    time::{Duration, SystemTime},
 };
 
-use rustix::fs::{CWD, FileType, Mode, XattrFlags, mknodat, setxattr};
+use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags, mknodat, setxattr};
 
 use super::*;
 
@@ -109,6 +110,7 @@ fn owners_and_times_of_any_size_are_kept() {
         uid: u32::MAX - 2,
         gid: 3_000_000,
         mtime: (-1, 0),
+        ctime: (0, 0),
         xattrs: Attributes::new(),
         inode: (0, 0),
         sha256: None,
@@ -144,6 +146,66 @@ fn what_changes_meanwhile_is_noticed() {
         let broken = write_layer(&layers, number, Interfering(&path, false)).unwrap_err();
         assert!(matches!(broken, Broken::Changed(_)), "{name}: {broken:?}");
     }
+}
+
+/// What a write has changed last cannot be set back.
+#[test]
+fn a_file_whose_time_is_set_back_is_noticed() {
+    struct Rewriting<'a>(&'a Path, usize);
+    impl Write for Rewriting<'_> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let before = self.1;
+            self.1 += bytes.len();
+            if before < 2 << 20 && self.1 >= 2 << 20 {
+                let mtime = fs::metadata(self.0).unwrap().modified().unwrap();
+                fs::write(self.0, vec![b'B'; 8 << 20]).unwrap();
+                fs::File::options().write(true).open(self.0).unwrap().set_modified(mtime).unwrap();
+            }
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("big");
+    fs::write(&path, vec![b'A'; 8 << 20]).unwrap();
+    let mut layers = Layers::new(false);
+    let number = layers.add(dir.path()).unwrap();
+    let broken = write_layer(&layers, number, Rewriting(&path, 0)).unwrap_err();
+    assert!(matches!(broken, Broken::Changed(_)), "{broken:?}");
+}
+
+#[test]
+fn what_was_written_in_this_tick_is_waited_for() {
+    let at = |millis: i64| (millis / 1000, u32::try_from(millis % 1000 * 1_000_000).unwrap());
+    let now = SystemTime::UNIX_EPOCH + Duration::from_millis(100_000);
+    for (ctime, wanted) in [
+        (100_000, Some(20)),
+        (99_990, Some(10)),
+        (99_980, None),
+        (50, None),
+        (100_005, Some(25)),
+        (102_000, None),
+    ] {
+        assert_eq!(rest(at(ctime), now), wanted.map(Duration::from_millis), "{ctime}");
+    }
+}
+
+/// No image can hold it, and so the message says what.
+#[test]
+fn a_path_that_is_too_long_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut here = fs::File::open(dir.path()).unwrap();
+    for _ in 0..1500 {
+        rustix::fs::mkdirat(&here, "dd", Mode::RWXU).unwrap();
+        here = rustix::fs::openat(&here, "dd", OFlags::DIRECTORY, Mode::empty()).unwrap().into();
+    }
+    let refused = write(dir.path()).unwrap_err();
+    crate::dirs::remove_tree(&dir.path().join("dd")).unwrap();
+    let Broken::Failed(error @ UpperError::LongPath(_)) = refused else { panic!("{refused:?}") };
+    let text = error.to_string();
+    assert!(text.contains("/dd/dd/dd/") && text.contains("… is longer than") && text.len() < 300, "{text}");
 }
 
 #[test]
