@@ -28,7 +28,11 @@ struct State {
     /// Containerd namespace → containerd's name → full name.
     aliases: HashMap<String, HashMap<String, Arc<str>>>,
     /// Snapshot id → owners that hold it.
-    pins: HashMap<u64, Vec<String>>,
+    pins: HashMap<u64, Vec<Arc<str>>>,
+    /// Owner → ids of the snapshots that it holds.
+    held: HashMap<Arc<str>, Vec<u64>>,
+    /// Owner → containerd namespace of which it holds all that is committed. At a start there is one for each container.
+    all: HashMap<Arc<str>, String>,
 }
 
 /// Why [`Index::begin_remove`] refuses: who holds the snapshot.
@@ -80,8 +84,8 @@ impl Index {
     /// active snapshots are not listed here.
     pub(super) fn begin_remove(&self, name: &str, id: u64) -> Result<(), Pinned> {
         let mut state = self.lock();
-        if let Some(owner) = state.pins.get(&id).and_then(|owners| owners.first()) {
-            return Err(Pinned { owner: owner.clone() });
+        if let Some(owner) = state.owner(name, id) {
+            return Err(Pinned { owner: owner.to_string() });
         }
         state.layers.remove(name);
         if let Some((namespace, alias)) = parse_alias(name)
@@ -113,12 +117,9 @@ impl Index {
         self.lock().add_pin(id, owner);
     }
 
-    /// Pins all committed snapshots of a containerd namespace.
+    /// Pins all committed snapshots of a containerd namespace, and those that come, until [`Index::repin`] or [`Index::unpin`].
     pub(super) fn pin_all(&self, namespace: &str, owner: &str) {
-        let mut state = self.lock();
-        let named = state.aliases.get(namespace).into_iter().flat_map(HashMap::values);
-        let ids: Vec<u64> = named.filter_map(|full| state.layers.get(full)).map(|layer| layer.id).collect();
-        ids.into_iter().for_each(|id| state.add_pin(id, owner));
+        self.lock().all.insert(owner.into(), namespace.to_owned());
     }
 
     /// Lets `owner` hold `ids` and nothing else, in one step: what it held and still holds is pinned throughout.
@@ -131,7 +132,9 @@ impl Index {
     /// One who has pinned the snapshot that containerd calls `name` in `namespace`.
     pub(super) fn owner(&self, namespace: &str, name: &str) -> Option<String> {
         let state = self.lock();
-        state.pins.get(&state.resolve(namespace, name)?.id)?.first().cloned()
+        let full = state.aliases.get(namespace)?.get(name)?;
+        let id = state.layers.get(full)?.id;
+        state.owner(full, id).map(ToString::to_string)
     }
 
     /// Drops every pin of `owner`.
@@ -145,17 +148,32 @@ impl State {
         self.layers.get(self.aliases.get(namespace)?.get(name)?)
     }
 
+    /// One who holds the snapshot of this full name and id.
+    fn owner(&self, full: &str, id: u64) -> Option<&Arc<str>> {
+        let of_all = || {
+            let (namespace, _) = parse_alias(full)?;
+            self.all.iter().find(|(_, of)| *of == namespace).map(|(owner, _)| owner)
+        };
+        self.pins.get(&id).and_then(|owners| owners.first()).or_else(of_all)
+    }
+
     fn unpin(&mut self, owner: &str) {
-        self.pins.retain(|_, owners| {
-            owners.retain(|other| other != owner);
-            !owners.is_empty()
-        });
+        self.all.remove(owner);
+        for id in self.held.remove(owner).unwrap_or_default() {
+            let Some(owners) = self.pins.get_mut(&id) else { continue };
+            owners.retain(|other| &**other != owner);
+            if owners.is_empty() {
+                self.pins.remove(&id);
+            }
+        }
     }
 
     fn add_pin(&mut self, id: u64, owner: &str) {
-        let owners = self.pins.entry(id).or_default();
-        if !owners.iter().any(|other| other == owner) {
-            owners.push(owner.to_owned());
+        let owner = self.held.get_key_value(owner).map_or_else(|| owner.into(), |(known, _)| Arc::clone(known));
+        let held = self.held.entry(Arc::clone(&owner)).or_default();
+        if !held.contains(&id) {
+            held.push(id);
+            self.pins.entry(id).or_default().push(owner);
         }
     }
 }
