@@ -13,7 +13,7 @@ use tonic::service::Routes;
 
 use crate::{
     agreement,
-    attachments::{Attachments, Ledger},
+    attachments::{Attachments, Drains, Ledger},
     capsules::{Capsules, Policy, PolicyError},
     collect::Collector,
     config::Config,
@@ -84,6 +84,7 @@ impl Node {
         let feed = journal.feed(live.clone());
         // What the start finds is told, too.
         let told = feed.newest();
+        let drains = Drains::read(&live)?;
         let ledger = Ledger::new(journal.clone(), Journal::start(kept)?);
         let containerd = Containerd::new(&config.containerd.address);
         let (namespace, snapshotter) = (&config.containerd.namespace, &config.containerd.snapshotter);
@@ -96,7 +97,8 @@ impl Node {
         let uppers = Uppers::open(&config.root, config.uppers.size, &recorded)?;
         let attachments =
             Attachments::new(containerd.clone(), capsules.clone(), snapshots, ledger, uppers, &config.run)
-                .with_docker(&config.containerd.docker_namespaces);
+                .with_docker(&config.containerd.docker_namespaces)
+                .with_drains(drains);
         attachments.pin_recorded(&recorded);
         attachments.recover(recorded).await;
         let closing = watch::Sender::new(false);

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::capsulectl::{done, json, refused};
 use super::ctr::{Container, OURS, ctr};
 use super::sets::{expect, publish};
-use super::world::{World, path, with_logs};
+use super::world::{World, path, until, with_logs};
 use crate::event::Reporter;
 
 const SLEEP: [&str; 2] = ["/bin/sleep", "100000"];
@@ -35,6 +35,7 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     reporter.check("events are followed, over a restart of capsuled too", || followed(&mut world));
     reporter.check("events are told on containerd's stream", told_by_containerd);
     reporter.check("tags are told, and what they stood for before", tags_told);
+    reporter.check("what drains is told, over a restart of capsuled too", || drains_told(&mut world));
     reporter.check("what is not kept, or has not happened, is said", not_kept);
     reporter
         .check("a container has its attachments again after the node's restart", || restarted(&mut world));
@@ -115,6 +116,48 @@ fn followed(world: &mut World) -> Result<String> {
         "of lib, after the restart"
     );
     Ok(done(&["events", "--all", "--no-follow"])?.lines().last().unwrap_or_default().to_owned())
+}
+
+/// Nobody asks for anything here while it drains: capsuled follows it by itself.
+fn drains_told(world: &mut World) -> Result<String> {
+    let follower = Follower::start("capsulectl", &["events", "-o", "json", "--after", &last()?])?;
+    let shop = OURS.start("shop", &[], &SLEEP)?;
+    done(&["attach", "shop", "tool"])?;
+    done(&["attach", "shop", "lib@1"])?;
+    let uses = |file: &str| format!("exec 3<{file}; echo $$ >/user-of; exec sleep 100000");
+    let (mut began, mut pids) = (Vec::new(), Vec::new());
+    for (name, capsule) in [("one", "tool"), ("two", "lib")] {
+        shop.spawn(name, &["/bin/sh", "-c", &uses(&format!("/opt/{capsule}/version"))])?;
+        until("the user has it open", || {
+            Ok(shop.sh("look", "test -s /user-of && echo yes")?.trim() == "yes")
+        })?;
+        pids.push(shop.sh("pid", "cat /user-of; rm /user-of")?.trim().to_owned());
+    }
+    done(&["detach", "shop", "tool", "--lazy"])?;
+    done(&["upgrade", "shop", "lib"])?;
+    began.extend(follower.kinds(6)?);
+    began.sort();
+    let mut expected = [
+        "attached tool 1",
+        "attached lib 1",
+        "detached tool 1",
+        "draining tool 1",
+        "upgraded lib 2",
+        "draining lib 1",
+    ];
+    expected.sort_unstable();
+    ensure!(began == expected, "{began:?}");
+    shop.sh("let go", &format!("kill {}", pids[0]))?;
+    let drained = follower.kinds(1)?;
+    ensure!(drained == ["drained tool 1"], "{drained:?}");
+    // The last that uses it ends while capsuled is away.
+    world.kill_capsuled()?;
+    shop.sh("let go too", &format!("kill {}", pids[1]))?;
+    world.restart_capsuled()?;
+    let drained = follower.kinds(1)?;
+    ensure!(drained == ["drained lib 1"], "{drained:?}");
+    shop.remove()?;
+    Ok(expected.join(", "))
 }
 
 /// The number of the newest event.

@@ -242,6 +242,7 @@ impl Attachments {
 
     /// Keeps the snapshots of what is draining in a container, and lets go those of what was.
     pub(super) fn hold(&self, key: &ContainerKey, draining: &[Draining]) {
+        self.tell_draining(key, draining);
         let tops = draining.iter().filter_map(|content| content.layers.first()).map(PathBuf::as_path);
         self.uppers.drains(key, Some(draining.iter().map(|content| content.id.clone()).collect()));
         for top in self.snapshots.repin_layers(tops, &draining_owner(key)) {

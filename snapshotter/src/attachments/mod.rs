@@ -1,11 +1,12 @@
 //! Attachments: capsules in live containers.
 //!
-//! `controller` and `moves` (calls) with `set` (what goes together), `written` (what is written to them), `health` (whether it did), `named` and `restore` (before a container's first process) and `recovery` (after a restart) → `effects` → {`plan`, `unmet`} (pure) → `records`, `marks`,
+//! `controller` and `moves` (calls) with `set` (what goes together), `written` (what is written to them), `drains` (what left its path), `health` (whether it did), `named` and `restore` (before a container's first process) and `recovery` (after a restart) → `effects` → {`plan`, `unmet`} (pure) → `records`, `marks`,
 //! [`crate::shims`], [`crate::capsules`]. An intent is on record before its effect; the shim's all-or-nothing answer decides whether it
 //! becomes the record or is given up; what a crash leaves between is settled by asking the shim.
 
 pub mod containers;
 mod controller;
+mod drains;
 mod effects;
 mod error;
 pub mod health;
@@ -30,6 +31,7 @@ use crate::{capsules::Capsules, containerd::Containerd, shims::Shims, snapshots:
 use self::{containers::Containers, health::Checks, marks::Marks, records::Records};
 pub use self::{
     controller::{AttachSpec, Choice, Listed},
+    drains::Drains,
     error::AttachmentError,
     health::HealthCheck,
     ledger::Ledger,
@@ -50,6 +52,7 @@ pub struct Attachments {
     marks: Marks,
     checks: Checks,
     uppers: Uppers,
+    drains: Drains,
 }
 
 impl Attachments {
@@ -74,7 +77,14 @@ impl Attachments {
             marks,
             checks: Checks::new(run),
             uppers,
+            drains: Drains::default(),
         }
+    }
+
+    /// Knowing what was told to drain.
+    #[must_use]
+    pub fn with_drains(self, drains: Drains) -> Self {
+        Self { drains, ..self }
     }
 
     /// With Docker's containers in these namespaces.

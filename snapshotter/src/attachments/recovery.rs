@@ -53,6 +53,9 @@ impl Attachments {
             self.hold_all(&container);
             by_container.entry(container).or_default();
         }
+        for container in self.drains.containers() {
+            by_container.entry(container).or_default();
+        }
         self.marks.clear_but(|container| by_container.get(container).is_some_and(|all| !all.is_empty()));
         let mut settling = Vec::with_capacity(by_container.len());
         for (container, mut records) in by_container {

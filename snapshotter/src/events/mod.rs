@@ -8,5 +8,5 @@ mod publish;
 
 pub use self::{
     feed::{Feed, FeedError, Filter, Watcher},
-    model::{Event, Kind},
+    model::{Event, Kind, Place},
 };

@@ -21,6 +21,10 @@ pub enum Kind {
     RolledBack,
     /// It left its path.
     Detached,
+    /// A version left its path, and processes still use files of it.
+    Draining,
+    /// Nobody uses it any more.
+    Drained,
     /// The container's task has ended: it waits for the next one.
     Waiting,
     /// The container's next task has it again.
@@ -49,6 +53,8 @@ impl Kind {
             Self::Upgraded => "upgraded",
             Self::RolledBack => "rolled-back",
             Self::Detached => "detached",
+            Self::Draining => "draining",
+            Self::Drained => "drained",
             Self::Waiting => "waiting",
             Self::Restored => "restored",
             Self::Ended => "ended",

@@ -109,6 +109,8 @@ fn kind(kind: Kind) -> wire::EventKind {
         Kind::Upgraded => wire::EventKind::Upgraded,
         Kind::RolledBack => wire::EventKind::RolledBack,
         Kind::Detached => wire::EventKind::Detached,
+        Kind::Draining => wire::EventKind::Draining,
+        Kind::Drained => wire::EventKind::Drained,
         Kind::Waiting => wire::EventKind::Waiting,
         Kind::Restored => wire::EventKind::Restored,
         Kind::Ended => wire::EventKind::Ended,
