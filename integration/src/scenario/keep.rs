@@ -147,12 +147,12 @@ fn drains_told(world: &mut World) -> Result<String> {
     ];
     expected.sort_unstable();
     ensure!(began == expected, "{began:?}");
-    shop.sh("let go", &format!("kill {}", pids[0]))?;
+    shop.sh("end-one", &format!("kill {}", pids[0]))?;
     let drained = follower.kinds(1)?;
     ensure!(drained == ["drained tool 1"], "{drained:?}");
     // The last that uses it ends while capsuled is away.
     world.kill_capsuled()?;
-    shop.sh("let go too", &format!("kill {}", pids[1]))?;
+    shop.sh("end-two", &format!("kill {}", pids[1]))?;
     world.restart_capsuled()?;
     let drained = follower.kinds(1)?;
     ensure!(drained == ["drained lib 1"], "{drained:?}");

@@ -35,6 +35,7 @@ pub mod collect;
 pub mod ctr;
 pub mod demo;
 pub mod docker;
+pub mod docs;
 pub mod errors;
 pub mod idmapped;
 pub mod images;
@@ -104,6 +105,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "versions" => versions::run(reporter),
         "upgrade" => upgrade::take_over(reporter, 50),
         "upgrade-systemd" => upgrade::systemd(reporter, 10),
+        _ if name.starts_with("docs-") => docs::run(reporter, name.trim_start_matches("docs-")),
         _ => match runtime::Choice::parse(name) {
             Some(choice) if name.starts_with("rootless") => {
                 choice?;

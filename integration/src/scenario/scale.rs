@@ -25,6 +25,9 @@ const MEMORY_KIB: u64 = 96 << 10;
 /// How long a capsuled that was killed may take until it serves all of it again.
 const RECOVERY: Duration = Duration::from_secs(2);
 
+/// Versions that are published between two looks.
+const PART: usize = 2500;
+
 /// How far it grows.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
@@ -69,14 +72,18 @@ fn grow(reporter: &mut Reporter, plan: Plan) -> Result<()> {
         ensure!(memory <= MEMORY_KIB, "capsuled has {memory} KiB");
         Ok(format!("p50 {now:?}, {ratio:.2} times that of an empty node; capsuled has {memory} KiB"))
     };
-    reporter.must(&format!("with {} versions", plan.versions), || {
-        let began = Instant::now();
-        for version in 2..=plan.versions {
-            publish(&mut api, "many", version)?;
-        }
-        let each = began.elapsed() / u32::try_from(plan.versions).unwrap_or(1);
-        Ok(((), format!("{}; published in {each:?} each", judge(&mut api, &world)?)))
-    })?;
+    // In parts, so that it is seen to go on.
+    for from in (2..=plan.versions).step_by(PART) {
+        let to = plan.versions.min(from + PART - 1);
+        reporter.must(&format!("with {to} versions"), || {
+            let began = Instant::now();
+            for version in from..=to {
+                publish(&mut api, "many", version)?;
+            }
+            let each = began.elapsed() / u32::try_from(to - from + 1).unwrap_or(1);
+            Ok(((), format!("{}; published in {each:?} each", judge(&mut api, &world)?)))
+        })?;
+    }
     reporter.must(&format!("and {} containers", plan.containers), || {
         for index in 1..plan.containers {
             containers.push(OURS.start(&format!("c{index}"), &[], &SLEEP)?);

@@ -169,7 +169,8 @@ impl State {
     }
 
     fn add_pin(&mut self, id: u64, owner: &str) {
-        let owner = self.held.get_key_value(owner).map_or_else(|| owner.into(), |(known, _)| Arc::clone(known));
+        let owner =
+            self.held.get_key_value(owner).map_or_else(|| owner.into(), |(known, _)| Arc::clone(known));
         let held = self.held.entry(Arc::clone(&owner)).or_default();
         if !held.contains(&id) {
             held.push(id);

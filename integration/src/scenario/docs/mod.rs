@@ -1,0 +1,84 @@
+//! The examples of the documentation, run as a reader would, one after the other.
+
+mod page;
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, ensure};
+
+use self::page::Part;
+use super::ctr::{Container, OURS, Output, ctr, run as run_program};
+use super::world::{World, with_logs};
+use crate::event::Reporter;
+
+/// The pages that have examples, by the last word of the scenario's name.
+pub const PAGES: [(&str, &str, &str); 5] = [
+    ("readme", "README.md", include_str!("../../../../README.md")),
+    ("capsule-toml", "docs/capsule-toml.md", include_str!("../../../../docs/capsule-toml.md")),
+    ("moving", "docs/moving.md", include_str!("../../../../docs/moving.md")),
+    ("publishing", "docs/publishing.md", include_str!("../../../../docs/publishing.md")),
+    ("writing", "docs/writing.md", include_str!("../../../../docs/writing.md")),
+];
+
+/// Runs the examples of one page.
+pub fn run(reporter: &mut Reporter, page: &str) -> Result<()> {
+    let (_, name, source) = PAGES.iter().find(|(word, ..)| *word == page).context("there is no such page")?;
+    with_logs(reporter, |reporter| examples(reporter, name, source))
+}
+
+fn examples(reporter: &mut Reporter, name: &str, source: &str) -> Result<()> {
+    let world = World::start(true)?;
+    OURS.import()?;
+    let folder = PathBuf::from("/tmp/docs");
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    let mut examples = 0;
+    for part in page::parse(source).with_context(|| format!("read {name}"))? {
+        match part {
+            Part::Prepare { line, script } => {
+                let script = format!("set -eu\n{script}");
+                reporter.must(&format!("{name}:{line} prepared"), || {
+                    sh(&script)?.success("the preparation")?;
+                    Ok(((), String::new()))
+                })?;
+            }
+            Part::Example { line, command, prints } => {
+                examples += 1;
+                // The next ones build on it.
+                reporter.must(&format!("{name}:{line}  {command}"), || {
+                    Ok(((), example(&command, prints.as_deref())?))
+                })?;
+            }
+            Part::File { line, path, text } => {
+                reporter.must(&format!("{name}:{line} is {path}"), || {
+                    fs::write(folder.join(&path), text).with_context(|| format!("write {path}"))?;
+                    Ok(((), String::new()))
+                })?;
+            }
+            Part::Shown { line, reason } => {
+                reporter.must(&format!("{name}:{line} is shown only"), || Ok(((), reason)))?;
+            }
+        }
+    }
+    ensure!(examples > 0, "{name} has no example");
+    for id in ctr(&["container", "ls", "-q"])?.success("ctr container ls")?.lines() {
+        Container { id: id.to_owned() }.remove()?;
+    }
+    world.stop()
+}
+
+/// Runs it; its first line.
+fn example(command: &str, prints: Option<&str>) -> Result<String> {
+    let output = sh(command)?;
+    let all = format!("{}{}", output.out, output.err);
+    let fails = prints.is_some_and(|prints| prints.starts_with("capsulectl: "));
+    ensure!((output.code != 0) == fails, "exit status {}: {all}", output.code);
+    if let Some(expected) = prints {
+        ensure!(page::prints(expected, &all), "is shown with {expected:?}, and prints {all:?}");
+    }
+    Ok(all.lines().next().unwrap_or_default().to_owned())
+}
+
+fn sh(script: &str) -> Result<Output> {
+    run_program("sh", &["-c", &format!("cd /tmp/docs\n{script}")], b"")
+}
