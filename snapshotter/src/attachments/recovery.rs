@@ -70,6 +70,8 @@ impl Attachments {
         if timeout(PATIENCE, join_all(settling)).await.is_err() {
             tracing::warn!("not all shims have answered: the others' containers are served meanwhile");
         }
+        // Also when there is no container that could say what drains.
+        self.uppers.tidy();
     }
 
     /// Settles a container, however long its shim takes to answer.

@@ -6,7 +6,7 @@ use tokio::time::sleep;
 
 use super::*;
 use crate::uppers::{
-    UpperError, Wanted as Writable,
+    Readable, UpperError, Wanted as Writable,
     model::{Fate, Upper},
 };
 
@@ -130,6 +130,74 @@ async fn a_shim_that_knows_of_no_upper_directories_is_refused() {
     assert_eq!((node.shim.mounted(), node.own(0).await), (vec![], vec![]));
     assert_eq!(node.durable().await, []);
     node.engine.attach(&wanted(), &[spec("tzdata@1")]).await.unwrap();
+}
+
+/// The node was restarted, and no container has.
+#[tokio::test]
+async fn what_nobody_has_goes_also_when_there_is_no_container() {
+    let mut node = TestNode::start().await;
+    fs::create_dir_all(node.dir.path().join("root/attachments/0123/upper")).unwrap();
+    fs::remove_dir_all(node.dir.path().join("run/tasks")).unwrap();
+    node.restart().await;
+    assert_eq!(node.own(0).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn one_that_is_damaged_is_listed_beside_the_others_and_can_go() {
+    let node = TestNode::start().await;
+    for name in ["first", "second"] {
+        node.write_to("tzdata@1", Some(name)).await.unwrap();
+        node.engine.detach(&choice("tzdata"), false, None).await.unwrap();
+    }
+    fs::write(node.dir.path().join("root/uppers/first/about.json"), "{").unwrap();
+    let uppers = node.engine.uppers();
+    let listed = uppers.list().unwrap();
+    let known: Vec<_> = listed.iter().map(|one| (one.name.to_string(), one.about.is_some())).collect();
+    assert_eq!(known, [("first".to_owned(), false), ("second".to_owned(), true)]);
+    let refused = node.write_to("tzdata@1", Some("first")).await.unwrap_err();
+    assert!(matches!(refused, AttachmentError::Upper(UpperError::About { .. })), "{refused}");
+    uppers.remove(&"first".parse().unwrap()).unwrap();
+    assert_eq!(node.left("uppers"), ["second"]);
+}
+
+/// What is read stays over the version that it was written over, which has to be there, and the same.
+#[tokio::test]
+async fn what_is_read_is_nobody_elses_and_over_the_version_that_it_was() {
+    let node = TestNode::start().await;
+    let attached = node.write_to("tzdata@1", Some("notes")).await.unwrap();
+    let (uppers, name) = (node.engine.uppers(), "notes".parse().unwrap());
+    let reading = uppers.read(&Readable::Attachment(&attached)).unwrap();
+    assert_eq!(
+        (reading.over().version.to_string(), &reading.over().digest),
+        ("1".to_owned(), &attached.current.digest)
+    );
+    node.engine.detach(&choice("tzdata"), false, None).await.unwrap();
+    let other = node.write_to("tzdata@2", Some("notes")).await.unwrap_err();
+    assert!(matches!(other, AttachmentError::Upper(UpperError::InUse { .. })), "{other}");
+    drop(reading);
+    let reading = uppers.read(&Readable::Named(&name)).unwrap();
+    let other = node.write_to("tzdata@2", Some("notes")).await.unwrap_err();
+    assert!(matches!(other, AttachmentError::Upper(UpperError::BeingRead(_))), "{other}");
+    assert!(matches!(uppers.remove(&name), Err(UpperError::BeingRead(_))));
+    assert_eq!(uppers.list().unwrap()[0].used_by, None);
+    let base = uppers.base(&node.engine.capsules, &reading).await.unwrap();
+    assert_eq!(base.version.to_string(), "1");
+    drop(reading);
+    let second = node.write_to("tzdata@2", Some("notes")).await.unwrap();
+    let ended = uppers.read(&Readable::Attachment(&attached)).unwrap_err();
+    assert!(matches!(&ended, UpperError::Ended(id) if *id == attached.id), "{ended}");
+    assert_eq!(uppers.read(&Readable::Attachment(&second)).unwrap().over().version.to_string(), "2");
+    node.engine.detach(&choice("tzdata"), false, None).await.unwrap();
+    // Removed, and published again as something else.
+    let about = node.dir.path().join("root/uppers/notes/about.json");
+    let text = fs::read_to_string(&about).unwrap();
+    let other = format!("sha256:{}", "0".repeat(64));
+    fs::write(&about, text.replace(&second.current.digest.to_string(), &other)).unwrap();
+    let reading = uppers.read(&Readable::Named(&name)).unwrap();
+    let refused = uppers.base(&node.engine.capsules, &reading).await.unwrap_err();
+    let wanted =
+        format!("tzdata@2 of digest {other}, and the version of that name is {}", second.current.digest);
+    assert!(refused.to_string().contains(&wanted), "{refused}");
 }
 
 #[tokio::test]
