@@ -219,21 +219,26 @@ impl Uppers {
     }
 
     /// What becomes of what an attachment has written that has just ended, by how it did: what somebody asked to be kept is,
-    /// and what nobody was asked about. What cannot have the name that it was to have is kept under the attachment's id.
-    pub fn settle(&self, attachment: &Attachment) {
-        let Some(Upper { name: None, .. }) = &attachment.upper else { return };
+    /// and what nobody was asked about. What cannot have the name that it was to have is kept under the attachment's id. False
+    /// when it cannot be kept at all: then it is to stay on record, as what is not would be removed. Blocks.
+    #[must_use]
+    pub fn settle(&self, attachment: &Attachment) -> bool {
+        let Some(Upper { name: None, .. }) = &attachment.upper else { return true };
         let asked = match &attachment.phase {
             Phase::Detaching { fate: Some(Fate::Keep(name)), .. } => Some(name),
-            Phase::Attaching | Phase::Detaching { fate: Some(Fate::Drop), .. } => return,
+            Phase::Attaching | Phase::Detaching { fate: Some(Fate::Drop), .. } => return true,
             // Somebody else unmounted it, or the answer to a detach was lost.
             Phase::Attached | Phase::Replacing { .. } | Phase::Detaching { .. } | Phase::Waiting => None,
         };
+        if !self.disk.has(&Key::Own(attachment.id.clone())) {
+            return true;
+        }
         let of_id = attachment.id.parse().ok();
         for name in asked.into_iter().chain(&of_id) {
             match self.keep(attachment, name) {
                 Ok(()) => {
                     tracing::info!(attachment = attachment.id, %name, "what was written is kept");
-                    return;
+                    return true;
                 }
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;
@@ -241,8 +246,7 @@ impl Uppers {
                 }
             }
         }
-        // Not to be removed while somebody may still look after it.
-        self.uses().release(&Key::Own(attachment.id.clone()), &attachment.id);
+        false
     }
 
     /// An attachment has ended: what it has written goes, unless that has a name, as soon as it does not drain. So does

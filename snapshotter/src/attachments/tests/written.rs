@@ -249,6 +249,29 @@ async fn what_cannot_have_its_name_is_kept_under_the_attachments_id() {
     assert!(kept.exists(), "{:?}", node.left("uppers"));
 }
 
+/// Nothing is removed that nobody has decided about.
+#[tokio::test]
+async fn what_can_have_no_name_at_all_stays_on_record_until_it_can() {
+    let mut node = TestNode::start().await;
+    let attached = node.write_to("tzdata@1", None).await.unwrap();
+    node.scribble(&attached);
+    node.shim.0.lock().unwrap().mounted.clear();
+    let phase = Phase::Detaching { lazy: false, fate: Some(keep("notes")) };
+    node.write(vec![Change::Put(Box::new(Attachment { phase, ..attached.clone() }))]).await;
+    let named = node.dir.path().join("root/uppers");
+    for name in ["notes", &attached.id] {
+        fs::create_dir_all(named.join(name)).unwrap();
+    }
+    for _ in 0..2 {
+        node.restart().await;
+        assert_eq!((node.own(1).await, node.durable().await.len()), (vec![attached.id.clone()], 1));
+    }
+    fs::remove_dir(named.join("notes")).unwrap();
+    node.restart().await;
+    assert_eq!((node.own(0).await, node.durable().await), (vec![], vec![]));
+    assert!(named.join("notes/upper/file").exists());
+}
+
 #[tokio::test]
 async fn what_was_unmounted_while_it_was_on_record_as_waiting_is_kept() {
     let mut node = TestNode::start().await;
