@@ -12,6 +12,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use overlayfs_utils::{MADE, made_as};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
@@ -56,7 +57,8 @@ impl From<TreeError> for Broken {
     }
 }
 
-/// Writes the layer of number `layer` to `out` as a tar, and gives the number of its members.
+/// Writes the layer of number `layer` to `out` as a tar, and gives the number of its members that somebody has written: not the
+/// directories that the shim has made for overlays to lie over.
 ///
 /// # Errors
 /// [`Broken`]; what is written then is not to be used.
@@ -102,6 +104,17 @@ impl Seen {
     }
 }
 
+fn is_as_made(entry: &Entry) -> bool {
+    let made = entry.xattrs.get(MADE.as_bytes());
+    made.is_some_and(|made| *made == made_as(entry.mode, entry.uid, entry.gid).into_bytes())
+        && !entry.xattrs.keys().any(|name| is_kept(name))
+}
+
+/// Whether an image has this extended attribute.
+fn is_kept(name: &[u8]) -> bool {
+    name == b"security.capability".as_slice() || name.starts_with(b"user.")
+}
+
 /// How long it takes until a write changes the time of a file that was changed at `ctime`, if it does not do so now. A clock that
 /// was set back makes it another time anyway.
 fn rest(ctime: (i64, u32), now: SystemTime) -> Option<Duration> {
@@ -130,6 +143,9 @@ impl Writing<'_> {
                     return Err(Broken::Failed(UpperError::WhiteoutName(path)));
                 }
                 self.write_entry(tar, entry)?;
+                if !opaque && is_as_made(entry) {
+                    self.members -= 1;
+                }
                 if *opaque {
                     let path = [entry.path.as_slice(), b"/", OPAQUE].concat();
                     self.member(tar, &mut mark(path), io::empty())?;
@@ -218,7 +234,6 @@ impl Member {
             ustar.set_device_major(major);
             ustar.set_device_minor(minor);
         }
-        let is_kept = |name: &[u8]| name == b"security.capability".as_slice() || name.starts_with(b"user.");
         let xattrs = entry.xattrs.iter().filter(|(name, _)| is_kept(name));
         let xattrs = xattrs.map(|(name, value)| (name.clone(), value.clone())).collect();
         Some(Self { header, path: entry.path.clone(), link: link.to_vec(), xattrs })

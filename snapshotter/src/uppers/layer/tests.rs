@@ -214,6 +214,28 @@ fn nothing_is_no_layer() {
     assert_eq!(write(dir.path()).unwrap().0, 0);
 }
 
+/// The shim has made them so that an overlay lies over each hierarchy.
+#[test]
+fn privileged_directories_that_nobody_wrote_are_nothing_until_they_are_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("usr/bin");
+    fs::create_dir_all(&path).unwrap();
+    for made in [dir.path().join("usr"), path.clone()] {
+        let meta = fs::metadata(&made).unwrap();
+        let mark = made_as(meta.mode() & 0o7777, meta.uid(), meta.gid());
+        setxattr(&made, MADE, mark.as_bytes(), XattrFlags::empty()).expect("run this as root");
+    }
+    let (count, bytes) = write(dir.path()).unwrap();
+    assert_eq!((count, members(&bytes).len()), (0, 2));
+    setxattr(&path, "user.note", b"1", XattrFlags::empty()).unwrap();
+    assert_eq!(write(dir.path()).unwrap().0, 1);
+    rustix::fs::removexattr(&path, "user.note").unwrap();
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    assert_eq!(write(dir.path()).unwrap().0, 1);
+    fs::write(path.join("file"), "").unwrap();
+    assert_eq!(write(dir.path()).unwrap().0, 2);
+}
+
 /// A container that may make devices puts one where a file was listed: it is not opened, whatever it is.
 #[test]
 fn privileged_a_device_in_the_place_of_a_file_is_not_read() {
