@@ -9,11 +9,14 @@ use std::{
     collections::HashMap,
     io::{self, Read, Write},
     thread::sleep,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use overlayfs_utils::{MADE, made_as};
-use rustix::io::Errno;
+use rustix::{
+    io::Errno,
+    time::{ClockId, clock_gettime},
+};
 use sha2::{Digest as _, Sha256};
 
 use super::UpperError;
@@ -23,9 +26,6 @@ use crate::trees::{Attributes, Entry, Item, Kind, Layers, TreeError, open_file, 
 const NAME_LENGTH: usize = 100;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
-/// Longer than the kernel goes without looking at its clock (`CONFIG_HZ`): before Linux 6.13 all that is written in that time
-/// is written at the same time.
-const TICK: Duration = Duration::from_millis(20);
 /// How much of a path a message says.
 const SHOWN: usize = 160;
 
@@ -115,13 +115,21 @@ fn is_kept(name: &[u8]) -> bool {
     name == b"security.capability".as_slice() || name.starts_with(b"user.")
 }
 
-/// How long it takes until a write changes the time of a file that was changed at `ctime`, if it does not do so now. A clock that
-/// was set back makes it another time anyway.
-fn rest(ctime: (i64, u32), now: SystemTime) -> Option<Duration> {
-    let since = now.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-    let changed = Duration::new(u64::try_from(ctime.0).ok()?, ctime.1);
-    let rest = (changed + TICK).checked_sub(since)?;
-    (!rest.is_zero() && rest < Duration::from_secs(1)).then_some(rest)
+/// Waits until a write gives a file that was changed at `ctime` another time. Before Linux 6.13 the kernel takes the time of its last
+/// tick, every 1 to 10 ms, and what is written twice in one tick has the same.
+fn await_next_tick(ctime: (i64, u32)) {
+    loop {
+        let now = clock_gettime(ClockId::RealtimeCoarse);
+        if !is_this_tick(ctime, (now.tv_sec, u32::try_from(now.tv_nsec).unwrap_or_default())) {
+            return;
+        }
+        sleep(Duration::from_millis(1));
+    }
+}
+
+/// Whether what is written `now` may have that time. A clock that was set back gives it another one anyway.
+fn is_this_tick(ctime: (i64, u32), now: (i64, u32)) -> bool {
+    (now..(now.0 + 1, now.1)).contains(&ctime)
 }
 
 struct Writing<'a> {
@@ -165,9 +173,7 @@ impl Writing<'_> {
             return self.member(tar, &mut member, io::empty());
         }
         self.links.insert(entry.inode, entry.path.clone());
-        if let Some(rest) = rest(entry.ctime, SystemTime::now()) {
-            sleep(rest);
-        }
+        await_next_tick(entry.ctime);
         let file = open_file(self.layers, self.layer, &entry.path)?;
         let mut exact = Exact { file: file.take(size), left: size };
         self.member(tar, &mut member, &mut exact)?;
