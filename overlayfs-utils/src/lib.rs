@@ -72,5 +72,5 @@ pub use probe::{Features, KernelVersion, ProbeError, probe};
 pub use target::{ContainerRoot, Created, ResolveError, Resolved};
 pub use task::{PinError, PinnedTask, send_signal};
 pub use trial::try_writable_overlay;
-pub use upper::{UPPER, Upper, UpperBase, UpperError, WORK};
+pub use upper::{MADE, UPPER, Upper, UpperBase, UpperError, WORK, made_as};
 pub use users::{SuperBlock, Usage, User, find_users};

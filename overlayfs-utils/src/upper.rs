@@ -10,7 +10,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{Gid, Mode, OFlags, ResolveFlags, Uid},
+    fs::{Gid, Mode, OFlags, ResolveFlags, Uid, XattrFlags},
     io::Errno,
 };
 use thiserror::Error;
@@ -26,6 +26,16 @@ use crate::{
 pub const UPPER: &str = "upper";
 /// The directory of a base that overlayfs keeps for itself.
 pub const WORK: &str = "work";
+
+/// The attribute of directories that were made for an overlay to lie over, and that nobody has written: [`made_as`]. Only who may
+/// have all attributes can see it.
+pub const MADE: &str = "trusted.capsule.made";
+
+/// The value of [`MADE`] of a directory that is as it was made.
+#[must_use]
+pub fn made_as(mode: u32, uid: u32, gid: u32) -> String {
+    format!("{mode:o} {uid} {gid}")
+}
 
 /// Why there is no upper directory.
 #[derive(Debug, Error)]
@@ -93,15 +103,15 @@ impl UpperBase {
     }
 
     /// What was written to the directory `below` (relative, empty for the whole), and the `number`th work directory. What
-    /// is not there is made, with mode and owner of `like`: they are what the overlay's root will have.
+    /// is not there is made, with mode and owner of `likes`: the same directories as the capsule has them, from its root to `below`.
     ///
     /// # Errors
     /// [`UpperError`].
-    pub fn place(&self, below: &Path, number: usize, like: &LayerDir) -> Result<Upper, UpperError> {
+    pub fn place(&self, below: &Path, number: usize, likes: &[LayerDir]) -> Result<Upper, UpperError> {
         let work = Path::new(WORK).join(number.to_string());
         let upper = Path::new(UPPER).join(below);
-        for (path, like) in [(&upper, Some(like)), (&work, None)] {
-            self.make(path, like)?;
+        for (path, likes) in [(&upper, likes), (&work, &[])] {
+            self.make(path, likes)?;
         }
         let own = match &self.image {
             // It is attached for one overlay, and cannot be for another one.
@@ -122,10 +132,12 @@ impl UpperBase {
     }
 
     /// Through the host's mount: one that is id-mapped has no owner for what root makes.
-    fn make(&self, path: &Path, like: Option<&LayerDir>) -> Result<(), UpperError> {
+    fn make(&self, path: &Path, likes: &[LayerDir]) -> Result<(), UpperError> {
         let mut parent = self.dir.reopen().map_err(self.failed("open", Path::new("")))?;
         let mut done = PathBuf::new();
+        let mut likes = likes.iter();
         for name in path {
+            let like = likes.next();
             done.push(name);
             let made = match rustix::fs::mkdirat(parent.fd(), name, Mode::from_raw_mode(0o700)) {
                 Ok(()) => true,
@@ -162,7 +174,14 @@ fn copy_root(like: &LayerDir, made: &LayerDir) -> Result<(), Errno> {
     let stat = rustix::fs::fstat(like.fd())?;
     let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
     rustix::fs::fchown(made.fd(), Some(uid), Some(gid))?;
-    rustix::fs::fchmod(made.fd(), Mode::from_raw_mode(stat.st_mode & 0o7777))
+    let mode = stat.st_mode & 0o7777;
+    rustix::fs::fchmod(made.fd(), Mode::from_raw_mode(mode))?;
+    let mark = made_as(mode, stat.st_uid, stat.st_gid);
+    match rustix::fs::fsetxattr(made.fd(), MADE, mark.as_bytes(), XattrFlags::empty()) {
+        // Without it, it counts as written.
+        Err(Errno::PERM | Errno::NOTSUP) => Ok(()),
+        set => set,
+    }
 }
 
 /// An upper directory with its work directory, both on one mount. Valid while the [`UpperBase`] is there that it is of.

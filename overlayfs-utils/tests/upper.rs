@@ -15,8 +15,8 @@ use std::{
 };
 
 use overlayfs_utils::{
-    DetachedMount, IdMapping, LayerDir, LayersBy, Lower, MountTable, OverlayPlan, Tree, UpperBase,
-    UpperError, mount_image, new_user_namespace,
+    DetachedMount, IdMapping, LayerDir, LayersBy, Lower, MADE, MountTable, OverlayPlan, Tree, UpperBase,
+    UpperError, made_as, mount_image, new_user_namespace,
 };
 use stage::{on_stage, put, read, tree};
 
@@ -24,7 +24,7 @@ use stage::{on_stage, put, read, tree};
 fn writable(dir: &Path, layer: &Path, base: &UpperBase, by: LayersBy, target: &str) {
     let empty = LayerDir::open(&tree(&dir.join("empty"), &[])).unwrap();
     let layer = LayerDir::open(layer).unwrap();
-    let upper = base.place(Path::new(""), 0, &layer).unwrap();
+    let upper = base.place(Path::new(""), 0, std::slice::from_ref(&layer)).unwrap();
     let plan = OverlayPlan::ro(vec![Lower::Dir(&layer)], &empty).unwrap().with_upper(&upper);
     put(dir, DetachedMount::overlay(&plan, by, "capsule-test").unwrap(), target);
 }
@@ -92,7 +92,7 @@ fn privileged_owners_are_mapped_both_ways() {
         let empty = LayerDir::open(&tree(&dir.join("empty"), &[])).unwrap();
         let opened = LayerDir::open(&layer).unwrap();
         let mapped = Tree::clone_of(&opened).unwrap().id_mapped(users.as_fd()).unwrap();
-        let upper = base.place(Path::new(""), 0, &opened).unwrap();
+        let upper = base.place(Path::new(""), 0, std::slice::from_ref(&opened)).unwrap();
         let plan = OverlayPlan::ro(vec![Lower::Tree(&mapped)], &empty).unwrap().with_upper(&upper);
         put(dir, DetachedMount::overlay(&plan, LayersBy::Descriptor, "mapped").unwrap(), "/t");
         let at = dir.join("t");
@@ -107,10 +107,41 @@ fn privileged_owners_are_mapped_both_ways() {
     });
 }
 
+/// What the overlay shows of them is what the capsule says, and what is published has them.
+#[test]
+fn privileged_each_directory_that_is_made_is_as_the_capsules() {
+    on_stage(|dir| {
+        let layer = tree(&dir.join("layer"), &[("a/b/file", "1")]);
+        let places = ["", "a", "a/b"];
+        let like: Vec<_> = places
+            .into_iter()
+            .zip([0o1777, 0o755, 0o2750])
+            .map(|(place, mode)| {
+                let path = layer.join(place);
+                std::os::unix::fs::chown(&path, Some(mode), Some(7)).unwrap();
+                fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+                LayerDir::open(&path).unwrap()
+            })
+            .collect();
+        let base = base(&dir.join("base"));
+        for number in 0..2 {
+            base.place(Path::new("a/b"), number, &like).unwrap();
+            for (place, mode) in places.into_iter().zip([0o1777, 0o755, 0o2750]) {
+                let path = dir.join("base/upper").join(place);
+                let made = fs::metadata(&path).unwrap();
+                assert_eq!((made.mode() & 0o7777, made.uid(), made.gid()), (mode, mode, 7), "{place:?}");
+                let mut mark = [0; 64];
+                let length = rustix::fs::getxattr(&path, MADE, &mut mark).unwrap();
+                assert_eq!(mark[..length], *made_as(mode, mode, 7).as_bytes());
+            }
+        }
+    });
+}
+
 #[test]
 fn privileged_a_link_that_was_written_leads_nowhere() {
     on_stage(|dir| {
-        let layer = LayerDir::open(&tree(&dir.join("layer"), &[])).unwrap();
+        let layer = [LayerDir::open(&tree(&dir.join("layer"), &[])).unwrap()];
         let base = base(&dir.join("base"));
         base.place(Path::new(""), 0, &layer).unwrap();
         tree(&dir.join("outside"), &[]);

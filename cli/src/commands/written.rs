@@ -42,6 +42,7 @@ struct Uppers {
 #[derive(Debug, Serialize)]
 struct Upper {
     name: String,
+    /// Empty when what is known of it is damaged.
     capsule: String,
     /// The version that it lay over last.
     version: String,
@@ -71,9 +72,10 @@ impl Text for Uppers {
     fn text(&self, now: SystemTime) -> String {
         let mut table = Table::new(["NAME", "CAPSULE", "VERSION", "SIZE", "CREATED", "USED BY"]);
         for u in &self.uppers {
+            let capsule = if u.capsule.is_empty() { "(damaged)".to_owned() } else { u.capsule.clone() };
             table.row([
                 u.name.clone(),
-                u.capsule.clone(),
+                capsule,
                 u.version.clone(),
                 u.size.map(size).unwrap_or_default(),
                 age(u.created_at, now),
@@ -93,7 +95,9 @@ struct Removed {
 impl Text for Removed {
     fn text(&self, _: SystemTime) -> String {
         let Upper { name, capsule, version, .. } = &self.removed;
-        escape_control(&format!("{name} is removed, written over {capsule}@{version}")) + "\n"
+        let over =
+            if capsule.is_empty() { String::new() } else { format!(", written over {capsule}@{version}") };
+        escape_control(&format!("{name} is removed{over}")) + "\n"
     }
 }
 

@@ -126,17 +126,17 @@ impl Attachments {
             Attachment { phase, ..a.clone() }
         };
         let mut intents: Vec<Attachment> = chosen.iter().map(intent).collect();
-        let reserved = self.reserve(&intents)?;
+        let reserved = self.reserve(&intents).await?;
         let chosen: Vec<Attachment> = chosen.into_iter().map(|(attachment, _)| attachment).collect();
         plan::plan_call(&mut intents, &fresh_id(), false);
         self.ledger.intend(&intents).await?;
         let draining = self.unmount(&key, &mut existing, &chosen, lazy).await?;
-        if let Err(error) = self.keep_written(&intents) {
+        if let Err(error) = self.keep_written(&intents).await {
             self.put_back(&mut existing, &chosen, &chosen).await;
             return Err(error);
         }
         if let Err(error) = self.ledger.keep_no_more(&chosen).await {
-            self.keep_no_more(&intents);
+            self.keep_no_more(&intents).await;
             self.put_back(&mut existing, &chosen, &chosen).await;
             return Err(error.into());
         }

@@ -200,9 +200,11 @@ impl Attachments {
                     // It may be there, or waits for the next task: on record until it is known.
                     continue;
                 }
+                if !self.settle_written(attachment).await {
+                    continue;
+                }
                 changes.push(Change::Remove(attachment.id.clone()));
                 existing.retain(|a| a.id != attachment.id);
-                self.uppers.settle(attachment);
                 self.end(std::slice::from_ref(attachment));
             }
         }

@@ -70,6 +70,8 @@ impl Attachments {
         if timeout(PATIENCE, join_all(settling)).await.is_err() {
             tracing::warn!("not all shims have answered: the others' containers are served meanwhile");
         }
+        // Also when there is no container that could say what drains.
+        self.uppers.tidy();
     }
 
     /// Settles a container, however long its shim takes to answer.
@@ -119,17 +121,20 @@ impl Attachments {
         for attachment in before.into_iter().rev() {
             let seen = seen(report, &attachment.id);
             let is_undone = attachment.call.as_ref().is_some_and(|call| undone.contains(&call.id));
-            let after = if is_undone {
+            let mut after = if is_undone {
                 self.undo_found(&attachment, seen).await
             } else {
                 plan::plan_recovered(&attachment, seen)
             };
+            let stays = after.is_none() && !self.settle_written(&attachment).await;
+            if stays {
+                after = Some(attachment.clone());
+            }
             tell(&attachment, after.as_ref());
             events.extend(told_found(&attachment, after.as_ref()));
             match (&after, kept_as(&attachment)) {
-                (None, _) => self.uppers.settle(&attachment),
                 // It is there again, and needs no name.
-                (Some(_), Some(name)) => self.uppers.release(name, &attachment.id),
+                (Some(_), Some(name)) if !stays => self.uppers.release(name, &attachment.id),
                 (Some(after), None) if attachment.phase == Phase::Attaching => {
                     if let Err(error) = self.note_mounted(std::slice::from_ref(after)).await {
                         tracing::error!(attachment = after.id, %error, "the version below what is written is not noted");

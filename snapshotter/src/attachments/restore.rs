@@ -95,20 +95,21 @@ impl Attachments {
             }
         }
         let before = std::mem::take(&mut *records);
-        let wait = |a: Attachment| {
-            let waiting = plan::plan_waiting(&a);
-            (a, waiting)
-        };
-        let became: Vec<_> = before.into_iter().map(wait).collect();
+        let mut became = Vec::with_capacity(before.len());
+        for attachment in before {
+            let mut after = plan::plan_waiting(&attachment);
+            // Before it goes off record: what is on none is removed.
+            if after.is_none() && !self.settle_written(&attachment).await {
+                after = Some(attachment.clone());
+            }
+            became.push((attachment, after));
+        }
         let events = became.iter().filter_map(|(before, after)| told_found(before, after.as_ref())).collect();
         self.ledger.became(&became, events);
         for (before, after) in became {
             match after {
                 Some(waiting) => records.push(waiting),
-                None => {
-                    self.uppers.settle(&before);
-                    self.end(std::slice::from_ref(&before));
-                }
+                None => self.end(std::slice::from_ref(&before)),
             }
         }
         self.hold_draining(container).await;

@@ -98,39 +98,49 @@ impl Attachments {
         }
     }
 
-    /// Reserves the names under which what was written is to be kept.
-    pub(super) fn reserve(&self, intents: &[Attachment]) -> Result<Reserved, AttachmentError> {
-        let mut reserved = Reserved { uppers: self.uppers.clone(), names: Vec::new() };
-        for intent in intents {
-            if let Some(name) = kept_as(intent) {
-                self.uppers.reserve(name, intent)?;
-                reserved.names.push((name.clone(), intent.id.clone()));
-            }
+    /// What becomes of what was written to an attachment that has ended: see [`Uppers::settle`]. False when it is to stay on record.
+    pub(super) async fn settle_written(&self, attachment: &Attachment) -> bool {
+        if attachment.upper.is_none() {
+            return true;
         }
-        Ok(reserved)
+        let (uppers, attachment) = (self.uppers.clone(), attachment.clone());
+        spawn_blocking(move || uppers.settle(&attachment)).await.unwrap_or(false)
+    }
+
+    /// Reserves the names under which what was written is to be kept.
+    pub(super) async fn reserve(&self, intents: &[Attachment]) -> Result<Reserved, AttachmentError> {
+        let (uppers, kept) = (self.uppers.clone(), kept(intents));
+        let reserve = move || {
+            let mut reserved = Reserved { uppers, names: Vec::new() };
+            for (intent, name) in kept {
+                reserved.uppers.reserve(&name, &intent)?;
+                reserved.names.push((name, intent.id));
+            }
+            Ok::<_, UpperError>(reserved)
+        };
+        Ok(spawn_blocking(reserve).await.map_err(|error| self.not_run(error))??)
     }
 
     /// Gives what was written the names that were asked for, once nothing is mounted any more: all of it or none.
-    pub(super) fn keep_written(&self, intents: &[Attachment]) -> Result<(), AttachmentError> {
-        for (done, intent) in intents.iter().enumerate() {
-            let Some(name) = kept_as(intent) else { continue };
-            if let Err(error) = self.uppers.keep(intent, name) {
-                self.keep_no_more(&intents[..done]);
-                return Err(error.into());
+    pub(super) async fn keep_written(&self, intents: &[Attachment]) -> Result<(), AttachmentError> {
+        let (uppers, kept) = (self.uppers.clone(), kept(intents));
+        let keep = move || {
+            for (done, (intent, name)) in kept.iter().enumerate() {
+                if let Err(error) = uppers.keep(intent, name) {
+                    undo_keep(&uppers, &kept[..done]);
+                    return Err(error);
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        };
+        Ok(spawn_blocking(keep).await.map_err(|error| self.not_run(error))??)
     }
 
     /// Undoes [`Attachments::keep_written`].
-    pub(super) fn keep_no_more(&self, intents: &[Attachment]) {
-        for intent in intents {
-            if let Some(name) = kept_as(intent)
-                && let Err(error) = self.uppers.keep_no_more(intent, name)
-            {
-                let error: &dyn std::error::Error = &error;
-                tracing::error!(attachment = intent.id, %name, error, "what was written stays under this name");
-            }
+    pub(super) async fn keep_no_more(&self, intents: &[Attachment]) {
+        let (uppers, kept) = (self.uppers.clone(), kept(intents));
+        if let Err(error) = spawn_blocking(move || undo_keep(&uppers, &kept)).await {
+            tracing::error!(%error, "what was written stays under the names that it was to have");
         }
     }
 
@@ -151,5 +161,19 @@ impl Attachments {
             self.end(&gone);
         }
         stay
+    }
+}
+
+/// Those of which what was written is to be kept, and under which names.
+fn kept(intents: &[Attachment]) -> Vec<(Attachment, UpperName)> {
+    intents.iter().filter_map(|intent| Some((intent.clone(), kept_as(intent)?.clone()))).collect()
+}
+
+fn undo_keep(uppers: &Uppers, kept: &[(Attachment, UpperName)]) {
+    for (intent, name) in kept {
+        if let Err(error) = uppers.keep_no_more(intent, name) {
+            let error: &dyn std::error::Error = &error;
+            tracing::error!(attachment = intent.id, %name, error, "what was written stays under this name");
+        }
     }
 }

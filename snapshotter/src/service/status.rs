@@ -152,6 +152,11 @@ impl From<UpperError> for Status {
             UpperError::Unknown(_) => Code::NotFound,
             UpperError::Exists(_) => Code::AlreadyExists,
             UpperError::InUse { .. }
+            | UpperError::BeingRead(_)
+            | UpperError::BeingRemoved(_)
+            | UpperError::Ended(_)
+            | UpperError::NoBase { .. }
+            | UpperError::OtherBase { .. }
             | UpperError::OtherCapsule { .. }
             | UpperError::OtherSize { .. }
             | UpperError::WhiteoutName(_)

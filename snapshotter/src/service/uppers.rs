@@ -1,5 +1,7 @@
 //! `capsule.v1.Uppers`: what is written to attachments.
 
+use std::sync::Arc;
+
 use capsule_proto::capsule::v1 as wire;
 use tokio::task::spawn_blocking;
 use tonic::{Request, Response, Status};
@@ -7,11 +9,8 @@ use tonic::{Request, Response, Status};
 use super::{CapsulesService, convert, to_the_end};
 use crate::{
     attachments::{Attachments, model::Attachment},
-    capsules::{Capsules, Resolved, model::Version},
-    uppers::{
-        Listed, Readable, UpperError,
-        model::{About, UpperName},
-    },
+    capsules::{Capsules, model::Version},
+    uppers::{Listed, Readable, UpperError, model::UpperName},
 };
 
 /// The service.
@@ -34,31 +33,20 @@ impl UppersService {
         Self { capsules, attachments, describing }
     }
 
-    /// What is meant, and the version that it lies over.
-    async fn find(&self, of: Option<wire::commit_request::Of>) -> Result<(Source, Resolved), Status> {
+    /// What is meant.
+    async fn find(&self, of: Option<wire::commit_request::Of>) -> Result<Source, Status> {
         match of {
             None => Err(convert::malformed("what is to be published")),
             Some(wire::commit_request::Of::Attachment(of)) => {
                 let choice = convert::parse_choice(of.container, &of.capsule, of.target)?;
                 let attachment = self.attachments.find_written(&choice).await?;
-                let base = self.base(&attachment.capsule, &attachment.current.version).await?;
-                Ok((Source::Attachment(Box::new(attachment)), base))
+                Ok(Source::Attachment(Box::new(attachment)))
             }
             Some(wire::commit_request::Of::Upper(name)) => {
                 let name: UpperName = name.parse().map_err(Status::from)?;
-                let About { capsule, version, .. } = self.attachments.uppers().find(&name)?;
-                let base = self.base(&capsule, &version).await?;
-                Ok((Source::Named(name), base))
+                Ok(Source::Named(name))
             }
         }
-    }
-
-    async fn base(
-        &self,
-        capsule: &crate::capsules::model::CapsuleName,
-        version: &Version,
-    ) -> Result<Resolved, Status> {
-        Ok(self.capsules.resolve(capsule, Some(version)).await?)
     }
 }
 
@@ -71,17 +59,20 @@ impl wire::uppers_server::Uppers for UppersService {
         let wire::CommitRequest { version, tags, of } = request.into_inner();
         let version: Version = version.parse().map_err(convert::from_model)?;
         let tags = convert::parse_tags(&tags)?;
-        let (source, base) = self.find(of).await?;
+        let source = self.find(of).await?;
+        let readable = match &source {
+            Source::Attachment(attachment) => Readable::Attachment(attachment),
+            Source::Named(name) => Readable::Named(name),
+        };
+        let uppers = self.attachments.uppers();
+        let reading = Arc::new(uppers.read(&readable)?);
+        let base = uppers.base(&self.capsules, &reading).await?;
         self.capsules.check_tags(&base.name, &version, &tags).await?;
         let from_version = base.version.to_string();
         let this = self.clone();
         let published = to_the_end(async move {
-            let readable = match &source {
-                Source::Attachment(attachment) => Readable::Attachment(attachment),
-                Source::Named(name) => Readable::Named(name),
-            };
             let uppers = this.attachments.uppers();
-            let (published, existed) = uppers.commit(&this.capsules, &readable, &base, &version).await?;
+            let (published, existed) = uppers.commit(&this.capsules, &reading, &base, &version).await?;
             if tags.is_empty() {
                 return Ok::<_, UpperError>((published, existed));
             }
@@ -107,23 +98,24 @@ impl wire::uppers_server::Uppers for UppersService {
     ) -> Result<Response<wire::RemoveUpperResponse>, Status> {
         let name: UpperName = request.into_inner().name.parse().map_err(Status::from)?;
         self.attachments.look_whether_it_drains(&name).await;
-        let (uppers, of) = (self.attachments.uppers().clone(), name.clone());
-        let removed = spawn_blocking(move || uppers.remove(&of)).await;
-        let about = removed.map_err(|error| Status::internal(error.to_string()))??;
-        let upper = Some(upper(Listed { name, about, used_by: None }));
+        let uppers = self.attachments.uppers().clone();
+        let removed = spawn_blocking(move || uppers.remove(&name)).await;
+        let upper = Some(upper(removed.map_err(|error| Status::internal(error.to_string()))??));
         Ok(Response::new(wire::RemoveUpperResponse { upper }))
     }
 }
 
 fn upper(listed: Listed) -> wire::Upper {
     let Listed { name, about, used_by } = listed;
+    let (name, used_by) = (name.to_string(), used_by.unwrap_or_default());
+    let Some(about) = about else { return wire::Upper { name, used_by, ..Default::default() } };
     wire::Upper {
-        name: name.to_string(),
+        name,
         capsule: about.capsule.to_string(),
         version: about.version.to_string(),
         digest: about.digest.to_string(),
         size: about.limit.unwrap_or_default(),
         created_at: Some(about.since.into()),
-        used_by: used_by.unwrap_or_default(),
+        used_by,
     }
 }

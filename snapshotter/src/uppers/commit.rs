@@ -1,12 +1,18 @@
 //! What was written, published as a version, while it may still be written to.
 
-use std::error::Error;
+use std::{error::Error, sync::Arc};
 
 use tokio::{sync::mpsc, task::spawn_blocking};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{UpperError, Uppers, engine::Readable, layer::Broken, reading::Reading};
-use crate::capsules::{BaseRef, Capsules, Declaration, Origin, Published, Resolved, model::Version, oci};
+use super::{
+    UpperError, Uppers,
+    layer::Broken,
+    reading::{Over, Reading},
+};
+use crate::capsules::{
+    BaseRef, CapsuleError, Capsules, Declaration, Origin, Published, Resolved, model::Version, oci,
+};
 
 /// How often what changed while it was read is read again.
 const TRIES: u32 = 5;
@@ -14,6 +20,23 @@ const TRIES: u32 = 5;
 const PIECES: usize = 4;
 
 impl Uppers {
+    /// The version that what is read was written over. What has a name keeps no version from being removed: what was written is
+    /// whole without it, and goes over any other version of the capsule.
+    ///
+    /// # Errors
+    /// [`UpperError::NoBase`], [`UpperError::OtherBase`], [`UpperError::Capsule`].
+    pub async fn base(&self, capsules: &Capsules, reading: &Reading) -> Result<Resolved, UpperError> {
+        let Over { capsule, version, digest } = reading.over().clone();
+        match capsules.resolve(&capsule, Some(&version)).await {
+            Ok(base) if base.digest == digest => Ok(base),
+            Ok(base) => Err(UpperError::OtherBase { capsule, version, was: digest, now: base.digest }),
+            Err(CapsuleError::UnknownCapsule { .. } | CapsuleError::UnknownVersion { .. }) => {
+                Err(UpperError::NoBase { capsule, version })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Publishes what was written over `base` as a version of the same capsule: its layers, and one more. True beside it if
     /// the same version was there already. What changes while it is read is read again, some times.
     ///
@@ -22,14 +45,13 @@ impl Uppers {
     pub async fn commit(
         &self,
         capsules: &Capsules,
-        of: &Readable<'_>,
+        reading: &Arc<Reading>,
         base: &Resolved,
         version: &Version,
     ) -> Result<(Published, bool), UpperError> {
         let mut tries = TRIES;
         loop {
-            let reading = self.read(of)?;
-            match publish(reading, capsules, base, version).await {
+            match publish(Arc::clone(reading), capsules, base, version).await {
                 Err(Broken::Changed(_)) if tries > 1 => tries -= 1,
                 Err(Broken::Changed(why)) => return Err(UpperError::Changed(why)),
                 Err(Broken::Failed(error)) => return Err(error),
@@ -42,7 +64,7 @@ impl Uppers {
 }
 
 async fn publish(
-    reading: Reading,
+    reading: Arc<Reading>,
     capsules: &Capsules,
     base: &Resolved,
     version: &Version,

@@ -198,14 +198,6 @@ impl Disk {
         self.list().unwrap_or_default().iter().any(|key| matches!(key, Key::Named(_)) && is_it(key))
     }
 
-    /// Takes one away; its name is free at once. One that is not there is fine.
-    ///
-    /// # Errors
-    /// [`UpperError::Disk`].
-    pub fn remove(&self, key: &Key, id: &str) -> Result<(), UpperError> {
-        self.retire(key, id)?.map_or(Ok(()), Retired::remove)
-    }
-
     /// Takes the name from one that is to be removed; nothing when it is not there. It goes at the next start at the latest.
     ///
     /// # Errors
@@ -335,7 +327,7 @@ mod tests {
         disk.make(&Key::Own("2".into()), &about("2", None)).unwrap();
         assert!(matches!(disk.keep("2", &name), Err(UpperError::Exists(_))));
         for _ in 0..2 {
-            disk.remove(&Key::Named(name.clone()), "x").unwrap();
+            disk.retire(&Key::Named(name.clone()), "x").unwrap().map_or(Ok(()), Retired::remove).unwrap();
         }
         assert_eq!(disk.list().unwrap(), [Key::Own("2".into())]);
     }
@@ -356,7 +348,7 @@ mod tests {
         let own = Key::Own("1".into());
         disk.make(&own, &about("1", None)).unwrap();
         scribble(&disk.path(&own), 15_000);
-        disk.remove(&own, "1").unwrap();
+        disk.retire(&own, "1").unwrap().unwrap().remove().unwrap();
         let left = root.path().join("attachments/.gone-2");
         fs::create_dir(&left).unwrap();
         scribble(&left, 1_100);

@@ -4,21 +4,25 @@ use std::{
     collections::{BTreeMap, HashSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
+    thread::sleep,
+    time::{Duration, Instant, SystemTime},
 };
 
 use super::{
     UpperError,
     disk::{Disk, Retired},
     model::{About, FORMAT, Fate, Upper, UpperName},
-    reading::Reading,
-    uses::{Key, Uses},
+    reading::{Over, Reading},
+    uses::{Key, Taken, Uses},
 };
 use crate::{
     attachments::model::{Attachment, ContainerKey, Phase},
     capsules::Resolved,
     fresh_id,
 };
+
+/// How long to wait for what is just being renamed away.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is asked for of what is to be written to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,8 +38,8 @@ pub struct Wanted {
 pub struct Listed {
     /// The name.
     pub name: UpperName,
-    /// What is known of it.
-    pub about: About,
+    /// What is known of it; none when that is damaged.
+    pub about: Option<About>,
     /// The attachment that has it now; draining ones count.
     pub used_by: Option<String>,
 }
@@ -56,13 +60,14 @@ impl Uppers {
     /// [`UpperError::Disk`].
     pub fn open(root: &Path, size: u64, recorded: &BTreeMap<String, Attachment>) -> Result<Self, UpperError> {
         let disk = Disk::open(root)?;
-        remove_in_background(disk.leftovers()?.into_iter().map(Ok).collect());
+        let left: Vec<_> = disk.leftovers()?.into_iter().map(Ok).collect();
+        in_background(left.is_empty(), move || remove_all(left));
         let mut uses = Uses::default();
         for attachment in recorded.values() {
             if let Some(key) = key(attachment)
                 && let Err(other) = uses.claim(key, &attachment.id, &attachment.container)
             {
-                tracing::error!(attachment = attachment.id, other, "two attachments have what one writes");
+                tracing::error!(attachment = attachment.id, ?other, "two attachments have what one writes");
             }
             // A detach that was broken off gives it this name yet, or is undone.
             if let Some(name) = kept_as(attachment) {
@@ -105,8 +110,9 @@ impl Uppers {
         version: &Resolved,
     ) -> Result<Upper, UpperError> {
         let key = wanted.name.clone().map_or_else(|| Key::Own(id.to_owned()), Key::Named);
-        if let (Err(by), Key::Named(name)) = (self.uses().claim(key.clone(), id, container), &key) {
-            return Err(UpperError::InUse { name: name.clone(), by });
+        let claimed = once_removed(|| self.uses().claim(key.clone(), id, container));
+        if let (Err(taken), Key::Named(name)) = (claimed, &key) {
+            return Err(refused(name, taken));
         }
         let claimed = self.prepare(&key, wanted, id, version);
         if claimed.is_err() {
@@ -163,7 +169,8 @@ impl Uppers {
     /// [`UpperError::Exists`].
     pub fn reserve(&self, name: &UpperName, attachment: &Attachment) -> Result<(), UpperError> {
         let key = Key::Named(name.clone());
-        let claimed = self.uses().claim(key.clone(), &attachment.id, &attachment.container);
+        let claim = || self.uses().claim(key.clone(), &attachment.id, &attachment.container);
+        let claimed = once_removed(claim);
         if claimed.is_err() || self.disk.has(&key) {
             self.uses().release(&key, &attachment.id);
             return Err(UpperError::Exists(name.clone()));
@@ -212,21 +219,26 @@ impl Uppers {
     }
 
     /// What becomes of what an attachment has written that has just ended, by how it did: what somebody asked to be kept is,
-    /// and what nobody was asked about. What cannot have the name that it was to have is kept under the attachment's id.
-    pub fn settle(&self, attachment: &Attachment) {
-        let Some(Upper { name: None, .. }) = &attachment.upper else { return };
+    /// and what nobody was asked about. What cannot have the name that it was to have is kept under the attachment's id. False
+    /// when it cannot be kept at all: then it is to stay on record, as what is not would be removed. Blocks.
+    #[must_use]
+    pub fn settle(&self, attachment: &Attachment) -> bool {
+        let Some(Upper { name: None, .. }) = &attachment.upper else { return true };
         let asked = match &attachment.phase {
             Phase::Detaching { fate: Some(Fate::Keep(name)), .. } => Some(name),
-            Phase::Attaching | Phase::Detaching { fate: Some(Fate::Drop), .. } => return,
+            Phase::Attaching | Phase::Detaching { fate: Some(Fate::Drop), .. } => return true,
             // Somebody else unmounted it, or the answer to a detach was lost.
             Phase::Attached | Phase::Replacing { .. } | Phase::Detaching { .. } | Phase::Waiting => None,
         };
+        if !self.disk.has(&Key::Own(attachment.id.clone())) {
+            return true;
+        }
         let of_id = attachment.id.parse().ok();
         for name in asked.into_iter().chain(&of_id) {
             match self.keep(attachment, name) {
                 Ok(()) => {
                     tracing::info!(attachment = attachment.id, %name, "what was written is kept");
-                    return;
+                    return true;
                 }
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;
@@ -234,8 +246,7 @@ impl Uppers {
                 }
             }
         }
-        // Not to be removed while somebody may still look after it.
-        self.uses().release(&Key::Own(attachment.id.clone()), &attachment.id);
+        false
     }
 
     /// An attachment has ended: what it has written goes, unless that has a name, as soon as it does not drain. So does
@@ -254,14 +265,24 @@ impl Uppers {
         self.tidy();
     }
 
-    /// Removes what nobody has any more. It loses its name at once, so that nobody takes it by that; the files go on a thread
-    /// of their own.
-    pub(super) fn tidy(&self) {
-        let mut uses = self.uses();
-        let retire = |key: Key| self.disk.retire(&key, &fresh_id()).transpose();
-        let gone: Vec<_> = uses.free().into_iter().filter_map(retire).collect();
-        drop(uses);
-        remove_in_background(gone);
+    /// Removes what nobody has any more, on a thread of its own. Nobody can take it from now on.
+    pub fn tidy(&self) {
+        let free = self.uses().free();
+        let (this, keys) = (self.clone(), free.clone());
+        let removing = in_background(free.is_empty(), move || {
+            // First the names, for which somebody may wait.
+            let retired: Vec<_> = keys.iter().filter_map(|key| this.retire(key)).collect();
+            remove_all(retired);
+        });
+        if !removing {
+            free.iter().for_each(|key| self.uses().removed(key));
+        }
+    }
+
+    fn retire(&self, key: &Key) -> Option<Result<Retired, UpperError>> {
+        let retired = self.disk.retire(key, &fresh_id()).transpose();
+        self.uses().removed(key);
+        retired
     }
 
     /// All that have names, in their order.
@@ -273,10 +294,14 @@ impl Uppers {
         for key in self.disk.list()? {
             let Key::Named(name) = &key else { continue };
             let used_by = self.uses().holder(&key);
-            listed.push(Listed { name: name.clone(), about: self.disk.about(&key)?, used_by });
+            listed.push(Listed { name: name.clone(), about: self.known(&key), used_by });
         }
         listed.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(listed)
+    }
+
+    fn known(&self, key: &Key) -> Option<About> {
+        self.disk.about(key).inspect_err(|error| tracing::warn!(%error, "it is there all the same")).ok()
     }
 
     /// What is known of one that has a name.
@@ -288,24 +313,24 @@ impl Uppers {
         if self.disk.has(&key) { self.disk.about(&key) } else { Err(UpperError::Unknown(name.clone())) }
     }
 
-    /// Removes one that has a name, with all that was written. Blocks.
+    /// Removes one that has a name, with all that was written, also where what is known of it is damaged. Blocks.
     ///
     /// # Errors
-    /// [`UpperError::Unknown`], [`UpperError::InUse`].
-    pub fn remove(&self, name: &UpperName) -> Result<About, UpperError> {
-        let (about, key) = (self.find(name)?, Key::Named(name.clone()));
-        // Claimed until it is gone, so that no attachment takes it meanwhile.
-        let remover = ContainerKey { namespace: String::new(), id: String::new() };
-        let id = fresh_id();
-        if let Err(by) = self.uses().claim(key.clone(), &id, &remover) {
-            return Err(UpperError::InUse { name: name.clone(), by });
+    /// [`UpperError::Unknown`], and who has it.
+    pub fn remove(&self, name: &UpperName) -> Result<Listed, UpperError> {
+        let key = Key::Named(name.clone());
+        if !self.disk.has(&key) {
+            return Err(UpperError::Unknown(name.clone()));
         }
-        let removed = self.disk.remove(&key, &id);
-        self.uses().release(&key, &id);
-        removed.map(|()| about)
+        let about = self.known(&key);
+        // Until its name is gone no attachment takes it.
+        self.uses().remove(key.clone()).map_err(|taken| refused(name, taken))?;
+        self.retire(&key).transpose()?.map_or(Ok(()), Retired::remove)?;
+        Ok(Listed { name: name.clone(), about, used_by: None })
     }
 
-    /// Begins to read what an attachment has written, or what has a name: it stays where it is until this is dropped.
+    /// Begins to read what an attachment has written, or what has a name: it stays where it is, over the version that it is
+    /// over, until this is dropped.
     ///
     /// # Errors
     /// [`UpperError`].
@@ -314,29 +339,81 @@ impl Uppers {
             Readable::Attachment(attachment) => key(attachment).ok_or(UpperError::Nothing)?,
             Readable::Named(name) => Key::Named((*name).clone()),
         };
-        let whose = self.uses().read(&key);
-        let place = self.disk.place(&key);
-        Ok(Reading::new(self.clone(), key, whose, place))
+        let taken = |taken| match &key {
+            Key::Named(name) => refused(name, taken),
+            Key::Own(id) => UpperError::Ended(id.clone()),
+        };
+        let whose = self.uses().read(&key).map_err(taken)?;
+        // From here on nobody else takes it.
+        match self.over(of, whose.as_deref()) {
+            Ok(over) => Ok(Reading::new(self.clone(), key.clone(), whose, self.disk.place(&key), over)),
+            Err(error) => {
+                self.uses().read_no_more(&key, whose.as_deref());
+                self.tidy();
+                Err(error)
+            }
+        }
+    }
+
+    fn over(&self, of: &Readable<'_>, whose: Option<&str>) -> Result<Over, UpperError> {
+        match of {
+            Readable::Attachment(Attachment { id, .. }) if whose != Some(id) => {
+                Err(UpperError::Ended(id.clone()))
+            }
+            Readable::Attachment(Attachment { capsule, current, .. }) => Ok(Over {
+                capsule: capsule.clone(),
+                version: current.version.clone(),
+                digest: current.digest.clone(),
+            }),
+            Readable::Named(name) => {
+                let About { capsule, version, digest, .. } = self.find(name)?;
+                Ok(Over { capsule, version, digest })
+            }
+        }
     }
 }
 
-/// On a thread of its own: there may be millions of files, and nobody is to wait for them.
-fn remove_in_background(gone: Vec<Result<Retired, UpperError>>) {
-    let stays = |error: &(dyn std::error::Error + 'static)| {
-        tracing::warn!(error, "what an attachment has written stays until the next start");
-    };
-    if gone.is_empty() {
-        return;
+/// On a thread of its own, unless there is nothing to do: there may be millions of files, and nobody is to wait for them. False when
+/// there is no thread.
+fn in_background(is_nothing: bool, work: impl FnOnce() + Send + 'static) -> bool {
+    if is_nothing {
+        return true;
     }
-    let removing = std::thread::Builder::new().name("remove".to_owned()).spawn(move || {
-        for one in gone {
-            if let Err(error) = one.and_then(Retired::remove) {
-                stays(&error);
-            }
+    match std::thread::Builder::new().name("remove".to_owned()).spawn(work) {
+        Ok(_) => true,
+        Err(error) => {
+            tracing::warn!(%error, "what is to be removed stays until the next start");
+            false
         }
-    });
-    if let Err(error) = removing {
-        stays(&error);
+    }
+}
+
+fn remove_all(gone: Vec<Result<Retired, UpperError>>) {
+    for one in gone {
+        if let Err(error) = one.and_then(Retired::remove) {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "what an attachment has written stays until the next start");
+        }
+    }
+}
+
+/// Waits for what loses its name in this moment. Blocks.
+fn once_removed(claim: impl Fn() -> Result<(), Taken>) -> Result<(), Taken> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match claim() {
+            Err(Taken::Removed) if Instant::now() < until => sleep(Duration::from_millis(5)),
+            done => return done,
+        }
+    }
+}
+
+fn refused(name: &UpperName, taken: Taken) -> UpperError {
+    let name = name.clone();
+    match taken {
+        Taken::By(by) => UpperError::InUse { name, by },
+        Taken::Read => UpperError::BeingRead(name),
+        Taken::Removed => UpperError::BeingRemoved(name),
     }
 }
 

@@ -6,7 +6,10 @@ use overlayfs_utils::ImageError;
 
 use super::model::UpperName;
 use crate::{
-    capsules::{CapsuleError, model::CapsuleName},
+    capsules::{
+        CapsuleError,
+        model::{CapsuleName, Digest, Version},
+    },
     trees::TreeError,
 };
 
@@ -33,6 +36,41 @@ pub enum UpperError {
         name: UpperName,
         /// Which attachment, and where.
         by: String,
+    },
+    /// A publish reads it.
+    #[error("{0} is being published: try again when that is done")]
+    BeingRead(UpperName),
+    /// It will be gone in a moment.
+    #[error("{0} is being removed: try again in a moment")]
+    BeingRemoved(UpperName),
+    /// The attachment has ended.
+    #[error(
+        "attachment {0} has been detached meanwhile: commit what was kept, if anything was (\"capsulectl uppers\")"
+    )]
+    Ended(String),
+    /// The version below is not there.
+    #[error(
+        "{capsule}@{version}, over which it was written, is not there any more: build or pull it again, or attach what was written over another version first"
+    )]
+    NoBase {
+        /// The capsule.
+        capsule: CapsuleName,
+        /// The version.
+        version: Version,
+    },
+    /// The version below is another one.
+    #[error(
+        "it was written over {capsule}@{version} of digest {was}, and the version of that name is {now}: attach what was written over this one first"
+    )]
+    OtherBase {
+        /// The capsule.
+        capsule: CapsuleName,
+        /// The version.
+        version: Version,
+        /// What it was.
+        was: Digest,
+        /// What it is.
+        now: Digest,
     },
     /// It was written over another capsule.
     #[error("{name} was written over the capsule {of}, and this is {wanted}: choose another name")]

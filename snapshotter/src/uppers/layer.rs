@@ -9,10 +9,14 @@ use std::{
     collections::HashMap,
     io::{self, Read, Write},
     thread::sleep,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
-use rustix::io::Errno;
+use overlayfs_utils::{MADE, made_as};
+use rustix::{
+    io::Errno,
+    time::{ClockId, clock_gettime},
+};
 use sha2::{Digest as _, Sha256};
 
 use super::UpperError;
@@ -22,9 +26,6 @@ use crate::trees::{Attributes, Entry, Item, Kind, Layers, TreeError, open_file, 
 const NAME_LENGTH: usize = 100;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
-/// Longer than the kernel goes without looking at its clock (`CONFIG_HZ`): before Linux 6.13 all that is written in that time
-/// is written at the same time.
-const TICK: Duration = Duration::from_millis(20);
 /// How much of a path a message says.
 const SHOWN: usize = 160;
 
@@ -56,7 +57,8 @@ impl From<TreeError> for Broken {
     }
 }
 
-/// Writes the layer of number `layer` to `out` as a tar, and gives the number of its members.
+/// Writes the layer of number `layer` to `out` as a tar, and gives the number of its members that somebody has written: not the
+/// directories that the shim has made for overlays to lie over.
 ///
 /// # Errors
 /// [`Broken`]; what is written then is not to be used.
@@ -102,13 +104,32 @@ impl Seen {
     }
 }
 
-/// How long it takes until a write changes the time of a file that was changed at `ctime`, if it does not do so now. A clock that
-/// was set back makes it another time anyway.
-fn rest(ctime: (i64, u32), now: SystemTime) -> Option<Duration> {
-    let since = now.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-    let changed = Duration::new(u64::try_from(ctime.0).ok()?, ctime.1);
-    let rest = (changed + TICK).checked_sub(since)?;
-    (!rest.is_zero() && rest < Duration::from_secs(1)).then_some(rest)
+fn is_as_made(entry: &Entry) -> bool {
+    let made = entry.xattrs.get(MADE.as_bytes());
+    made.is_some_and(|made| *made == made_as(entry.mode, entry.uid, entry.gid).into_bytes())
+        && !entry.xattrs.keys().any(|name| is_kept(name))
+}
+
+/// Whether an image has this extended attribute.
+fn is_kept(name: &[u8]) -> bool {
+    name == b"security.capability".as_slice() || name.starts_with(b"user.")
+}
+
+/// Waits until a write gives a file that was changed at `ctime` another time. Before Linux 6.13 the kernel takes the time of its last
+/// tick, every 1 to 10 ms, and what is written twice in one tick has the same.
+fn await_next_tick(ctime: (i64, u32)) {
+    loop {
+        let now = clock_gettime(ClockId::RealtimeCoarse);
+        if !is_this_tick(ctime, (now.tv_sec, u32::try_from(now.tv_nsec).unwrap_or_default())) {
+            return;
+        }
+        sleep(Duration::from_millis(1));
+    }
+}
+
+/// Whether what is written `now` may have that time. A clock that was set back gives it another one anyway.
+fn is_this_tick(ctime: (i64, u32), now: (i64, u32)) -> bool {
+    (now..(now.0 + 1, now.1)).contains(&ctime)
 }
 
 struct Writing<'a> {
@@ -130,6 +151,9 @@ impl Writing<'_> {
                     return Err(Broken::Failed(UpperError::WhiteoutName(path)));
                 }
                 self.write_entry(tar, entry)?;
+                if !opaque && is_as_made(entry) {
+                    self.members -= 1;
+                }
                 if *opaque {
                     let path = [entry.path.as_slice(), b"/", OPAQUE].concat();
                     self.member(tar, &mut mark(path), io::empty())?;
@@ -149,9 +173,7 @@ impl Writing<'_> {
             return self.member(tar, &mut member, io::empty());
         }
         self.links.insert(entry.inode, entry.path.clone());
-        if let Some(rest) = rest(entry.ctime, SystemTime::now()) {
-            sleep(rest);
-        }
+        await_next_tick(entry.ctime);
         let file = open_file(self.layers, self.layer, &entry.path)?;
         let mut exact = Exact { file: file.take(size), left: size };
         self.member(tar, &mut member, &mut exact)?;
@@ -218,7 +240,6 @@ impl Member {
             ustar.set_device_major(major);
             ustar.set_device_minor(minor);
         }
-        let is_kept = |name: &[u8]| name == b"security.capability".as_slice() || name.starts_with(b"user.");
         let xattrs = entry.xattrs.iter().filter(|(name, _)| is_kept(name));
         let xattrs = xattrs.map(|(name, value)| (name.clone(), value.clone())).collect();
         Some(Self { header, path: entry.path.clone(), link: link.to_vec(), xattrs })

@@ -14,7 +14,10 @@ use super::{
     model::Place,
     uses::Key,
 };
-use crate::trees::Layers;
+use crate::{
+    capsules::model::{CapsuleName, Digest, Version},
+    trees::Layers,
+};
 
 /// How much of a tar is handed on at once.
 const CHUNK: usize = 1 << 20;
@@ -24,20 +27,38 @@ const CHUNK: usize = 1 << 20;
 pub struct Reading {
     uppers: Uppers,
     key: Key,
-    whose: String,
+    whose: Option<String>,
     place: Place,
+    over: Over,
+}
+
+/// The version that what is read was written over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Over {
+    /// Of which capsule.
+    pub capsule: CapsuleName,
+    /// Which.
+    pub version: Version,
+    /// Its identity.
+    pub digest: Digest,
 }
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        self.uppers.uses().read_no_more(&self.key, &self.whose);
+        self.uppers.uses().read_no_more(&self.key, self.whose.as_deref());
         self.uppers.tidy();
     }
 }
 
 impl Reading {
-    pub(super) fn new(uppers: Uppers, key: Key, whose: String, place: Place) -> Self {
-        Self { uppers, key, whose, place }
+    /// Of what the caller has taken with [`Uses::read`](super::uses::Uses::read).
+    pub(super) fn new(uppers: Uppers, key: Key, whose: Option<String>, place: Place, over: Over) -> Self {
+        Self { uppers, key, whose, place, over }
+    }
+
+    /// What it was written over. It cannot become another while it is read.
+    pub fn over(&self) -> &Over {
+        &self.over
     }
 
     /// Writes what was written as the tar of a layer to `to`, in pieces, and gives the number of its members. Blocks.

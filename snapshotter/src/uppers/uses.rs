@@ -14,10 +14,22 @@ pub enum Key {
     Named(UpperName),
 }
 
+/// Why somebody cannot have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Taken {
+    /// An attachment has it, whose id and container this is.
+    By(String),
+    /// It is published.
+    Read,
+    /// It is being removed, and will be gone in a moment.
+    Removed,
+}
+
 /// One that somebody has, or may have.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 struct Use {
-    attachment: String,
+    /// None when only readers have it, or whoever removes it.
+    attachment: Option<String>,
     /// Where; none when it was found without a record.
     container: Option<ContainerKey>,
     /// Its attachment has ended: it may drain.
@@ -26,6 +38,27 @@ struct Use {
     readers: usize,
     /// It is to be removed, though it has a name.
     goes: bool,
+    /// It is being removed.
+    is_removed: bool,
+}
+
+impl Use {
+    fn is_of(&self, attachment: &str) -> bool {
+        self.attachment.as_deref() == Some(attachment)
+    }
+
+    fn taken(&self) -> Taken {
+        match (&self.attachment, &self.container) {
+            _ if self.is_removed => Taken::Removed,
+            (None, _) => Taken::Read,
+            (Some(id), Some(container)) => Taken::By(format!("{id} of {container}")),
+            (Some(id), None) => Taken::By(id.clone()),
+        }
+    }
+
+    fn removed() -> Self {
+        Self { is_removed: true, ..Self::default() }
+    }
 }
 
 /// Everything that is in use.
@@ -40,20 +73,40 @@ impl Uses {
     /// Somebody has it from now on.
     ///
     /// # Errors
-    /// Who has it already.
-    pub fn claim(&mut self, key: Key, attachment: &str, container: &ContainerKey) -> Result<(), String> {
-        if let Some(other) = self.uses.get(&key).filter(|other| other.attachment != attachment) {
-            let place = other.container.as_ref().map(|c| format!(" of {c}")).unwrap_or_default();
-            return Err(format!("{}{place}", other.attachment));
-        }
-        let (attachment, container) = (attachment.to_owned(), Some(container.clone()));
-        self.uses.insert(key, Use { attachment, container, has_ended: false, readers: 0, goes: false });
+    /// Why not.
+    pub fn claim(&mut self, key: Key, attachment: &str, container: &ContainerKey) -> Result<(), Taken> {
+        let one = match self.uses.get(&key) {
+            Some(other) if !other.is_of(attachment) => return Err(other.taken()),
+            Some(own) => own.clone(),
+            None => Use::default(),
+        };
+        let (attachment, container) = (Some(attachment.to_owned()), Some(container.clone()));
+        self.uses.insert(key, Use { attachment, container, has_ended: false, goes: false, ..one });
         Ok(())
+    }
+
+    /// Somebody removes it: nobody else has it until [`Uses::removed`].
+    ///
+    /// # Errors
+    /// Who has it.
+    pub fn remove(&mut self, key: Key) -> Result<(), Taken> {
+        if let Some(other) = self.uses.get(&key) {
+            return Err(other.taken());
+        }
+        self.uses.insert(key, Use::removed());
+        Ok(())
+    }
+
+    /// It has no name any more.
+    pub fn removed(&mut self, key: &Key) {
+        if self.uses.get(key).is_some_and(|one| one.is_removed) {
+            self.uses.remove(key);
+        }
     }
 
     /// It was found, and no record says whose it is: it may drain somewhere. `goes`: nobody was told of it.
     pub fn find(&mut self, key: Key, attachment: String, goes: bool) {
-        let found = Use { attachment, container: None, has_ended: true, readers: 0, goes };
+        let found = Use { attachment: Some(attachment), has_ended: true, goes, ..Use::default() };
         self.uses.entry(key).or_insert(found);
     }
 
@@ -66,14 +119,14 @@ impl Uses {
 
     /// The attachment does not have it, whatever it claimed; what is another's by now stays that.
     pub fn release(&mut self, key: &Key, attachment: &str) {
-        if self.uses.get(key).is_some_and(|one| one.attachment == attachment) {
+        if self.uses.get(key).is_some_and(|one| one.is_of(attachment)) {
             self.uses.remove(key);
         }
     }
 
-    /// Who has it.
+    /// The attachment that has it.
     pub fn holder(&self, key: &Key) -> Option<String> {
-        self.uses.get(key).map(|one| one.attachment.clone())
+        self.uses.get(key)?.attachment.clone()
     }
 
     /// Where it may drain; none when nobody has it, or an attachment that has not ended.
@@ -82,22 +135,23 @@ impl Uses {
     }
 
     /// Somebody reads it: it stays where it is, or gets a name. Gives whose it is, for [`Uses::read_no_more`].
-    pub fn read(&mut self, key: &Key) -> String {
-        let free = || Use {
-            attachment: "being read".to_owned(),
-            container: None,
-            has_ended: true,
-            readers: 0,
-            goes: false,
-        };
+    ///
+    /// # Errors
+    /// [`Taken::Removed`].
+    pub fn read(&mut self, key: &Key) -> Result<Option<String>, Taken> {
+        let free = || Use { has_ended: true, ..Use::default() };
         let one = self.uses.entry(key.clone()).or_insert_with(free);
+        if one.is_removed {
+            return Err(Taken::Removed);
+        }
         one.readers += 1;
-        one.attachment.clone()
+        Ok(one.attachment.clone())
     }
 
     /// Nobody does any more. It may have got a name meanwhile.
-    pub fn read_no_more(&mut self, key: &Key, attachment: &str) {
-        let renamed = |(_, one): &(&Key, &mut Use)| one.attachment == attachment && one.readers > 0;
+    pub fn read_no_more(&mut self, key: &Key, attachment: Option<&str>) {
+        let is_its = |one: &Use| attachment.is_some_and(|attachment| one.is_of(attachment));
+        let renamed = |(_, one): &(&Key, &mut Use)| is_its(one) && one.readers > 0;
         let one = match self.uses.contains_key(key) {
             true => self.uses.get_mut(key),
             false => self.uses.iter_mut().find(renamed).map(|(_, one)| one),
@@ -109,7 +163,7 @@ impl Uses {
 
     /// The attachment has ended; `never_was`: it never came to be, and what was made for it goes also where it has a name.
     pub fn end(&mut self, attachment: &str, never_was: bool) {
-        for one in self.uses.values_mut().filter(|one| one.attachment == attachment) {
+        for one in self.uses.values_mut().filter(|one| one.is_of(attachment)) {
             (one.has_ended, one.goes) = (true, never_was);
         }
     }
@@ -122,25 +176,28 @@ impl Uses {
         }
     }
 
-    /// Takes out what nobody has any more; gives what of it is to be removed.
+    /// Takes out what nobody has any more; gives what of it is to be removed, which nobody has until [`Uses::removed`].
     pub fn free(&mut self) -> Vec<Key> {
         let drains = |one: &Use| {
-            let may =
-                |ids: &Option<HashSet<String>>| ids.as_ref().is_none_or(|ids| ids.contains(&one.attachment));
+            let Some(attachment) = &one.attachment else { return false };
+            let may = |ids: &Option<HashSet<String>>| ids.as_ref().is_none_or(|ids| ids.contains(attachment));
             match &one.container {
                 Some(container) => self.draining.get(container).is_some_and(may),
                 None => self.draining.values().any(may),
             }
         };
-        let is_free = |one: &Use| one.has_ended && one.readers == 0 && !drains(one);
+        let is_free = |one: &Use| one.has_ended && one.readers == 0 && !one.is_removed && !drains(one);
         let free: Vec<(Key, bool)> = self
             .uses
             .iter()
             .filter(|(_, one)| is_free(one))
             .map(|(key, one)| (key.clone(), one.goes || matches!(key, Key::Own(_))))
             .collect();
-        for (key, _) in &free {
-            self.uses.remove(key);
+        for (key, goes) in &free {
+            match goes {
+                true => self.uses.insert(key.clone(), Use::removed()),
+                false => self.uses.remove(key),
+            };
         }
         free.into_iter().filter(|(_, goes)| *goes).map(|(key, _)| key).collect()
     }
@@ -168,7 +225,7 @@ mod tests {
         let name = Key::Named("notes".parse().unwrap());
         uses.claim(name.clone(), "1", &c).unwrap();
         uses.claim(name.clone(), "1", &c).unwrap();
-        assert_eq!(uses.claim(name.clone(), "2", &c).unwrap_err(), "1 of default/c");
+        assert_eq!(uses.claim(name.clone(), "2", &c), Err(Taken::By("1 of default/c".into())));
         uses.drains(&c, ids(&["1"]));
         uses.end("1", false);
         assert_eq!(uses.free(), []);
@@ -200,17 +257,43 @@ mod tests {
     fn what_is_read_stays() {
         let (mut uses, c) = (Uses::default(), container("c"));
         uses.claim(own("1"), "1", &c).unwrap();
-        let whose = uses.read(&own("1"));
+        let whose = uses.read(&own("1")).unwrap();
+        // It goes on with what it has.
+        uses.claim(own("1"), "1", &c).unwrap();
         uses.end("1", false);
         assert_eq!(uses.free(), []);
-        uses.read_no_more(&own("1"), &whose);
+        uses.read_no_more(&own("1"), whose.as_deref());
         assert_eq!(uses.free(), [own("1")]);
         let kept = Key::Named("kept".parse().unwrap());
-        let whose = uses.read(&kept);
-        assert!(uses.claim(kept.clone(), "3", &c).is_err());
-        uses.read_no_more(&kept, &whose);
+        let whose = uses.read(&kept).unwrap();
+        assert_eq!(uses.claim(kept.clone(), "3", &c), Err(Taken::Read));
+        assert_eq!((uses.remove(kept.clone()), uses.holder(&kept)), (Err(Taken::Read), None));
+        uses.read_no_more(&kept, whose.as_deref());
         assert_eq!(uses.free(), []);
         uses.claim(kept, "3", &c).unwrap();
+    }
+
+    #[test]
+    fn what_is_removed_is_nobodys_until_it_is_gone() {
+        let (mut uses, c) = (Uses::default(), container("c"));
+        let name = Key::Named("kept".parse().unwrap());
+        uses.claim(name.clone(), "1", &c).unwrap();
+        uses.end("1", true);
+        assert_eq!(uses.free(), std::slice::from_ref(&name));
+        for _ in 0..2 {
+            assert_eq!(uses.claim(name.clone(), "2", &c), Err(Taken::Removed));
+            assert_eq!(
+                (uses.read(&name), uses.remove(name.clone())),
+                (Err(Taken::Removed), Err(Taken::Removed))
+            );
+            assert_eq!((uses.free(), uses.holder(&name)), (vec![], None));
+            uses.removed(&name);
+            uses.remove(name.clone()).unwrap();
+        }
+        uses.removed(&name);
+        uses.claim(name.clone(), "2", &c).unwrap();
+        uses.removed(&name);
+        assert_eq!(uses.holder(&name).as_deref(), Some("2"));
     }
 
     #[test]
@@ -218,12 +301,12 @@ mod tests {
         let (mut uses, c) = (Uses::default(), container("c"));
         let name = Key::Named("kept".parse().unwrap());
         uses.claim(own("1"), "1", &c).unwrap();
-        let whose = uses.read(&own("1"));
+        let whose = uses.read(&own("1")).unwrap();
         uses.rename(&own("1"), &name);
         uses.end("1", false);
         uses.free();
         assert!(uses.claim(name.clone(), "2", &c).is_err());
-        uses.read_no_more(&own("1"), &whose);
+        uses.read_no_more(&own("1"), whose.as_deref());
         uses.free();
         uses.claim(name.clone(), "2", &c).unwrap();
         // It is another's now.

@@ -63,11 +63,8 @@ fn pulled(open: &Registry, digest: &str) -> Result<String> {
     wipe()?;
     refused(&["inspect", "tz"], &["tz is not known"])?;
     let output = capsulectl(&["pull", &open.at("team/zones:2026.1")])?;
-    ensure!(
-        output.err.contains("layer-sha256:") && output.err.contains("unpacking tz@2026.1"),
-        "{}",
-        output.err
-    );
+    // containerd tells of layers every so often, and of none that was quicker.
+    ensure!(output.err.contains("unpacking tz@2026.1"), "{}", output.err);
     let said = output.success("pull")?;
     ensure!(said.contains(digest) && said.contains("(new, from 127.0.0.1:5000/team/zones:2026.1)"), "{said}");
     let version = json(&["inspect", "tz@2026.1"])?["version"].clone();

@@ -71,7 +71,7 @@ pub(super) fn build_all(
     let writable = spec.upper.as_ref().map(|place| Writable::open(scene, place)).transpose()?;
     let build_one = |(number, planned): (usize, &Planned)| {
         let layers = tree.dirs(&planned.from)?;
-        let upper = writable.as_ref().map(|writable| writable.place(number, planned, &layers)).transpose()?;
+        let upper = writable.as_ref().map(|writable| writable.place(number, planned, tree)).transpose()?;
         build(scene, &spec.content, tree, planned, (layers, upper))
     };
     planned.iter().enumerate().map(build_one).collect()

@@ -2,10 +2,18 @@
 
 use std::{os::fd::AsFd, path::Path};
 
-use overlayfs_utils::{IdMapping, LayerDir, LayersBy, PlanError, Upper, UpperBase, new_user_namespace};
+use overlayfs_utils::{
+    ContainerPath, IdMapping, LayerDir, LayersBy, PlanError, Upper, UpperBase, new_user_namespace,
+};
 use rustix::io::Errno;
 
-use crate::hotplug::{error::EngineError, model::UpperPlace, plan::Planned, scene::Scene};
+use crate::hotplug::{
+    capsule::Tree,
+    error::EngineError,
+    model::{InvalidRequest, UpperPlace},
+    plan::Planned,
+    scene::Scene,
+};
 
 /// The place, open while overlays are made over it.
 #[derive(Debug)]
@@ -31,16 +39,16 @@ impl Writable {
     }
 
     /// The upper directory of one planned place, made when it is not there.
-    pub(super) fn place(
-        &self,
-        number: usize,
-        planned: &Planned,
-        layers: &[LayerDir],
-    ) -> Result<Upper, EngineError> {
+    pub(super) fn place(&self, number: usize, planned: &Planned, tree: &Tree) -> Result<Upper, EngineError> {
         let from: &Path = planned.from.as_ref();
+        let mut likes = Vec::new();
+        for path in from.ancestors() {
+            let path = ContainerPath::parse(&path.to_string_lossy()).map_err(InvalidRequest::from)?;
+            likes.push(tree.dirs(&path)?.into_iter().next().ok_or(PlanError::NoLayers)?);
+        }
+        likes.reverse();
         let below = from.strip_prefix("/").unwrap_or(from);
-        let like = layers.first().ok_or(PlanError::NoLayers)?;
-        Ok(self.base.place(below, number, like)?)
+        Ok(self.base.place(below, number, &likes)?)
     }
 }
 

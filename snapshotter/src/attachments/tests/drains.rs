@@ -17,6 +17,18 @@ impl TestNode {
         self.engine.uppers().find(&name.parse().unwrap())
     }
 
+    /// Once what goes in the background has no name any more.
+    async fn is_gone(&self, path: &str) -> bool {
+        let path = self.dir.path().join("root").join(path);
+        for _ in 0..500 {
+            if !path.exists() {
+                return true;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        false
+    }
+
     fn refuse(&self, calls: &[&str]) {
         self.shim.0.lock().unwrap().refuse = calls.iter().map(|call| (*call).to_owned()).collect();
     }
@@ -57,6 +69,7 @@ async fn a_name_of_an_attach_of_which_nothing_is_on_record_is_free_again() {
     std::fs::write(&path, serde_json::to_vec(&about).unwrap()).unwrap();
     node.write(vec![Change::Remove(attached.id)]).await;
     node.restart().await;
+    assert!(node.is_gone("uppers/notes").await);
     assert!(matches!(node.about("notes"), Err(UpperError::Unknown(_))));
 }
 
@@ -76,5 +89,5 @@ async fn what_may_drain_stays_while_the_shim_does_not_say() {
     assert!(own.exists());
     node.shim.0.lock().unwrap().draining.clear();
     assert!(node.engine.settle(&key()).await);
-    assert!(!own.exists());
+    assert!(node.is_gone(&format!("attachments/{}", attached.id)).await);
 }

@@ -6,7 +6,7 @@ use tokio::time::sleep;
 
 use super::*;
 use crate::uppers::{
-    UpperError, Wanted as Writable,
+    Readable, UpperError, Wanted as Writable,
     model::{Fate, Upper},
 };
 
@@ -132,6 +132,74 @@ async fn a_shim_that_knows_of_no_upper_directories_is_refused() {
     node.engine.attach(&wanted(), &[spec("tzdata@1")]).await.unwrap();
 }
 
+/// The node was restarted, and no container has.
+#[tokio::test]
+async fn what_nobody_has_goes_also_when_there_is_no_container() {
+    let mut node = TestNode::start().await;
+    fs::create_dir_all(node.dir.path().join("root/attachments/0123/upper")).unwrap();
+    fs::remove_dir_all(node.dir.path().join("run/tasks")).unwrap();
+    node.restart().await;
+    assert_eq!(node.own(0).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn one_that_is_damaged_is_listed_beside_the_others_and_can_go() {
+    let node = TestNode::start().await;
+    for name in ["first", "second"] {
+        node.write_to("tzdata@1", Some(name)).await.unwrap();
+        node.engine.detach(&choice("tzdata"), false, None).await.unwrap();
+    }
+    fs::write(node.dir.path().join("root/uppers/first/about.json"), "{").unwrap();
+    let uppers = node.engine.uppers();
+    let listed = uppers.list().unwrap();
+    let known: Vec<_> = listed.iter().map(|one| (one.name.to_string(), one.about.is_some())).collect();
+    assert_eq!(known, [("first".to_owned(), false), ("second".to_owned(), true)]);
+    let refused = node.write_to("tzdata@1", Some("first")).await.unwrap_err();
+    assert!(matches!(refused, AttachmentError::Upper(UpperError::About { .. })), "{refused}");
+    uppers.remove(&"first".parse().unwrap()).unwrap();
+    assert_eq!(node.left("uppers"), ["second"]);
+}
+
+/// What is read stays over the version that it was written over, which has to be there, and the same.
+#[tokio::test]
+async fn what_is_read_is_nobody_elses_and_over_the_version_that_it_was() {
+    let node = TestNode::start().await;
+    let attached = node.write_to("tzdata@1", Some("notes")).await.unwrap();
+    let (uppers, name) = (node.engine.uppers(), "notes".parse().unwrap());
+    let reading = uppers.read(&Readable::Attachment(&attached)).unwrap();
+    assert_eq!(
+        (reading.over().version.to_string(), &reading.over().digest),
+        ("1".to_owned(), &attached.current.digest)
+    );
+    node.engine.detach(&choice("tzdata"), false, None).await.unwrap();
+    let other = node.write_to("tzdata@2", Some("notes")).await.unwrap_err();
+    assert!(matches!(other, AttachmentError::Upper(UpperError::InUse { .. })), "{other}");
+    drop(reading);
+    let reading = uppers.read(&Readable::Named(&name)).unwrap();
+    let other = node.write_to("tzdata@2", Some("notes")).await.unwrap_err();
+    assert!(matches!(other, AttachmentError::Upper(UpperError::BeingRead(_))), "{other}");
+    assert!(matches!(uppers.remove(&name), Err(UpperError::BeingRead(_))));
+    assert_eq!(uppers.list().unwrap()[0].used_by, None);
+    let base = uppers.base(&node.engine.capsules, &reading).await.unwrap();
+    assert_eq!(base.version.to_string(), "1");
+    drop(reading);
+    let second = node.write_to("tzdata@2", Some("notes")).await.unwrap();
+    let ended = uppers.read(&Readable::Attachment(&attached)).unwrap_err();
+    assert!(matches!(&ended, UpperError::Ended(id) if *id == attached.id), "{ended}");
+    assert_eq!(uppers.read(&Readable::Attachment(&second)).unwrap().over().version.to_string(), "2");
+    node.engine.detach(&choice("tzdata"), false, None).await.unwrap();
+    // Removed, and published again as something else.
+    let about = node.dir.path().join("root/uppers/notes/about.json");
+    let text = fs::read_to_string(&about).unwrap();
+    let other = format!("sha256:{}", "0".repeat(64));
+    fs::write(&about, text.replace(&second.current.digest.to_string(), &other)).unwrap();
+    let reading = uppers.read(&Readable::Named(&name)).unwrap();
+    let refused = uppers.base(&node.engine.capsules, &reading).await.unwrap_err();
+    let wanted =
+        format!("tzdata@2 of digest {other}, and the version of that name is {}", second.current.digest);
+    assert!(refused.to_string().contains(&wanted), "{refused}");
+}
+
 #[tokio::test]
 async fn a_crash_in_a_detach_keeps_what_was_to_be_kept() {
     // Unmounted, or unmounted and renamed.
@@ -179,6 +247,29 @@ async fn what_cannot_have_its_name_is_kept_under_the_attachments_id() {
     assert_eq!(node.own(0).await, [""; 0]);
     let kept = node.dir.path().join("root/uppers").join(&attached.id).join("upper/file");
     assert!(kept.exists(), "{:?}", node.left("uppers"));
+}
+
+/// Nothing is removed that nobody has decided about.
+#[tokio::test]
+async fn what_can_have_no_name_at_all_stays_on_record_until_it_can() {
+    let mut node = TestNode::start().await;
+    let attached = node.write_to("tzdata@1", None).await.unwrap();
+    node.scribble(&attached);
+    node.shim.0.lock().unwrap().mounted.clear();
+    let phase = Phase::Detaching { lazy: false, fate: Some(keep("notes")) };
+    node.write(vec![Change::Put(Box::new(Attachment { phase, ..attached.clone() }))]).await;
+    let named = node.dir.path().join("root/uppers");
+    for name in ["notes", &attached.id] {
+        fs::create_dir_all(named.join(name)).unwrap();
+    }
+    for _ in 0..2 {
+        node.restart().await;
+        assert_eq!((node.own(1).await, node.durable().await.len()), (vec![attached.id.clone()], 1));
+    }
+    fs::remove_dir(named.join("notes")).unwrap();
+    node.restart().await;
+    assert_eq!((node.own(0).await, node.durable().await), (vec![], vec![]));
+    assert!(named.join("notes/upper/file").exists());
 }
 
 #[tokio::test]
