@@ -263,6 +263,8 @@ fn beside_a_writer() -> Result<String> {
     done(&["attach", "shop", "tool@1", "--writable"])?;
     let script = "i=0; while :; do i=$((i+1)); { echo $i; echo $i; } > /opt/tool/f$((i % 50)); done";
     shop.spawn("writer", &["/bin/sh", "-c", script])?;
+    let first = format!("/proc/{}/root/opt/tool/f1", shop.pid()?);
+    until("something is written", || Ok(Path::new(&first).exists()))?;
     let (mut whole, mut refusals) = (0, Vec::new());
     for round in 0..5 {
         let version = format!("beside-{round}");
