@@ -136,7 +136,7 @@ impl Attachments {
             sleep(wait).await;
             wait = (wait * 2).min(LAST);
             let locked = self.records.lock(&container).await;
-            self.hold_draining(&container).await;
+            self.has_said_what_drains(&container).await;
             drop(locked);
             self.records.tidy(&container);
             if self.drains.has_ended(&container) {

@@ -231,15 +231,23 @@ impl Attachments {
     /// Asks the shim what is draining and keeps its snapshots. With the container's records locked: the answers of
     /// several such calls would otherwise be taken in any order. When the shim does not say, everything stays until it does.
     pub(super) async fn hold_draining(&self, key: &ContainerKey) {
+        if !self.has_said_what_drains(key).await {
+            drop(self.settle_in_background(key.clone()));
+        }
+    }
+
+    /// As [`Attachments::hold_draining`], for one who asks again when this is false.
+    pub(super) async fn has_said_what_drains(&self, key: &ContainerKey) -> bool {
         match self.shims.list(key, false).await {
             Ok(report) => self.hold(key, &report.draining),
             Err(ShimError::NoShim(_)) => self.hold(key, &[]),
             Err(error) => {
                 tracing::warn!(container = %key, %error, "the shim cannot say what is draining: all of it is held until it can");
                 self.hold_all(key);
-                drop(self.settle_in_background(key.clone()));
+                return false;
             }
         }
+        true
     }
 
     /// Keeps the snapshots of what is draining in a container, and lets go those of what was.
