@@ -5,6 +5,7 @@
 //! a runtime's update has put a program of its own there, and finds nothing to do when all is well.
 
 use overlayfs_utils::{Instruction, ProgramId, ProgramInfo, Sharing};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{
@@ -17,7 +18,8 @@ use super::{
 
 /// What is done about a program that no runtime made from the container's rules, and that denies a device which is wanted: a
 /// device mounter's, a later version's, or the administrator's own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Policy {
     /// It is kept, with the device before it: everything but that device stays as it decides.
     #[default]

@@ -13,7 +13,8 @@ use serde_json::json;
 
 use super::{
     super::{
-        Access, Applied, Device, DeviceError, DeviceKind, Expected, Grant, Grants, Policy, apply,
+        Access, Applied, Device, DeviceError, DeviceKind, Expected, Grant, Policy, apply,
+        ledger::Grants,
         plan::Refusal,
         program::{NAME, encode_decisions, encode_grants},
         rules::Rule,
@@ -34,10 +35,7 @@ struct Container {
 
 impl Container {
     fn new(name: &str) -> Self {
-        let table = MountTable::parse(&fs::read("/proc/self/mountinfo").unwrap()).unwrap();
-        let unified = table.entries().iter().find(|mount| mount.filesystem == "cgroup2").unwrap();
-        let path = unified.mount_point.join(format!("test-devices-{}-{name}", std::process::id()));
-        fs::create_dir(&path).unwrap();
+        let path = new_cgroup(name);
         // Opens for reading, or for both, in a subshell: a redirection that fails ends a shell.
         let script = r#"while read -r mode path; do
             case $mode in r) (: <"$path") ;; rw) (: <>"$path") ;; esac 2>&1 && echo ok
@@ -99,6 +97,23 @@ fn useless_rules(count: u32) -> Vec<Rule> {
         access: if minor % 3 == 0 { access("r") } else { Access::ALL },
     };
     (0..count).map(rule).collect()
+}
+
+/// A control group of the tests in the unified hierarchy, wherever that is mounted.
+pub fn new_cgroup(name: &str) -> PathBuf {
+    let table = MountTable::parse(&fs::read("/proc/self/mountinfo").unwrap()).unwrap();
+    let unified = table.entries().iter().find(|mount| mount.filesystem == "cgroup2").unwrap();
+    let path = unified.mount_point.join(format!("test-devices-{}-{name}", std::process::id()));
+    fs::create_dir(&path).unwrap();
+    path
+}
+
+/// Gives a control group the program of runc's for a container without rules of its own.
+pub fn attach_program_of_runc(cgroup: &DeviceCgroup) -> DeviceProgram {
+    let code = encode_decisions(&decisions_of_runc(&[], &[]).unwrap(), Runtime::Runc);
+    let program = DeviceProgram::load("", &code).unwrap();
+    cgroup.attach(&program).unwrap();
+    program
 }
 
 /// Puts a runtime's program there as the runtime does it.

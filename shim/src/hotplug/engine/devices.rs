@@ -1,0 +1,403 @@
+//! Devices of an attachment: the device program, nodes, files of the node, hooks. All of it, or nothing.
+//!
+//! The program comes first, so that a node is never there without its device, and goes first: what is opened afterwards is refused,
+//! and only what was open before counts as use. Several attachments may ask for the same node or file, as all devices of one vendor do:
+//! it is made once, is in the record of each, and goes with the last.
+
+mod places;
+
+use overlayfs_utils::{
+    ContainerRoot, CreatedFile, DetachedMount, DeviceCgroup, Held, MountPoint, SuperBlock, Unmounted, User,
+    attach, clone_at, detach_file_lazily, find_holders, in_mount_namespace, mount_at, unmount,
+};
+
+use self::places::{Placed, make_nodes, place_all};
+use super::{
+    Attached, Detached, Engine,
+    attach::attach_in,
+    detach::{detach_in, remove_created},
+    hooks,
+};
+use crate::{
+    devices::{self, Applied, Expected, parse_rules},
+    hotplug::{
+        TaskLookupError,
+        config::Config,
+        edits::{Bind, Edits},
+        error::{DevicesError, EngineError},
+        journal::{DeviceRecord, Mounted, State},
+        model::{AttachmentId, Spec},
+        scene::Scene,
+    },
+};
+
+/// Devices that an attachment has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Given {
+    /// The attachment.
+    pub id: AttachmentId,
+    /// Everything that was made for it is there.
+    pub there: bool,
+}
+
+impl Engine {
+    /// Gives a container devices, and then attaches the capsule of the same attachment, if it has one; a success when it is
+    /// all there already just so.
+    ///
+    /// # Errors
+    /// [`EngineError`]; then nothing changed, but for what hooks have written.
+    pub fn attach_devices(
+        &self,
+        container: &str,
+        id: &AttachmentId,
+        edits: Edits,
+        spec: Option<Spec>,
+    ) -> Result<Option<Attached>, EngineError> {
+        self.with_scene(container, |scene| {
+            let is_new = match scene.journal.find_devices(id) {
+                Some(there) if there.edits == edits => false,
+                Some(_) => return Err(EngineError::Conflict(id.clone())),
+                None if !scene.takes_capsules => return Err(EngineError::Disabled(container.to_owned())),
+                None => true,
+            };
+            if is_new {
+                give(scene, DeviceRecord::new(id.clone(), edits), |scene, record| {
+                    hooks::run_all(scene, container, &record.edits.hooks, self.reaper.as_deref())
+                })?;
+            }
+            let Some(spec) = spec else { return Ok(None) };
+            let attached = attach_in(container, scene, spec);
+            if let (true, Err(_), Some(record)) = (is_new, &attached, scene.journal.find_devices(id).cloned())
+            {
+                undo(scene, record);
+            }
+            attached.map(Some)
+        })
+    }
+
+    /// The devices of attachments that have no capsule, of one container. Programs that somebody has taken devices from
+    /// are put right first.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn list_devices(&self, container: &str) -> Result<Vec<Given>, EngineError> {
+        let listed = self.with_scene(container, |scene| {
+            if let Err(error) = apply_again(scene, container) {
+                log::error!("container {container}: its devices cannot be looked at: {}", chain(&error));
+            }
+            let alone = |record: &&DeviceRecord| scene.journal.find(&record.id).is_none();
+            let given =
+                |record: &DeviceRecord| Ok(Given { id: record.id.clone(), there: is_there(scene, record)? });
+            scene.journal.devices.iter().filter(alone).map(given).collect()
+        });
+        match listed {
+            Err(EngineError::Task(TaskLookupError::NotRunning { .. })) => Ok(Vec::new()),
+            other => other,
+        }
+    }
+
+    /// Has a container's programs allow its devices again where somebody has changed them: after an update of the task, for one.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn apply_devices(&self, container: &str) -> Result<Applied, EngineError> {
+        self.with_scene(container, |scene| apply_again(scene, container))
+    }
+}
+
+fn chain(error: &EngineError) -> String {
+    crate::engine::chain(error)
+}
+
+fn apply_again(scene: &Scene, container: &str) -> Result<Applied, EngineError> {
+    if scene.journal.devices.is_empty() {
+        return Ok(Applied::default());
+    }
+    let applied = apply(scene)?;
+    if !applied.loaded.is_empty() {
+        log::warn!(
+            "container {container}: somebody changed its device programs, and they allow its devices again; {} of them neither ours nor the runtime's",
+            applied.adopted.len()
+        );
+    }
+    Ok(applied)
+}
+
+/// Has the control group's programs allow what the journal says.
+fn apply(scene: &Scene) -> Result<Applied, EngineError> {
+    let path = scene.cgroup.as_deref().ok_or(DevicesError::NotUnified)?;
+    let cgroup = DeviceCgroup::open(path).map_err(devices::DeviceError::from).map_err(DevicesError::from)?;
+    let config = Config::read(scene.bundle())?;
+    let rules = parse_rules(&config.rules).map_err(DevicesError::Rules)?;
+    let paths: Vec<&str> = config.paths.iter().map(String::as_str).collect();
+    let expected = Expected::new(&rules, &paths);
+    let policy = scene.journal.devices.last().map(|record| record.edits.policy).unwrap_or_default();
+    let wanted = scene.journal.device_ledger().wanted();
+    Ok(devices::apply(&cgroup, &expected, &wanted, policy).map_err(DevicesError::from)?)
+}
+
+/// Gives devices: `finally` is done once they are there. On an error nothing is left.
+fn give(
+    scene: &mut Scene,
+    mut record: DeviceRecord,
+    finally: impl FnOnce(&Scene, &DeviceRecord) -> Result<(), EngineError>,
+) -> Result<(), EngineError> {
+    if scene.cgroup.is_none() {
+        return Err(DevicesError::NotUnified.into());
+    }
+    if scene.task.user_namespace()?.is_some() {
+        return Err(DevicesError::UserNamespace.into());
+    }
+    // Whatever the node lacks is found out before anything is changed.
+    let binds = build_all(&record.edits.mounts)?;
+    scene.journal.put_devices(record.clone());
+    let done = scene.write_journal().and_then(|()| give_all(scene, &mut record, binds));
+    let done = done.and_then(|()| finally(scene, &record));
+    if let Err(error) = done {
+        undo(scene, record);
+        return Err(error);
+    }
+    record.state = State::Attached;
+    scene.journal.put_devices(record);
+    write_after(scene);
+    Ok(())
+}
+
+fn give_all(
+    scene: &mut Scene,
+    record: &mut DeviceRecord,
+    binds: Vec<DetachedMount>,
+) -> Result<(), EngineError> {
+    let applied = apply(scene)?;
+    if !applied.adopted.is_empty() {
+        log::warn!(
+            "attachment {}: device programs that are neither ours nor the runtime's are kept, with the devices before them",
+            record.id
+        );
+    }
+    let config = Config::read(scene.bundle())?;
+    let made = make_nodes(scene, record, config.user);
+    // What was made before an error is to be taken back, too.
+    scene.journal.put_devices(record.clone());
+    made?;
+    let placed = place_all(scene, record, binds);
+    scene.journal.put_devices(record.clone());
+    scene.write_journal()?;
+    mount_placed(scene, &placed?)
+}
+
+fn build_all(mounts: &[Bind]) -> Result<Vec<DetachedMount>, EngineError> {
+    let build = |bind: &Bind| DetachedMount::bind(&bind.source, bind.options);
+    Ok(mounts.iter().map(build).collect::<Result<_, _>>()?)
+}
+
+fn mount_placed(scene: &Scene, placed: &[Placed]) -> Result<(), EngineError> {
+    in_mount_namespace(scene.task.pidfd(), || {
+        for Placed { mount, point, target, mounted } in placed {
+            attach(mount, target.fd(), mounted.path.as_ref())?;
+            // The file may have been moved since it was found: the mount is elsewhere then, and is found by its id.
+            if mount_at(point)? != Some(mounted.id()) {
+                return Err(EngineError::Raced(mounted.path.clone()));
+            }
+        }
+        Ok(())
+    })?
+}
+
+/// Takes back what was done. What cannot be is told: the call has failed already.
+fn undo(scene: &mut Scene, mut record: DeviceRecord) {
+    record.state = State::Detaching;
+    scene.journal.put_devices(record.clone());
+    if let Err(error) = take_mounts_lazily(scene, &record) {
+        log::error!("undoing devices of {}: {}", record.id, chain(&error));
+    }
+    if let Err(error) = apply(scene) {
+        log::error!("undoing devices of {}: {}", record.id, chain(&error));
+    }
+    scene.journal.remove_devices(&record.id);
+    remove_files(scene, &record);
+    write_after(scene);
+}
+
+/// If this fails the journal says "detaching" or "attaching", and recovery finishes it.
+fn write_after(scene: &Scene) {
+    if let Err(unwritten) = scene.write_journal() {
+        log::warn!("after a change of devices: {unwritten}");
+    }
+}
+
+/// Takes an attachment with devices away, the capsule of it last.
+pub(super) fn detach_with_devices(
+    scene: &mut Scene,
+    record: DeviceRecord,
+    lazy: bool,
+) -> Result<Detached, EngineError> {
+    let id = record.id.clone();
+    let users = take(scene, record.clone(), lazy)?;
+    if !lazy && !users.is_empty() {
+        return Ok(Detached { detached: false, users });
+    }
+    match detach_in(scene, &id, lazy) {
+        Ok(done) if done.detached => {
+            let users = users.into_iter().chain(done.users).collect();
+            Ok(Detached { detached: true, users })
+        }
+        refused => {
+            // Hooks have done their work.
+            if let Err(error) = give(scene, DeviceRecord::new(id.clone(), record.edits), |_, _| Ok(())) {
+                log::error!("undoing a detach, devices of {id}: {}", chain(&error));
+            }
+            refused
+        }
+    }
+}
+
+/// Takes devices away; unless `lazy`, not while a process has one of them or of their files open: then the answer is who, and
+/// nothing has changed.
+fn take(scene: &mut Scene, mut record: DeviceRecord, lazy: bool) -> Result<Vec<User>, EngineError> {
+    record.state = State::Detaching;
+    scene.journal.put_devices(record.clone());
+    scene.write_journal()?;
+    let taken = apply(scene).and_then(|_| find_users(scene, &record));
+    let taken = taken.and_then(|users| match (lazy, users.is_empty()) {
+        (false, false) => Ok((users, false)),
+        (true, _) => take_mounts_lazily(scene, &record).map(|()| (users, true)),
+        (false, true) => take_mounts(scene, &mut record),
+    });
+    match taken {
+        Ok((users, true)) => {
+            scene.journal.remove_devices(&record.id);
+            remove_files(scene, &record);
+            write_after(scene);
+            Ok(users)
+        }
+        refused => {
+            record.state = State::Attached;
+            scene.journal.put_devices(record.clone());
+            write_after(scene);
+            if let Err(error) = apply(scene) {
+                log::error!("undoing a detach, devices of {}: {}", record.id, chain(&error));
+            }
+            refused.map(|(users, _)| users)
+        }
+    }
+}
+
+/// Who has devices open that are of no other attachment, or files of such mounts.
+fn find_users(scene: &Scene, record: &DeviceRecord) -> Result<Vec<User>, EngineError> {
+    let others = scene.journal.device_ledger();
+    let own = record
+        .edits
+        .nodes
+        .iter()
+        .filter(|node| node.grant().is_some_and(|grant| others.users(grant.device).next().is_none()));
+    let held = Held {
+        devices: own.map(|node| (node.kind.file_type(), node.major, node.minor)).collect(),
+        mounts: own_mounts(scene, record).map(Mounted::id).collect(),
+    };
+    let cgroup = scene.cgroup.as_deref().ok_or(DevicesError::NotUnified)?;
+    find_holders(cgroup, &held).map_err(EngineError::Users)
+}
+
+/// The mounts of a record that no other has.
+fn own_mounts<'a>(scene: &'a Scene, record: &'a DeviceRecord) -> impl Iterator<Item = &'a Mounted> {
+    let others = scene.journal.devices.iter().filter(|other| other.id != record.id);
+    record.mounts.iter().filter(move |mounted| !others.clone().any(|other| other.mounts.contains(mounted)))
+}
+
+fn take_mounts_lazily(scene: &Scene, record: &DeviceRecord) -> Result<(), EngineError> {
+    let own: Vec<&Mounted> = own_mounts(scene, record).collect();
+    in_mount_namespace(scene.task.pidfd(), || {
+        for mounted in own.into_iter().rev() {
+            let Some(path) = scene.locate(mounted)? else { continue };
+            let _ = detach_file_lazily(&scene.task.root().mount_point(&path)?, mounted.id())?;
+        }
+        Ok(())
+    })?
+}
+
+/// Unmounts all, or none: then who uses the one that is busy. True when all are gone.
+fn take_mounts(scene: &Scene, record: &mut DeviceRecord) -> Result<(Vec<User>, bool), EngineError> {
+    let (own, id): (Vec<Mounted>, _) = (own_mounts(scene, record).cloned().collect(), record.id.clone());
+    let mut taken: Vec<(Mounted, DetachedMount)> = Vec::new();
+    let outcome = in_mount_namespace(scene.task.pidfd(), || {
+        let outcome = own.iter().rev().try_for_each(|mounted| take_mount(scene, &id, mounted, &mut taken));
+        if outcome.is_err() {
+            for (mounted, back) in taken.drain(..).rev() {
+                match put_back(scene.task.root(), &mounted, &back) {
+                    Ok(block) => {
+                        let same = record.mounts.iter_mut().filter(|m| m.id() == mounted.id());
+                        same.for_each(|m| m.block = block);
+                    }
+                    Err(error) => log::error!("undoing a detach of {}: {}", mounted.path, chain(&error)),
+                }
+            }
+        }
+        outcome
+    })?;
+    match outcome {
+        Ok(()) => Ok((Vec::new(), true)),
+        Err(EngineError::Busy(id)) => match find_users(scene, record)? {
+            users if users.is_empty() => Err(EngineError::Busy(id)),
+            users => Ok((users, false)),
+        },
+        Err(error) => Err(error),
+    }
+}
+
+/// Unmounts one; [`EngineError::Busy`] when it is in use.
+fn take_mount(
+    scene: &Scene,
+    id: &AttachmentId,
+    mounted: &Mounted,
+    taken: &mut Vec<(Mounted, DetachedMount)>,
+) -> Result<(), EngineError> {
+    let Some(path) = scene.locate(mounted)? else { return Ok(()) };
+    let point: MountPoint = scene.task.root().mount_point(&path)?;
+    let back = clone_at(&point, mounted.id())?;
+    match unmount(&point, mounted.id())? {
+        Unmounted::Done => taken.extend(back.map(|back| (mounted.clone(), back))),
+        Unmounted::NotThere => {}
+        Unmounted::Busy => return Err(EngineError::Busy(id.clone())),
+    }
+    Ok(())
+}
+
+fn put_back(
+    root: &ContainerRoot,
+    mounted: &Mounted,
+    back: &DetachedMount,
+) -> Result<SuperBlock, EngineError> {
+    let target = places::Target::find(root, &mounted.path)?;
+    attach(back, target.fd(), mounted.path.as_ref())?;
+    Ok(SuperBlock::of(back.fd())?)
+}
+
+/// Removes the nodes, files and directories of a record that is no more in the journal, as far as no other has them.
+fn remove_files(scene: &mut Scene, record: &DeviceRecord) {
+    let others = &scene.journal.devices;
+    let is_own = |file: &&CreatedFile| {
+        !others.iter().any(|other| other.nodes.contains(file) || other.placeholders.contains(file))
+    };
+    for file in record.nodes.iter().chain(&record.placeholders).filter(is_own) {
+        scene.task.root().remove_file(file);
+    }
+    remove_created(scene, &record.created);
+}
+
+/// Whether everything that was made for the devices is there.
+pub(super) fn is_there(scene: &Scene, record: &DeviceRecord) -> Result<bool, EngineError> {
+    let nodes = record.nodes.iter().all(|node| scene.task.root().has_file(node));
+    let mounts = record.mounts.iter().map(|m| scene.is_there(m)).collect::<Result<Vec<_>, _>>()?;
+    Ok(nodes && mounts.into_iter().all(|is| is))
+}
+
+/// Finishes or undoes what the journal shows half done.
+pub(super) fn recover(scene: &mut Scene) -> Result<(), EngineError> {
+    let unfinished = scene.journal.devices.iter().filter(|r| r.state != State::Attached);
+    for record in unfinished.cloned().collect::<Vec<_>>() {
+        log::warn!("devices of {} were left half done: {:?}", record.id, record.state);
+        undo(scene, record);
+    }
+    Ok(())
+}
