@@ -6,6 +6,7 @@
 
 pub mod containers;
 mod controller;
+mod devices;
 mod effects;
 mod error;
 pub mod health;
@@ -23,13 +24,17 @@ mod unmet;
 mod watch;
 mod written;
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
-use crate::{capsules::Capsules, containerd::Containerd, shims::Shims, snapshots::Snapshots, uppers::Uppers};
+use crate::{
+    capsules::Capsules, containerd::Containerd, devices::Registry, shims::Shims, snapshots::Snapshots,
+    uppers::Uppers,
+};
 
 use self::{containers::Containers, health::Checks, marks::Marks, records::Records};
 pub use self::{
     controller::{AttachSpec, Choice, Listed},
+    devices::DevicesError,
     error::AttachmentError,
     health::HealthCheck,
     ledger::Ledger,
@@ -50,6 +55,9 @@ pub struct Attachments {
     marks: Marks,
     checks: Checks,
     uppers: Uppers,
+    registry: Arc<Registry>,
+    /// What is done about others' device programs.
+    refuse_foreign: bool,
 }
 
 impl Attachments {
@@ -74,7 +82,15 @@ impl Attachments {
             marks,
             checks: Checks::new(run),
             uppers,
+            registry: Arc::default(),
+            refuse_foreign: false,
         }
+    }
+
+    /// With the devices that these specs describe. With `refuse_foreign`, others' device programs are left alone.
+    #[must_use]
+    pub fn with_devices(self, registry: Arc<Registry>, refuse_foreign: bool) -> Self {
+        Self { registry, refuse_foreign, ..self }
     }
 
     /// With Docker's containers in these namespaces.

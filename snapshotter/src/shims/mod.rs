@@ -19,7 +19,7 @@ use dashmap::DashMap;
 use protobuf::MessageField;
 use serde::Deserialize;
 use tonic::Code;
-use wire::{draining, mounted, user, wire_content, wire_upper};
+use wire::{draining, mounted, user, wire_content, wire_devices, wire_upper};
 
 use crate::{
     attachments::model::{Attachment, ContainerKey, Content},
@@ -170,12 +170,15 @@ impl Shims {
         Ok(found)
     }
 
-    /// Mounts the attachment's current content.
+    /// Mounts the attachment's current content and gives its devices.
     pub async fn attach(&self, attachment: &Attachment) -> Result<(), ShimError> {
         let mut request = AttachRequest::new();
         request.container_id = attachment.container.id.clone();
         request.attachment_id = attachment.id.clone();
-        request.content = MessageField::some(wire_content(attachment, &attachment.current));
+        if attachment.has_capsule() {
+            request.content = MessageField::some(wire_content(attachment, &attachment.current));
+        }
+        request.devices = attachment.devices.as_ref().map(wire_devices).into();
         request.target = attachment.target.clone();
         request.mode = match attachment.mode {
             Mode::Ro => WireMode::RO,

@@ -35,11 +35,17 @@ impl FakeShim {
 
     pub(super) fn mounted(&self) -> Vec<String> {
         let state = self.0.lock().unwrap();
-        let mut all: Vec<String> =
-            state.mounted.values().map(|m| format!("{}@{}", m.content.capsule, m.content.version)).collect();
+        let mut all: Vec<String> = state.mounted.values().map(label).collect();
         all.sort();
         all
     }
+}
+
+/// `CAPSULE@VERSION`, and the nodes of its devices.
+fn label(request: &wire::AttachRequest) -> String {
+    let capsule = request.content.as_ref().map(|content| format!("{}@{}", content.capsule, content.version));
+    let nodes = request.devices.nodes.iter().map(|node| node.path.clone());
+    capsule.into_iter().chain(nodes).collect::<Vec<_>>().join(" ")
 }
 
 #[async_trait::async_trait]
@@ -49,9 +55,8 @@ impl Hotplug for FakeShim {
         _: &TtrpcContext,
         request: wire::AttachRequest,
     ) -> ttrpc::Result<wire::AttachResponse> {
-        let mut state =
-            self.call(format!("attach {}@{}", request.content.capsule, request.content.version))?;
-        let call = format!("attach {}@{}", request.content.capsule, request.content.version);
+        let call = format!("attach {}", label(&request));
+        let mut state = self.call(call.clone())?;
         state.mounted.insert(request.attachment_id.clone(), request);
         if state.late.contains(&call) {
             let status = ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, "timeout".to_owned());
@@ -77,7 +82,10 @@ impl Hotplug for FakeShim {
         request: wire::DetachRequest,
     ) -> ttrpc::Result<wire::DetachResponse> {
         let name =
-            self.0.lock().unwrap().mounted.get(&request.attachment_id).map(|m| m.content.capsule.clone());
+            self.0.lock().unwrap().mounted.get(&request.attachment_id).map(|m| match &*m.content.capsule {
+                "" => label(m),
+                capsule => capsule.to_owned(),
+            });
         let mut state = self.call(format!("detach {}", name.unwrap_or_default()))?;
         let mut reply = wire::DetachResponse::new();
         if state.busy && !request.lazy {
