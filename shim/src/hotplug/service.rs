@@ -116,7 +116,7 @@ fn attach(engine: &Engine, container: &str, wanted: Wanted) -> Result<wire::Atta
             let devices = devices.unwrap_or_default();
             let attached = engine.attach_devices(container, &id, devices, spec)?;
             let alone = || wire_devices(container, &Given { id, there: true });
-            Ok(attached.map_or_else(alone, wire_attachment))
+            Ok(wire::Attachment { has_devices: true, ..attached.map_or_else(alone, wire_attachment) })
         }
     }
 }
@@ -190,6 +190,7 @@ fn wire_devices(container: &str, given: &Given) -> wire::Attachment {
         container_id: container.to_owned(),
         attachment_id: given.id.to_string(),
         mounted: given.there,
+        has_devices: true,
         ..Default::default()
     }
 }

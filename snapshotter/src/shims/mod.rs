@@ -186,10 +186,22 @@ impl Shims {
         }
         .into();
         request.upper = attachment.upper.as_ref().map(wire_upper).into();
-        self.call(&attachment.container, request, |client, request| async move {
-            client.attach(context(), &request).await.map(drop)
-        })
-        .await
+        let asks_devices = request.devices.is_some();
+        let reply = self
+            .call(&attachment.container, request, |client, request| async move {
+                client.attach(context(), &request).await
+            })
+            .await?;
+        if asks_devices && !reply.attachment.has_devices {
+            // It is as old as its container, and knows of no devices: what it has mounted is half of what was asked for.
+            self.detach(attachment, true).await?;
+            let message = format!(
+                "the shim of {} is of a release before devices: start the container anew, then attach",
+                attachment.container
+            );
+            return Err(ShimError::Refused { code: Code::FailedPrecondition, message });
+        }
+        Ok(())
     }
 
     /// Puts `content` in the place of what the attachment has mounted.

@@ -6,6 +6,8 @@
 
 mod places;
 
+use std::path::Path;
+
 use overlayfs_utils::{
     ContainerRoot, CreatedFile, DetachedMount, DeviceCgroup, Held, MountPoint, SuperBlock, Unmounted, User,
     attach, clone_at, detach_file_lazily, find_holders, in_mount_namespace, mount_at, unmount,
@@ -126,14 +128,29 @@ fn apply_again(scene: &Scene, container: &str) -> Result<Applied, EngineError> {
 /// Has the control group's programs allow what the journal says.
 fn apply(scene: &Scene) -> Result<Applied, EngineError> {
     let path = scene.cgroup.as_deref().ok_or(DevicesError::NotUnified)?;
-    let cgroup = DeviceCgroup::open(path).map_err(devices::DeviceError::from).map_err(DevicesError::from)?;
     let config = Config::read(scene.bundle())?;
     let rules = parse_rules(&config.rules).map_err(DevicesError::Rules)?;
     let paths: Vec<&str> = config.paths.iter().map(String::as_str).collect();
     let expected = Expected::new(&rules, &paths);
     let policy = scene.journal.devices.last().map(|record| record.edits.policy).unwrap_or_default();
     let wanted = scene.journal.device_ledger().wanted();
-    Ok(devices::apply(&cgroup, &expected, &wanted, policy).map_err(DevicesError::from)?)
+    let mut all = Applied::default();
+    for path in own_cgroups(path) {
+        let cgroup = DeviceCgroup::open(path).map_err(devices::DeviceError::from);
+        let applied = cgroup.and_then(|cgroup| devices::apply(&cgroup, &expected, &wanted, policy));
+        let applied = applied.map_err(DevicesError::from)?;
+        all.loaded.extend(applied.loaded);
+        all.adopted.extend(applied.adopted);
+    }
+    Ok(all)
+}
+
+/// The control groups that are the container's alone, the outermost first. crun with systemd has its own in the scope that systemd
+/// made for it, and both have programs.
+fn own_cgroups(path: &Path) -> impl Iterator<Item = &Path> {
+    let is_inner = path.file_name().is_some_and(|name| name == "container");
+    let scope = path.parent().filter(|parent| is_inner && parent.extension().is_some_and(|e| e == "scope"));
+    scope.into_iter().chain([path])
 }
 
 /// Gives devices: `finally` is done once they are there. On an error nothing is left.

@@ -182,6 +182,12 @@ async fn a_capsule_brings_the_devices_that_it_declares() {
     let error = node.attach(&["tzdata@1", "cuda@3"]).await.unwrap_err();
     assert!(error.to_string().contains("example.com/dev=gone"), "{error}");
     assert_eq!(node.durable().await, []);
+    // A shim that leaves out what it does not know gives half of it.
+    node.shim.0.lock().unwrap().old = true;
+    let error = node.attach(&["cuda@1"]).await.unwrap_err();
+    assert!(error.to_string().contains("release before devices"), "{error}");
+    assert_eq!((node.shim.mounted(), node.durable().await.len()), (vec![], 0));
+    node.shim.0.lock().unwrap().old = false;
     let attached = node.attach(&["cuda@1"]).await.unwrap();
     assert_eq!(attached[0].device_names(), ["example.com/dev=one"]);
     assert_eq!(node.shim.mounted(), ["cuda@1 /dev/ctl /dev/one"]);

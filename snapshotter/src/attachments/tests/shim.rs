@@ -11,6 +11,8 @@ pub(super) struct FakeState {
     /// Calls that are carried out, but answered as late.
     pub(super) late: Vec<String>,
     pub(super) busy: bool,
+    /// It knows of no devices.
+    pub(super) old: bool,
     /// Attachments that somebody else has unmounted.
     pub(super) unmounted: Vec<String>,
 }
@@ -57,12 +59,14 @@ impl Hotplug for FakeShim {
     ) -> ttrpc::Result<wire::AttachResponse> {
         let call = format!("attach {}", label(&request));
         let mut state = self.call(call.clone())?;
+        let mut reply = wire::AttachResponse::new();
+        reply.attachment.mut_or_insert_default().has_devices = request.devices.is_some() && !state.old;
         state.mounted.insert(request.attachment_id.clone(), request);
         if state.late.contains(&call) {
             let status = ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, "timeout".to_owned());
             return Err(ttrpc::Error::RpcStatus(status));
         }
-        Ok(wire::AttachResponse::new())
+        Ok(reply)
     }
 
     async fn replace(

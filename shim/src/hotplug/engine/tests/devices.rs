@@ -29,7 +29,11 @@ struct Confined {
 
 impl Confined {
     fn start(dir: &Path, name: &str) -> Self {
-        let (container, cgroup) = (Container::start(dir, ""), new_cgroup(&format!("hotplug-{name}")));
+        Self::start_in(dir, new_cgroup(&format!("hotplug-{name}")))
+    }
+
+    fn start_in(dir: &Path, cgroup: PathBuf) -> Self {
+        let container = Container::start(dir, "");
         fs::write(cgroup.join("cgroup.procs"), container.pid().to_string()).unwrap();
         drop(attach_program_of_runc(&DeviceCgroup::open(&cgroup).unwrap()));
         let config = r#"{"ociVersion":"1.2.0","process":{"user":{"uid":7,"gid":8}},"root":{"path":"rootfs"},"linux":{}}"#;
@@ -64,7 +68,7 @@ impl Confined {
 
     fn programs(&self) -> Vec<ProgramTag> {
         let all = DeviceCgroup::open(&self.cgroup).unwrap().attached().unwrap().programs;
-        all.into_iter().map(|id| DeviceProgram::open(id).unwrap().info().unwrap().tag).collect()
+        all.into_iter().map(tag).collect()
     }
 
     /// Everything that a call could change.
@@ -346,4 +350,33 @@ fn privileged_a_program_that_somebody_replaced_is_put_right_and_calls_cut_off_ar
             engine.attach_devices("c", &id("d"), vendor(dir), None).unwrap();
         }
     });
+}
+
+#[test]
+fn privileged_a_scope_around_the_containers_own_control_group_is_its_own_too() {
+    on_host(|dir| {
+        let scope = new_cgroup("hotplug-crun.scope");
+        let outer = DeviceCgroup::open(&scope).unwrap();
+        drop(attach_program_of_runc(&outer));
+        let tags = || outer.attached().unwrap().programs.iter().map(|id| tag(*id)).collect::<Vec<_>>();
+        let inner = scope.join("container");
+        fs::create_dir(&inner).unwrap();
+        {
+            let confined = Confined::start_in(dir, inner);
+            let (engine, before) = (confined.engine(), (confined.all(), tags()));
+            engine.attach_devices("c", &id("d"), vendor(dir), None).unwrap();
+            confined.opens("<", "/dev/vendor/ctl").unwrap();
+            assert_ne!(tags(), before.1);
+            assert_eq!(engine.detach("c", &id("d"), false).unwrap(), gone());
+            assert_eq!((confined.all(), tags()), before);
+            let failing = Edits { nodes: vec![kmsg("/bin/sh")], ..Edits::default() };
+            engine.attach_devices("c", &id("d"), failing, None).unwrap_err();
+            assert_eq!((confined.all(), tags()), before);
+        }
+        fs::remove_dir(&scope).unwrap();
+    });
+}
+
+fn tag(id: overlayfs_utils::ProgramId) -> ProgramTag {
+    DeviceProgram::open(id).unwrap().info().unwrap().tag
 }
