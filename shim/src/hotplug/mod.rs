@@ -206,14 +206,16 @@ pub async fn serve(
     Ok(Server { _listening: server, engine, socket: socket.to_owned(), identity })
 }
 
-/// What is attached in the container of `bundle`, as `CAPSULE@VERSION at TARGET`.
+/// What is attached in the container of `bundle`, as `CAPSULE@VERSION at TARGET`, and the nodes of devices.
 ///
 /// # Errors
 /// [`JournalError`] when the journal cannot be read.
 pub fn attached(bundle: &Path) -> Result<Vec<String>, JournalError> {
     let journal = journal::Journal::read_any(bundle)?;
-    let records = journal.map(|journal| journal.attachments).unwrap_or_default();
-    Ok(records.iter().map(|record| format!("{} at {}", record.spec.content, record.spec.target)).collect())
+    let (records, devices) = journal.map(|j| (j.attachments, j.devices)).unwrap_or_default();
+    let capsules = records.iter().map(|record| format!("{} at {}", record.spec.content, record.spec.target));
+    let nodes = devices.iter().flat_map(|record| &record.edits.nodes);
+    Ok(capsules.chain(nodes.map(|node| format!("a device at {}", node.path))).collect())
 }
 
 fn prepare_socket(socket: &Path) -> Result<(), HotplugError> {

@@ -86,15 +86,11 @@ impl wire::Hotplug for Service {
         let one = (!container.is_empty()).then_some(container);
         let listed = self.run(move |engine| {
             let (attached, draining) = engine.list(one.as_deref())?;
-            let containers = one.map_or_else(|| engine.containers(), |one| vec![one]);
-            let mut devices = Vec::new();
-            for container in containers {
-                let given = engine.list_devices(&container)?;
-                devices.extend(given.into_iter().map(|given| wire_devices(&container, &given)));
-            }
+            let devices = engine.list_devices(one.as_deref())?;
             Ok((attached, devices, draining))
         });
         let (attached, devices, draining) = listed.await?;
+        let devices = devices.iter().map(|(container, given)| wire_devices(container, given));
         let attachments = attached.into_iter().map(wire_attachment).chain(devices).collect();
         let draining = draining.into_iter().map(|d| wire_draining(d, with_users)).collect();
         Ok(wire::ListResponse { attachments, draining, ..Default::default() })

@@ -221,6 +221,44 @@ fn privileged_a_program_that_came_in_between_keeps_its_say() {
     assert!(container.opens("r", "/dev/kmsg"));
 }
 
+/// As systemd does it at each reload: it knows nothing of what took its program's place.
+#[test]
+fn privileged_a_program_that_is_put_there_again_and_again_is_there_once() {
+    let mut container = Container::new("again");
+    let theirs = start(&container, &[], Runtime::Runc).info().unwrap();
+    let (cgroup, expected) = (container.cgroup(), Expected::new(&[], &[]));
+    let open =
+        DeviceProgram::load("theirs", &encode_decisions(&decisions_of_crun(&[]), Runtime::Crun)).unwrap();
+    cgroup.attach(&open).unwrap();
+    let kmsg = grants([(device('c', 1, 11), "r")]);
+    apply(&cgroup, &expected, &kmsg, Policy::Merge).unwrap();
+    for _ in 0..70 {
+        drop(start(&container, &[], Runtime::Runc));
+        assert!(!container.opens("r", "/dev/kmsg"));
+        apply(&cgroup, &expected, &kmsg, Policy::Merge).unwrap();
+        assert!(container.opens("r", "/dev/kmsg") && container.opens("r", "/dev/zero"));
+        assert_eq!(cgroup.attached().unwrap().programs.len(), 2);
+    }
+    apply(&cgroup, &expected, &Grants::default(), Policy::Merge).unwrap();
+    let tags: Vec<_> = cgroup
+        .attached()
+        .unwrap()
+        .programs
+        .into_iter()
+        .map(|id| DeviceProgram::open(id).unwrap().info().unwrap().tag)
+        .collect();
+    assert_eq!(tags.len(), 2);
+    assert!(tags.contains(&theirs.tag) && tags.contains(&open.info().unwrap().tag));
+    // Equal programs of others are theirs.
+    for name in ["one", "two"] {
+        let code = encode_decisions(&decisions_of_crun(&[]), Runtime::Crun);
+        cgroup.attach(&DeviceProgram::load(name, &code).unwrap()).unwrap();
+    }
+    let before = cgroup.attached().unwrap().programs.len();
+    apply(&cgroup, &expected, &Grants::default(), Policy::Merge).unwrap();
+    assert!(before - cgroup.attached().unwrap().programs.len() <= 1);
+}
+
 #[test]
 fn privileged_a_control_group_above_has_its_say() {
     let mut container = Container::new("above");

@@ -77,19 +77,34 @@ impl Engine {
         })
     }
 
-    /// The devices of attachments that have no capsule, of one container. Programs that somebody has taken devices from
-    /// are put right first.
+    /// The devices of attachments that have no capsule, each with its container: of one container, or of all. Programs that
+    /// somebody has taken devices from are put right first.
     ///
     /// # Errors
-    /// [`EngineError`].
-    pub fn list_devices(&self, container: &str) -> Result<Vec<Given>, EngineError> {
+    /// [`EngineError`] for one container; of all containers, those that cannot be looked at are logged and left out.
+    pub fn list_devices(&self, container: Option<&str>) -> Result<Vec<(String, Given)>, EngineError> {
+        if let Some(container) = container {
+            return self.list_devices_of(container);
+        }
+        let mut all = Vec::new();
+        for id in self.tasks.ids() {
+            match self.list_devices_of(&id) {
+                Ok(given) => all.extend(given),
+                Err(error) => log::warn!("container {id} is left out of a list: {}", chain(&error)),
+            }
+        }
+        Ok(all)
+    }
+
+    fn list_devices_of(&self, container: &str) -> Result<Vec<(String, Given)>, EngineError> {
         let listed = self.with_scene(container, |scene| {
             if let Err(error) = apply_again(scene, container) {
                 log::error!("container {container}: its devices cannot be looked at: {}", chain(&error));
             }
             let alone = |record: &&DeviceRecord| scene.journal.find(&record.id).is_none();
-            let given =
-                |record: &DeviceRecord| Ok(Given { id: record.id.clone(), there: is_there(scene, record)? });
+            let given = |record: &DeviceRecord| {
+                Ok((container.to_owned(), Given { id: record.id.clone(), there: is_there(scene, record)? }))
+            };
             scene.journal.devices.iter().filter(alone).map(given).collect()
         });
         match listed {

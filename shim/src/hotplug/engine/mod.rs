@@ -89,12 +89,6 @@ impl Engine {
         Self { reaper: Some(reaper), ..self }
     }
 
-    /// Ids of all containers of the shim.
-    #[must_use]
-    pub fn containers(&self) -> Vec<String> {
-        self.tasks.ids()
-    }
-
     /// Runs `call` on a container while no other call is at work in it.
     fn with_scene<T>(
         &self,
