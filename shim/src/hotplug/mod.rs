@@ -3,7 +3,9 @@
 //! Rooms, each of which may use only those to its right:
 //! `service` (ttrpc) → `engine` (transactions, one lock per container) → `scene` (a container during a call), `capsule`
 //! (a capsule's tree) and `journal` (what is attached, in the bundle) → `plan` (pure: which mounts make an attachment)
-//! and `model` (validated types) → `kernel` (what it can do, probed when first needed) → `overlayfs-utils` (the kernel).
+//! and `model` (validated types; `edits`, those of devices) → `kernel` (what it can do, probed when first needed) → `overlayfs-utils` (the kernel).
+//!
+//! Beside them: `config` (what devices need of `config.json`) and `execs` (pure: what devices give to later processes).
 //!
 //! This module is the seam to the rest of the shim: hot-plug asks the task side where a container's live task is,
 //! through [`Tasks`], and asks nothing else.

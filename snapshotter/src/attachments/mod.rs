@@ -1,6 +1,6 @@
 //! Attachments: capsules in live containers.
 //!
-//! `controller` and `moves` (calls) with `set` (what goes together), `written` (what is written to them), `health` (whether it did), `named` and `restore` (before a container's first process) and `recovery` (after a restart) → `effects` → {`plan`, `unmet`} (pure) → `records`, `marks`,
+//! `controller` and `moves` (calls) with `set` (what goes together), `written` (what is written to them), `devices` (those by themselves, and capsules' own), `health` (whether it did), `named` and `restore` (before a container's first process) and `recovery` (after a restart) → `effects` → {`plan`, `unmet`} (pure) → `records`, `marks`,
 //! [`crate::shims`], [`crate::capsules`]. An intent is on record before its effect; the shim's all-or-nothing answer decides whether it
 //! becomes the record or is given up; what a crash leaves between is settled by asking the shim.
 
