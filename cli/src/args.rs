@@ -25,7 +25,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, 
 use serde::Deserialize;
 
 pub use self::build::{BuildArgs, Source};
-pub use self::devices::DevicesArgs;
+pub use self::devices::{DetachArgs, DevicesArgs};
 pub use self::diff::DiffArgs;
 pub use self::events::EventsArgs;
 pub use self::moves::{RollbackArgs, UpgradeArgs};
@@ -33,7 +33,7 @@ pub use self::prune::{PruneArgs, RemoveArgs};
 pub use self::sign::{SignArgs, VerifyArgs};
 pub use self::tags::{TagArgs, TagRef};
 pub use self::transfer::{ImportArgs, LoginArgs, PullArgs, PushArgs, SaveArgs};
-pub use self::written::{CommitArgs, FateArgs, UppersCommand, WritableArgs};
+pub use self::written::{CommitArgs, UppersCommand, WritableArgs};
 
 /// Where capsuled listens unless told otherwise.
 pub const DEFAULT_ADDRESS: &str = "/run/capsule/capsuled.sock";
@@ -159,7 +159,7 @@ pub enum Command {
     /// Show which versions go together: of capsules, and of all that they require
     #[command(after_help = RESOLVE_EXAMPLES)]
     Resolve(ResolveArgs),
-    /// Attach capsules to a running container, with what they require: all of them or none
+    /// Attach capsules and devices to a running container, with what they require: all of them or none
     #[command(after_help = ATTACH_EXAMPLES)]
     Attach(AttachArgs),
     /// Move a container to other versions of capsules, with no instant at which a path is missing
@@ -168,19 +168,9 @@ pub enum Command {
     /// Move a container back to the versions that the last upgrade left
     #[command(after_help = moves::ROLLBACK_EXAMPLES)]
     Rollback(RollbackArgs),
-    /// Take a capsule away from a container
+    /// Take a capsule, or devices, away from a container
     #[command(after_help = DETACH_EXAMPLES)]
-    Detach {
-        /// Which attachment.
-        #[command(flatten)]
-        attachment: AttachmentArgs,
-        /// Do not wait for processes that use it: hide it now, release it when the last one is done
-        #[arg(long)]
-        lazy: bool,
-        /// What becomes of what was written.
-        #[command(flatten)]
-        fate: FateArgs,
-    },
+    Detach(DetachArgs),
     /// Publish what a container has written to a capsule, while it runs
     #[command(after_help = written::COMMIT_EXAMPLES)]
     Commit(CommitArgs),
@@ -228,7 +218,9 @@ Examples:
   capsulectl attach web app --dry-run                        # what would be attached with it
   capsulectl attach web --locked app.lock                    # what `resolve --lock` chose
   capsulectl attach web tools --writable                     # the container may write to it
-  capsulectl attach web tools --persist notes --size 2GiB    # and has it again the next time";
+  capsulectl attach web tools --persist notes --size 2GiB    # and has it again the next time
+  capsulectl attach web --device nvidia.com/gpu=0            # a device, with its files
+  capsulectl attach web cuda --device nvidia.com/gpu=0       # both or none";
 
 const RESOLVE_EXAMPLES: &str = "\
 Examples:
@@ -241,7 +233,8 @@ Examples:
   capsulectl detach web tzdata            # refused while a process uses a file of it
   capsulectl detach web tzdata --lazy     # hidden now, `draining` until the last process is done
   capsulectl detach web tools --drop      # with all that was written to it
-  capsulectl detach web tools --keep notes";
+  capsulectl detach web tools --keep notes
+  capsulectl detach web --device nvidia.com/gpu=0";
 
 const COMPLETION_EXAMPLES: &str = "\
 Examples:
@@ -254,8 +247,12 @@ pub struct AttachArgs {
     /// The container
     pub container: ContainerArg,
     /// The capsules; the newest version of each unless one is named
-    #[arg(value_name = "CAPSULE[@VERSION]", required_unless_present = "locked", conflicts_with = "locked")]
+    #[arg(value_name = "CAPSULE[@VERSION]", required_unless_present_any = ["locked", "devices"], conflicts_with = "locked")]
     pub capsules: Vec<CapsuleRef>,
+    /// A device of the node by its CDI name, as `devices` lists it; may be given several times
+    #[arg(long = "device", value_name = "VENDOR/CLASS=NAME", value_parser = NonEmptyStringValueParser::new(),
+          conflicts_with = "dry_run")]
+    pub devices: Vec<String>,
     /// Exactly the versions in a file that `resolve --lock` wrote
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with_all = ["target", "mode", "writable", "persist", "size"])]
     pub locked: Option<PathBuf>,
@@ -288,18 +285,6 @@ pub struct ResolveArgs {
     /// Show the plan, and write no lock file
     #[arg(long)]
     pub dry_run: bool,
-}
-
-/// Which attachment of a container.
-#[derive(Debug, Args)]
-pub struct AttachmentArgs {
-    /// The container
-    pub container: ContainerArg,
-    /// The capsule
-    pub capsule: CapsuleName,
-    /// Only the attachment at this path
-    #[arg(long, value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
-    pub target: Option<String>,
 }
 
 /// How a capsule is mounted.

@@ -61,9 +61,7 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
         }
         Command::Upgrade(args) => upgrade(to, request::upgrade(args, namespace)?).await,
         Command::Rollback(args) => rollback(to, request::rollback(args, namespace)?).await,
-        Command::Detach { attachment, lazy, fate } => {
-            detach(to, request::detach(attachment, lazy, fate, namespace)?).await
-        }
+        Command::Detach(args) => detach(to, request::detach(args, namespace)?).await,
         Command::Commit(args) => written::commit(to, args, namespace).await,
         Command::Uppers { command } => written::uppers(to, command).await,
         Command::Ps { container, users } => {

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use capsule_proto::capsule::v1::{self, commit_request::Of};
 
 use crate::args::{
-    AttachArgs, AttachmentArgs, BuildArgs, CapsuleRef, CommitArgs, ContainerArg, EventsArgs, FateArgs,
-    KeyValue, ModeArg, RollbackArgs, UpgradeArgs, WritableArgs,
+    AttachArgs, BuildArgs, CapsuleRef, CommitArgs, ContainerArg, DetachArgs, EventsArgs, KeyValue, ModeArg,
+    RollbackArgs, UpgradeArgs, WritableArgs,
 };
 use crate::declaration::{Declaration, Filled};
 use crate::error::Error;
@@ -124,11 +124,16 @@ pub fn attach(
         writable: writable.clone(),
         ..unplaced(capsule)
     };
-    let specs = match locked {
+    let specs: Vec<_> = match locked {
         Some(lock) => lock.specs(),
         None => args.capsules.into_iter().map(spec).collect(),
     };
-    Ok(v1::AttachRequest { specs, container: Some(container(args.container, namespace)?) })
+    if specs.is_empty() && (!target.is_empty() || args.mode.is_some() || writable.is_some()) {
+        let what = "--target, --mode, --writable and --persist are of a capsule: name one beside the devices";
+        return Err(Error::Usage(what.to_owned()));
+    }
+    let container = Some(container(args.container, namespace)?);
+    Ok(v1::AttachRequest { specs, container, devices: args.devices })
 }
 
 /// Whether the capsule can be written to.
@@ -247,19 +252,16 @@ fn moves(
 ///
 /// # Errors
 /// Usage, when the namespaces differ.
-pub fn detach(
-    args: AttachmentArgs,
-    lazy: bool,
-    fate: FateArgs,
-    namespace: Option<&str>,
-) -> Result<v1::DetachRequest, Error> {
+pub fn detach(args: DetachArgs, namespace: Option<&str>) -> Result<v1::DetachRequest, Error> {
+    let DetachArgs { container: of, capsule, target, devices, lazy, fate } = args;
     Ok(v1::DetachRequest {
         drop: fate.drop,
         keep: fate.keep.unwrap_or_default(),
-        container: Some(container(args.container, namespace)?),
-        capsule: args.capsule.0,
-        target: args.target.unwrap_or_default(),
+        container: Some(container(of, namespace)?),
+        capsule: capsule.map(|capsule| capsule.0).unwrap_or_default(),
+        target: target.unwrap_or_default(),
         lazy,
+        devices,
     })
 }
 
@@ -320,6 +322,7 @@ mod tests {
         let args = |capsules: &[&str]| AttachArgs {
             container: arg("c", None),
             capsules: capsules.iter().map(|c| c.parse().expect("a capsule")).collect(),
+            devices: Vec::new(),
             locked: None,
             dry_run: false,
             target: Some("/x".into()),

@@ -156,11 +156,15 @@ pub struct Attached<'a>(pub &'a Attachments);
 impl Text for Attached<'_> {
     fn text(&self, _: SystemTime) -> String {
         let sentences = self.0.attachments.iter().map(|a| {
+            let (place, devices) = (format!("{}/{}", a.namespace, a.container), a.devices.join(", "));
+            if a.capsule.is_empty() {
+                return line(format!(
+                    "{place}: {devices} attached; processes that run already do not have its variables"
+                ));
+            }
+            let with = if devices.is_empty() { devices } else { format!(", with {devices}") };
             let mode = a.mode.unwrap_or("ro");
-            line(format!(
-                "{}/{}: {}@{} attached at {} ({mode})",
-                a.namespace, a.container, a.capsule, a.version, a.target
-            ))
+            line(format!("{place}: {}@{} attached at {} ({mode}){with}", a.capsule, a.version, a.target))
         });
         sentences.collect()
     }
@@ -173,14 +177,23 @@ pub struct Detached<'a>(pub &'a Attachments);
 impl Text for Detached<'_> {
     fn text(&self, _: SystemTime) -> String {
         let sentences = self.0.attachments.iter().map(|a| {
-            let what = format!("{}/{}: {}@{}", a.namespace, a.container, a.capsule, a.version);
+            let what = format!("{}/{}: {}", a.namespace, a.container, named(a));
             match a.state {
+                "draining" if a.capsule.is_empty() => {
+                    line(format!("{what} detached; what is open stays open{}", kept_by(&a.users)))
+                }
+                _ if a.capsule.is_empty() => line(format!("{what} detached")),
                 "draining" => line(format!("{what} hidden at {}, draining{}", a.target, kept_by(&a.users))),
                 _ => line(format!("{what} detached from {}", a.target)),
             }
         });
         sentences.collect()
     }
+}
+
+/// `CAPSULE@VERSION`, or the names of devices alone.
+fn named(a: &Attachment) -> String {
+    if a.capsule.is_empty() { a.devices.join(", ") } else { format!("{}@{}", a.capsule, a.version) }
 }
 
 fn kept_by(users: &[User]) -> String {
@@ -214,7 +227,7 @@ impl Text for Listed<'_> {
                     u.command.clone(),
                     u.how.clone(),
                     u.path.clone(),
-                    format!("{}@{}", a.capsule, a.version),
+                    named(a),
                     format!("{}/{}", a.namespace, a.container),
                 ]);
             }
@@ -237,6 +250,7 @@ fn attachments_table(attachments: &[Attachment], now: SystemTime) -> String {
         "SINCE",
         "PREVIOUS",
         "USERS",
+        "DEVICES",
     ];
     let mut table = Table::new(header);
     for a in attachments {
@@ -252,6 +266,7 @@ fn attachments_table(attachments: &[Attachment], now: SystemTime) -> String {
             age(a.since, now),
             a.previous_version.clone().unwrap_or_default(),
             if a.state == "draining" { a.users.len().to_string() } else { String::new() },
+            a.devices.join(","),
         ]);
     }
     table.to_string()

@@ -75,6 +75,8 @@ pub struct Attachment {
     pub required_by: Vec<String>,
     /// `null` for one that is read-only.
     pub writable: Option<Writable>,
+    /// CDI names of the devices that came with it; one of devices alone has no capsule, version, digest and target.
+    pub devices: Vec<String>,
 }
 
 /// Where what is written to an attachment goes.
@@ -244,6 +246,7 @@ impl From<v1::Attachment> for Attachment {
             previous_version: filled(a.previous_version),
             users: a.users.into_iter().map(User::from).collect(),
             required_by: a.required_by,
+            devices: a.devices,
             writable: a.writable.map(|w| Writable {
                 persist: filled(w.persist),
                 size: Some(w.size).filter(|size| *size > 0),
@@ -357,7 +360,7 @@ mod tests {
             "digest": "sha256:00", "target": "/usr/share/zoneinfo", "mode": "union", "state": "draining",
             "since": "2023-11-14T22:13:20Z", "previous_version": null,
             "users": [{"pid": 7, "command": "sh", "path": "/f", "how": "fd 5"}],
-            "required_by": [], "writable": null,
+            "required_by": [], "writable": null, "devices": [],
         });
         assert_eq!(serde_json::to_value(Attachment::from(wire)).expect("JSON"), want);
     }

@@ -45,6 +45,7 @@ fn changing_calls() -> Vec<(&'static str, Asked)> {
         (
             "attach web tzdata ca@3 -n k8s.io",
             Asked::Attach(v1::AttachRequest {
+                devices: Vec::new(),
                 container: container("k8s.io", "web"),
                 specs: vec![
                     spec("tzdata", "", "", Mode::Unspecified),
@@ -55,6 +56,7 @@ fn changing_calls() -> Vec<(&'static str, Asked)> {
         (
             "attach moby/web tools --mode union --target /",
             Asked::Attach(v1::AttachRequest {
+                devices: Vec::new(),
                 container: container("moby", "web"),
                 specs: vec![spec("tools", "", "/", Mode::Union)],
             }),
@@ -161,18 +163,18 @@ tzdata    2024.2    -             0123456789ab   10 B      -         -          
         (
             "ps",
             "\
-NAMESPACE   CONTAINER   CAPSULE   VERSION   DIGEST         TARGET                MODE   STATE      SINCE    PREVIOUS   USERS
-default     web         tzdata    2026.1    0123456789ab   /usr/share/zoneinfo   ro     attached   5d ago   2024.2     -
-k8s.io      web         tzdata    2026.1    0123456789ab   /usr/share/zoneinfo   ro     attached   5d ago   2024.2     -
-default     web         tzdata    2026.1    0123456789ab   /usr/share/zoneinfo   ro     draining   4d ago   -          2
+NAMESPACE   CONTAINER   CAPSULE   VERSION   DIGEST         TARGET                MODE   STATE      SINCE    PREVIOUS   USERS   DEVICES
+default     web         tzdata    2026.1    0123456789ab   /usr/share/zoneinfo   ro     attached   5d ago   2024.2     -       -
+k8s.io      web         tzdata    2026.1    0123456789ab   /usr/share/zoneinfo   ro     attached   5d ago   2024.2     -       -
+default     web         tzdata    2026.1    0123456789ab   /usr/share/zoneinfo   ro     draining   4d ago   -          2       -
 ",
         ),
         (
             "ps --users -n default",
             "\
-NAMESPACE   CONTAINER   CAPSULE   VERSION   DIGEST         TARGET                MODE   STATE      SINCE    PREVIOUS   USERS
-default     web         tzdata    2026.1    0123456789ab   /usr/share/zoneinfo   ro     attached   5d ago   2024.2     -
-default     web         tzdata    2026.1    0123456789ab   /usr/share/zoneinfo   ro     draining   4d ago   -          2
+NAMESPACE   CONTAINER   CAPSULE   VERSION   DIGEST         TARGET                MODE   STATE      SINCE    PREVIOUS   USERS   DEVICES
+default     web         tzdata    2026.1    0123456789ab   /usr/share/zoneinfo   ro     attached   5d ago   2024.2     -       -
+default     web         tzdata    2026.1    0123456789ab   /usr/share/zoneinfo   ro     draining   4d ago   -          2       -
 
 PID   COMMAND   HOW    PATH                             CAPSULE         CONTAINER
 41    cat       fd 3   /usr/share/zoneinfo/\\x1b[2JUTC   tzdata@2026.1   default/web
@@ -212,7 +214,7 @@ fn what_programs_read() {
         "id": "a1", "container": "web", "namespace": "default", "capsule": "tzdata", "version": "2026.1",
         "digest": fake::version().digest, "target": "/usr/share/zoneinfo", "mode": "ro", "state": "attached",
         "since": "2023-11-14T22:13:20Z", "previous_version": "2024.2", "users": [],
-        "required_by": [], "writable": null,
+        "required_by": [], "writable": null, "devices": [],
     });
     assert_eq!(INSTANT, 1_700_000_000, "the instant above");
     let ran = fake.run(&["attach", "web", "tzdata", "--output", "json"]);

@@ -59,7 +59,10 @@ fn what_was_locked_is_what_is_attached() {
         ..spec(capsule, "1.5")
     };
     let specs = ["lib", "tool", "app"].map(exact).to_vec();
-    assert_eq!(fake.asked(), [Asked::Attach(v1::AttachRequest { container: container("web"), specs })]);
+    assert_eq!(
+        fake.asked(),
+        [Asked::Attach(v1::AttachRequest { container: container("web"), specs, devices: Vec::new() })]
+    );
 }
 
 #[test]

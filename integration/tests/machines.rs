@@ -230,6 +230,18 @@ fn privileged_native_forky_upgrade() -> Result<()> {
     run(Kind::Native, Suite::Forky, "upgrade")
 }
 
+/// Devices in live containers: needs unified cgroups, and systemd for its driver.
+#[test]
+fn privileged_vm_forky_devices() -> Result<()> {
+    run(Kind::Vm, Suite::Forky, "devices")
+}
+
+/// Where control groups are of version 1, they are refused.
+#[test]
+fn privileged_native_forky_devices() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "devices")
+}
+
 /// With systemd, and the units as they are shipped.
 #[test]
 fn privileged_vm_forky_upgrade() -> Result<()> {

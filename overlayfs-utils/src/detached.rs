@@ -158,7 +158,7 @@ impl Tree {
         let userns_fd = u64::try_from(userns.as_raw_fd()).unwrap_or(u64::MAX);
         let attr =
             mount_attr { attr_set: u64::from(MOUNT_ATTR_IDMAP), attr_clr: 0, propagation: 0, userns_fd };
-        match sys::mount_setattr(self.fd(), &attr) {
+        match sys::mount_setattr(self.fd(), &attr, false) {
             Ok(()) => Ok(self),
             Err(errno) => Err(MountError::new(Step::SetAttributes, self.name(), errno)),
         }

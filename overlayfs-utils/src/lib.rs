@@ -6,6 +6,7 @@
 //!
 //! | room | what lives there | what it may touch |
 //! | --- | --- | --- |
+//! | `bind` | files of the host, and a container's root, as detached mounts | the caller's mount namespace, read-only |
 //! | `bpf` | device programs of control groups | programs, and which control group has which |
 //! | `plan` | which layers make which overlay | nothing: pure |
 //! | `context` | filesystem context, and the log the kernel keeps in it | `fsopen`, `fsconfig`, `fsmount` |
@@ -13,12 +14,14 @@
 //! | `loopback` | files as block devices | loop devices that nobody uses |
 //! | `image` | file systems in files | the file, and its loop device |
 //! | `upper` | what makes an overlay writable | the directory that holds it |
+//! | `holders` | who has devices and bound files open | `/proc`, read-only |
 //! | `ids` | mappings of ids, as user namespaces | a child process, for a moment |
 //! | `stage` | mounts that nobody else sees | a namespace of its own |
 //! | `point` | attach, swap, unmount | the mount namespace the calling thread is in |
 //! | `namespace` | a thread of its own in another mount namespace or directory | those of its own threads |
 //! | `task` | pinning a container's process | `/proc/PID`, read-only |
 //! | `path` | absolute paths in a container | nothing: pure |
+//! | `file` | device nodes and files to mount on | the container's directories: makes and removes them |
 //! | `target` | directories in a container | the container's directories: resolves and makes them |
 //! | `mountinfo` | a namespace's mount table | pure parser, and `/proc/PID/mountinfo` |
 //! | `trial` | whether a place can hold writable overlays | that place |
@@ -29,11 +32,14 @@
 //!
 //! Supported kernels and what was measured on them: `docs/kernel-policy.md`.
 
+mod bind;
 mod bpf;
 mod child;
 mod context;
 mod detached;
 mod error;
+mod file;
+mod holders;
 mod ids;
 mod image;
 mod loopback;
@@ -51,6 +57,7 @@ mod trial;
 mod upper;
 mod users;
 
+pub use bind::BindOptions;
 pub use bpf::{
     Attached, BpfError, BpfStep, DeviceCgroup, DeviceProgram, Instruction, ProgramId, ProgramInfo,
     ProgramTag, Sharing,
@@ -58,6 +65,8 @@ pub use bpf::{
 pub use child::limit_open_files;
 pub use detached::{DetachedMount, LayerDir, LayersBy, Tree, TreeError};
 pub use error::{MountError, Step};
+pub use file::{CreatedFile, FileThere, NodeSpec};
+pub use holders::{Held, find_holders};
 pub use ids::{IdMapping, InvalidMapping, UserNamespaceError, in_user_namespace, new_user_namespace};
 pub use image::{ImageError, mount_image};
 pub use loopback::{LoopDevice, LoopError};
@@ -66,7 +75,8 @@ pub use namespace::{NamespaceError, in_directory, in_mount_namespace, in_new_mou
 pub use path::{ContainerPath, InvalidPath};
 pub use plan::{Lower, OverlayPlan, PlanError};
 pub use point::{
-    MountId, MountPoint, Unmounted, attach, clone_at, detach_lazily, dissolve, mount_at, swap, unmount,
+    MountId, MountPoint, Unmounted, attach, clone_at, detach_file_lazily, detach_lazily, dissolve, mount_at,
+    swap, unmount,
 };
 pub use probe::{Features, KernelVersion, ProbeError, probe};
 pub use target::{ContainerRoot, Created, ResolveError, Resolved};

@@ -188,13 +188,26 @@ fn open_top(point: &MountPoint, expected: MountId) -> Result<Option<OwnedFd>, Mo
 /// # Errors
 /// [`MountError`] for any cause but the two that [`Unmounted`] has words for.
 pub fn unmount(point: &MountPoint, expected: MountId) -> Result<Unmounted, MountError> {
+    unmount_by(point, expected, UnmountFlags::NOFOLLOW)
+}
+
+/// As [`detach_lazily`], of the mount of a file, which cannot be a working directory: by its name, so that what is mounted over
+/// it in this very moment would go in its place.
+///
+/// # Errors
+/// [`MountError`], as [`unmount`].
+pub fn detach_file_lazily(point: &MountPoint, expected: MountId) -> Result<Unmounted, MountError> {
+    unmount_by(point, expected, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
+}
+
+fn unmount_by(point: &MountPoint, expected: MountId, flags: UnmountFlags) -> Result<Unmounted, MountError> {
     if mount_at(point)? != Some(expected) {
         return Ok(Unmounted::NotThere);
     }
     // By name, as a descriptor of the mount would keep it busy. umount2 takes a path alone: the name, relative to the
     // thread's own working directory, follows no link.
     rustix::process::fchdir(&point.parent).map_err(|errno| point.error(Step::EnterParent, errno))?;
-    match rustix::mount::unmount(Path::new(&point.name), UnmountFlags::NOFOLLOW) {
+    match rustix::mount::unmount(Path::new(&point.name), flags) {
         Ok(()) => Ok(Unmounted::Done),
         Err(Errno::BUSY) => Ok(Unmounted::Busy),
         Err(errno) => Err(point.error(Step::Unmount, errno)),

@@ -173,7 +173,7 @@ fn check_beneath(
 /// An empty change is accepted wherever the call is known.
 fn has_mount_setattr(mount: BorrowedFd<'_>) -> bool {
     let nothing = mount_attr { attr_set: 0, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    sys::mount_setattr(mount, &nothing).is_ok()
+    sys::mount_setattr(mount, &nothing, false).is_ok()
 }
 
 fn has_statmount(mount: BorrowedFd<'_>) -> bool {

@@ -37,8 +37,10 @@ pub(crate) fn unshare_mounts() -> Result<(), Errno> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }
 }
 
-/// `mount_setattr(fd, "", AT_EMPTY_PATH, attr)` (Linux 5.12). Id-mapping needs a mount that is not yet visible.
-pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, attr: &mount_attr) -> Result<(), Errno> {
+/// `mount_setattr(fd, "", AT_EMPTY_PATH, attr)` (Linux 5.12), also of what is mounted below where it is `recursive`. Id-mapping needs
+/// a mount that is not yet visible.
+pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, attr: &mount_attr, recursive: bool) -> Result<(), Errno> {
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a NUL-terminated literal, `attr` is a valid `mount_attr` for the duration of the call and
     // its size is passed; the kernel only reads both.
     let rc = unsafe {
@@ -46,7 +48,7 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, attr: &mount_attr) -> Result<
             libc::c_long::from(__NR_mount_setattr),
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
+            flags,
             std::ptr::from_ref(attr),
             size_of::<mount_attr>(),
         )

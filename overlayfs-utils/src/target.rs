@@ -45,6 +45,9 @@ pub enum ResolveError {
         /// The filesystem's name.
         filesystem: &'static str,
     },
+    /// Something is at the path, where something was to be made.
+    #[error("{0} exists in the container already: nothing is put in its place")]
+    Exists(ContainerPath),
     /// Directories for it cannot be made: the filesystem is read-only.
     #[error(
         "{0} does not exist and cannot be made: the container's file system is read-only there; add the directory to the image"
@@ -112,7 +115,7 @@ impl Resolved {
     }
 }
 
-fn identity(stat: &Statx) -> (u32, u32, u64) {
+pub(crate) fn identity(stat: &Statx) -> (u32, u32, u64) {
     (stat.stx_dev_major, stat.stx_dev_minor, stat.stx_ino)
 }
 
@@ -142,6 +145,12 @@ impl ContainerRoot {
     /// The kernel's.
     pub fn open(path: &Path) -> Result<Self, Errno> {
         rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map(Self)
+    }
+
+    /// The directory (`O_PATH`).
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 
     /// Finds the directory at `path`, following the container's own links as a process in it would, never out of

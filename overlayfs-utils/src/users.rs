@@ -198,7 +198,7 @@ impl Scan<'_> {
     }
 }
 
-fn read_command(pid: i32) -> String {
+pub(crate) fn read_command(pid: i32) -> String {
     let raw = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
     String::from_utf8_lossy(&raw).trim_end().to_owned()
 }

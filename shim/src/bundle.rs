@@ -101,6 +101,14 @@ impl Bundle {
         self.read_json("config.json")
     }
 
+    /// All of `config.json`, for who needs more of it than is kept.
+    ///
+    /// # Errors
+    /// As [`Bundle::read_spec`].
+    pub fn read_config(&self) -> Result<serde_json::Value, BundleError> {
+        self.read_json("config.json")
+    }
+
     /// Keeps the options for the `delete` action, which runs when the shim is gone, and that this program is the one to run
     /// it.
     ///

@@ -12,10 +12,6 @@ mod caller;
 mod cgroup;
 mod command;
 mod connection;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, unused_imports, reason = "hot-plugged devices are not wired to attachments yet")
-)]
 mod devices;
 mod engine;
 mod events;

@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     io,
     os::fd::OwnedFd,
-    process::Command,
+    process::{ChildStdin, Command},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
@@ -69,16 +69,25 @@ impl Reaper {
     /// # Errors
     /// When the program cannot be executed.
     pub fn spawn(&self, command: &mut Command) -> io::Result<Claim> {
+        self.spawn_with_input(command).map(|(claim, ..)| claim)
+    }
+
+    /// The same, with its number and the writing end of its input, if that is a pipe.
+    ///
+    /// # Errors
+    /// As [`Reaper::spawn`].
+    pub fn spawn_with_input(&self, command: &mut Command) -> io::Result<(Claim, i32, Option<ChildStdin>)> {
         if let Some(limit) = self.open_files {
             limit_open_files(command, limit);
         }
         // Held over the fork: the child cannot be reaped before its pid is known.
         let mut inner = self.lock();
         // Dropping a `Child` neither waits nor kills.
-        let pid = command.spawn()?.id().cast_signed();
+        let mut child = command.spawn()?;
+        let (pid, input) = (child.id().cast_signed(), child.stdin.take());
         let (sender, exited) = oneshot::channel();
         inner.waiting.insert(pid, sender);
-        Ok(Claim { exited, pidfd: open_pidfd(pid) })
+        Ok((Claim { exited, pidfd: open_pidfd(pid) }, pid, input))
     }
 
     /// Begins to remember exits of unknown processes, for a caller that is about to have one made by the runtime and

@@ -185,8 +185,8 @@ impl Task for Service {
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> TtrpcResult<Empty> {
-        let container = self.container(&request.id)?;
-        to_end(async move { container.update(&request.resources.value).await }).await?;
+        let engine = self.0.clone();
+        to_end(async move { engine.update(&request.id, &request.resources.value).await }).await?;
         Ok(Empty::default())
     }
 

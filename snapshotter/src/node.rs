@@ -60,6 +60,7 @@ const MESSAGE_MAX: usize = 16 << 20;
 pub struct Node {
     capsules: Capsules,
     attachments: Attachments,
+    registry: Arc<Registry>,
     stores: [Watch; 2],
     feed: Feed,
     /// The last event that an earlier capsuled has written.
@@ -94,15 +95,18 @@ impl Node {
                 .with_hosts(config.containerd.hosts.clone())
                 .with_policy(Policy::load(&config.verify)?)
                 .discarding_layers(config.capsules.discard_unpacked_layers);
+        let registry = Arc::new(Registry::new(config.devices.spec_dirs.clone()));
         let uppers = Uppers::open(&config.root, config.uppers.size, &recorded)?;
         let attachments =
             Attachments::new(containerd.clone(), capsules.clone(), snapshots, ledger, uppers, &config.run)
                 .with_docker(&config.containerd.docker_namespaces)
-                .with_drains(drains);
+                .with_drains(drains)
+                .with_devices(registry.clone(), config.devices.refuse_foreign);
         attachments.pin_recorded(&recorded);
         attachments.recover(recorded).await;
         let closing = watch::Sender::new(false);
-        Ok(Self { capsules, attachments, stores, feed, told, closing, containerd, config: config.clone() })
+        let config = config.clone();
+        Ok(Self { capsules, attachments, registry, stores, feed, told, closing, containerd, config })
     }
 
     /// Watches over the stores of the attachment records. They are closed when this, the routes and what runs in the
@@ -145,7 +149,7 @@ impl Node {
         let attachments = AttachmentsService::new(self.attachments.clone());
         let tags = TagsService::new(self.capsules.clone(), capsules.clone());
         let transfers = TransfersService::new(self.capsules.clone(), capsules.clone());
-        let devices = DevicesService::new(Arc::new(Registry::new(self.config.devices.spec_dirs.clone())));
+        let devices = DevicesService::new(self.registry.clone(), self.attachments.clone());
         let signatures = SignaturesService::new(self.capsules.clone(), capsules.clone());
         let uppers = UppersService::new(self.capsules.clone(), self.attachments.clone(), capsules.clone());
         Routes::new(CapsulesServer::new(capsules).max_decoding_message_size(MESSAGE_MAX))

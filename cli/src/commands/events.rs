@@ -60,18 +60,25 @@ impl Event {
     /// As a person reads it.
     fn line(&self) -> String {
         let at = self.at.map(|at| at.0.to_string()).unwrap_or_default();
-        let mut line = format!("{at}  {}  {:<11}  {}", self.sequence, self.kind, self.capsule);
+        let mut line = format!("{at}  {}  {:<11} ", self.sequence, self.kind);
+        // One of devices alone has neither.
+        if !self.capsule.is_empty() {
+            line += &format!(" {}", self.capsule);
+        }
         if let Some(from) = &self.from_version {
             line += &format!(" {from} ->");
         }
-        line += &format!(" {}", self.version);
+        if !self.version.is_empty() {
+            line += &format!(" {}", self.version);
+        }
         if let Some(tag) = &self.tag {
             line += &format!(" as {tag}");
         }
-        if let (Some(namespace), Some(container), Some(target)) =
-            (&self.namespace, &self.container, &self.target)
-        {
-            line += &format!(" in {namespace}/{container} at {target}");
+        if let (Some(namespace), Some(container)) = (&self.namespace, &self.container) {
+            line += &format!(" in {namespace}/{container}");
+        }
+        if let Some(target) = &self.target {
+            line += &format!(" at {target}");
         }
         if let Some(message) = &self.message {
             line += &format!(": {message}");

@@ -30,6 +30,8 @@ use tonic::{Request, Response, Status, Streaming};
 /// A container of this name gets this refusal.
 pub const REFUSED: &str = "refused";
 pub const REFUSAL: &str = "container `refused` is not running; start it with `ctr task start refused`";
+/// A container of this name has devices alone.
+pub const DEVICES_ALONE: &str = "gpu-box";
 /// A version of this number is refused before its archive is read.
 pub const TAKEN: &str = "9.9.9";
 /// Seconds since 1970 of every instant in the answers that a JSON test compares.
@@ -132,6 +134,18 @@ pub fn attachment(state: AttachmentState) -> v1::Attachment {
         previous_version: "2024.2".into(),
         ..v1::Attachment::default()
     }
+}
+
+fn devices_alone(container: Option<&v1::ContainerRef>) -> Option<v1::Attachment> {
+    let container = container.filter(|container| container.id == DEVICES_ALONE)?;
+    Some(v1::Attachment {
+        id: "d1".into(),
+        container: container.id.clone(),
+        namespace: "default".into(),
+        state: AttachmentState::Attached.into(),
+        devices: vec!["nvidia.com/gpu=0".into()],
+        ..v1::Attachment::default()
+    })
 }
 
 fn draining() -> v1::Attachment {
@@ -255,7 +269,11 @@ impl Attachments for Service {
     ) -> Result<Response<v1::AttachResponse>, Status> {
         let request = request.into_inner();
         refuse(request.container.as_ref())?;
+        let alone = devices_alone(request.container.as_ref());
         self.heard(Asked::Attach(request));
+        if let Some(attachment) = alone {
+            return Ok(Response::new(v1::AttachResponse { attachments: vec![attachment] }));
+        }
         Ok(Response::new(v1::AttachResponse { attachments: vec![attachment(AttachmentState::Attached)] }))
     }
 
@@ -304,7 +322,16 @@ impl Attachments for Service {
         request: Request<v1::DetachRequest>,
     ) -> Result<Response<v1::DetachResponse>, Status> {
         let request = request.into_inner();
-        let answer = if request.lazy { draining() } else { attachment(AttachmentState::Attached) };
+        let answer = match (devices_alone(request.container.as_ref()), request.lazy) {
+            (None, false) => attachment(AttachmentState::Attached),
+            (None, true) => draining(),
+            (Some(alone), false) => alone,
+            (Some(alone), true) => {
+                let (command, path, how) = ("python".into(), "/dev/nvidia0".into(), "fd 9".into());
+                let users = vec![v1::User { pid: 7, command, path, how }];
+                v1::Attachment { state: AttachmentState::Draining.into(), users, ..alone }
+            }
+        };
         self.heard(Asked::Detach(request));
         Ok(Response::new(v1::DetachResponse { attachments: vec![answer] }))
     }
@@ -326,7 +353,12 @@ impl Attachments for Service {
         &self,
         request: Request<v1::ListAttachmentsRequest>,
     ) -> Result<Response<v1::ListAttachmentsResponse>, Status> {
-        self.heard(Asked::Ps(request.into_inner()));
+        let request = request.into_inner();
+        let alone = devices_alone(request.container.as_ref());
+        self.heard(Asked::Ps(request));
+        if let Some(attachment) = alone {
+            return Ok(Response::new(v1::ListAttachmentsResponse { attachments: vec![attachment] }));
+        }
         let since = Some(days_ago(5));
         let attached = v1::Attachment { since, ..attachment(AttachmentState::Attached) };
         let elsewhere = v1::Attachment { namespace: "k8s.io".into(), ..attached.clone() };

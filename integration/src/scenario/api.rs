@@ -50,7 +50,8 @@ impl Api {
     pub fn attach(&mut self, container: &str, capsule: &str, version: &str) -> Result<()> {
         let spec =
             AttachmentSpec { capsule: capsule.to_owned(), version: version.to_owned(), ..Default::default() };
-        let request = AttachRequest { container: reference(container), specs: vec![spec] };
+        let request =
+            AttachRequest { container: reference(container), specs: vec![spec], devices: Vec::new() };
         self.runtime.block_on(self.attachments.attach(request)).context("attach").map(drop)
     }
 

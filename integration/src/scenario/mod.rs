@@ -12,6 +12,7 @@
 //! | [`demo`] | the main job, end to end |
 //! | [`errors`] | every refusal: one line, cause and cure, nothing changed |
 //! | [`sets`] | what a capsule requires comes with it, stays while it is needed, and is explained |
+//! | [`devices`] | devices of CDI specs are given to live containers and taken back |
 //! | [`docker`] | what is attached to Docker's containers outlives their restarts, and ends with them |
 //! | [`registry`] | tags; versions move between machines, by a registry and by archives |
 //! | [`versions`] | versions are compared, built on each other and from images, and stored once |
@@ -34,6 +35,7 @@ pub mod capsulectl;
 pub mod collect;
 pub mod ctr;
 pub mod demo;
+pub mod devices;
 pub mod docker;
 pub mod docs;
 pub mod errors;
@@ -92,6 +94,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "demo" => demo::run(reporter),
         "errors" => errors::run(reporter),
         "docker" => docker::run(reporter),
+        "devices" => devices::run(reporter),
         "sets" => sets::run(reporter),
         "moves" => moves::run(reporter),
         "keep" => keep::run(reporter),

@@ -5,7 +5,7 @@ use overlayfs_utils::{BpfError, BpfStep, DeviceCgroup, DeviceProgram, ProgramId}
 use super::{
     DeviceError,
     ledger::Grants,
-    plan::{Change, Expected, Policy, Situation, plan_programs},
+    plan::{Change, Expected, Policy, Situation, plan_programs, plan_redundant},
     program::NAME,
 };
 
@@ -65,6 +65,7 @@ fn replace_until_done(
         let Some(situation) = gone_is_none(read_situation(cgroup))?.flatten() else { continue };
         let changes = plan_programs(&situation, expected, wanted, policy)?;
         if changes.is_empty() {
+            remove_redundant(cgroup, &situation);
             return Ok(());
         }
         // All are loaded before one is attached: what the verifier refuses has changed nothing.
@@ -80,6 +81,16 @@ fn replace_until_done(
         }
     }
     Err(DeviceError::Restless)
+}
+
+/// One that stays, or has gone by itself, changes nothing.
+fn remove_redundant(cgroup: &DeviceCgroup, situation: &Situation) {
+    for id in plan_redundant(situation) {
+        let removed = DeviceProgram::open(id).and_then(|program| cgroup.detach(&program));
+        if let Err(error) = removed {
+            log::debug!("device program {id} stays: {error}");
+        }
+    }
 }
 
 fn load(change: &Change) -> Result<Swap, BpfError> {

@@ -20,10 +20,10 @@ mod verdict;
 #[cfg(test)]
 mod evaluate;
 #[cfg(test)]
-mod tests;
+pub mod tests;
 
 pub use apply::{Applied, apply};
 pub use error::DeviceError;
-pub use ledger::{Grants, Ledger};
+pub use ledger::Ledger;
 pub use plan::{Expected, Policy};
-pub use rules::{Access, Device, DeviceKind, Grant, parse_rules};
+pub use rules::{Access, Device, DeviceKind, Grant, InvalidRule, parse_rules};

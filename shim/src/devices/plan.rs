@@ -5,11 +5,12 @@
 //! a runtime's update has put a program of its own there, and finds nothing to do when all is well.
 
 use overlayfs_utils::{Instruction, ProgramId, ProgramInfo, Sharing};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{
     ledger::Grants,
-    program::{can_be_loaded, decode_base, encode_decisions, encode_grants},
+    program::{NAME, can_be_loaded, decode_base, encode_decisions, encode_grants},
     rules::{Device, Rule},
     runtime::{Runtime, decisions_of_crun, decisions_of_runc},
     verdict::allows,
@@ -17,7 +18,8 @@ use super::{
 
 /// What is done about a program that no runtime made from the container's rules, and that denies a device which is wanted: a
 /// device mounter's, a later version's, or the administrator's own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Policy {
     /// It is kept, with the device before it: everything but that device stays as it decides.
     #[default]
@@ -110,6 +112,25 @@ pub fn plan_programs(
         return Err(Refusal::NotShared);
     }
     Ok(changes)
+}
+
+/// Programs that were loaded here and say, word for word, what another one says. Somebody who puts a program there again that
+/// was replaced by ours, as systemd does, would leave one more each time.
+pub fn plan_redundant(situation: &Situation) -> Vec<ProgramId> {
+    let mut redundant = Vec::new();
+    for program in situation.own.iter().filter(|program| program.name == NAME && program.map_count == 0) {
+        let says_it_too = |other: &&ProgramInfo| {
+            other.id != program.id
+                && !redundant.contains(&other.id)
+                && other.map_count == 0
+                && other.instructions.is_some()
+                && other.instructions == program.instructions
+        };
+        if situation.own.iter().any(|other| says_it_too(&other)) {
+            redundant.push(program.id);
+        }
+    }
+    redundant
 }
 
 fn plan_program(

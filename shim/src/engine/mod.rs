@@ -161,6 +161,20 @@ impl Engine {
         Ok(state)
     }
 
+    /// Changes a container's resources, and sees to it that it keeps the devices that it was given meanwhile.
+    ///
+    /// # Errors
+    /// As [`Container::update`].
+    pub async fn update(&self, id: &str, resources: &[u8]) -> Result<(), EngineError> {
+        self.container(id)?.update(resources).await?;
+        let server = self.hotplug.get().and_then(Option::as_ref);
+        let devices = server.map(|server| server.lock().unwrap_or_else(PoisonError::into_inner).devices());
+        if let Some(devices) = devices {
+            devices.apply(id).await;
+        }
+        Ok(())
+    }
+
     /// The sandbox that the shim was started for.
     pub fn sandboxes(&self) -> &Sandboxes {
         &self.sandboxes
@@ -242,7 +256,7 @@ impl Engine {
     async fn serve_hotplug(self: &Arc<Self>) {
         let start = async {
             let tasks: Arc<dyn Tasks> = self.clone();
-            hotplug::serve(tasks, &self.host.hotplug)
+            hotplug::serve(tasks, self.host.reaper.clone(), &self.host.hotplug)
                 .await
                 .inspect_err(|error| log::error!("hot-plug is not available: {}", chain(error)))
                 .ok()
@@ -295,6 +309,7 @@ impl Tasks for Engine {
             init_pid,
             bundle: container.bundle().path().to_owned(),
             rootfs: container.rootfs().to_owned(),
+            cgroup: container.unified_cgroup().map(Into::into),
             takes_capsules: container.takes_capsules(),
         })
     }

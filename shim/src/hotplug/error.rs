@@ -13,6 +13,10 @@ use super::{
     model::{AttachmentId, InvalidRequest},
     plan::PlanRefusal,
 };
+use crate::{
+    bundle::BundleError,
+    devices::{DeviceError, InvalidRule},
+};
 
 /// Why a call failed. The container is as it was before the call.
 #[derive(Debug, Error)]
@@ -131,6 +135,9 @@ pub enum EngineError {
     /// The owners of what is written could not be mapped.
     #[error("the owners of what is written cannot be mapped")]
     UserNamespace(#[from] UserNamespaceError),
+    /// The container could not be given devices.
+    #[error(transparent)]
+    Devices(#[from] DevicesError),
     /// The directory that overlays need as a second layer could not be made.
     #[error("cannot make the directory {path}")]
     Empty {
@@ -139,6 +146,49 @@ pub enum EngineError {
         /// The cause.
         #[source]
         source: io::Error,
+    },
+}
+
+impl EngineError {
+    /// Whether it is of a task that has ended, with all it had.
+    #[must_use]
+    pub fn is_of_ended_task(&self) -> bool {
+        matches!(self, Self::Task(TaskLookupError::NotRunning { .. } | TaskLookupError::NotFound(_)))
+    }
+}
+
+/// Why a container's devices could not be changed.
+#[derive(Debug, Error)]
+pub enum DevicesError {
+    /// Its control groups are of version 1.
+    #[error(
+        "devices cannot be attached to a live container on this node: its control groups are of version 1, and that takes version 2 (the unified hierarchy); create the container with its devices"
+    )]
+    NotUnified,
+    /// A node in there cannot be opened, whoever makes it.
+    #[error(
+        "the container has a user namespace of its own, in which nodes of devices cannot be opened: create it with its devices"
+    )]
+    UserNamespace,
+    /// Its configuration could not be read.
+    #[error("the container's own device rules cannot be read")]
+    Config(#[source] BundleError),
+    /// Its rules are none.
+    #[error("the container's own device rules cannot be read")]
+    Rules(#[source] InvalidRule),
+    /// The device program.
+    #[error(transparent)]
+    Program(#[from] DeviceError),
+    /// The hooks' mount namespace could not be prepared.
+    #[error("the container's files cannot be shown to hooks")]
+    Stage(#[source] io::Error),
+    /// A hook failed.
+    #[error("hook {path} failed: {reason}")]
+    Hook {
+        /// The program.
+        path: PathBuf,
+        /// How.
+        reason: String,
     },
 }
 

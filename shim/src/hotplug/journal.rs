@@ -8,13 +8,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use overlayfs_utils::{ContainerPath, Created, MountId, SuperBlock};
+use overlayfs_utils::{ContainerPath, Created, CreatedFile, MountId, SuperBlock};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    edits::Edits,
     error::JournalError,
     model::{AttachmentId, Content, Spec},
 };
+use crate::devices::Ledger;
 
 /// The file's name in the bundle.
 const FILE: &str = "capsule-hotplug.json";
@@ -81,6 +83,41 @@ pub struct Record {
     pub created: Vec<Created>,
 }
 
+/// What one attachment's devices have made of the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceRecord {
+    /// The attachment.
+    pub id: AttachmentId,
+    /// What they ask for.
+    pub edits: Edits,
+    /// How far the last call has got.
+    pub state: State,
+    /// Their nodes, in the order of the edits. One that another attachment has too is in both records.
+    pub nodes: Vec<CreatedFile>,
+    /// Their mounts, likewise.
+    pub mounts: Vec<Mounted>,
+    /// Files made to mount on, likewise.
+    pub placeholders: Vec<CreatedFile>,
+    /// Directories made for it, outermost first.
+    pub created: Vec<Created>,
+}
+
+impl DeviceRecord {
+    /// Of devices that have made nothing yet.
+    #[must_use]
+    pub fn new(id: AttachmentId, edits: Edits) -> Self {
+        let (nodes, mounts, placeholders, created) = Default::default();
+        Self { id, edits, state: State::Attaching, nodes, mounts, placeholders, created }
+    }
+
+    /// Whether something of it is in a directory.
+    #[must_use]
+    pub fn has_in(&self, directory: &ContainerPath) -> bool {
+        self.nodes.iter().any(|node| node.path.starts_with(directory))
+            || self.mounts.iter().any(|mounted| mounted.path.starts_with(directory))
+    }
+}
+
 /// Content that no path reaches any more, and that may still be in use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Draining {
@@ -106,13 +143,16 @@ pub struct Journal {
     pub attachments: Vec<Record>,
     /// Oldest first.
     pub draining: Vec<Draining>,
+    /// The devices of attachments, oldest first.
+    #[serde(default)]
+    pub devices: Vec<DeviceRecord>,
 }
 
 impl Journal {
     /// A journal of nothing.
     #[must_use]
     pub fn new(init: Init) -> Self {
-        Self { version: VERSION, init, attachments: Vec::new(), draining: Vec::new() }
+        Self { version: VERSION, init, attachments: Vec::new(), draining: Vec::new(), devices: Vec::new() }
     }
 
     /// Reads the journal of `bundle`; empty when there is none, or it is about another init process.
@@ -168,6 +208,34 @@ impl Journal {
     /// Takes a record out.
     pub fn remove(&mut self, id: &AttachmentId) {
         self.attachments.retain(|r| r.spec.id != *id);
+    }
+
+    /// The devices of the attachment with this id.
+    #[must_use]
+    pub fn find_devices(&self, id: &AttachmentId) -> Option<&DeviceRecord> {
+        self.devices.iter().find(|r| r.id == *id)
+    }
+
+    /// Puts `record` in the place of the one with its id, or at the end.
+    pub fn put_devices(&mut self, record: DeviceRecord) {
+        match self.devices.iter_mut().find(|r| r.id == record.id) {
+            Some(there) => *there = record,
+            None => self.devices.push(record),
+        }
+    }
+
+    /// Takes the devices of an attachment out.
+    pub fn remove_devices(&mut self, id: &AttachmentId) {
+        self.devices.retain(|r| r.id != *id);
+    }
+
+    /// Which devices are to be allowed: those of all attachments but of what is being taken away.
+    #[must_use]
+    pub fn device_ledger(&self) -> Ledger {
+        self.devices.iter().fold(Ledger::default(), |all, record| match record.state {
+            State::Detaching => all.without(&record.id.to_string()),
+            _ => all.with(&record.id.to_string(), record.edits.grants()),
+        })
     }
 
     /// The attachment that has a mount at this path.

@@ -3,14 +3,19 @@
 //! Rooms, each of which may use only those to its right:
 //! `service` (ttrpc) → `engine` (transactions, one lock per container) → `scene` (a container during a call), `capsule`
 //! (a capsule's tree) and `journal` (what is attached, in the bundle) → `plan` (pure: which mounts make an attachment)
-//! and `model` (validated types) → `kernel` (what it can do, probed when first needed) → `overlayfs-utils` (the kernel).
+//! and `model` (validated types; `edits`, those of devices) → `kernel` (what it can do, probed when first needed) → `overlayfs-utils` (the kernel).
+//!
+//! Beside them: `config` (what devices need of `config.json`) and `execs` (pure: what devices give to later processes).
 //!
 //! This module is the seam to the rest of the shim: hot-plug asks the task side where a container's live task is,
 //! through [`Tasks`], and asks nothing else.
 
 mod capsule;
+mod config;
+mod edits;
 mod engine;
 mod error;
+mod execs;
 mod journal;
 mod kernel;
 mod model;
@@ -27,6 +32,8 @@ use std::{
 
 pub use error::JournalError;
 use thiserror::Error;
+
+use crate::reaper::Reaper;
 
 /// What hot-plug asks of the task side.
 ///
@@ -53,6 +60,8 @@ pub struct LiveTask {
     pub bundle: PathBuf,
     /// The container's root as the host sees it, mounted: the source of a union's own lower layer.
     pub rootfs: PathBuf,
+    /// Its control group, where the hierarchy is unified: only there can devices be given to a live container.
+    pub cgroup: Option<PathBuf>,
     /// Whether the container may be given capsules.
     pub takes_capsules: bool,
 }
@@ -108,12 +117,18 @@ pub enum HotplugError {
 /// A running hot-plug server. Dropping it stops listening; calls at work are finished.
 pub struct Server {
     _listening: ttrpc::asynchronous::Server,
+    engine: Arc<engine::Engine>,
     socket: PathBuf,
     /// Device and inode of the socket: a later shim of the same container puts another in its place.
     identity: (u64, u64),
 }
 
 impl Server {
+    /// A handle to what a change of a task may have taken away.
+    pub fn devices(&self) -> Devices {
+        Devices(Arc::clone(&self.engine))
+    }
+
     /// Removes the socket, unless it is another shim's by now.
     ///
     /// # Errors
@@ -126,6 +141,40 @@ impl Server {
     }
 }
 
+/// The devices that live containers were given: cheap to clone.
+#[derive(Clone)]
+pub struct Devices(Arc<engine::Engine>);
+
+impl Devices {
+    /// Has a container's programs allow its devices again, where an update of its task, or somebody else, has changed them. What
+    /// cannot be is logged: the update itself is done.
+    pub async fn apply(&self, container: &str) {
+        let (engine, id) = (Arc::clone(&self.0), container.to_owned());
+        let applied = tokio::task::spawn_blocking(move || engine.apply_devices(&id)).await;
+        if let Ok(Err(error)) = applied
+            && !error.is_of_ended_task()
+        {
+            log::error!(
+                "container {container}: its devices may not be allowed any more: {}",
+                crate::engine::chain(&error)
+            );
+        }
+    }
+}
+
+/// What devices in the container of `bundle` give to processes that are started later: adds it to an OCI process.
+///
+/// # Errors
+/// [`JournalError`] when the journal cannot be read.
+pub fn add_devices_to_process(bundle: &Path, process: &mut serde_json::Value) -> Result<(), JournalError> {
+    let records = journal::Journal::read_any(bundle)?.map(|journal| journal.devices).unwrap_or_default();
+    if !records.is_empty() {
+        let own = config::Config::read(bundle).map(|config| config.env).unwrap_or_default();
+        execs::add_to_process(process, &records, &own);
+    }
+    Ok(())
+}
+
 fn identity(path: &Path) -> Option<(u64, u64)> {
     std::fs::symlink_metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
 }
@@ -136,30 +185,39 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 ///
 /// # Errors
 /// [`HotplugError`], by step.
-pub async fn serve(tasks: Arc<dyn Tasks>, socket: &Path) -> Result<Server, HotplugError> {
-    let engine = Arc::new(engine::Engine::new(tasks, kernel::Kernel::default()));
+pub async fn serve(
+    tasks: Arc<dyn Tasks>,
+    reaper: Arc<Reaper>,
+    socket: &Path,
+) -> Result<Server, HotplugError> {
+    let engine = engine::Engine::new(tasks, kernel::Kernel::default()).with_reaper(reaper);
+    let engine = Arc::new(engine);
     prepare_socket(socket)?;
     let failed = |source| HotplugError::Listen { path: socket.to_owned(), source };
     let mut server = ttrpc::asynchronous::Server::new()
         .bind(&format!("unix://{}", socket.display()))
         .map_err(failed)?
-        .register_service(capsule_proto::hotplug::create_hotplug(Arc::new(service::Service::new(engine))));
+        .register_service(capsule_proto::hotplug::create_hotplug(Arc::new(service::Service::new(
+            Arc::clone(&engine),
+        ))));
     // The directory lets nobody but root in, so nobody can have connected in between.
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))
         .map_err(|source| HotplugError::Restrict { path: socket.to_owned(), source })?;
     server.start().await.map_err(failed)?;
     let identity = identity(socket).unwrap_or_default();
-    Ok(Server { _listening: server, socket: socket.to_owned(), identity })
+    Ok(Server { _listening: server, engine, socket: socket.to_owned(), identity })
 }
 
-/// What is attached in the container of `bundle`, as `CAPSULE@VERSION at TARGET`.
+/// What is attached in the container of `bundle`, as `CAPSULE@VERSION at TARGET`, and the nodes of devices.
 ///
 /// # Errors
 /// [`JournalError`] when the journal cannot be read.
 pub fn attached(bundle: &Path) -> Result<Vec<String>, JournalError> {
     let journal = journal::Journal::read_any(bundle)?;
-    let records = journal.map(|journal| journal.attachments).unwrap_or_default();
-    Ok(records.iter().map(|record| format!("{} at {}", record.spec.content, record.spec.target)).collect())
+    let (records, devices) = journal.map(|j| (j.attachments, j.devices)).unwrap_or_default();
+    let capsules = records.iter().map(|record| format!("{} at {}", record.spec.content, record.spec.target));
+    let nodes = devices.iter().flat_map(|record| &record.edits.nodes);
+    Ok(capsules.chain(nodes.map(|node| format!("a device at {}", node.path))).collect())
 }
 
 fn prepare_socket(socket: &Path) -> Result<(), HotplugError> {

@@ -30,6 +30,16 @@ pub enum InvalidRequest {
     /// An upper that is nowhere, or by a path that depends on who reads it.
     #[error("the place {0:?} for what is written is not an absolute path without NUL and \"..\"")]
     Upper(String),
+    /// Something that devices ask for.
+    #[error("a device's {field} {value:?} cannot be used: {reason}")]
+    Edit {
+        /// What it is.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
     /// A name would not fit on a line of a table.
     #[error("the {field} {value:?} has control characters")]
     Control {
@@ -128,7 +138,8 @@ fn parse_layer(layer: String) -> Result<PathBuf, InvalidRequest> {
     if is_plain(&layer) { Ok(layer.into()) } else { Err(InvalidRequest::Layer(layer)) }
 }
 
-fn is_plain(path: &str) -> bool {
+/// Whether a path of the node means the same whoever reads it.
+pub fn is_plain(path: &str) -> bool {
     Path::new(path).is_absolute() && !path.contains('\0') && !path.split('/').any(|c| c == "..")
 }
 

@@ -45,7 +45,10 @@ pub struct Scene {
     pub pins: Pins,
     /// Whether anything may be attached.
     pub takes_capsules: bool,
+    /// Its control group, where the hierarchy is unified.
+    pub cgroup: Option<PathBuf>,
     bundle: PathBuf,
+    rootfs: PathBuf,
 }
 
 impl Scene {
@@ -60,7 +63,20 @@ impl Scene {
         let init = Init { pid: task.pid(), start_time: task.start_time() };
         let journal = Journal::read(&live.bundle, init)?;
         let (takes_capsules, bundle) = (live.takes_capsules, live.bundle.clone());
-        Ok(Self { task, host, journal, kernel, pins, takes_capsules, bundle })
+        let (cgroup, rootfs) = (live.cgroup.clone(), live.rootfs.clone());
+        Ok(Self { task, host, journal, kernel, pins, takes_capsules, cgroup, bundle, rootfs })
+    }
+
+    /// The bundle.
+    #[must_use]
+    pub fn bundle(&self) -> &Path {
+        &self.bundle
+    }
+
+    /// Where the host has the container's root mounted.
+    #[must_use]
+    pub fn rootfs(&self) -> &Path {
+        &self.rootfs
     }
 
     /// Writes the journal.
@@ -150,11 +166,16 @@ impl Scene {
     pub fn name_mount(&self, entry: &MountEntry) -> String {
         match self.journal.owner_at(&entry.mount_point) {
             Some(record) => name_attachment(record),
+            None if self.is_of_devices(&entry.mount_point) => "a file of attached devices".to_owned(),
             None if entry.source.is_empty() || entry.source == "none" => {
                 format!("the {} mounted there", entry.filesystem)
             }
             None => format!("the {} mount of {:?}", entry.filesystem, entry.source),
         }
+    }
+
+    fn is_of_devices(&self, path: &Path) -> bool {
+        self.journal.devices.iter().any(|record| record.mounts.iter().any(|m| m.path.as_ref() == path))
     }
 
     /// The mounts of `table` other than the container's root and those of `except`, named.

@@ -1,5 +1,7 @@
 //! The ttrpc side: wire types in, wire types out, and nothing else.
 
+mod devices;
+
 use std::{error::Error, sync::Arc};
 
 use async_trait::async_trait;
@@ -9,8 +11,9 @@ use ttrpc::{Code, r#async::TtrpcContext};
 
 use super::{
     TaskLookupError,
-    engine::{Attached, Drained, Engine},
-    error::EngineError,
+    edits::Edits,
+    engine::{Attached, Drained, Engine, Given},
+    error::{DevicesError, EngineError},
     model::{AttachmentId, Content, InvalidRequest, Mode, Spec, UpperPlace},
 };
 
@@ -47,9 +50,9 @@ impl wire::Hotplug for Service {
         req: wire::AttachRequest,
     ) -> ttrpc::Result<wire::AttachResponse> {
         let container = req.container_id.clone();
-        let spec = parse_spec(req).map_err(|e| status(&e.into()))?;
-        let attached = self.run(move |engine| engine.attach(&container, spec)).await?;
-        let attachment = Some(wire_attachment(attached)).into();
+        let wanted = parse_wanted(req).map_err(|e| status(&e.into()))?;
+        let attached = self.run(move |engine| attach(engine, &container, wanted)).await?;
+        let attachment = Some(attached).into();
         Ok(wire::AttachResponse { attachment, ..Default::default() })
     }
 
@@ -81,11 +84,45 @@ impl wire::Hotplug for Service {
     async fn list(&self, _: &TtrpcContext, req: wire::ListRequest) -> ttrpc::Result<wire::ListResponse> {
         let (container, with_users) = (req.container_id, req.with_users);
         let one = (!container.is_empty()).then_some(container);
-        let (attached, draining) = self.run(move |engine| engine.list(one.as_deref())).await?;
-        let attachments = attached.into_iter().map(wire_attachment).collect();
+        let listed = self.run(move |engine| {
+            let (attached, draining) = engine.list(one.as_deref())?;
+            let devices = engine.list_devices(one.as_deref())?;
+            Ok((attached, devices, draining))
+        });
+        let (attached, devices, draining) = listed.await?;
+        let devices = devices.iter().map(|(container, given)| wire_devices(container, given));
+        let attachments = attached.into_iter().map(wire_attachment).chain(devices).collect();
         let draining = draining.into_iter().map(|d| wire_draining(d, with_users)).collect();
         Ok(wire::ListResponse { attachments, draining, ..Default::default() })
     }
+}
+
+/// An attachment: a capsule, devices, or both.
+#[derive(Debug)]
+struct Wanted {
+    id: AttachmentId,
+    spec: Option<Spec>,
+    devices: Option<Edits>,
+}
+
+fn attach(engine: &Engine, container: &str, wanted: Wanted) -> Result<wire::Attachment, EngineError> {
+    match wanted {
+        Wanted { spec: Some(spec), devices: None, .. } => engine.attach(container, spec).map(wire_attachment),
+        Wanted { id, spec, devices } => {
+            let devices = devices.unwrap_or_default();
+            let attached = engine.attach_devices(container, &id, devices, spec)?;
+            let alone = || wire_devices(container, &Given { id, there: true });
+            Ok(wire::Attachment { has_devices: true, ..attached.map_or_else(alone, wire_attachment) })
+        }
+    }
+}
+
+fn parse_wanted(mut req: wire::AttachRequest) -> Result<Wanted, InvalidRequest> {
+    let id = AttachmentId::parse(req.attachment_id.clone())?;
+    let devices = req.devices.take().map(devices::parse_edits).transpose()?;
+    let alone = devices.is_some() && req.content.is_none();
+    let spec = if alone { None } else { Some(parse_spec(req)?) };
+    Ok(Wanted { id, spec, devices })
 }
 
 fn parse_spec(req: wire::AttachRequest) -> Result<Spec, InvalidRequest> {
@@ -144,6 +181,17 @@ fn wire_attachment(attached: Attached) -> wire::Attachment {
     }
 }
 
+/// An attachment of devices alone.
+fn wire_devices(container: &str, given: &Given) -> wire::Attachment {
+    wire::Attachment {
+        container_id: container.to_owned(),
+        attachment_id: given.id.to_string(),
+        mounted: given.there,
+        has_devices: true,
+        ..Default::default()
+    }
+}
+
 fn wire_draining(drained: Drained, with_users: bool) -> wire::Draining {
     let Drained { container, draining, users } = drained;
     let users = if with_users { users } else { Vec::new() };
@@ -197,6 +245,13 @@ fn code(error: &EngineError) -> Code {
         | EngineError::StillWritten(_)
         | EngineError::Owners
         | EngineError::Busy(_) => Code::FAILED_PRECONDITION,
+        EngineError::Devices(error) => match error {
+            DevicesError::NotUnified
+            | DevicesError::UserNamespace
+            | DevicesError::Program(_)
+            | DevicesError::Hook { .. } => Code::FAILED_PRECONDITION,
+            DevicesError::Config(_) | DevicesError::Rules(_) | DevicesError::Stage(_) => Code::INTERNAL,
+        },
         EngineError::Raced(_) => Code::ABORTED,
         EngineError::Rootfs { .. }
         | EngineError::ReadLayer { .. }

@@ -18,12 +18,13 @@ use super::{
     error::AttachmentError,
     model::{Attachment, ContainerKey, Content, Phase},
     plan,
-    records::OfContainer,
+    records::{Locked, OfContainer},
     restore::is_waiting,
     set::Planned,
 };
 use crate::{
     capsules::model::{CapsuleName, Digest, Mode, Version},
+    devices::DeviceName,
     events::{Event, Kind},
     fresh_id,
     shims::{Draining, ShimError, User},
@@ -81,12 +82,23 @@ impl Attachments {
         container: &WantedContainer,
         specs: &[AttachSpec],
     ) -> Result<Vec<Attachment>, AttachmentError> {
+        self.attach_with(container, specs, &[]).await
+    }
+
+    /// The same with devices, each an attachment by itself. There need be no capsule.
+    pub async fn attach_with(
+        &self,
+        container: &WantedContainer,
+        specs: &[AttachSpec],
+        devices: &[DeviceName],
+    ) -> Result<Vec<Attachment>, AttachmentError> {
         let key = self.find_hotpluggable(container).await?;
         for name in specs.iter().filter_map(|spec| spec.writable.as_ref()?.name.as_ref()) {
             self.look_whether_it_drains(name).await;
         }
         let mut existing = self.records.lock(&key).await;
-        let mut planned = self.plan_set(specs, &existing).await?;
+        let alone = specs.is_empty() && !devices.is_empty();
+        let mut planned = if alone { Vec::new() } else { self.plan_set(specs, &existing).await? };
         planned.retain(|one| !one.present);
         let taken: Vec<(ContainerPath, String)> = planned
             .iter()
@@ -94,7 +106,7 @@ impl Attachments {
             .collect();
         plan::plan_free(&key, &existing, &taken)?;
 
-        let mut intents = Vec::with_capacity(planned.len());
+        let mut intents = self.intend_devices(&key, &existing, devices).await?;
         for one in planned {
             match self.intend(&key, one).await {
                 Ok(intent) => intents.push(intent),
@@ -115,9 +127,21 @@ impl Attachments {
         fate: Option<&Fate>,
     ) -> Result<Vec<(Attachment, Vec<User>)>, AttachmentError> {
         let key = self.containers.find(&choice.container).await?;
-        let mut existing = self.records.lock(&key).await;
+        let existing = self.records.lock(&key).await;
         let target = choice.target.as_deref().map(ContainerPath::parse).transpose()?;
         let chosen = plan::plan_chosen(&key, &existing, &choice.capsule, target.as_ref())?;
+        self.detach_chosen(key, existing, chosen, lazy, fate).await
+    }
+
+    /// Takes these away: all of them or none.
+    pub(super) async fn detach_chosen(
+        &self,
+        key: ContainerKey,
+        mut existing: Locked,
+        chosen: Vec<Attachment>,
+        lazy: bool,
+        fate: Option<&Fate>,
+    ) -> Result<Vec<(Attachment, Vec<User>)>, AttachmentError> {
         let gone: Vec<_> = chosen.iter().map(|a| (a, None)).collect();
         self.check_requirements(&existing, &gone, &[])?;
         let chosen = plan::plan_fates(&key, &chosen, fate)?;
@@ -261,14 +285,16 @@ impl Attachments {
         key: &ContainerKey,
         planned: Planned,
     ) -> Result<Attachment, AttachmentError> {
-        self.marks.set(key).map_err(|source| AttachmentError::Mark { path: self.marks.path(key), source })?;
+        self.mark(key)?;
         let Planned { version, target, mode, writable, named, .. } = planned;
+        let devices = self.devices_of(&version).await?;
         let mut intent = Attachment {
             id: fresh_id(),
             container: key.clone(),
             created: self.containers.known(key).and_then(|known| known.created),
             named,
             capsule: version.name.clone(),
+            devices,
             target: target.as_str().to_owned(),
             mode,
             upper: None,
@@ -300,6 +326,11 @@ impl Attachments {
             }
         }
         Ok(intent)
+    }
+
+    /// Has the container's next start ask for its attachments.
+    pub(super) fn mark(&self, key: &ContainerKey) -> Result<(), AttachmentError> {
+        self.marks.set(key).map_err(|source| AttachmentError::Mark { path: self.marks.path(key), source })
     }
 
     /// The container that is meant, if a shim of ours serves it.

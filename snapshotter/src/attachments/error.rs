@@ -4,7 +4,10 @@ use std::{io, path::PathBuf};
 
 use overlayfs_utils::InvalidPath;
 
-use super::model::{Attachment, ContainerKey};
+use super::{
+    devices::DevicesError,
+    model::{Attachment, ContainerKey},
+};
 use crate::{
     capsules::{
         CapsuleError,
@@ -72,8 +75,8 @@ pub enum AttachmentError {
     },
     /// What the container's last task had cannot be attached to this one.
     #[error(
-        "{} at {}, which the container had before, cannot be attached again: {source}; to start without it: capsulectl detach {} {}",
-        .attachment.label(), .attachment.target, .attachment.container, .attachment.capsule
+        "{}{}, which the container had before, cannot be attached again: {source}; to start without it: capsulectl detach {} {}",
+        .attachment.label(), at_target(&.attachment.target), .attachment.container, what_to_detach(.attachment)
     )]
     Again {
         /// What waits for it.
@@ -177,7 +180,7 @@ pub enum AttachmentError {
         reason: String,
     },
     /// Processes use it.
-    #[error("{label} at {target} in {container} is in use: {}; end the use, or detach with --lazy", list_users(.users))]
+    #[error("{label}{} in {container} is in use: {}; end the use, or detach with --lazy", at_target(.target), list_users(.users))]
     InUse {
         /// The container.
         container: ContainerKey,
@@ -188,6 +191,9 @@ pub enum AttachmentError {
         /// Who.
         users: Vec<User>,
     },
+    /// Devices that cannot be had, or not in a live container.
+    #[error(transparent)]
+    Devices(Box<DevicesError>),
     /// Nobody said what is to become of what was written.
     #[error(
         "{label} at {target} in {container} is writable: say what becomes of what was written, --keep NAME or --drop; to publish it first: capsulectl commit"
@@ -262,6 +268,25 @@ pub enum AttachmentError {
     /// containerd.
     #[error(transparent)]
     Containerd(#[from] ContainerdError),
+}
+
+impl From<DevicesError> for AttachmentError {
+    fn from(error: DevicesError) -> Self {
+        Self::Devices(Box::new(error))
+    }
+}
+
+/// The words of `capsulectl detach` for one.
+fn what_to_detach(attachment: &Attachment) -> String {
+    match attachment.has_capsule() {
+        true => attachment.capsule.to_string(),
+        false => attachment
+            .device_names()
+            .iter()
+            .map(|name| format!("--device {name}"))
+            .collect::<Vec<_>>()
+            .join(" "),
+    }
 }
 
 fn nothing_to_decide(container: &ContainerKey, name: Option<&UpperName>) -> String {

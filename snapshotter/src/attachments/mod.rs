@@ -1,11 +1,12 @@
 //! Attachments: capsules in live containers.
 //!
-//! `controller` and `moves` (calls) with `set` (what goes together), `written` (what is written to them), `drains` (what left its path), `health` (whether it did), `named` and `restore` (before a container's first process) and `recovery` (after a restart) → `effects` → {`plan`, `unmet`} (pure) → `records`, `marks`,
+//! `controller` and `moves` (calls) with `set` (what goes together), `written` (what is written to them), `devices` (those by themselves, and capsules' own), `drains` (what left its path), `health` (whether it did), `named` and `restore` (before a container's first process) and `recovery` (after a restart) → `effects` → {`plan`, `unmet`} (pure) → `records`, `marks`,
 //! [`crate::shims`], [`crate::capsules`]. An intent is on record before its effect; the shim's all-or-nothing answer decides whether it
 //! becomes the record or is given up; what a crash leaves between is settled by asking the shim.
 
 pub mod containers;
 mod controller;
+mod devices;
 mod drains;
 mod effects;
 mod error;
@@ -24,13 +25,17 @@ mod unmet;
 mod watch;
 mod written;
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
-use crate::{capsules::Capsules, containerd::Containerd, shims::Shims, snapshots::Snapshots, uppers::Uppers};
+use crate::{
+    capsules::Capsules, containerd::Containerd, devices::Registry, shims::Shims, snapshots::Snapshots,
+    uppers::Uppers,
+};
 
 use self::{containers::Containers, health::Checks, marks::Marks, records::Records};
 pub use self::{
     controller::{AttachSpec, Choice, Listed},
+    devices::DevicesError,
     drains::Drains,
     error::AttachmentError,
     health::HealthCheck,
@@ -53,6 +58,9 @@ pub struct Attachments {
     checks: Checks,
     uppers: Uppers,
     drains: Drains,
+    registry: Arc<Registry>,
+    /// What is done about others' device programs.
+    refuse_foreign: bool,
 }
 
 impl Attachments {
@@ -78,6 +86,8 @@ impl Attachments {
             checks: Checks::new(run),
             uppers,
             drains: Drains::default(),
+            registry: Arc::default(),
+            refuse_foreign: false,
         }
     }
 
@@ -85,6 +95,12 @@ impl Attachments {
     #[must_use]
     pub fn with_drains(self, drains: Drains) -> Self {
         Self { drains, ..self }
+    }
+
+    /// With the devices that these specs describe. With `refuse_foreign`, others' device programs are left alone.
+    #[must_use]
+    pub fn with_devices(self, registry: Arc<Registry>, refuse_foreign: bool) -> Self {
+        Self { registry, refuse_foreign, ..self }
     }
 
     /// With Docker's containers in these namespaces.

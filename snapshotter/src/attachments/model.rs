@@ -5,7 +5,8 @@ use std::{fmt, path::PathBuf, time::SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    capsules::model::{CapsuleName, Digest, Mode, Version},
+    capsules::model::{CapsuleName, Digest, Mode, OrNone, Version, or_none},
+    devices::Edits,
     uppers::model::{Fate, Upper},
 };
 
@@ -31,8 +32,10 @@ impl fmt::Display for ContainerKey {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Content {
     /// The version.
+    #[serde(deserialize_with = "or_none")]
     pub version: Version,
     /// Its identity.
+    #[serde(deserialize_with = "or_none")]
     pub digest: Digest,
     /// Its lower directories on the node, topmost first.
     pub layers: Vec<PathBuf>,
@@ -78,6 +81,17 @@ pub struct Call {
     pub trial: bool,
 }
 
+/// Devices of an attachment: what they asked for when they were attached, whatever their specs say since.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Devices {
+    /// Their CDI names.
+    pub names: Vec<String>,
+    /// What they ask for.
+    pub edits: Edits,
+    /// Others' device programs are left alone.
+    pub refuse_foreign: bool,
+}
+
 /// The record of one attachment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
@@ -91,8 +105,12 @@ pub struct Attachment {
     /// The entry of the container's annotation that asked for it; none if a person did.
     #[serde(default)]
     pub named: Option<String>,
-    /// The capsule.
+    /// The capsule; none ([`OrNone`]) for an attachment of devices alone, which has neither a content nor a target.
+    #[serde(deserialize_with = "or_none")]
     pub capsule: CapsuleName,
+    /// The devices that it has.
+    #[serde(default)]
+    pub devices: Option<Devices>,
     /// Where in the container.
     pub target: String,
     /// How.
@@ -120,9 +138,22 @@ impl Attachment {
         format!("attachment {} of {} in {}", self.id, self.capsule, self.container)
     }
 
-    /// `capsule@version`.
+    /// `capsule@version`, or the names of devices alone.
     pub fn label(&self) -> String {
-        format!("{}@{}", self.capsule, self.current.version)
+        match self.has_capsule() {
+            true => format!("{}@{}", self.capsule, self.current.version),
+            false => self.device_names().join(", "),
+        }
+    }
+
+    /// Whether it is of a capsule, and not of devices alone.
+    pub fn has_capsule(&self) -> bool {
+        self.capsule != CapsuleName::none()
+    }
+
+    /// CDI names of its devices.
+    pub fn device_names(&self) -> &[String] {
+        self.devices.as_ref().map_or(&[], |devices| &devices.names)
     }
 
     /// All contents whose directories the record needs.
@@ -131,6 +162,7 @@ impl Attachment {
             Phase::Replacing { current, .. } => Some(current),
             Phase::Attaching | Phase::Attached | Phase::Detaching { .. } | Phase::Waiting => None,
         };
-        self.history.iter().chain([&self.current]).chain(next)
+        let all = self.history.iter().chain([&self.current]).chain(next);
+        all.filter(|content| content.version != Version::none())
     }
 }

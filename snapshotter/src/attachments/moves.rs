@@ -7,6 +7,7 @@ use overlayfs_utils::ContainerPath;
 use super::{
     Attachments,
     containers::Wanted as WantedContainer,
+    devices::check_same_devices,
     error::AttachmentError,
     health::HealthCheck,
     model::{Attachment, ContainerKey, Content, Phase},
@@ -213,6 +214,7 @@ impl Attachments {
             Step::Back(attachment) => plan::plan_rollback(&attachment, SystemTime::now()).map(Some),
             Step::New(planned) => self.intend(key, *planned).await.map(Some),
             Step::To(attachment, to, _) => {
+                check_same_devices(&attachment, &to)?;
                 let layers = match self.capsules.pin(&to, &attachment.pin_owner()).await {
                     Ok(layers) => layers,
                     Err(error) => {
@@ -261,7 +263,7 @@ fn refuse_waiting(key: &ContainerKey, all: &[&Attachment]) -> Result<(), Attachm
 /// Where each capsule's attachments could go back to, the latest first.
 fn earlier(existing: &[Attachment]) -> BTreeMap<CapsuleName, Vec<Version>> {
     let mut earlier: BTreeMap<CapsuleName, Vec<Version>> = BTreeMap::new();
-    for attachment in existing {
+    for attachment in existing.iter().filter(|attachment| attachment.has_capsule()) {
         let versions = earlier.entry(attachment.capsule.clone()).or_default();
         versions.extend(attachment.history.last().map(|content| content.version.clone()));
     }

@@ -44,7 +44,7 @@ impl Attachments {
             !plan::is_of(a, known.as_ref()) || !plan::is_wanted(a, annotation)
         });
         let waiting: Vec<Attachment> = records.iter().filter(|a| is_waiting(a)).cloned().collect();
-        for Attachment { capsule, current, .. } in &waiting {
+        for Attachment { capsule, current, .. } in waiting.iter().filter(|a| a.has_capsule()) {
             self.capsules.verify(capsule, &current.version, &current.digest).await?;
         }
         for (index, attachment) in waiting.iter().enumerate() {

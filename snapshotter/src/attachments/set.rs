@@ -168,7 +168,7 @@ impl Attachments {
 /// The versions that a container has.
 pub(super) fn present(existing: &[Attachment]) -> Present {
     let mut present = Present::new();
-    for attachment in existing {
+    for attachment in existing.iter().filter(|attachment| attachment.has_capsule()) {
         present.entry(attachment.capsule.clone()).or_default().insert(attachment.current.version.clone());
     }
     present

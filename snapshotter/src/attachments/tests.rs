@@ -23,6 +23,7 @@ use crate::{
         oci,
     },
     containerd::Containerd,
+    devices::Registry,
     dirs::Dirs,
     snapshots::{
         Behaviour, Commit, Create, Environment, OverlayOptions, Snapshots,
@@ -36,6 +37,7 @@ use crate::{
 };
 
 mod again;
+mod devices;
 mod drains;
 mod hung;
 mod moves;

@@ -220,8 +220,29 @@ impl fmt::Display for Mode {
     }
 }
 
+/// What an attachment of devices alone has in the place of a capsule's name, version or digest: an empty text, which no person
+/// can write.
+pub trait OrNone: FromStr<Err = ModelError> {
+    /// It.
+    fn none() -> Self;
+}
+
+/// Reads a text of this kind, or the empty one of [`OrNone::none`].
+///
+/// # Errors
+/// The deserializer's.
+pub fn or_none<'de, D: serde::Deserializer<'de>, T: OrNone>(deserializer: D) -> Result<T, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() { Ok(T::none()) } else { text.parse().map_err(serde::de::Error::custom) }
+}
+
 macro_rules! text_newtype {
     ($($type:ident),*) => {$(
+        impl OrNone for $type {
+            fn none() -> Self {
+                Self(String::new())
+            }
+        }
         impl fmt::Display for $type {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(&self.0)

@@ -12,7 +12,14 @@ impl Reader<'_> {
                 "spec_dirs" => {
                     config.devices.spec_dirs = self.list("devices.spec_dirs", value, parse_path);
                 }
-                _ => self.unknown(key.span(), &format!("devices.{}", key.get_ref()), "spec_dirs"),
+                "refuse_foreign_programs" => {
+                    let refuse = &mut config.devices.refuse_foreign;
+                    self.flag(refuse, "devices.refuse_foreign_programs", value);
+                }
+                _ => {
+                    let name = format!("devices.{}", key.get_ref());
+                    self.unknown(key.span(), &name, "spec_dirs and refuse_foreign_programs");
+                }
             }
         }
     }

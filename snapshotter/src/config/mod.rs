@@ -101,6 +101,9 @@ pub struct Uppers {
 pub struct Devices {
     /// Directories of CDI specs; later ones have precedence. Default `/etc/cdi` and `/var/run/cdi`.
     pub spec_dirs: Vec<PathBuf>,
+    /// Device programs that neither a runtime nor a shim made are left alone, and the devices that they deny are refused, rather
+    /// than kept with the devices before them. Default no.
+    pub refuse_foreign: bool,
 }
 
 /// The containerd that this daemon belongs to.
@@ -192,7 +195,10 @@ impl Default for Config {
             },
             capsules: Capsules::default(),
             uppers: Uppers { size: 1 << 30 },
-            devices: Devices { spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()] },
+            devices: Devices {
+                spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+                refuse_foreign: false,
+            },
             log: Log { level: Level::Info },
         }
     }

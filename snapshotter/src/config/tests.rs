@@ -111,10 +111,12 @@ fn devices_are_described_where_it_is_said() {
     let dirs = parse_config("[devices]\nspec_dirs = ['/run/cdi']\n").unwrap().devices.spec_dirs;
     assert_eq!(dirs, [Path::new("/run/cdi")]);
     assert_eq!(parse_config("[devices]\nspec_dirs = []\n").unwrap().devices.spec_dirs.len(), 0);
+    assert!(parse_config("[devices]\nrefuse_foreign_programs = true\n").unwrap().devices.refuse_foreign);
     for (text, word) in [
         ("[devices]\nspec_dirs = '/etc/cdi'\n", "must be an array"),
         ("[devices]\nspec_dirs = ['cdi']\n", "absolute path"),
         ("[devices]\ndirs = []\n", "unknown key devices.dirs"),
+        ("[devices]\nrefuse_foreign_programs = 1\n", "devices.refuse_foreign_programs"),
     ] {
         assert!(mistakes(text)[0].1.contains(word), "{text}: {:?}", mistakes(text));
     }

@@ -6,10 +6,11 @@ use rustix::{
     fs::{FileType, lstat, major, minor},
     io::Errno,
 };
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// All that devices ask of a container, in the order in which it is to be done.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Edits {
     /// `NAME=VALUE`.
     pub env: Vec<String>,
@@ -28,7 +29,7 @@ pub struct Edits {
 }
 
 /// The kinds of nodes that a spec can ask for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NodeKind {
     /// `b`.
     Block,
@@ -51,7 +52,7 @@ impl NodeKind {
 }
 
 /// A device node. What the spec leaves out was looked up on the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// Where it is to be in the container.
     pub path: String,
@@ -74,7 +75,7 @@ pub struct Node {
 }
 
 /// A network interface of the host, moved into the container.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetDevice {
     /// Its name on the host.
     pub host_interface: String,
@@ -83,7 +84,7 @@ pub struct NetDevice {
 }
 
 /// A file or directory of the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
     /// On the host.
     pub host_path: String,
@@ -96,7 +97,7 @@ pub struct Mount {
 }
 
 /// When a hook is to run in a container's life (OCI runtime specification, "POSIX-platform hooks").
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HookPoint {
     /// Deprecated in favour of the next three.
     Prestart,
@@ -113,6 +114,12 @@ pub enum HookPoint {
 }
 
 impl HookPoint {
+    /// The name that specs use.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, point)| *point == self).map_or("", |(name, _)| name)
+    }
+
     /// All, by the names that specs use.
     pub const NAMES: [(&'static str, Self); 6] = [
         ("prestart", Self::Prestart),
@@ -125,7 +132,7 @@ impl HookPoint {
 }
 
 /// A program to run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hook {
     /// When.
     pub point: HookPoint,
@@ -140,7 +147,7 @@ pub struct Hook {
 }
 
 /// `linux.intelRdt` of the OCI runtime specification.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IntelRdt {
     /// The class of service.
     pub clos_id: Option<String>,

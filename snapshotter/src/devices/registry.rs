@@ -87,7 +87,7 @@ struct Source {
 }
 
 /// The directories, and what was last read there.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Registry {
     directories: Vec<PathBuf>,
     last: Mutex<Option<(Fingerprint, Arc<Listing>)>>,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     attachments::model::{Attachment, ContainerKey, Content},
-    capsules::model::{CapsuleName, Digest, Version},
+    capsules::model::{CapsuleName, Digest, Version, or_none},
 };
 
 /// What happened. The names are those of `capsule.v1.EventKind`.
@@ -80,11 +80,14 @@ pub struct Event {
     pub kind: Kind,
     /// In which container, if in one.
     pub place: Option<Place>,
-    /// Of which capsule.
+    /// Of which capsule; none of an attachment of devices alone.
+    #[serde(deserialize_with = "or_none")]
     pub capsule: CapsuleName,
     /// The version.
+    #[serde(deserialize_with = "or_none")]
     pub version: Version,
     /// Its identity.
+    #[serde(deserialize_with = "or_none")]
     pub digest: Digest,
     /// The version before it.
     pub from: Option<Version>,
@@ -121,6 +124,9 @@ impl Event {
         };
         let mut event = Self::of_version(&attachment.capsule, &content.version, &content.digest, kind);
         event.place = Some(place);
+        if !attachment.device_names().is_empty() {
+            event.message = format!("devices: {}", attachment.device_names().join(", "));
+        }
         event
     }
 

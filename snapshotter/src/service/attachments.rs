@@ -22,6 +22,25 @@ impl AttachmentsService {
     }
 }
 
+impl AttachmentsService {
+    async fn detach_devices(
+        &self,
+        request: wire::DetachRequest,
+    ) -> Result<Response<wire::DetachResponse>, Status> {
+        let wire::DetachRequest { container, capsule, target, lazy, drop, keep, devices } = request;
+        if !(capsule.is_empty() && target.is_empty() && keep.is_empty()) || drop {
+            return Err(Status::invalid_argument(
+                "devices are detached by themselves: name no capsule with them",
+            ));
+        }
+        let (container, devices) = (convert::parse_container(container)?, convert::parse_devices(&devices)?);
+        let engine = self.engine.clone();
+        let detached = to_the_end(async move { engine.detach_devices(&container, &devices, lazy).await });
+        let attachments = detached.await?.iter().map(|(a, users)| convert::detached(a, users)).collect();
+        Ok(Response::new(wire::DetachResponse { attachments }))
+    }
+}
+
 fn moved(moved: &[Moved]) -> (Vec<wire::Attachment>, Vec<String>) {
     let from = |from: &Option<Version>| from.as_ref().map(ToString::to_string).unwrap_or_default();
     moved.iter().map(|(a, version)| (convert::attachment(a), from(version))).unzip()
@@ -36,8 +55,10 @@ impl wire::attachments_server::Attachments for AttachmentsService {
         let request = request.into_inner();
         let container = convert::parse_container(request.container)?;
         let specs = request.specs.into_iter().map(convert::parse_spec).collect::<Result<Vec<_>, _>>()?;
+        let devices = convert::parse_devices(&request.devices)?;
         let engine = self.engine.clone();
-        let attached = to_the_end(async move { engine.attach(&container, &specs).await }).await?;
+        let attached =
+            to_the_end(async move { engine.attach_with(&container, &specs, &devices).await }).await?;
         let attachments = attached.iter().map(convert::attachment).collect();
         Ok(Response::new(wire::AttachResponse { attachments }))
     }
@@ -83,6 +104,9 @@ impl wire::attachments_server::Attachments for AttachmentsService {
         request: Request<wire::DetachRequest>,
     ) -> Result<Response<wire::DetachResponse>, Status> {
         let request = request.into_inner();
+        if !request.devices.is_empty() {
+            return self.detach_devices(request).await;
+        }
         let choice = convert::parse_choice(request.container, &request.capsule, request.target)?;
         let fate = convert::parse_fate(request.drop, request.keep)?;
         let (engine, lazy) = (self.engine.clone(), request.lazy);

@@ -15,6 +15,7 @@ use crate::{
         Naming, Published,
         model::{CapsuleName, Mode, ModelError, Version},
     },
+    devices::{DeviceName, InvalidName},
     shims::{Draining, User},
     uppers::{
         self,
@@ -136,6 +137,18 @@ pub fn parse_naming(naming: Option<wire::As>) -> Result<Naming, Status> {
     })
 }
 
+/// CDI names of devices, each once.
+pub fn parse_devices(names: &[String]) -> Result<Vec<DeviceName>, Status> {
+    let mut parsed: Vec<DeviceName> = Vec::with_capacity(names.len());
+    for name in names {
+        let name = name.parse().map_err(|error: InvalidName| Status::invalid_argument(error.to_string()))?;
+        if !parsed.contains(&name) {
+            parsed.push(name);
+        }
+    }
+    Ok(parsed)
+}
+
 /// A capsule's name.
 pub fn parse_name(text: &str) -> Result<CapsuleName, Status> {
     text.parse().map_err(from_model)
@@ -164,7 +177,7 @@ pub fn attachment(a: &Attachment) -> wire::Attachment {
         version: a.current.version.to_string(),
         digest: a.current.digest.to_string(),
         target: a.target.clone(),
-        mode: mode(a.mode).into(),
+        mode: if a.has_capsule() { mode(a.mode).into() } else { wire::Mode::Unspecified.into() },
         state: match a.phase {
             Phase::Waiting => wire::AttachmentState::Waiting,
             Phase::Attaching | Phase::Attached | Phase::Replacing { .. } | Phase::Detaching { .. } => {
@@ -177,6 +190,7 @@ pub fn attachment(a: &Attachment) -> wire::Attachment {
         users: Vec::new(),
         required_by: Vec::new(),
         writable: a.upper.as_ref().map(writable),
+        devices: a.device_names().to_vec(),
     }
 }
 

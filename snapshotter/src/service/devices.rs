@@ -6,18 +6,22 @@ use capsule_proto::capsule::v1 as wire;
 use tokio::task::spawn_blocking;
 use tonic::{Request, Response, Status};
 
-use crate::devices::{Listed, Listing, Node, Problem, Registry};
+use crate::{
+    attachments::{Attachments, model::Attachment},
+    devices::{Listed, Listing, Node, Problem, Registry},
+};
 
 /// The service.
 #[derive(Clone)]
 pub struct DevicesService {
     registry: Arc<Registry>,
+    attachments: Attachments,
 }
 
 impl DevicesService {
-    /// Over the specs of the node.
-    pub fn new(registry: Arc<Registry>) -> Self {
-        Self { registry }
+    /// Over the specs of the node, and what is attached.
+    pub fn new(registry: Arc<Registry>, attachments: Attachments) -> Self {
+        Self { registry, attachments }
     }
 }
 
@@ -27,41 +31,47 @@ impl wire::devices_server::Devices for DevicesService {
         &self,
         _: Request<wire::ListDevicesRequest>,
     ) -> Result<Response<wire::ListDevicesResponse>, Status> {
-        let registry = self.registry.clone();
+        let (registry, users) = (self.registry.clone(), self.attachments.with_any_devices());
         // Reads files, and looks at nodes of the host.
-        let answer = spawn_blocking(move || answer(&registry.listing())).await;
+        let answer = spawn_blocking(move || answer(&registry.listing(), &users)).await;
         answer.map(Response::new).map_err(|error| Status::internal(error.to_string()))
     }
 }
 
-fn answer(listing: &Listing) -> wire::ListDevicesResponse {
+fn answer(listing: &Listing, users: &[Attachment]) -> wire::ListDevicesResponse {
     let problem = |problem: &Problem| wire::SpecProblem {
         path: problem.path.display().to_string(),
         reason: problem.reason.clone(),
     };
     wire::ListDevicesResponse {
-        devices: listing.devices().map(device).collect(),
+        devices: listing.devices().map(|listed| device(listed, users)).collect(),
         problems: listing.problems().iter().map(problem).collect(),
     }
 }
 
-fn device(listed: Listed) -> wire::Device {
+fn device(listed: Listed, users: &[Attachment]) -> wire::Device {
     let (edits, unavailable) = match listed.edits {
         Ok(edits) => (edits, String::new()),
         Err(error) => (Default::default(), error.to_string()),
     };
     let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
     let variable = |entry: &String| entry.split('=').next().unwrap_or_default().to_owned();
+    let name = listed.name.to_string();
+    let uses = users.iter().filter(|user| user.device_names().contains(&name));
+    let used_by = uses.map(|user| wire::DeviceUse {
+        namespace: user.container.namespace.clone(),
+        container: user.container.id.clone(),
+        attachment_id: user.id.clone(),
+    });
     wire::Device {
-        name: listed.name.to_string(),
+        used_by: used_by.collect(),
+        name,
         spec: listed.file.display().to_string(),
         nodes: edits.nodes.iter().map(node).collect(),
         mounts: count(edits.mounts.len()),
         hooks: count(edits.hooks.len()),
         environment: edits.env.iter().map(variable).collect(),
         unavailable,
-        // No attachment has devices yet.
-        used_by: Vec::new(),
     }
 }
 
@@ -78,21 +88,17 @@ fn node(node: &Node) -> wire::DeviceNode {
 
 #[cfg(test)]
 mod tests {
-    use wire::devices_server::Devices;
-
     use super::*;
 
-    #[tokio::test]
-    async fn what_the_node_has_is_listed_with_what_is_wrong() {
+    #[test]
+    fn what_the_node_has_is_listed_with_what_is_wrong() {
         let dir = tempfile::tempdir().unwrap();
         let spec = "cdiVersion: 0.6.0\nkind: example.com/dev\ndevices:\n\
             - name: null\n  containerEdits: {deviceNodes: [{path: /dev/mine, hostPath: /dev/null, permissions: rw}], env: [A=1]}\n\
             - name: gone\n  containerEdits: {deviceNodes: [{path: /dev/gone-for-good}]}\n";
         std::fs::write(dir.path().join("good.yaml"), spec).unwrap();
         std::fs::write(dir.path().join("bad.json"), "{").unwrap();
-        let service = DevicesService::new(Arc::new(Registry::new(vec![dir.path().to_owned()])));
-        let answer =
-            service.list_devices(Request::new(wire::ListDevicesRequest {})).await.unwrap().into_inner();
+        let answer = answer(&Registry::new(vec![dir.path().to_owned()]).listing(), &[]);
         let [gone, null] = &answer.devices[..] else { panic!("{answer:?}") };
         assert_eq!((gone.name.as_str(), gone.nodes.len()), ("example.com/dev=gone", 0));
         assert!(gone.unavailable.contains("/dev/gone-for-good"), "{}", gone.unavailable);

@@ -123,7 +123,8 @@ async fn to_the_end(
 }
 
 fn lines(attachments: &[Attachment]) -> Vec<String> {
-    attachments.iter().map(|a| format!("{} at {}", a.label(), a.target)).collect()
+    let place = |a: &Attachment| if a.has_capsule() { format!(" at {}", a.target) } else { String::new() };
+    attachments.iter().map(|a| format!("{}{}", a.label(), place(a))).collect()
 }
 
 /// The codes of both protocols are the same numbers.

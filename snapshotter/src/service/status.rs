@@ -3,8 +3,9 @@
 use tonic::{Code, Status};
 
 use crate::{
-    attachments::AttachmentError,
+    attachments::{AttachmentError, DevicesError},
     capsules::{CapsuleError, MoveError, SignError, TagError, Trouble},
+    devices::ResolveError,
     shims::ShimError,
     uppers::UpperError,
 };
@@ -64,6 +65,7 @@ impl From<AttachmentError> for Status {
             | AttachmentError::NothingToDecide { .. }
             | AttachmentError::Writable { .. }
             | AttachmentError::InUse { .. } => Code::FailedPrecondition,
+            AttachmentError::Devices(error) => devices(error),
             AttachmentError::Occupied { .. } => Code::AlreadyExists,
             AttachmentError::Shim(error) => shim(error),
             AttachmentError::Again { source, .. } => shim(source),
@@ -78,6 +80,22 @@ impl From<AttachmentError> for Status {
             AttachmentError::Capsule(e) => e.into(),
             other => Self::new(code, one_line(&other)),
         }
+    }
+}
+
+fn devices(error: &DevicesError) -> Code {
+    match error {
+        DevicesError::Resolve(ResolveError::Name(_)) => Code::InvalidArgument,
+        DevicesError::Resolve(ResolveError::Unknown { .. }) | DevicesError::NotAttached { .. } => {
+            Code::NotFound
+        }
+        DevicesError::Attached { .. } => Code::AlreadyExists,
+        DevicesError::Resolve(ResolveError::Node { .. })
+        | DevicesError::NotLive { .. }
+        | DevicesError::Conflict { .. }
+        | DevicesError::Declared { .. }
+        | DevicesError::Other { .. } => Code::FailedPrecondition,
+        DevicesError::Thread(_) => Code::Internal,
     }
 }
 

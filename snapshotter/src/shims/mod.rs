@@ -19,7 +19,7 @@ use dashmap::DashMap;
 use protobuf::MessageField;
 use serde::Deserialize;
 use tonic::Code;
-use wire::{draining, mounted, user, wire_content, wire_upper};
+use wire::{draining, mounted, user, wire_content, wire_devices, wire_upper};
 
 use crate::{
     attachments::model::{Attachment, ContainerKey, Content},
@@ -181,7 +181,7 @@ impl Shims {
         Ok(found)
     }
 
-    /// Mounts the attachment's current content.
+    /// Mounts the attachment's current content and gives its devices.
     ///
     /// # Errors
     /// [`ShimError`].
@@ -189,7 +189,10 @@ impl Shims {
         let mut request = AttachRequest::new();
         request.container_id = attachment.container.id.clone();
         request.attachment_id = attachment.id.clone();
-        request.content = MessageField::some(wire_content(attachment, &attachment.current));
+        if attachment.has_capsule() {
+            request.content = MessageField::some(wire_content(attachment, &attachment.current));
+        }
+        request.devices = attachment.devices.as_ref().map(wire_devices).into();
         request.target = attachment.target.clone();
         request.mode = match attachment.mode {
             Mode::Ro => WireMode::RO,
@@ -197,11 +200,21 @@ impl Shims {
         }
         .into();
         request.upper = attachment.upper.as_ref().map(wire_upper).into();
+        let asks_devices = request.devices.is_some();
         let reply = self
             .call(&attachment.container, request, |client, request| async move {
                 client.attach(context(), &request).await
             })
             .await?;
+        if asks_devices && !reply.attachment.has_devices {
+            // It is as old as its container, and knows of no devices: what it has mounted is half of what was asked for.
+            self.detach(attachment, true).await?;
+            let message = format!(
+                "the shim of {} is of a release before devices: start the container anew, then attach",
+                attachment.container
+            );
+            return Err(ShimError::Refused { code: Code::FailedPrecondition, message });
+        }
         if attachment.upper.is_none() || reply.attachment.writable {
             return Ok(());
         }

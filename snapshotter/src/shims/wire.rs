@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 
 use capsule_proto::hotplug::{
-    Attachment as WireAttachment, Content as WireContent, Upper as WireUpper, User as WireUser,
+    Attachment as WireAttachment, Content as WireContent, DeviceEdits, DeviceHook, DeviceMount, DeviceNode,
+    Upper as WireUpper, User as WireUser,
 };
 
 use super::{Draining, Mounted, User};
 use crate::{
-    attachments::model::{Attachment, Content},
+    attachments::model::{Attachment, Content, Devices},
+    devices::{Edits, Hook, Mount, Node},
     uppers::model::{Place, Upper},
 };
 
@@ -29,6 +31,44 @@ pub fn wire_upper(upper: &Upper) -> WireUpper {
         Place::Directory(path) => wire.set_directory(path.to_string_lossy().into_owned()),
         Place::Image(path) => wire.set_image(path.to_string_lossy().into_owned()),
     }
+    wire
+}
+
+/// What devices ask for, of what makes sense in a live container.
+pub fn wire_devices(devices: &Devices) -> DeviceEdits {
+    let Edits { env, nodes, mounts, hooks, additional_gids, .. } = &devices.edits;
+    let mut wire = DeviceEdits::new();
+    wire.nodes = nodes.iter().map(wire_node).collect();
+    wire.mounts = mounts.iter().map(wire_mount).collect();
+    wire.hooks = hooks.iter().map(wire_hook).collect();
+    (wire.env, wire.additional_gids) = (env.clone(), additional_gids.clone());
+    wire.refuse_foreign = devices.refuse_foreign;
+    wire
+}
+
+fn wire_node(node: &Node) -> DeviceNode {
+    let mut wire = DeviceNode::new();
+    wire.path = node.path.clone();
+    wire.type_ = node.kind.letter().to_owned();
+    (wire.major, wire.minor) = (node.major, node.minor);
+    (wire.file_mode, wire.uid, wire.gid) = (node.file_mode, node.uid, node.gid);
+    wire.access = node.access.clone();
+    wire
+}
+
+fn wire_mount(mount: &Mount) -> DeviceMount {
+    let mut wire = DeviceMount::new();
+    wire.host_path = mount.host_path.clone();
+    wire.container_path = mount.container_path.clone();
+    wire.options = mount.options.clone();
+    wire
+}
+
+fn wire_hook(hook: &Hook) -> DeviceHook {
+    let mut wire = DeviceHook::new();
+    wire.path = hook.path.clone();
+    (wire.args, wire.env) = (hook.args.clone(), hook.env.clone());
+    wire.timeout = hook.timeout.unwrap_or_default();
     wire
 }
 

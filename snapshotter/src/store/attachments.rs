@@ -225,6 +225,7 @@ mod tests {
             created: None,
             named: None,
             capsule: "tzdata".parse().unwrap(),
+            devices: None,
             target: "/t".into(),
             mode: Mode::Union,
             upper: None,

@@ -13,7 +13,8 @@ use serde_json::json;
 
 use super::{
     super::{
-        Access, Applied, Device, DeviceError, DeviceKind, Expected, Grant, Grants, Policy, apply,
+        Access, Applied, Device, DeviceError, DeviceKind, Expected, Grant, Policy, apply,
+        ledger::Grants,
         plan::Refusal,
         program::{NAME, encode_decisions, encode_grants},
         rules::Rule,
@@ -34,10 +35,7 @@ struct Container {
 
 impl Container {
     fn new(name: &str) -> Self {
-        let table = MountTable::parse(&fs::read("/proc/self/mountinfo").unwrap()).unwrap();
-        let unified = table.entries().iter().find(|mount| mount.filesystem == "cgroup2").unwrap();
-        let path = unified.mount_point.join(format!("test-devices-{}-{name}", std::process::id()));
-        fs::create_dir(&path).unwrap();
+        let path = new_cgroup(name);
         // Opens for reading, or for both, in a subshell: a redirection that fails ends a shell.
         let script = r#"while read -r mode path; do
             case $mode in r) (: <"$path") ;; rw) (: <>"$path") ;; esac 2>&1 && echo ok
@@ -99,6 +97,23 @@ fn useless_rules(count: u32) -> Vec<Rule> {
         access: if minor % 3 == 0 { access("r") } else { Access::ALL },
     };
     (0..count).map(rule).collect()
+}
+
+/// A control group of the tests in the unified hierarchy, wherever that is mounted.
+pub fn new_cgroup(name: &str) -> PathBuf {
+    let table = MountTable::parse(&fs::read("/proc/self/mountinfo").unwrap()).unwrap();
+    let unified = table.entries().iter().find(|mount| mount.filesystem == "cgroup2").unwrap();
+    let path = unified.mount_point.join(format!("test-devices-{}-{name}", std::process::id()));
+    fs::create_dir(&path).unwrap();
+    path
+}
+
+/// Gives a control group the program of runc's for a container without rules of its own.
+pub fn attach_program_of_runc(cgroup: &DeviceCgroup) -> DeviceProgram {
+    let code = encode_decisions(&decisions_of_runc(&[], &[]).unwrap(), Runtime::Runc);
+    let program = DeviceProgram::load("", &code).unwrap();
+    cgroup.attach(&program).unwrap();
+    program
 }
 
 /// Puts a runtime's program there as the runtime does it.
@@ -204,6 +219,44 @@ fn privileged_a_program_that_came_in_between_keeps_its_say() {
     let repaired = apply(&cgroup, &expected, &kmsg, Policy::Refuse).unwrap();
     assert_eq!((repaired.loaded.len(), repaired.adopted.len()), (1, 0));
     assert!(container.opens("r", "/dev/kmsg"));
+}
+
+/// As systemd does it at each reload: it knows nothing of what took its program's place.
+#[test]
+fn privileged_a_program_that_is_put_there_again_and_again_is_there_once() {
+    let mut container = Container::new("again");
+    let theirs = start(&container, &[], Runtime::Runc).info().unwrap();
+    let (cgroup, expected) = (container.cgroup(), Expected::new(&[], &[]));
+    let open =
+        DeviceProgram::load("theirs", &encode_decisions(&decisions_of_crun(&[]), Runtime::Crun)).unwrap();
+    cgroup.attach(&open).unwrap();
+    let kmsg = grants([(device('c', 1, 11), "r")]);
+    apply(&cgroup, &expected, &kmsg, Policy::Merge).unwrap();
+    for _ in 0..70 {
+        drop(start(&container, &[], Runtime::Runc));
+        assert!(!container.opens("r", "/dev/kmsg"));
+        apply(&cgroup, &expected, &kmsg, Policy::Merge).unwrap();
+        assert!(container.opens("r", "/dev/kmsg") && container.opens("r", "/dev/zero"));
+        assert_eq!(cgroup.attached().unwrap().programs.len(), 2);
+    }
+    apply(&cgroup, &expected, &Grants::default(), Policy::Merge).unwrap();
+    let tags: Vec<_> = cgroup
+        .attached()
+        .unwrap()
+        .programs
+        .into_iter()
+        .map(|id| DeviceProgram::open(id).unwrap().info().unwrap().tag)
+        .collect();
+    assert_eq!(tags.len(), 2);
+    assert!(tags.contains(&theirs.tag) && tags.contains(&open.info().unwrap().tag));
+    // Equal programs of others are theirs.
+    for name in ["one", "two"] {
+        let code = encode_decisions(&decisions_of_crun(&[]), Runtime::Crun);
+        cgroup.attach(&DeviceProgram::load(name, &code).unwrap()).unwrap();
+    }
+    let before = cgroup.attached().unwrap().programs.len();
+    apply(&cgroup, &expected, &Grants::default(), Policy::Merge).unwrap();
+    assert!(before - cgroup.attached().unwrap().programs.len() <= 1);
 }
 
 #[test]

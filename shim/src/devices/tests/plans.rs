@@ -6,7 +6,8 @@ use serde_json::json;
 
 use super::{
     super::{
-        Access, Device, DeviceKind, Expected, Grant, Grants, Ledger, Policy,
+        Access, Device, DeviceKind, Expected, Grant, Ledger, Policy,
+        ledger::Grants,
         plan::{Change, Refusal, Situation, plan_programs},
         program::{NAME, decode_base, encode_decisions},
         runtime::{Runtime, decisions_of_crun, decisions_of_runc},

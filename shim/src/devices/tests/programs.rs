@@ -5,8 +5,9 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::super::{
-    Access, Device, DeviceKind, Grant, Grants,
+    Access, Device, DeviceKind, Grant,
     evaluate::{crun_allows, runc_allows},
+    ledger::Grants,
     parse_rules,
     program::{NAME, can_be_loaded, decode_base, encode_decisions, encode_grants},
     rules::Rule,

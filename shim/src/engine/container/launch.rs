@@ -8,6 +8,7 @@ use super::Container;
 use crate::{
     bundle::{read_pid_file, write_private},
     engine::{EngineError, Process},
+    hotplug,
     io::{ConsoleSocket, IoError, ProcessIo, Setup},
     oci::{Images, NewProcess, RuntimeError, Streams},
     reaper::Claim,
@@ -34,7 +35,9 @@ impl Container {
         exec_id: &str,
         process: &Process,
     ) -> Result<Launched, EngineError> {
-        let spec = self.execs().get(exec_id).map(|exec| exec.spec.to_string()).unwrap_or_default();
+        let mut spec = self.execs().get(exec_id).map(|exec| exec.spec.clone()).unwrap_or_default();
+        hotplug::add_devices_to_process(self.bundle.path(), &mut spec)?;
+        let spec = spec.to_string();
         let file = |suffix| self.bundle.exec_file(exec_id, suffix);
         let (spec_file, pid_file, log) = (file("json"), file("pid"), file("log"));
         write_private(&spec_file, spec.as_bytes())?;

@@ -1,6 +1,6 @@
 //! A container's control groups: what it uses, what it may use, and that it used too much.
 
-use std::{fs, sync::PoisonError};
+use std::{fs, path::Path, sync::PoisonError};
 
 use containerd_shim::protos::protobuf::well_known_types::any::Any;
 
@@ -31,6 +31,14 @@ impl Container {
                 let _ = self.cgroup.set(cgroup);
             }
             Err(error) => log::warn!("container {}: no metrics: {}", self.id, chain(&error)),
+        }
+    }
+
+    /// Its control group, where the hierarchy is unified.
+    pub fn unified_cgroup(&self) -> Option<&Path> {
+        match self.cgroup.get() {
+            Some(Cgroup::Unified(path)) => Some(path),
+            Some(Cgroup::Legacy(_)) | None => None,
         }
     }
 

@@ -22,15 +22,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError`]; then nothing changed.
     pub fn attach(&self, container: &str, spec: Spec) -> Result<Attached, EngineError> {
-        self.with_scene(container, |scene| {
-            let record = match scene.journal.find(&spec.id) {
-                Some(there) if there.spec == spec => there.clone(),
-                Some(_) => return Err(EngineError::Conflict(spec.id)),
-                None if !scene.takes_capsules => return Err(EngineError::Disabled(container.to_owned())),
-                None => attach_new(scene, spec)?,
-            };
-            super::list::checked(container, scene, record)
-        })
+        self.with_scene(container, |scene| attach_in(container, scene, spec))
     }
 }
 
@@ -38,6 +30,16 @@ impl Engine {
 fn drains(scene: &mut Scene, id: &AttachmentId) -> Result<bool, EngineError> {
     prune_draining(scene)?;
     Ok(scene.journal.draining.iter().any(|draining| draining.id == *id))
+}
+
+pub(super) fn attach_in(container: &str, scene: &mut Scene, spec: Spec) -> Result<Attached, EngineError> {
+    let record = match scene.journal.find(&spec.id) {
+        Some(there) if there.spec == spec => there.clone(),
+        Some(_) => return Err(EngineError::Conflict(spec.id)),
+        None if !scene.takes_capsules => return Err(EngineError::Disabled(container.to_owned())),
+        None => attach_new(scene, spec)?,
+    };
+    super::list::checked(container, scene, record)
 }
 
 fn attach_new(scene: &mut Scene, spec: Spec) -> Result<Record, EngineError> {

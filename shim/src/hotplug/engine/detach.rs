@@ -7,7 +7,7 @@ use overlayfs_utils::{
     unmount,
 };
 
-use super::{Detached, Engine, add_draining, replace::reattach, users_of};
+use super::{Detached, Engine, add_draining, devices::detach_with_devices, replace::reattach, users_of};
 use crate::hotplug::{
     TaskLookupError,
     error::EngineError,
@@ -32,10 +32,9 @@ impl Engine {
     /// # Errors
     /// [`EngineError`]; then it is attached as before.
     pub fn detach(&self, container: &str, id: &AttachmentId, lazy: bool) -> Result<Detached, EngineError> {
-        let done = self.with_scene(container, |scene| match scene.journal.find(id).cloned() {
-            None => Ok(Detached { detached: true, users: Vec::new() }),
-            Some(record) if lazy => detach_lazy(scene, record),
-            Some(record) => detach_strict(scene, record),
+        let done = self.with_scene(container, |scene| match scene.journal.find_devices(id).cloned() {
+            Some(devices) => detach_with_devices(scene, devices, lazy),
+            None => detach_in(scene, id, lazy),
         });
         match done {
             // The mounts went with the mount namespace.
@@ -44,6 +43,15 @@ impl Engine {
             }
             other => other,
         }
+    }
+}
+
+/// Takes a capsule away.
+pub(super) fn detach_in(scene: &mut Scene, id: &AttachmentId, lazy: bool) -> Result<Detached, EngineError> {
+    match scene.journal.find(id).cloned() {
+        None => Ok(Detached { detached: true, users: Vec::new() }),
+        Some(record) if lazy => detach_lazy(scene, record),
+        Some(record) => detach_strict(scene, record),
     }
 }
 
@@ -79,12 +87,14 @@ fn finish(scene: &mut Scene, record: &Record) {
     write_after(scene);
 }
 
-/// Removes directories that were made for an attachment. Those that hold the mounts of others are theirs from now on.
+/// Removes directories that were made for an attachment. Those that hold mounts or devices of others are theirs from now on.
 pub(super) fn remove_created(scene: &mut Scene, created: &[Created]) {
     let stay = scene.task.root().remove_created(created);
     for made in created.iter().rev().filter(|made| stay.contains(&made.path)) {
         let holds = |record: &&mut Record| record.mounts.iter().any(|m| m.path.starts_with(&made.path));
         if let Some(heir) = scene.journal.attachments.iter_mut().find(holds) {
+            heir.created.insert(0, made.clone());
+        } else if let Some(heir) = scene.journal.devices.iter_mut().find(|record| record.has_in(&made.path)) {
             heir.created.insert(0, made.clone());
         }
     }

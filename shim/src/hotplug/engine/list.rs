@@ -52,5 +52,8 @@ impl Engine {
 /// An attachment with the kernel's word on whether it is there.
 pub(super) fn checked(container: &str, scene: &Scene, record: Record) -> Result<Attached, EngineError> {
     let there = record.mounts.iter().map(|m| scene.is_there(m)).collect::<Result<Vec<_>, _>>()?;
-    Ok(Attached { container: container.to_owned(), record, mounted: there.into_iter().all(|is| is) })
+    let devices = scene.journal.find_devices(&record.spec.id);
+    let devices = devices.map_or(Ok(true), |devices| super::devices::is_there(scene, devices))?;
+    let mounted = devices && there.into_iter().all(|is| is);
+    Ok(Attached { container: container.to_owned(), record, mounted })
 }

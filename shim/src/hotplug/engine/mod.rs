@@ -6,6 +6,8 @@
 mod attach;
 mod build;
 mod detach;
+mod devices;
+mod hooks;
 mod list;
 mod recover;
 mod replace;
@@ -19,6 +21,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+pub use devices::Given;
 use overlayfs_utils::{NamespaceError, PinError, SuperBlock, User, find_users};
 
 use super::{
@@ -29,6 +32,7 @@ use super::{
     model::AttachmentId,
     scene::{Pins, Scene},
 };
+use crate::reaper::Reaper;
 
 /// Draining contents that may be kept before they are looked through: a bound on the journal, not on upgrades.
 const MANY_DRAINING: usize = 32;
@@ -69,13 +73,20 @@ pub struct Engine {
     tasks: Arc<dyn Tasks>,
     kernel: Kernel,
     containers: Mutex<HashMap<String, Arc<Mutex<Pins>>>>,
+    reaper: Option<Arc<Reaper>>,
 }
 
 impl Engine {
     /// An engine for the containers of `tasks`.
     #[must_use]
     pub fn new(tasks: Arc<dyn Tasks>, kernel: Kernel) -> Self {
-        Self { tasks, kernel, containers: Mutex::default() }
+        Self { tasks, kernel, containers: Mutex::default(), reaper: None }
+    }
+
+    /// In a process in which `reaper` waits for children.
+    #[must_use]
+    pub fn with_reaper(self, reaper: Arc<Reaper>) -> Self {
+        Self { reaper: Some(reaper), ..self }
     }
 
     /// Runs `call` on a container while no other call is at work in it.

@@ -15,7 +15,7 @@ pub(super) fn recover(scene: &mut Scene) -> Result<(), EngineError> {
         log::warn!("attachment {} was left half done: {:?}", record.spec.id, record.state);
         recover_one(scene, record)?;
     }
-    Ok(())
+    super::devices::recover(scene)
 }
 
 fn recover_one(scene: &mut Scene, record: Record) -> Result<(), EngineError> {

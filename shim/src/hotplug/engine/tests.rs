@@ -1,6 +1,7 @@
 //! The engine on the real kernel.
 
 mod container;
+mod devices;
 mod writable;
 
 use std::{fs, path::Path};
@@ -140,7 +141,10 @@ fn privileged_the_service_answers_on_a_socket_of_roots_own() {
         let layer = content(dir, "1", &["f"]).layers.remove(0).to_string_lossy().into_owned();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let _serving = crate::hotplug::serve(Arc::new(One(container.live())), &socket).await.unwrap();
+            let _serving =
+                crate::hotplug::serve(Arc::new(One(container.live())), Arc::new(Reaper::idle()), &socket)
+                    .await
+                    .unwrap();
             assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
             let address = format!("unix://{}", socket.display());
             let client = wire::HotplugClient::new(ttrpc::r#async::Client::connect(&address).await.unwrap());

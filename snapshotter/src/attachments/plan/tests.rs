@@ -25,6 +25,7 @@ fn attachment(phase: Phase) -> Attachment {
         created: None,
         named: None,
         capsule: "tzdata".parse().unwrap(),
+        devices: None,
         target: "/usr/share/zoneinfo".into(),
         mode: Mode::Ro,
         upper: None,

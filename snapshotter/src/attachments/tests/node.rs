@@ -130,13 +130,15 @@ async fn open_engine(
     }
     let ledger = Ledger::new(live, journal(kept));
     let uppers = Uppers::open(&dir.join("root"), 8 << 20, &read_all(store).unwrap()).unwrap();
-    let engine = Attachments::new(containerd, capsules, snapshots.clone(), ledger, uppers, &dir.join("run"));
+    let registry = Arc::new(Registry::new(vec![dir.join("cdi")]));
+    let engine = Attachments::new(containerd, capsules, snapshots.clone(), ledger, uppers, &dir.join("run"))
+        .with_devices(registry, false);
     let known = Known { runtime: "io.containerd.capsule.v1".to_owned(), ..Known::default() };
     engine.containers.put(&key(), known);
     engine
 }
 
-fn publish(snapshots: &Snapshots, name: &str, version: &str, requires: &str) -> Published {
+pub(super) fn publish(snapshots: &Snapshots, name: &str, version: &str, requires: &str) -> Published {
     let digest = Digest::from_sha256(&<sha2::Sha256 as sha2::Digest>::digest(format!("{name}@{version}")));
     let active = format!("capsules/1/{name}-{version}");
     let no_labels = || Labels::parse(std::iter::empty()).unwrap();

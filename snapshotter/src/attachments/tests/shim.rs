@@ -17,7 +17,7 @@ pub(super) struct FakeState {
     pub(super) draining: BTreeMap<String, wire::AttachRequest>,
     /// Attachments that somebody else has unmounted.
     pub(super) unmounted: Vec<String>,
-    /// It knows of no upper directories.
+    /// It knows of no upper directories, and of no devices.
     pub(super) old: bool,
 }
 
@@ -41,11 +41,17 @@ impl FakeShim {
 
     pub(super) fn mounted(&self) -> Vec<String> {
         let state = self.0.lock().unwrap();
-        let mut all: Vec<String> =
-            state.mounted.values().map(|m| format!("{}@{}", m.content.capsule, m.content.version)).collect();
+        let mut all: Vec<String> = state.mounted.values().map(label).collect();
         all.sort();
         all
     }
+}
+
+/// `CAPSULE@VERSION`, and the nodes of its devices.
+fn label(request: &wire::AttachRequest) -> String {
+    let capsule = request.content.as_ref().map(|content| format!("{}@{}", content.capsule, content.version));
+    let nodes = request.devices.nodes.iter().map(|node| node.path.clone());
+    capsule.into_iter().chain(nodes).collect::<Vec<_>>().join(" ")
 }
 
 #[async_trait::async_trait]
@@ -55,11 +61,12 @@ impl Hotplug for FakeShim {
         _: &TtrpcContext,
         request: wire::AttachRequest,
     ) -> ttrpc::Result<wire::AttachResponse> {
-        let mut state =
-            self.call(format!("attach {}@{}", request.content.capsule, request.content.version))?;
-        let call = format!("attach {}@{}", request.content.capsule, request.content.version);
+        let call = format!("attach {}", label(&request));
+        let mut state = self.call(call.clone())?;
         let mut reply = wire::AttachResponse::new();
-        reply.attachment.mut_or_insert_default().writable = request.upper.is_some() && !state.old;
+        let attachment = reply.attachment.mut_or_insert_default();
+        attachment.writable = request.upper.is_some() && !state.old;
+        attachment.has_devices = request.devices.is_some() && !state.old;
         state.mounted.insert(request.attachment_id.clone(), request);
         if state.late.contains(&call) {
             let status = ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, "timeout".to_owned());
@@ -85,7 +92,10 @@ impl Hotplug for FakeShim {
         request: wire::DetachRequest,
     ) -> ttrpc::Result<wire::DetachResponse> {
         let name =
-            self.0.lock().unwrap().mounted.get(&request.attachment_id).map(|m| m.content.capsule.clone());
+            self.0.lock().unwrap().mounted.get(&request.attachment_id).map(|m| match &*m.content.capsule {
+                "" => label(m),
+                capsule => capsule.to_owned(),
+            });
         let mut state = self.call(format!("detach {}", name.unwrap_or_default()))?;
         let mut reply = wire::DetachResponse::new();
         if state.busy && !request.lazy {

@@ -94,6 +94,7 @@ impl Container {
             init_pid: self.pid(),
             bundle: self.bundle.clone(),
             rootfs: self.rootfs.clone(),
+            cgroup: None,
             takes_capsules: true,
         }
     }

@@ -1,0 +1,329 @@
+//! Devices of an attachment: the device program, nodes, files of the node, hooks. All of it, or nothing.
+//!
+//! The program comes first, so that a node is never there without its device, and goes first: what is opened afterwards is refused,
+//! and only what was open before counts as use. Several attachments may ask for the same node or file, as all devices of one vendor do:
+//! it is made once, is in the record of each, and goes with the last.
+
+mod places;
+mod taking;
+
+use std::path::Path;
+
+use overlayfs_utils::{DetachedMount, DeviceCgroup, User, attach, in_mount_namespace, mount_at};
+
+use self::{
+    places::{Placed, make_nodes, place_all},
+    taking::{find_users, remove_files, take_mounts, take_mounts_lazily},
+};
+use super::{Attached, Detached, Engine, attach::attach_in, detach::detach_in, hooks};
+use crate::{
+    devices::{self, Applied, Expected, parse_rules},
+    hotplug::{
+        TaskLookupError,
+        config::Config,
+        edits::{Bind, Edits},
+        error::{DevicesError, EngineError},
+        journal::{DeviceRecord, State},
+        model::{AttachmentId, Spec},
+        scene::Scene,
+    },
+};
+
+/// Devices that an attachment has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Given {
+    /// The attachment.
+    pub id: AttachmentId,
+    /// Everything that was made for it is there.
+    pub there: bool,
+}
+
+impl Engine {
+    /// Gives a container devices, and then attaches the capsule of the same attachment, if it has one; a success when it is
+    /// all there already just so.
+    ///
+    /// # Errors
+    /// [`EngineError`]; then nothing changed, but for what hooks have written.
+    pub fn attach_devices(
+        &self,
+        container: &str,
+        id: &AttachmentId,
+        edits: Edits,
+        spec: Option<Spec>,
+    ) -> Result<Option<Attached>, EngineError> {
+        self.with_scene(container, |scene| {
+            let is_new = match scene.journal.find_devices(id) {
+                Some(there) if there.edits == edits => false,
+                Some(_) => return Err(EngineError::Conflict(id.clone())),
+                None if !scene.takes_capsules => return Err(EngineError::Disabled(container.to_owned())),
+                None => true,
+            };
+            if is_new {
+                give(scene, DeviceRecord::new(id.clone(), edits), |scene, record| {
+                    hooks::run_all(scene, container, &record.edits.hooks, self.reaper.as_deref())
+                })?;
+            }
+            let Some(spec) = spec else { return Ok(None) };
+            let attached = attach_in(container, scene, spec);
+            if let (true, Err(_), Some(record)) = (is_new, &attached, scene.journal.find_devices(id).cloned())
+            {
+                undo(scene, record);
+            }
+            attached.map(Some)
+        })
+    }
+
+    /// The devices of attachments that have no capsule, each with its container: of one container, or of all. Programs that
+    /// somebody has taken devices from are put right first.
+    ///
+    /// # Errors
+    /// [`EngineError`] for one container; of all containers, those that cannot be looked at are logged and left out.
+    pub fn list_devices(&self, container: Option<&str>) -> Result<Vec<(String, Given)>, EngineError> {
+        if let Some(container) = container {
+            return self.list_devices_of(container);
+        }
+        let mut all = Vec::new();
+        for id in self.tasks.ids() {
+            match self.list_devices_of(&id) {
+                Ok(given) => all.extend(given),
+                Err(error) => log::warn!("container {id} is left out of a list: {}", chain(&error)),
+            }
+        }
+        Ok(all)
+    }
+
+    fn list_devices_of(&self, container: &str) -> Result<Vec<(String, Given)>, EngineError> {
+        let listed = self.with_scene(container, |scene| {
+            if let Err(error) = apply_again(scene, container) {
+                log::error!("container {container}: its devices cannot be looked at: {}", chain(&error));
+            }
+            let alone = |record: &&DeviceRecord| scene.journal.find(&record.id).is_none();
+            let given = |record: &DeviceRecord| {
+                Ok((container.to_owned(), Given { id: record.id.clone(), there: is_there(scene, record)? }))
+            };
+            scene.journal.devices.iter().filter(alone).map(given).collect()
+        });
+        match listed {
+            Err(EngineError::Task(TaskLookupError::NotRunning { .. })) => Ok(Vec::new()),
+            other => other,
+        }
+    }
+
+    /// Has a container's programs allow its devices again where somebody has changed them: after an update of the task, for one.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn apply_devices(&self, container: &str) -> Result<Applied, EngineError> {
+        self.with_scene(container, |scene| apply_again(scene, container))
+    }
+}
+
+fn chain(error: &EngineError) -> String {
+    crate::engine::chain(error)
+}
+
+fn apply_again(scene: &Scene, container: &str) -> Result<Applied, EngineError> {
+    if scene.journal.devices.is_empty() {
+        return Ok(Applied::default());
+    }
+    let applied = apply(scene)?;
+    if !applied.loaded.is_empty() {
+        log::warn!(
+            "container {container}: somebody changed its device programs, and they allow its devices again; {} of them neither ours nor the runtime's",
+            applied.adopted.len()
+        );
+    }
+    Ok(applied)
+}
+
+/// Has the control group's programs allow what the journal says.
+fn apply(scene: &Scene) -> Result<Applied, EngineError> {
+    let path = scene.cgroup.as_deref().ok_or(DevicesError::NotUnified)?;
+    let config = Config::read(scene.bundle())?;
+    let rules = parse_rules(&config.rules).map_err(DevicesError::Rules)?;
+    let paths: Vec<&str> = config.paths.iter().map(String::as_str).collect();
+    let expected = Expected::new(&rules, &paths);
+    let policy = scene.journal.devices.last().map(|record| record.edits.policy).unwrap_or_default();
+    let wanted = scene.journal.device_ledger().wanted();
+    let mut all = Applied::default();
+    for path in own_cgroups(path) {
+        let cgroup = DeviceCgroup::open(path).map_err(devices::DeviceError::from);
+        let applied = cgroup.and_then(|cgroup| devices::apply(&cgroup, &expected, &wanted, policy));
+        let applied = applied.map_err(DevicesError::from)?;
+        all.loaded.extend(applied.loaded);
+        all.adopted.extend(applied.adopted);
+    }
+    Ok(all)
+}
+
+/// The control groups that are the container's alone, the outermost first. crun with systemd has its own in the scope that systemd
+/// made for it, and both have programs.
+fn own_cgroups(path: &Path) -> impl Iterator<Item = &Path> {
+    let is_inner = path.file_name().is_some_and(|name| name == "container");
+    let scope = path.parent().filter(|parent| is_inner && parent.extension().is_some_and(|e| e == "scope"));
+    scope.into_iter().chain([path])
+}
+
+/// Gives devices: `finally` is done once they are there. On an error nothing is left.
+fn give(
+    scene: &mut Scene,
+    mut record: DeviceRecord,
+    finally: impl FnOnce(&Scene, &DeviceRecord) -> Result<(), EngineError>,
+) -> Result<(), EngineError> {
+    if scene.cgroup.is_none() {
+        return Err(DevicesError::NotUnified.into());
+    }
+    if scene.task.user_namespace()?.is_some() {
+        return Err(DevicesError::UserNamespace.into());
+    }
+    // Whatever the node lacks is found out before anything is changed.
+    let binds = build_all(&record.edits.mounts)?;
+    scene.journal.put_devices(record.clone());
+    let done = scene.write_journal().and_then(|()| give_all(scene, &mut record, binds));
+    let done = done.and_then(|()| finally(scene, &record));
+    if let Err(error) = done {
+        undo(scene, record);
+        return Err(error);
+    }
+    record.state = State::Attached;
+    scene.journal.put_devices(record);
+    write_after(scene);
+    Ok(())
+}
+
+fn give_all(
+    scene: &mut Scene,
+    record: &mut DeviceRecord,
+    binds: Vec<DetachedMount>,
+) -> Result<(), EngineError> {
+    let applied = apply(scene)?;
+    if !applied.adopted.is_empty() {
+        log::warn!(
+            "attachment {}: device programs that are neither ours nor the runtime's are kept, with the devices before them",
+            record.id
+        );
+    }
+    let config = Config::read(scene.bundle())?;
+    let made = make_nodes(scene, record, config.user);
+    // What was made before an error is to be taken back, too.
+    scene.journal.put_devices(record.clone());
+    made?;
+    let placed = place_all(scene, record, binds);
+    scene.journal.put_devices(record.clone());
+    scene.write_journal()?;
+    mount_placed(scene, &placed?)
+}
+
+fn build_all(mounts: &[Bind]) -> Result<Vec<DetachedMount>, EngineError> {
+    let build = |bind: &Bind| DetachedMount::bind(&bind.source, bind.options);
+    Ok(mounts.iter().map(build).collect::<Result<_, _>>()?)
+}
+
+fn mount_placed(scene: &Scene, placed: &[Placed]) -> Result<(), EngineError> {
+    in_mount_namespace(scene.task.pidfd(), || {
+        for Placed { mount, point, target, mounted } in placed {
+            attach(mount, target.fd(), mounted.path.as_ref())?;
+            // The file may have been moved since it was found: the mount is elsewhere then, and is found by its id.
+            if mount_at(point)? != Some(mounted.id()) {
+                return Err(EngineError::Raced(mounted.path.clone()));
+            }
+        }
+        Ok(())
+    })?
+}
+
+/// Takes back what was done. What cannot be is told: the call has failed already.
+fn undo(scene: &mut Scene, mut record: DeviceRecord) {
+    record.state = State::Detaching;
+    scene.journal.put_devices(record.clone());
+    if let Err(error) = take_mounts_lazily(scene, &record) {
+        log::error!("undoing devices of {}: {}", record.id, chain(&error));
+    }
+    if let Err(error) = apply(scene) {
+        log::error!("undoing devices of {}: {}", record.id, chain(&error));
+    }
+    scene.journal.remove_devices(&record.id);
+    remove_files(scene, &record);
+    write_after(scene);
+}
+
+/// If this fails the journal says "detaching" or "attaching", and recovery finishes it.
+fn write_after(scene: &Scene) {
+    if let Err(unwritten) = scene.write_journal() {
+        log::warn!("after a change of devices: {unwritten}");
+    }
+}
+
+/// Takes an attachment with devices away, the capsule of it last.
+pub(super) fn detach_with_devices(
+    scene: &mut Scene,
+    record: DeviceRecord,
+    lazy: bool,
+) -> Result<Detached, EngineError> {
+    let id = record.id.clone();
+    let users = take(scene, record.clone(), lazy)?;
+    if !lazy && !users.is_empty() {
+        return Ok(Detached { detached: false, users });
+    }
+    match detach_in(scene, &id, lazy) {
+        Ok(done) if done.detached => {
+            let users = users.into_iter().chain(done.users).collect();
+            Ok(Detached { detached: true, users })
+        }
+        refused => {
+            // Hooks have done their work.
+            if let Err(error) = give(scene, DeviceRecord::new(id.clone(), record.edits), |_, _| Ok(())) {
+                log::error!("undoing a detach, devices of {id}: {}", chain(&error));
+            }
+            refused
+        }
+    }
+}
+
+/// Takes devices away; unless `lazy`, not while a process has one of them or of their files open: then the answer is who, and
+/// nothing has changed.
+fn take(scene: &mut Scene, mut record: DeviceRecord, lazy: bool) -> Result<Vec<User>, EngineError> {
+    record.state = State::Detaching;
+    scene.journal.put_devices(record.clone());
+    scene.write_journal()?;
+    let taken = apply(scene).and_then(|_| find_users(scene, &record));
+    let taken = taken.and_then(|users| match (lazy, users.is_empty()) {
+        (false, false) => Ok((users, false)),
+        (true, _) => take_mounts_lazily(scene, &record).map(|()| (users, true)),
+        (false, true) => take_mounts(scene, &mut record),
+    });
+    match taken {
+        Ok((users, true)) => {
+            scene.journal.remove_devices(&record.id);
+            remove_files(scene, &record);
+            write_after(scene);
+            Ok(users)
+        }
+        refused => {
+            record.state = State::Attached;
+            scene.journal.put_devices(record.clone());
+            write_after(scene);
+            if let Err(error) = apply(scene) {
+                log::error!("undoing a detach, devices of {}: {}", record.id, chain(&error));
+            }
+            refused.map(|(users, _)| users)
+        }
+    }
+}
+
+/// Whether everything that was made for the devices is there.
+pub(super) fn is_there(scene: &Scene, record: &DeviceRecord) -> Result<bool, EngineError> {
+    let nodes = record.nodes.iter().all(|node| scene.task.root().has_file(node));
+    let mounts = record.mounts.iter().map(|m| scene.is_there(m)).collect::<Result<Vec<_>, _>>()?;
+    Ok(nodes && mounts.into_iter().all(|is| is))
+}
+
+/// Finishes or undoes what the journal shows half done.
+pub(super) fn recover(scene: &mut Scene) -> Result<(), EngineError> {
+    let unfinished = scene.journal.devices.iter().filter(|r| r.state != State::Attached);
+    for record in unfinished.cloned().collect::<Vec<_>>() {
+        log::warn!("devices of {} were left half done: {:?}", record.id, record.state);
+        undo(scene, record);
+    }
+    Ok(())
+}
