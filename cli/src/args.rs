@@ -9,6 +9,7 @@ mod diff;
 mod events;
 mod moves;
 mod prune;
+mod shown;
 mod sign;
 mod tags;
 #[cfg(test)]
@@ -103,11 +104,13 @@ pub enum Command {
     #[command(after_help = build::EXAMPLES)]
     Build(Box<BuildArgs>),
     /// List capsule versions on this node
+    #[command(after_help = shown::LS_EXAMPLES)]
     Ls {
         /// Only this capsule
         name: Option<String>,
     },
     /// Show one version: its image, layers, annotations and attachments
+    #[command(after_help = shown::INSPECT_EXAMPLES)]
     Inspect {
         /// The capsule; its newest version unless one is named
         #[arg(value_name = "NAME[@VERSION]")]
@@ -117,6 +120,7 @@ pub enum Command {
     #[command(after_help = tags::EXAMPLES)]
     Tag(TagArgs),
     /// Take a tag away; the version stays
+    #[command(after_help = shown::UNTAG_EXAMPLES)]
     Untag {
         /// The tag
         #[arg(value_name = "NAME@TAG")]
@@ -182,6 +186,7 @@ pub enum Command {
         command: Option<UppersCommand>,
     },
     /// List attachments, draining ones included
+    #[command(after_help = shown::PS_EXAMPLES)]
     Ps {
         /// Only this container
         container: Option<ContainerArg>,
@@ -282,7 +287,7 @@ pub struct ResolveArgs {
     /// Write the versions to a file, for `attach --locked`
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub lock: Option<PathBuf>,
-    /// Show the plan, and write no lock file
+    /// With --lock: show the plan, and write no lock file
     #[arg(long)]
     pub dry_run: bool,
 }

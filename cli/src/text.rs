@@ -163,8 +163,8 @@ impl Text for Attached<'_> {
                 ));
             }
             let with = if devices.is_empty() { devices } else { format!(", with {devices}") };
-            let mode = a.mode.unwrap_or("ro");
-            line(format!("{place}: {}@{} attached at {} ({mode}){with}", a.capsule, a.version, a.target))
+            let (label, how) = (format!("{}@{}", a.capsule, a.version), how(a));
+            line(format!("{place}: {label} attached at {} ({how}){with}", a.target))
         });
         sentences.collect()
     }

@@ -13,9 +13,10 @@ use super::world::{World, with_logs};
 use crate::event::Reporter;
 
 /// The pages that have examples, by the last word of the scenario's name.
-pub const PAGES: [(&str, &str, &str); 5] = [
+pub const PAGES: [(&str, &str, &str); 6] = [
     ("readme", "README.md", include_str!("../../../../README.md")),
     ("capsule-toml", "docs/capsule-toml.md", include_str!("../../../../docs/capsule-toml.md")),
+    ("lifecycle", "docs/lifecycle.md", include_str!("../../../../docs/lifecycle.md")),
     ("moving", "docs/moving.md", include_str!("../../../../docs/moving.md")),
     ("publishing", "docs/publishing.md", include_str!("../../../../docs/publishing.md")),
     ("writing", "docs/writing.md", include_str!("../../../../docs/writing.md")),

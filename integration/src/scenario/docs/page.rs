@@ -177,9 +177,26 @@ fn normal(text: &str) -> String {
         }
         let is_pid = words.last().is_some_and(|before| before == "process" || before == "(pid");
         let digits = word.trim_start_matches(|c: char| c.is_ascii_digit());
-        words.push(if is_pid { format!("N{digits}") } else { word });
+        words.push(if is_pid { format!("N{digits}") } else { passing(&word).unwrap_or(word) });
     }
     words.join(" ")
+}
+
+/// A word that is another one each time: a time, how long ago, a number of an event, a digest cut short, an id.
+fn passing(word: &str) -> Option<String> {
+    let has = |length: usize, is: fn(char) -> bool| word.len() == length && word.chars().all(is);
+    let is_hex: fn(char) -> bool = |c| c.is_ascii_hexdigit();
+    let is_time = word.len() > 20 && word.ends_with('Z') && word.as_bytes().get(10) == Some(&b'T');
+    let is_ago = word.strip_suffix(['s', 'm', 'h', 'd']).is_some_and(|n| n.parse::<u64>().is_ok());
+    let is_number = has(13, |c| c.is_ascii_digit());
+    let kinds = [
+        (is_time, "TIME"),
+        (is_ago, "AGO"),
+        (is_number, "NUMBER"),
+        (has(12, is_hex), "SHORT"),
+        (has(24, is_hex), "ID"),
+    ];
+    kinds.iter().find(|(is, _)| *is).map(|(_, name)| (*name).to_owned())
 }
 
 #[cfg(test)]
@@ -227,6 +244,10 @@ mod tests {
             "in use: process 7 (tar) has /x (fd 3); end"
         ));
         assert!(!prints("a … c", "a b d") && prints("a … c", "a b c") && prints("a …", "a b"));
+        let event = "2026-11-29T10:47:23.318685232Z  1795949243081  published    app 1";
+        assert!(prints(event, "2027-01-01T00:00:00.1Z 1800000000000 published app 1"));
+        assert!(!prints(event, "2027-01-01T00:00:00.1Z 1800000000000 published app 2"));
+        assert!(prints("lib 1 a73f2f5332b1 2.5 KiB 1s ago", "lib 1 0123456789ab 3 KiB 4m ago"));
         assert!(prints("", "anything"));
         assert!(prints("by cat (pid 219), fd 3", "by cat (pid 7), fd 3"));
         assert!(!prints("by cat (pid 219), fd 3", "by cat (pid 7), fd 4"));
