@@ -396,12 +396,48 @@ fn wrong_usage_is_two() {
     assert!(fake.asked().is_empty());
 }
 
+/// All that there are, as `--help` lists them.
+const COMMANDS: [&str; 27] = [
+    "build",
+    "ls",
+    "inspect",
+    "tag",
+    "untag",
+    "pull",
+    "push",
+    "save",
+    "load",
+    "import",
+    "keygen",
+    "sign",
+    "verify",
+    "diff",
+    "resolve",
+    "attach",
+    "upgrade",
+    "rollback",
+    "detach",
+    "commit",
+    "uppers",
+    "ps",
+    "events",
+    "devices",
+    "prune",
+    "rm",
+    "completion",
+];
+
 #[test]
 fn completion_scripts_name_the_commands() {
     let nobody = Path::new("/nonexistent");
     for shell in ["bash", "zsh", "fish"] {
         let ran = capsulectl(nobody, &["completion", shell]);
         assert_eq!(ran.code, Some(0), "{shell}");
-        assert!(ran.stdout.contains("rollback"), "{shell}");
+        for command in COMMANDS {
+            assert!(ran.stdout.contains(command), "{shell} does not complete {command}");
+        }
+        for option in ["wait-healthy", "keep-tagged", "locked", "persist", "writable", "device"] {
+            assert!(ran.stdout.contains(option), "{shell} does not complete --{option}");
+        }
     }
 }
