@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::capsulectl::{Seen, build, done, json, ps, publish, refused, tzdata};
 use super::ctr::{Container, OURS, REFERENCE, ctr, run as run_program};
 use super::readers::{SHARED, VOLUMES};
-use super::world::{World, with_logs};
+use super::world::{World, until, with_logs};
 use crate::event::Reporter;
 
 const SLEEP: [&str; 2] = ["/bin/sleep", "100000"];
@@ -185,6 +185,10 @@ fn swapped_links(shop: &Container) -> Result<String> {
                   ln -s ../../../../tmp next; mv -T next swap; done; rm -rf swap real";
     let stop = Path::new(SHARED).join("swap.stop");
     shop.spawn("swapper", &["/bin/sh", "-c", script])?;
+    // An attach before its first link makes a directory there, which no link replaces.
+    until("the links are swapped", || {
+        Ok(shop.sh("look", "test -L /srv/swap && echo yes || echo no")?.trim() == "yes")
+    })?;
     let (mut attached, mut refusals) = (0, 0);
     for _ in 0..150 {
         let args = ["attach", "shop", "tzdata", "--target", "/srv/swap/planted"];
@@ -225,7 +229,7 @@ fn incomplete(reporter: &mut Reporter, shop: &Container) {
                 .success("ctr snapshots rm")?;
         }
         // containerd's garbage collector tells the snapshotter, in its own time.
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(90);
         while json(&["ls", "spoilt"])?["versions"][0]["complete"] == true {
             ensure!(Instant::now() < deadline, "still complete");
             std::thread::sleep(Duration::from_millis(50));

@@ -129,7 +129,7 @@ fn drains_told(world: &mut World) -> Result<String> {
     for (name, capsule) in [("one", "tool"), ("two", "lib")] {
         shop.spawn(name, &["/bin/sh", "-c", &uses(&format!("/opt/{capsule}/version"))])?;
         until("the user has it open", || {
-            Ok(shop.sh("look", "test -s /user-of && echo yes")?.trim() == "yes")
+            Ok(shop.sh("look", "test -s /user-of && echo yes || echo no")?.trim() == "yes")
         })?;
         pids.push(shop.sh("pid", "cat /user-of; rm /user-of")?.trim().to_owned());
     }

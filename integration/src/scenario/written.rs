@@ -230,7 +230,7 @@ fn draining() -> Result<String> {
     done(&["attach", "shop", "tool@1", "--persist", "notes", "--size", "8MiB"])?;
     shop.spawn("user", &["/bin/sh", "-c", "exec 3>/opt/tool/open; echo $$ >/tmp-user; exec sleep 100000"])?;
     until("the process has it open", || {
-        Ok(shop.sh("look", "test -s /tmp-user && echo yes")?.trim() == "yes")
+        Ok(shop.sh("look", "test -s /tmp-user && echo yes || echo no")?.trim() == "yes")
     })?;
     done(&["detach", "shop", "tool", "--lazy"])?;
     let line = refused(&["attach", "shop", "tool@1", "--persist", "notes"], &["notes", "in use", "drain"])?;
@@ -247,7 +247,7 @@ fn draining() -> Result<String> {
         &["/bin/sh", "-c", "exec 3>/opt/other/open; echo $$ >/tmp-user; exec sleep 100000"],
     )?;
     until("the process has it open", || {
-        Ok(shop.sh("look", "test -s /tmp-user && echo yes")?.trim() == "yes")
+        Ok(shop.sh("look", "test -s /tmp-user && echo yes || echo no")?.trim() == "yes")
     })?;
     sleep(Duration::from_millis(200));
     done(&["detach", "shop", "other", "--lazy", "--drop"])?;
