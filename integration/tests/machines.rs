@@ -42,6 +42,12 @@ fn privileged_native_forky_errors() -> Result<()> {
     run(Kind::Native, Suite::Forky, "errors")
 }
 
+/// Disks that are full.
+#[test]
+fn privileged_native_forky_full() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "full")
+}
+
 /// Requirements between capsules.
 #[test]
 fn privileged_native_forky_sets() -> Result<()> {

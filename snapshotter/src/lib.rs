@@ -19,6 +19,7 @@ pub mod devices;
 pub mod dirs;
 pub mod events;
 pub mod filters;
+pub mod full;
 pub mod handover;
 pub mod node;
 pub mod notify;

@@ -11,6 +11,7 @@
 //! | [`readers`] | programs in the container, and what they saw |
 //! | [`demo`] | the main job, end to end |
 //! | [`errors`] | every refusal: one line, cause and cure, nothing changed |
+//! | [`full`] | a full disk is said, costs nothing, and ends when there is room |
 //! | [`sets`] | what a capsule requires comes with it, stays while it is needed, and is explained |
 //! | [`devices`] | devices of CDI specs are given to live containers and taken back |
 //! | [`docker`] | what is attached to Docker's containers outlives their restarts, and ends with them |
@@ -39,6 +40,7 @@ pub mod devices;
 pub mod docker;
 pub mod docs;
 pub mod errors;
+pub mod full;
 pub mod idmapped;
 pub mod images;
 pub mod keep;
@@ -93,6 +95,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "nested" => nested(reporter),
         "demo" => demo::run(reporter),
         "errors" => errors::run(reporter),
+        "full" => full::run(reporter),
         "docker" => docker::run(reporter),
         "devices" => devices::run(reporter),
         "sets" => sets::run(reporter),

@@ -137,6 +137,18 @@ impl Attachments {
     pub(super) async fn detach_chosen(
         &self,
         key: ContainerKey,
+        existing: Locked,
+        chosen: Vec<Attachment>,
+        lazy: bool,
+        fate: Option<&Fate>,
+    ) -> Result<Vec<(Attachment, Vec<User>)>, AttachmentError> {
+        let detached = self.detach_all(key, existing, chosen.clone(), lazy, fate).await;
+        detached.map_err(|error| error.of("detach", &chosen))
+    }
+
+    async fn detach_all(
+        &self,
+        key: ContainerKey,
         mut existing: Locked,
         chosen: Vec<Attachment>,
         lazy: bool,
@@ -285,7 +297,7 @@ impl Attachments {
         key: &ContainerKey,
         planned: Planned,
     ) -> Result<Attachment, AttachmentError> {
-        self.mark(key)?;
+        let marked = self.mark(key);
         let Planned { version, target, mode, writable, named, .. } = planned;
         let devices = self.devices_of(&version).await?;
         let mut intent = Attachment {
@@ -309,6 +321,7 @@ impl Attachments {
             phase: Phase::Attaching,
             call: None,
         };
+        marked.map_err(|error| error.of("attach", std::slice::from_ref(&intent)))?;
         match self.capsules.pin(&version, &intent.pin_owner()).await {
             Ok(layers) => intent.current.layers = layers,
             Err(error) => {
@@ -321,7 +334,7 @@ impl Attachments {
                 Ok(upper) => intent.upper = Some(upper),
                 Err(error) => {
                     self.snapshots.unpin(&intent.pin_owner());
-                    return Err(error);
+                    return Err(error.of("attach", std::slice::from_ref(&intent)));
                 }
             }
         }

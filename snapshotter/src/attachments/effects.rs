@@ -46,6 +46,19 @@ impl Attachments {
         }
         let call = fresh_id();
         plan::plan_call(&mut intents, &call, proof.is_some());
+        let done: Vec<Attachment> = intents.iter().filter_map(plan::plan_done).collect();
+        let carried_out = self.carry_out_call(key, existing, intents, &call, proof).await;
+        carried_out.map_err(|error| error.of("attach", &done))
+    }
+
+    async fn carry_out_call(
+        &self,
+        key: &ContainerKey,
+        existing: &mut Locked,
+        intents: Vec<Attachment>,
+        call: &str,
+        proof: Option<&HealthCheck>,
+    ) -> Result<Vec<Attachment>, AttachmentError> {
         if let Err(error) = self.ledger.intend(&intents).await {
             self.let_go(existing, &intents);
             return Err(error.into());
@@ -66,7 +79,7 @@ impl Attachments {
         }
         if let Some(check) = proof {
             existing.show(&done);
-            if let Err(reason) = self.prove_made(key, &call, check, &intents).await {
+            if let Err(reason) = self.prove_made(key, call, check, &intents).await {
                 self.undo(key, existing, &intents, &intents, Some(&reason)).await;
                 return Err(AttachmentError::Unhealthy { container: key.clone(), reason });
             }

@@ -14,6 +14,7 @@ use crate::{
         model::{CapsuleName, ModelError},
     },
     containerd::ContainerdError,
+    full,
     shims::{ShimError, User},
     store::StoreError,
     uppers::{UpperError, model::UpperName},
@@ -259,6 +260,18 @@ pub enum AttachmentError {
     /// The capsule.
     #[error(transparent)]
     Capsule(#[from] CapsuleError),
+    /// No room for it: in the stores, in `/run`, or in the container's own root.
+    #[error("cannot {action} {labels} in {container}: {} ({cause})", full::CURE)]
+    DiskFull {
+        /// "attach" or "detach".
+        action: &'static str,
+        /// Capsules with their versions, and devices.
+        labels: String,
+        /// The container.
+        container: ContainerKey,
+        /// What was being written, and who says that there is no room.
+        cause: String,
+    },
     /// The shim.
     #[error(transparent)]
     Shim(#[from] ShimError),
@@ -268,6 +281,33 @@ pub enum AttachmentError {
     /// containerd.
     #[error(transparent)]
     Containerd(#[from] ContainerdError),
+}
+
+impl AttachmentError {
+    /// Whether a full disk is what this is from.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            Self::DiskFull { .. } => true,
+            Self::Store(error) => error.is_out_of_space(),
+            Self::Shim(error) => error.is_disk_full(),
+            Self::Again { source, .. } => source.is_disk_full(),
+            error => full::is(error),
+        }
+    }
+
+    /// What this is to whoever wanted to `action` these in a container: [`AttachmentError::DiskFull`] where that is why and
+    /// nothing has said so yet, else as it is.
+    pub(super) fn of(self, action: &'static str, intents: &[Attachment]) -> Self {
+        let said = matches!(self, Self::DiskFull { .. } | Self::Capsule(_) | Self::Again { .. });
+        match intents.first() {
+            Some(first) if !said && self.is_disk_full() => {
+                let labels = intents.iter().map(Attachment::label).collect::<Vec<_>>().join(", ");
+                let cause = full::one_line(&self);
+                Self::DiskFull { action, labels, container: first.container.clone(), cause }
+            }
+            _ => self,
+        }
+    }
 }
 
 impl From<DevicesError> for AttachmentError {

@@ -10,7 +10,7 @@ use super::{
     signing::SignError,
     tags::TagError,
 };
-use crate::{containerd::ContainerdError, dirs::DirsError};
+use crate::{containerd::ContainerdError, dirs::DirsError, full};
 
 /// A capsule that cannot be found, published or used. Each message names the capsule and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -192,7 +192,33 @@ pub enum CapsuleError {
     /// A thread that works on layers is gone.
     #[error("share files between layers: {0}")]
     Thread(#[from] tokio::task::JoinError),
+    /// No room for a version, in containerd's directories or ours.
+    #[error("cannot {action} {name}@{version}: {} ({cause})", full::CURE)]
+    DiskFull {
+        /// "publish" or "unpack".
+        action: &'static str,
+        /// The capsule.
+        name: CapsuleName,
+        /// The version.
+        version: Version,
+        /// What was being written, and who says that there is no room.
+        cause: String,
+    },
     /// containerd failed.
     #[error(transparent)]
     Containerd(#[from] ContainerdError),
+}
+
+impl CapsuleError {
+    /// What this is to whoever wanted `name@version`: [`CapsuleError::DiskFull`] where that is why, else as it is.
+    pub(super) fn of(self, action: &'static str, name: &CapsuleName, version: &Version) -> Self {
+        match self {
+            Self::Move(_) | Self::DiskFull { .. } => self,
+            error if full::is(&error) => {
+                let cause = full::one_line(&error);
+                Self::DiskFull { action, name: name.clone(), version: version.clone(), cause }
+            }
+            error => error,
+        }
+    }
 }

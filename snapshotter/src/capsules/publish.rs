@@ -30,6 +30,15 @@ impl Capsules {
         declaration: Declaration,
         origin: Origin<impl Stream<Item = Result<Vec<u8>, String>> + Send + Unpin>,
     ) -> Result<(Published, bool), CapsuleError> {
+        let (name, version) = (declaration.name.clone(), declaration.version.clone());
+        self.publish_checked(declaration, origin).await.map_err(|error| error.of("publish", &name, &version))
+    }
+
+    async fn publish_checked(
+        &self,
+        declaration: Declaration,
+        origin: Origin<impl Stream<Item = Result<Vec<u8>, String>> + Send + Unpin>,
+    ) -> Result<(Published, bool), CapsuleError> {
         check(&declaration, matches!(origin, Origin::Tree(_)))?;
         self.check_version(&declaration.name, &declaration.version).await?;
         self.containerd.ensure_namespace(&self.namespace).await?;

@@ -18,7 +18,8 @@ impl Capsules {
     /// Whatever `owner` has pinned by then is for the caller to let go.
     pub async fn pin(&self, version: &Resolved, owner: &str) -> Result<Vec<PathBuf>, CapsuleError> {
         self.verify(&version.name, &version.version, &version.digest).await?;
-        let layers = self.pin_unpacked(version, owner).await?;
+        let pinned = self.pin_unpacked(version, owner).await;
+        let layers = pinned.map_err(|error| error.of("unpack", &version.name, &version.version))?;
         // In this order: who removes it says so first, and looks for pins then.
         if self.leaving.has(&version.digest) {
             return Err(CapsuleError::Leaving {

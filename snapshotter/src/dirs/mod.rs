@@ -58,7 +58,7 @@ impl DirsError {
 
     /// Whether the file system is full.
     pub fn is_out_of_space(&self) -> bool {
-        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        crate::full::is_kind(&self.source)
     }
 }
 

@@ -1,4 +1,4 @@
-//! From errors to status codes: one line, whatever went wrong.
+//! From errors to status codes: one line, whatever went wrong. A full disk is `ResourceExhausted` from every call.
 
 use tonic::{Code, Status};
 
@@ -6,6 +6,7 @@ use crate::{
     attachments::{AttachmentError, DevicesError},
     capsules::{CapsuleError, MoveError, SignError, TagError, Trouble},
     devices::ResolveError,
+    full::{self, one_line},
     shims::ShimError,
     uppers::UpperError,
 };
@@ -35,9 +36,11 @@ impl From<CapsuleError> for Status {
             CapsuleError::Stream { .. } | CapsuleError::BaseMoved { .. } => Code::Aborted,
             CapsuleError::DiffId { .. } => Code::DataLoss,
             CapsuleError::Share(_) | CapsuleError::Thread(_) => Code::Internal,
-            CapsuleError::Containerd(e) => return containerd(e),
+            CapsuleError::DiskFull { .. } => Code::ResourceExhausted,
+            CapsuleError::Containerd(e) => containerd(e),
         };
-        Self::new(code, one_line(&error))
+        let is_full = full::is(&error);
+        answer(code, &error, is_full)
     }
 }
 
@@ -71,14 +74,20 @@ impl From<AttachmentError> for Status {
             AttachmentError::Again { source, .. } => shim(source),
             AttachmentError::Unsettled { .. } => Code::Unavailable,
             AttachmentError::Unhealthy { .. } => Code::Aborted,
+            AttachmentError::Store(error) if error.has_failed_before() => {
+                return Self::unavailable(
+                    "the metadata store has failed a moment ago and is being opened again: try again",
+                );
+            }
             AttachmentError::Store(_) | AttachmentError::Mark { .. } => Code::Internal,
-            AttachmentError::Containerd(e) => return containerd(e),
+            AttachmentError::DiskFull { .. } => Code::ResourceExhausted,
+            AttachmentError::Containerd(e) => containerd(e),
             AttachmentError::Capsule(_) | AttachmentError::Upper(_) => Code::Unknown,
         };
         match error {
             AttachmentError::Upper(e) => e.into(),
             AttachmentError::Capsule(e) => e.into(),
-            other => Self::new(code, one_line(&other)),
+            other => answer(code, &other, other.is_disk_full()),
         }
     }
 }
@@ -144,23 +153,18 @@ fn shim(error: &ShimError) -> Code {
     }
 }
 
-fn containerd(error: &crate::containerd::ContainerdError) -> Status {
-    Status::new(error.code().unwrap_or(Code::Internal), error.to_string())
+fn containerd(error: &crate::containerd::ContainerdError) -> Code {
+    error.code().unwrap_or(Code::Internal)
 }
 
-/// A message in one line, whatever containerd or a runtime put into it; its sources once, where it does not repeat
-/// them.
-fn one_line(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(e) = source {
-        let more = e.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        source = e.source();
+/// The answer to a call that failed. A disk without room has one code, whoever met it, and one cure.
+fn answer(code: Code, error: &dyn std::error::Error, is_full: bool) -> Status {
+    let line = one_line(error);
+    match is_full {
+        true if line.contains(full::CURE) => Status::new(Code::ResourceExhausted, line),
+        true => Status::new(Code::ResourceExhausted, format!("{line}: {}", full::CURE)),
+        false => Status::new(code, line),
     }
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 impl From<UpperError> for Status {
@@ -191,7 +195,10 @@ impl From<UpperError> for Status {
         };
         match error {
             UpperError::Capsule(error) => error.into(),
-            other => Self::new(code, one_line(&other)),
+            other => {
+                let is_full = full::is(&other);
+                answer(code, &other, is_full)
+            }
         }
     }
 }

@@ -86,6 +86,13 @@ pub enum ShimError {
     },
 }
 
+impl ShimError {
+    /// Whether it found no room: in its bundle, or in the container's root.
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, Self::Refused { message, .. } if crate::full::says(message))
+    }
+}
+
 /// A process that uses files of an attachment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {

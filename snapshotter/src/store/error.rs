@@ -82,8 +82,7 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the file system is full.
     pub fn is_out_of_space(&self) -> bool {
-        matches!(self.storage(), Some(StorageError::Io(error))
-            if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+        matches!(self.storage(), Some(StorageError::Io(error)) if crate::full::is_kind(error))
     }
 
     /// Whether the store had failed before this call, and does nothing until it is opened again.

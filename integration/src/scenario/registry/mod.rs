@@ -15,7 +15,7 @@ mod daemon;
 mod moves;
 mod old;
 mod signed;
-mod store;
+pub(super) mod store;
 mod tags;
 
 use std::fs;

@@ -5,6 +5,7 @@ use tonic::Code;
 use crate::{
     capsules::model::{CapsuleName, Digest, Version},
     containerd::ContainerdError,
+    full,
 };
 
 /// A version that did not arrive.
@@ -112,7 +113,7 @@ impl std::fmt::Display for Trouble {
             Self::Altered => {
                 "the content is not what its digest says; it was damaged or changed, and is not taken"
             }
-            Self::DiskFull => "the disk is full; make room and repeat it",
+            Self::DiskFull => full::CURE,
             Self::TooOld => "this containerd has no transfer service that can; use 2.0 or newer",
             Self::BrokenOff => "it broke off, and nothing is kept; repeat it",
             Self::NoArchive => "it is no OCI or Docker archive of images for this machine",
@@ -132,7 +133,7 @@ impl Trouble {
             Some(Code::Cancelled | Code::Aborted) => return Self::BrokenOff,
             _ => {}
         }
-        if says(&["no space left on device", "disk quota exceeded"]) {
+        if full::says(&text) {
             Self::DiskFull
         } else if says(&[
             "unexpected commit digest",
