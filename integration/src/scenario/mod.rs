@@ -10,6 +10,7 @@
 //! | [`random_trees`] | random trees come out the same whole and over each other |
 //! | [`readers`] | programs in the container, and what they saw |
 //! | [`demo`] | the main job, end to end |
+//! | [`follow`] | nothing: events, as followers get them |
 //! | [`errors`] | every refusal: one line, cause and cure, nothing changed |
 //! | [`sets`] | what a capsule requires comes with it, stays while it is needed, and is explained |
 //! | [`devices`] | devices of CDI specs are given to live containers and taken back |
@@ -39,6 +40,7 @@ pub mod devices;
 pub mod docker;
 pub mod docs;
 pub mod errors;
+pub mod follow;
 pub mod idmapped;
 pub mod images;
 pub mod keep;
