@@ -9,7 +9,9 @@ use serde_json::Value;
 use super::capsulectl::{done, json, refused};
 use super::ctr::{Container, OURS, ctr};
 use super::follow::{Follower, last};
+use super::others;
 use super::sets::{expect, publish};
+use super::told;
 use super::world::{World, until, with_logs};
 use crate::event::Reporter;
 
@@ -31,6 +33,11 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     })?;
     reporter.check("events are followed, over a restart of capsuled too", || followed(&mut world));
     reporter.check("events are told on containerd's stream", told_by_containerd);
+    reporter.check("and what happens while containerd is away, when it is back", || {
+        told::by_containerd(&mut world)
+    });
+    reporter.check("what is undone is told", || told::undone(&mut world));
+    reporter.check("what is lost, given back and removed is told", || told::lost(&mut world));
     reporter.check("tags are told, and what they stood for before", tags_told);
     reporter.check("what drains is told, over a restart of capsuled too", || drains_told(&mut world));
     reporter.check("what is not kept, or has not happened, is said", not_kept);
@@ -39,6 +46,10 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     reporter
         .check("what was acknowledged last is there, what was detached is not", || at_the_last(&mut world));
     reporter.check("what another container of the id had is not another's", || another(&mut world));
+    reporter.check("one inside another: the outer stays", others::nested);
+    reporter.check("images of what is in use are removed, and garbage is collected", || {
+        others::images_removed(&mut world)
+    });
     world.stop()
 }
 

@@ -28,6 +28,8 @@
 //! | [`suite`] | the snapshotter's conformance suite, through containerd, on its overlayfs and on ours |
 //! | [`idmapped`] | owners in user namespaces are those of containerd's overlayfs |
 //! | [`written`] | what is written to attachments is kept, dropped and published as asked |
+//! | [`others`] | what is attached outlives what others do to its images and its task |
+//! | [`told`] | what was not asked for is told too, to those who follow containerd as well |
 //! | [`upgrade`] | no call fails while capsuled is replaced |
 
 pub mod api;
@@ -46,6 +48,7 @@ pub mod images;
 pub mod keep;
 pub mod life;
 pub mod moves;
+pub mod others;
 pub mod random_trees;
 pub mod readers;
 pub mod reboot;
@@ -60,6 +63,7 @@ pub mod snapshots;
 pub mod snapshotters;
 pub mod storage;
 pub mod suite;
+pub mod told;
 pub mod upgrade;
 pub mod versions;
 pub mod world;
