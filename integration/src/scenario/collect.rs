@@ -21,11 +21,14 @@ use tonic::{Request, Status};
 
 use super::capsulectl::{capsulectl, done, json, refused};
 use super::ctr::{Container, OURS, ctr};
+use super::follow::{Follower, last};
 use super::sets::publish;
 use super::world::{CONTAINERD_SOCKET, World, until, with_logs};
 use crate::event::Reporter;
 
 const SLEEP: [&str; 2] = ["/bin/sleep", "100000"];
+/// How many versions there are when capsuled is killed while it removes them.
+const DOOMED: usize = 24;
 const CONFIG: &str = "/etc/capsule/config.toml";
 
 /// Runs every case.
@@ -204,6 +207,11 @@ fn nothing_left() -> Result<String> {
         publish(&format!("gone@{version}"), &[])?;
     }
     clear()?;
+    swept()
+}
+
+/// Waits until no version has anything on the node.
+fn swept() -> Result<String> {
     let list = |args: &[&str]| ctr(&[&["-n", "capsules"], args].concat())?.success("ctr");
     until("no blob, snapshot, image or lease is left", || {
         let blobs = list(&["content", "ls", "-q"])?;
@@ -251,35 +259,57 @@ fn races() -> Result<String> {
     Ok(format!("{} attached, {} removed", outcomes[1], outcomes[0]))
 }
 
+/// capsuled is killed as soon as so many removals are told, of [`DOOMED`].
 fn killed(world: &mut World) -> Result<String> {
     let mut left = Vec::new();
-    for round in 0..4_u64 {
-        for version in 0..12 {
-            publish(&format!("x@{version}"), &[])?;
-        }
-        let caller = spawn(|| capsulectl(&["prune", "--keep-last", "0"]));
-        sleep(Duration::from_millis(15 * (round + 1)));
-        world.kill_capsuled()?;
-        caller.join().map_err(|_| anyhow!("a thread"))??;
-        world.restart_capsuled()?;
-        until("all is listed", || Ok(capsulectl(&["ls"])?.code == 0))?;
-        world.wait_for_snapshotter()?;
-        let list = json(&["ls"])?;
-        let all = list["versions"].as_array().context("versions")?;
-        left.push(all.len());
-        ensure!(all.iter().all(|v| v["complete"] == true), "{list}");
-        // Each of them can be used.
-        if let Some(one) = all.first() {
-            let shop: Container = OURS.start("shop", &[], &SLEEP)?;
-            done(&["attach", "shop", &format!("x@{}", one["version"].as_str().context("a version")?)])?;
-            shop.remove()?;
-            until("nothing is in use", || {
-                Ok(json(&["ps"])?["attachments"].as_array().is_some_and(Vec::is_empty))
-            })?;
-        }
-        clear()?;
+    for told in [1, 1, 3, 8] {
+        left.push(killed_after(world, told).with_context(|| format!("killed after {told} removals"))?);
     }
-    Ok(format!("{left:?} of 12 were left"))
+    let within = left.iter().filter(|count| (1..DOOMED).contains(*count)).count();
+    ensure!(within > 0, "no removal was broken off: {left:?} of {DOOMED} were left");
+    Ok(format!("{left:?} of {DOOMED} were left"))
+}
+
+/// How many versions are left.
+fn killed_after(world: &mut World, told: usize) -> Result<usize> {
+    for version in 0..DOOMED {
+        publish(&format!("x@{version}"), &[])?;
+    }
+    let events = Follower::start("capsulectl", &["events", "-o", "json", "--after", &last()?])?;
+    let caller = spawn(|| capsulectl(&["prune", "--keep-last", "0"]));
+    let gone = events.kinds(told)?;
+    ensure!(gone.iter().all(|event| event.starts_with("removed x ")), "{gone:?}");
+    world.kill_capsuled()?;
+    let output = caller.join().map_err(|_| anyhow!("a thread"))??;
+    world.restart_capsuled()?;
+    until("all is listed", || Ok(capsulectl(&["ls"])?.code == 0))?;
+    world.wait_for_snapshotter()?;
+    let list = json(&["ls"])?;
+    let all = list["versions"].as_array().context("versions")?;
+    ensure!(all.iter().all(|v| v["complete"] == true), "{list}");
+    ensure!(all.is_empty() || output.code != 0, "{} are left, and the caller was told {output:?}", all.len());
+    // What was told is so.
+    let is_left =
+        |event: &String| all.iter().any(|v| event.ends_with(&format!(" {}", v["version"]).replace('"', "")));
+    ensure!(!gone.iter().any(is_left), "{gone:?} were told, and {list} is left");
+    each_is_whole(all)?;
+    done(&["prune", "--keep-last", "0"])?;
+    expect(&[])?;
+    swept()?;
+    Ok(all.len())
+}
+
+/// Each of them can be used.
+fn each_is_whole(versions: &[Value]) -> Result<()> {
+    let shop: Container = OURS.start("shop", &[], &SLEEP)?;
+    for one in versions {
+        let label = format!("x@{}", one["version"].as_str().context("a version")?);
+        done(&["attach", "shop", &label])?;
+        super::sets::expect(&shop, &[&label])?;
+        done(&["detach", "shop", "x"])?;
+    }
+    shop.remove()?;
+    until("nothing is in use", || Ok(json(&["ps"])?["attachments"].as_array().is_some_and(Vec::is_empty)))
 }
 
 fn by_itself(world: &mut World) -> Result<String> {

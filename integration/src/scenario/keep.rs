@@ -1,10 +1,6 @@
 //! What lasts: attachments over a restart of the node, and what is told of all that happens.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::thread::spawn;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,8 +8,11 @@ use serde_json::Value;
 
 use super::capsulectl::{done, json, refused};
 use super::ctr::{Container, OURS, ctr};
+use super::follow::{Follower, last};
+use super::others;
 use super::sets::{expect, publish};
-use super::world::{World, path, until, with_logs};
+use super::told;
+use super::world::{World, until, with_logs};
 use crate::event::Reporter;
 
 const SLEEP: [&str; 2] = ["/bin/sleep", "100000"];
@@ -34,6 +33,11 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     })?;
     reporter.check("events are followed, over a restart of capsuled too", || followed(&mut world));
     reporter.check("events are told on containerd's stream", told_by_containerd);
+    reporter.check("and what happens while containerd is away, when it is back", || {
+        told::by_containerd(&mut world)
+    });
+    reporter.check("what is undone is told", || told::undone(&mut world));
+    reporter.check("what is lost, given back and removed is told", || told::lost(&mut world));
     reporter.check("tags are told, and what they stood for before", tags_told);
     reporter.check("what drains is told, over a restart of capsuled too", || drains_told(&mut world));
     reporter.check("what is not kept, or has not happened, is said", not_kept);
@@ -42,51 +46,11 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     reporter
         .check("what was acknowledged last is there, what was detached is not", || at_the_last(&mut world));
     reporter.check("what another container of the id had is not another's", || another(&mut world));
+    reporter.check("one inside another: the outer stays", others::nested);
+    reporter.check("images of what is in use are removed, and garbage is collected", || {
+        others::images_removed(&mut world)
+    });
     world.stop()
-}
-
-/// `capsulectl events`, or another program that prints a line for each event.
-struct Follower {
-    child: Child,
-    lines: Receiver<String>,
-}
-
-impl Follower {
-    fn start(program: &str, args: &[&str]) -> Result<Self> {
-        let mut command = Command::new(program);
-        command.args(args).env("PATH", path()).stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("start {program}"))?;
-        let output = child.stdout.take().context("its output")?;
-        let (sender, lines) = channel();
-        spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Self { child, lines })
-    }
-
-    fn next(&self) -> Result<String> {
-        self.lines.recv_timeout(Duration::from_secs(20)).context("no event in 20 s")
-    }
-
-    /// The next events, each as `KIND CAPSULE VERSION`.
-    fn kinds(&self, count: usize) -> Result<Vec<String>> {
-        let kind = |line: String| -> Result<String> {
-            let event: Value = serde_json::from_str(&line).context("JSON")?;
-            Ok(format!("{} {} {}", event["kind"], event["capsule"], event["version"]).replace('"', ""))
-        };
-        (0..count).map(|_| kind(self.next()?)).collect()
-    }
-}
-
-impl Drop for Follower {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 fn followed(world: &mut World) -> Result<String> {
@@ -158,13 +122,6 @@ fn drains_told(world: &mut World) -> Result<String> {
     ensure!(drained == ["drained lib 1"], "{drained:?}");
     shop.remove()?;
     Ok(expected.join(", "))
-}
-
-/// The number of the newest event.
-fn last() -> Result<String> {
-    let all = done(&["events", "--all", "--no-follow", "-o", "json"])?;
-    let event: Value = serde_json::from_str(all.lines().last().context("no event")?).context("JSON")?;
-    Ok(event["sequence"].to_string())
 }
 
 fn told_by_containerd() -> Result<String> {

@@ -10,6 +10,7 @@
 //! | [`random_trees`] | random trees come out the same whole and over each other |
 //! | [`readers`] | programs in the container, and what they saw |
 //! | [`demo`] | the main job, end to end |
+//! | [`follow`] | nothing: events, as followers get them |
 //! | [`errors`] | every refusal: one line, cause and cure, nothing changed |
 //! | [`full`] | a full disk is said, costs nothing, and ends when there is room |
 //! | [`sets`] | what a capsule requires comes with it, stays while it is needed, and is explained |
@@ -28,6 +29,8 @@
 //! | [`suite`] | the snapshotter's conformance suite, through containerd, on its overlayfs and on ours |
 //! | [`idmapped`] | owners in user namespaces are those of containerd's overlayfs |
 //! | [`written`] | what is written to attachments is kept, dropped and published as asked |
+//! | [`others`] | what is attached outlives what others do to its images and its task |
+//! | [`told`] | what was not asked for is told too, to those who follow containerd as well |
 //! | [`upgrade`] | no call fails while capsuled is replaced |
 
 pub mod api;
@@ -40,12 +43,14 @@ pub mod devices;
 pub mod docker;
 pub mod docs;
 pub mod errors;
+pub mod follow;
 pub mod full;
 pub mod idmapped;
 pub mod images;
 pub mod keep;
 pub mod life;
 pub mod moves;
+pub mod others;
 pub mod random_trees;
 pub mod readers;
 pub mod reboot;
@@ -60,6 +65,7 @@ pub mod snapshots;
 pub mod snapshotters;
 pub mod storage;
 pub mod suite;
+pub mod told;
 pub mod upgrade;
 pub mod versions;
 pub mod world;

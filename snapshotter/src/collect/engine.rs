@@ -5,7 +5,7 @@ use std::{
     time::SystemTime,
 };
 
-use super::plan::{Found, Rules, Verdict, plan};
+use super::plan::{Found, Room, Rules, Verdict, plan};
 use crate::{
     attachments::Attachments,
     capsules::{
@@ -140,20 +140,16 @@ impl Collector {
         let rules = Rules { keep_last: 1, keep_tagged: true, older_than: None };
         let mut judged = self.judge(&rules).await?;
         judged.retain(|one| one.verdict == Verdict::Remove);
-        judged.sort_by_key(|one| one.published.created_at);
-        let (mut removed, mut gone) = (0, 0);
-        for one in judged {
-            if gone >= bytes {
-                break;
-            }
+        let mut room = Room::new(judged, bytes, |one| one.published.created_at);
+        while let Some(one) = room.next() {
             if self.take_away(&one.published).await?.is_none() {
-                (removed, gone) = (removed + 1, gone + one.size());
+                room.gone(one.size());
             }
         }
-        if removed > 0 {
+        if room.removed > 0 {
             self.capsules.collect_garbage().await?;
         }
-        Ok((removed, gone))
+        Ok((room.removed, room.bytes))
     }
 
     async fn judge(&self, rules: &Rules) -> Result<Vec<Judged>, CollectError> {

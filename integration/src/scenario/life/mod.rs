@@ -24,6 +24,9 @@ use crate::power::random::Random;
 
 const SLEEP: [&str; 2] = ["/bin/sleep", "100000"];
 const VESSELS: [&str; 3] = ["v0", "v1", "v2"];
+/// How many daemons are killed at least in ten rounds, and how many of these cut a call off.
+const KILLS: usize = 300;
+const CUT_OFF: usize = 60;
 /// How many operations are told of at a time.
 const ROUND: usize = 100;
 
@@ -55,6 +58,24 @@ fn rounds_of(reporter: &mut Reporter, seed: u64, rounds: usize) -> Result<()> {
         // What goes wrong once would go wrong ever after.
         reporter.must(&name, || Ok(((), life.round()?)))?;
     }
+    // As many kills as chance gave are not enough.
+    let floor = |least: usize| least * rounds / 10;
+    for round in rounds + 1..=2 * rounds {
+        if life.killed() >= floor(KILLS) && life.cut_off >= floor(CUT_OFF) {
+            break;
+        }
+        let name = format!("{} operations: more kills are needed", round * ROUND);
+        reporter.must(&name, || Ok(((), life.round()?)))?;
+    }
+    reporter.must("enough was done, and enough was killed in the middle", || {
+        let (killed, cut_off, done) = (life.killed(), life.cut_off, life.done);
+        let said = format!(
+            "{done} operations, {killed} kills: {} while the call was under way, {cut_off} of which cut it off",
+            life.under_way
+        );
+        ensure!(done >= rounds * ROUND && killed >= floor(KILLS) && cut_off >= floor(CUT_OFF), "{said}");
+        Ok(((), said))
+    })?;
     life.end()
 }
 
@@ -66,6 +87,12 @@ struct Life {
     random: Random,
     kills: BTreeMap<Victim, usize>,
     refused: usize,
+    /// Operations.
+    done: usize,
+    /// Kills after which the call had not returned yet.
+    under_way: usize,
+    /// Kills by which a call failed that the model does not refuse.
+    cut_off: usize,
     /// containerd may not have connected to the capsuled that was started last.
     behind: bool,
 }
@@ -81,6 +108,9 @@ impl Life {
             random: Random::new(seed),
             kills: BTreeMap::new(),
             refused: 0,
+            done: 0,
+            under_way: 0,
+            cut_off: 0,
             behind: false,
         };
         for name in PLAIN.into_iter().chain(["app"]) {
@@ -107,6 +137,7 @@ impl Life {
             let victim = self.victim(&op);
             self.step(&op, victim)
                 .with_context(|| format!("operation {index}: {op:?}, killed: {victim:?}"))?;
+            self.done += 1;
             if victim.is_some() || index % 20 == 0 {
                 self.check()
                     .with_context(|| format!("after operation {index}: {op:?}, killed: {victim:?}"))?;
@@ -122,6 +153,10 @@ impl Life {
             kills(Victim::Containerd),
             kills(Victim::Shim)
         ))
+    }
+
+    fn killed(&self) -> usize {
+        self.kills.values().sum()
     }
 
     fn victim(&mut self, op: &Op) -> Option<Victim> {
@@ -150,6 +185,7 @@ impl Life {
         };
         *self.kills.entry(victim).or_default() += 1;
         let output = self.interrupted(op, victim)?;
+        self.cut_off += usize::from(output.code != 0 && after.is_some());
         let mut allowed = vec![self.node.clone()];
         match (output.code, after) {
             // What was acknowledged is there.
@@ -238,13 +274,18 @@ impl Life {
         });
         sleep(wait);
         match (victim, pid) {
-            (Victim::Shim, Some(pid)) => kill(pid)?,
+            (Victim::Shim, Some(pid)) => {
+                kill(pid)?;
+                self.under_way += usize::from(!caller.is_finished());
+            }
             (Victim::Containerd, _) => {
                 self.world.kill_containerd()?;
+                self.under_way += usize::from(!caller.is_finished());
                 self.world.start_containerd()?;
             }
             _ => {
                 self.world.kill_capsuled()?;
+                self.under_way += usize::from(!caller.is_finished());
                 self.world.restart_capsuled()?;
                 self.behind = true;
             }
