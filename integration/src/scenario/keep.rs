@@ -23,7 +23,7 @@ pub fn run(reporter: &mut Reporter) -> Result<()> {
 }
 
 fn cases(reporter: &mut Reporter) -> Result<()> {
-    let mut world = World::start(true)?;
+    let mut world = World::start_with(true, others::MONITOR)?;
     reporter.must("an image and capsules are there", || {
         OURS.import()?;
         for label in ["lib@1", "lib@2", "tool@1", "late@1"] {
@@ -46,6 +46,7 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     reporter
         .check("what was acknowledged last is there, what was detached is not", || at_the_last(&mut world));
     reporter.check("what another container of the id had is not another's", || another(&mut world));
+    reporter.check("what containerd's monitor starts again has its attachments", others::monitored);
     reporter.check("one inside another: the outer stays", others::nested);
     reporter.check("images of what is in use are removed, and garbage is collected", || {
         others::images_removed(&mut world)

@@ -12,6 +12,9 @@ use super::world::{World, until};
 
 const SLEEP: [&str; 2] = ["/bin/sleep", "100000"];
 
+/// containerd's monitor of restarts looks each second.
+pub const MONITOR: &str = "\n[plugins.\"io.containerd.internal.v1.restart\"]\ninterval = \"1s\"\n";
+
 /// The images of versions in use are removed, and containerd's garbage is collected at once.
 pub fn images_removed(world: &mut World) -> Result<String> {
     for label in ["held@1", "held@2", "drain@1"] {
@@ -80,6 +83,31 @@ fn read(shop: &Container, path: &str) -> Result<String> {
 
 fn is_there(shop: &Container, path: &str) -> Result<bool> {
     Ok(fs::exists(format!("/proc/{}/root{path}", shop.pid()?))?)
+}
+
+/// containerd starts the task again by itself, as it does for `nerdctl run --restart`.
+pub fn monitored() -> Result<String> {
+    let status = "containerd.io/restart.status";
+    let shop = OURS.start("shop", &["--label", &format!("{status}=running")], &SLEEP)?;
+    done(&["attach", "shop", "lib@1", "tool"])?;
+    let mut pids = vec![shop.pid()?];
+    for round in 1..=2 {
+        let before = shop.pid()?;
+        shop.kill("SIGKILL")?;
+        until("it is started again", || {
+            Ok(shop.task()?.is_some_and(|(pid, status)| pid != before && status == "RUNNING"))
+        })?;
+        expect(&shop, &["lib@1", "tool@1"]).with_context(|| {
+            let events = done(&["events", "--all", "--no-follow"]).unwrap_or_default();
+            let told: Vec<&str> = events.lines().rev().take(8).collect();
+            format!("round {round}: {told:?}")
+        })?;
+        pids.push(shop.pid()?);
+    }
+    ctr(&["container", "label", "shop", &format!("{status}=stopped")])?.success("ctr container label")?;
+    shop.wait_for("STOPPED")?;
+    shop.remove()?;
+    Ok(format!("processes {pids:?}"))
 }
 
 /// One inside another: the outer stays while it has the inner.

@@ -8,7 +8,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::SystemTime,
 };
 
@@ -63,12 +66,14 @@ pub struct Containers {
     containerd: Containerd,
     docker: Arc<BTreeSet<String>>,
     index: Arc<RwLock<Index>>,
+    /// Every change comes by an event.
+    followed: Arc<AtomicBool>,
 }
 
 impl Containers {
     /// Nothing is listed yet.
     pub fn new(containerd: Containerd) -> Self {
-        Self { containerd, docker: Arc::default(), index: Arc::default() }
+        Self { containerd, docker: Arc::default(), index: Arc::default(), followed: Arc::default() }
     }
 
     /// With Docker's containers in these namespaces.
@@ -102,6 +107,22 @@ impl Containers {
         }
         *self.index.write().unwrap_or_else(PoisonError::into_inner) = index;
         Ok(())
+    }
+
+    /// Whether every change comes by an event from now on.
+    pub fn set_followed(&self, followed: bool) {
+        self.followed.store(followed, Ordering::Release);
+    }
+
+    /// Looks at a container again where no event would have told that another one has its id by now. A containerd that does not
+    /// answer makes no new one.
+    pub async fn refresh_unless_followed(&self, key: &ContainerKey) {
+        if self.followed.load(Ordering::Acquire) {
+            return;
+        }
+        if let Err(error) = self.refresh(key).await {
+            tracing::debug!(container = %key, %error, "what is known of it may be of an earlier one");
+        }
     }
 
     /// Looks at one container again after an event.

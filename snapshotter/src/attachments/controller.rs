@@ -322,7 +322,7 @@ impl Attachments {
             call: None,
         };
         marked.map_err(|error| error.of("attach", std::slice::from_ref(&intent)))?;
-        match self.capsules.pin(&version, &intent.pin_owner()).await {
+        match self.capsules.pin_published(&version, &intent.pin_owner()).await {
             Ok(layers) => intent.current.layers = layers,
             Err(error) => {
                 self.snapshots.unpin(&intent.pin_owner());
@@ -353,6 +353,7 @@ impl Attachments {
     ) -> Result<ContainerKey, AttachmentError> {
         let key = self.containers.find(wanted).await?;
         if self.shims.serves(&key) {
+            self.containers.refresh_unless_followed(&key).await;
             return Ok(key);
         }
         Err(self.explain(&key, ShimError::NoShim(key.clone())).await)

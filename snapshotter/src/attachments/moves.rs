@@ -215,7 +215,7 @@ impl Attachments {
             Step::New(planned) => self.intend(key, *planned).await.map(Some),
             Step::To(attachment, to, _) => {
                 check_same_devices(&attachment, &to)?;
-                let layers = match self.capsules.pin(&to, &attachment.pin_owner()).await {
+                let layers = match self.capsules.pin_published(&to, &attachment.pin_owner()).await {
                     Ok(layers) => layers,
                     Err(error) => {
                         self.let_go(existing, std::slice::from_ref(&*attachment));

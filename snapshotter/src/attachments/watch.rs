@@ -14,7 +14,9 @@ impl Attachments {
     pub async fn watch(self) {
         let mut said = false;
         loop {
-            match self.follow(&mut said).await {
+            let followed = self.follow(&mut said).await;
+            self.containers.set_followed(false);
+            match followed {
                 Ok(()) => tracing::info!("containerd ended its event stream; connecting again"),
                 Err(error) if !said => {
                     said = true;
@@ -30,6 +32,7 @@ impl Attachments {
         // Subscribe first, list then: nothing falls between.
         let mut events = self.containerd.events(self.capsules.namespace()).await?;
         self.containers.reload().await?;
+        self.containers.set_followed(true);
         self.capsules.reload().await?;
         self.capsules.release_stale().await?;
         self.capsules.is_to_sweep();

@@ -51,6 +51,7 @@ pub use self::{
     oci::Declaration,
     origin::{BaseRef, ImageRef, Origin},
     policy::{Policy, PolicyError},
+    removal::Leave,
     signing::{SignError, Signature},
     tags::TagError,
 };

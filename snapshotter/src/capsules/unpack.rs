@@ -30,6 +30,20 @@ impl Capsules {
         Ok(layers)
     }
 
+    /// As [`Capsules::pin`], of a version that is to be used from now on: it must still be published when it is pinned. What a container
+    /// has, or had before, needs not to be.
+    ///
+    /// # Errors
+    /// [`CapsuleError::Leaving`]; as above.
+    pub async fn pin_published(&self, version: &Resolved, owner: &str) -> Result<Vec<PathBuf>, CapsuleError> {
+        let layers = self.pin(version, owner).await?;
+        match self.catalogue.version(&version.name, &version.version) {
+            Some(now) if now.digest == version.digest => Ok(layers),
+            // Its removal began and ended since it was chosen.
+            _ => Err(CapsuleError::Leaving { name: version.name.clone(), version: version.version.clone() }),
+        }
+    }
+
     async fn pin_unpacked(&self, version: &Resolved, owner: &str) -> Result<Vec<PathBuf>, CapsuleError> {
         let top = top_chain(&version.image);
         if let Some(layers) = self.snapshots.pin(&self.namespace, &top, owner) {

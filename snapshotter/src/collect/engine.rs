@@ -9,7 +9,7 @@ use super::plan::{Found, Room, Rules, Verdict, plan};
 use crate::{
     attachments::Attachments,
     capsules::{
-        CapsuleError, Capsules, Published,
+        CapsuleError, Capsules, Leave, Published,
         model::{CapsuleName, Digest, Version},
     },
     containerd::{Containerd, ContainerdError, Scope},
@@ -90,18 +90,18 @@ impl Collector {
         }
         judged.retain(|one| names.is_empty() || names.contains(&one.published.name));
         if !dry_run {
-            let mut removed = false;
+            let mut removed = Vec::new();
             for one in &mut judged {
                 if one.verdict != Verdict::Remove {
                     continue;
                 }
                 match self.take_away(&one.published).await? {
-                    Some(reason) => one.verdict = Verdict::Keep(reason),
-                    None => removed = true,
+                    Err(reason) => one.verdict = Verdict::Keep(reason),
+                    Ok(leave) => removed.push(leave),
                 }
             }
-            // One collection for all of them.
-            if removed {
+            // One collection for all of them. Until then their snapshots are there, and nobody may take them.
+            if !removed.is_empty() {
                 self.capsules.collect_garbage().await?;
             }
         }
@@ -126,9 +126,10 @@ impl Collector {
         match std::mem::replace(&mut one.verdict, Verdict::Remove) {
             Verdict::Keep(reason) => Err(needed(reason)),
             Verdict::Remove => match self.take_away(&one.published).await? {
-                Some(reason) => Err(needed(reason)),
-                None => {
+                Err(reason) => Err(needed(reason)),
+                Ok(leave) => {
                     self.capsules.collect_garbage().await?;
+                    drop(leave);
                     Ok(one)
                 }
             },
@@ -141,8 +142,10 @@ impl Collector {
         let mut judged = self.judge(&rules).await?;
         judged.retain(|one| one.verdict == Verdict::Remove);
         let mut room = Room::new(judged, bytes, |one| one.published.created_at);
+        let mut leaves = Vec::new();
         while let Some(one) = room.next() {
-            if self.take_away(&one.published).await?.is_none() {
+            if let Ok(leave) = self.take_away(&one.published).await? {
+                leaves.push(leave);
                 room.gone(one.size());
             }
         }
@@ -201,16 +204,16 @@ impl Collector {
         Ok(images.filter(is).map(|image| image.name).collect())
     }
 
-    /// Removes a version's image records. Why it stays, if somebody uses it by now.
-    async fn take_away(&self, one: &Published) -> Result<Option<String>, CollectError> {
+    /// Removes a version's image records. Nobody begins to use it until what is given is dropped, which is to be after containerd's
+    /// collection. Or else why it stays: somebody uses it by now.
+    async fn take_away(&self, one: &Published) -> Result<Result<Leave, String>, CollectError> {
         let leaving = self.capsules.leave(&one.digest);
         let user = self.attachments.holders().remove(&one.digest).or_else(|| self.pinned_by(one));
         if let Some(user) = user {
-            return Ok(Some(format!("in use: {user}")));
+            return Ok(Err(format!("in use: {user}")));
         }
         let removed = self.capsules.remove_images(one).await?;
-        drop(leaving);
-        Ok((!removed).then(|| "it is another by now".to_owned()))
+        Ok(if removed { Ok(leaving) } else { Err("it is another by now".to_owned()) })
     }
 }
 
