@@ -105,7 +105,8 @@ pub fn monitored() -> Result<String> {
         pids.push(shop.pid()?);
     }
     ctr(&["container", "label", "shop", &format!("{status}=stopped")])?.success("ctr container label")?;
-    shop.wait_for("STOPPED")?;
+    // The monitor ends its task, and deletes it.
+    until("it is stopped", || Ok(shop.task()?.is_none_or(|(_, status)| status == "STOPPED")))?;
     shop.remove()?;
     Ok(format!("processes {pids:?}"))
 }
