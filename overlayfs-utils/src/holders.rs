@@ -4,17 +4,13 @@
 //! known by their ids alone, and devices by their numbers, through whatever node they were opened. As in `users`, nothing is opened:
 //! a scan is a photograph.
 
-use std::{
-    fs, io,
-    os::fd::{AsFd, OwnedFd},
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Statx};
+use rustix::fs::{FileType, Mode, OFlags, Statx};
 
 use crate::{
-    point::{MountId, statx_mount},
-    users::{Usage, User, read_command},
+    point::MountId,
+    users::{User, visit_links},
 };
 
 /// What is looked for.
@@ -65,44 +61,12 @@ fn processes_below(cgroup: &Path, pids: &mut Vec<i32>) -> io::Result<()> {
 fn of_process(pid: i32, held: &Held, users: &mut Vec<User>) -> Result<(), rustix::io::Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = rustix::fs::open(format!("/proc/{pid}"), flags, Mode::empty())?;
-    for (name, how) in [("cwd", Usage::Cwd), ("root", Usage::Root), ("exe", Usage::Exe)] {
-        look(pid, &dir, Path::new(name), &how, held, users);
-    }
-    links_in(pid, &dir, "fd", |name| name.parse().ok().map(Usage::Fd), held, users);
-    links_in(pid, &dir, "map_files", |_| Some(Usage::Mmap), held, users);
-    Ok(())
-}
-
-fn links_in(
-    pid: i32,
-    dir: &OwnedFd,
-    name: &str,
-    how: impl Fn(&str) -> Option<Usage>,
-    held: &Held,
-    users: &mut Vec<User>,
-) {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let Ok(links) = rustix::fs::openat(dir, name, flags, Mode::empty()) else { return };
-    let Ok(entries) = Dir::read_from(&links) else { return };
-    for entry in entries.flatten() {
-        let Ok(name) = entry.file_name().to_str() else { continue };
-        if let Some(how) = how(name).filter(|_| !name.starts_with('.')) {
-            look(pid, &links, Path::new(name), &how, held, users);
+    visit_links(&dir, |link| {
+        if link.stat().is_some_and(|stat| held.has(&stat)) {
+            users.push(link.user(pid));
         }
-    }
-}
-
-fn look(pid: i32, dir: &OwnedFd, name: &Path, how: &Usage, held: &Held, users: &mut Vec<User>) {
-    // What the kernel knows will do: a FUSE server that does not answer must not hold the scan up.
-    let Ok(stat) = statx_mount(dir.as_fd(), name, AtFlags::STATX_DONT_SYNC) else { return };
-    if !held.has(&stat) {
-        return;
-    }
-    use std::os::unix::ffi::OsStringExt;
-    let path = rustix::fs::readlinkat(dir, name, Vec::new())
-        .map(|path| PathBuf::from(std::ffi::OsString::from_vec(path.into_bytes())))
-        .unwrap_or_default();
-    users.push(User { pid, command: read_command(pid), path, how: how.clone() });
+    });
+    Ok(())
 }
 
 impl Held {

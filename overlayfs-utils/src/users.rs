@@ -132,6 +132,56 @@ pub fn find_users(mounts: &[SuperBlock], not_namespace: Option<u64>) -> io::Resu
     Ok(scan.found)
 }
 
+/// A file that a process has, by its magic link in a directory of `/proc/PID`. It is looked at, never opened.
+pub(crate) struct Link<'a> {
+    dir: &'a OwnedFd,
+    name: &'a Path,
+    how: Usage,
+}
+
+impl Link<'_> {
+    /// What the kernel knows of the file; nothing when the process has ended or let go of it.
+    pub(crate) fn stat(&self) -> Option<Statx> {
+        // What the kernel knows will do. Without the flag a FUSE server that does not answer, any container's, would hold
+        // the scan up (Linux: fs/fuse/dir.c, fuse_update_get_attr).
+        statx_mount(self.dir.as_fd(), self.name, AtFlags::STATX_DONT_SYNC).ok()
+    }
+
+    /// The process, as one that has the file.
+    pub(crate) fn user(&self, pid: i32) -> User {
+        let path = rustix::fs::readlinkat(self.dir, self.name, Vec::new())
+            .map(|p| PathBuf::from(OsString::from_vec(p.into_bytes())))
+            .unwrap_or_default();
+        User { pid, command: read_command(pid), path, how: self.how.clone() }
+    }
+}
+
+/// Shows every file that the process of the directory `/proc/PID` has: its directories, program, descriptors and mappings.
+pub(crate) fn visit_links(process: &OwnedFd, mut see: impl FnMut(Link<'_>)) {
+    for (name, how) in [("cwd", Usage::Cwd), ("root", Usage::Root), ("exe", Usage::Exe)] {
+        see(Link { dir: process, name: Path::new(name), how });
+    }
+    visit_links_in(process, "fd", |name| name.parse().ok().map(Usage::Fd), &mut see);
+    visit_links_in(process, "map_files", |_| Some(Usage::Mmap), &mut see);
+}
+
+fn visit_links_in(
+    process: &OwnedFd,
+    name: &str,
+    how: impl Fn(&str) -> Option<Usage>,
+    see: &mut impl FnMut(Link<'_>),
+) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(links) = rustix::fs::openat(process, name, flags, Mode::empty()) else { return };
+    let Ok(entries) = Dir::read_from(&links) else { return };
+    for entry in entries.flatten() {
+        let Ok(name) = entry.file_name().to_str() else { continue };
+        if let Some(how) = how(name).filter(|_| !name.starts_with('.')) {
+            see(Link { dir: &links, name: Path::new(name), how });
+        }
+    }
+}
+
 struct Scan<'a> {
     mounts: &'a [SuperBlock],
     found: Vec<Vec<User>>,
@@ -141,39 +191,18 @@ struct Scan<'a> {
 impl Scan<'_> {
     fn process(&mut self, pid: i32, path: &Path) -> Result<(), Errno> {
         let dir = rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        for (name, how) in [("cwd", Usage::Cwd), ("root", Usage::Root), ("exe", Usage::Exe)] {
-            self.link(pid, &dir, Path::new(name), how);
-        }
-        self.links_in(pid, &dir, "fd", |name| name.parse().ok().map(Usage::Fd));
-        self.links_in(pid, &dir, "map_files", |_| Some(Usage::Mmap));
+        visit_links(&dir, |link| self.link(pid, &link));
         self.mount_table(pid, path, &dir);
         Ok(())
     }
 
-    fn links_in(&mut self, pid: i32, dir: &OwnedFd, name: &str, how: impl Fn(&str) -> Option<Usage>) {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let Ok(links) = rustix::fs::openat(dir, name, flags, Mode::empty()) else { return };
-        let Ok(entries) = Dir::read_from(&links) else { return };
-        for entry in entries.flatten() {
-            let Ok(name) = entry.file_name().to_str() else { continue };
-            if let Some(how) = how(name).filter(|_| !name.starts_with('.')) {
-                self.link(pid, &links, Path::new(name), how);
-            }
-        }
-    }
-
-    fn link(&mut self, pid: i32, dir: &OwnedFd, name: &Path, how: Usage) {
-        // What the kernel knows will do. Without the flag a FUSE server that does not answer, any container's, would hold
-        // the scan up (Linux: fs/fuse/dir.c, fuse_update_get_attr).
-        let Ok(stat) = statx_mount(dir.as_fd(), name, AtFlags::STATX_DONT_SYNC) else { return };
+    fn link(&mut self, pid: i32, link: &Link<'_>) {
+        let Some(stat) = link.stat() else { return };
         for (mount, found) in self.mounts.iter().zip(&mut self.found) {
             if !mount.has(&stat) {
                 continue;
             }
-            let path = rustix::fs::readlinkat(dir, name, Vec::new())
-                .map(|p| PathBuf::from(OsString::from_vec(p.into_bytes())))
-                .unwrap_or_default();
-            let user = User { pid, command: read_command(pid), path, how: how.clone() };
+            let user = link.user(pid);
             // One file is often mapped several times.
             if !found.contains(&user) {
                 found.push(user);
@@ -198,7 +227,7 @@ impl Scan<'_> {
     }
 }
 
-pub(crate) fn read_command(pid: i32) -> String {
+fn read_command(pid: i32) -> String {
     let raw = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
     String::from_utf8_lossy(&raw).trim_end().to_owned()
 }
