@@ -287,10 +287,7 @@ fn draining_owner(key: &ContainerKey) -> String {
 
 /// The shim answered that it did nothing; any other error leaves that open.
 pub(super) fn is_refusal(error: &ShimError) -> bool {
-    matches!(
-        error,
-        ShimError::Refused { .. } | ShimError::NoShim(_) | ShimError::ReadOnly { undone: true, .. }
-    )
+    matches!(error, ShimError::Refused { .. } | ShimError::NoShim(_) | ShimError::Older { undone: true, .. })
 }
 
 /// What becomes of the record of this id.

@@ -148,7 +148,7 @@ fn shim(error: &ShimError) -> Code {
     match error {
         ShimError::Refused { code, .. } => *code,
         ShimError::Unreachable { .. } => Code::Unavailable,
-        ShimError::NoShim(_) | ShimError::ReadOnly { .. } => Code::FailedPrecondition,
+        ShimError::NoShim(_) | ShimError::Older { .. } => Code::FailedPrecondition,
         ShimError::Registration { .. } | ShimError::RegistrationVersion { .. } => Code::Internal,
     }
 }

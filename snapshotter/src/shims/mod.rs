@@ -65,14 +65,13 @@ pub enum ShimError {
         /// Why.
         reason: String,
     },
-    /// It is of a release that knows of no upper directories, and has attached without one.
-    #[error(
-        "the shim of {container} is older than this capsuled and attaches read-only: recreate the container, or attach read-only{}",
-        if *undone { "" } else { "; what it has attached stays" }
-    )]
-    ReadOnly {
+    /// It is as old as its container, and has left out of an attach what it knows nothing of.
+    #[error("the shim of {container} is {lacks}{}", if *undone { "" } else { "; what it has attached stays" })]
+    Older {
         /// The container.
         container: ContainerKey,
+        /// Of what release, and what to do.
+        lacks: &'static str,
         /// It is detached again.
         undone: bool,
     },
@@ -213,21 +212,16 @@ impl Shims {
                 client.attach(context(), &request).await
             })
             .await?;
-        if asks_devices && !reply.attachment.has_devices {
-            // It is as old as its container, and knows of no devices: what it has mounted is half of what was asked for.
-            self.detach(attachment, true).await?;
-            let message = format!(
-                "the shim of {} is of a release before devices: start the container anew, then attach",
-                attachment.container
-            );
-            return Err(ShimError::Refused { code: Code::FailedPrecondition, message });
-        }
-        if attachment.upper.is_none() || reply.attachment.writable {
+        let lacks = if asks_devices && !reply.attachment.has_devices {
+            "of a release before devices: start the container anew, then attach"
+        } else if attachment.upper.is_some() && !reply.attachment.writable {
+            "older than this capsuled and attaches read-only: recreate the container, or attach read-only"
+        } else {
             return Ok(());
-        }
-        // Whoever is told that it is writable would find out by an error, much later.
+        };
+        // Half of what was asked for: whoever is told that it is there would find out by an error, much later.
         let undone = matches!(self.detach(attachment, true).await, Ok((true, _)));
-        Err(ShimError::ReadOnly { container: attachment.container.clone(), undone })
+        Err(ShimError::Older { container: attachment.container.clone(), lacks, undone })
     }
 
     /// Puts `content` in the place of what the attachment has mounted.
