@@ -65,6 +65,7 @@ fn spec(text: &str) -> AttachSpec {
         digest: None,
         unless_present: false,
         writable: None,
+        resources: Default::default(),
         named: None,
     }
 }
