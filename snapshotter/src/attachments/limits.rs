@@ -1,8 +1,13 @@
 //! What attachments do to the limits of their containers: settled before anything is on record, and part of it.
 
-use super::{Attachments, error::AttachmentError, model::Attachment};
+use super::{
+    Attachments,
+    error::AttachmentError,
+    model::{Attachment, ContainerKey},
+};
 use crate::{
     capsules::Resolved,
+    events::{Event, Kind},
     resources::{BudgetError, DiskError, Holding, Reservation, Resources, Usage, Wanted},
 };
 
@@ -55,6 +60,19 @@ impl Attachments {
     /// What is used of each budget.
     pub fn budget_usage(&self) -> Vec<Usage> {
         self.budgets.usage(self.holdings_of_all())
+    }
+
+    /// Tells of a process that was killed for want of memory, where attachments change the limits of its container.
+    pub(super) fn tell_out_of_memory(&self, container: &ContainerKey) {
+        let told = |attachment: &Attachment| {
+            let resources = &attachment.current.resources;
+            let event = Event::of(attachment, Kind::OutOfMemory);
+            resources.is_of_memory().then(|| event.because("the kernel killed a process of the container"))
+        };
+        let events: Vec<Event> = self.records.shown(container).iter().filter_map(told).collect();
+        if !events.is_empty() {
+            self.ledger.found(Vec::new(), events);
+        }
     }
 
     fn holdings_of_all(&self) -> Vec<Holding> {

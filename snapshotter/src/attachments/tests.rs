@@ -40,6 +40,7 @@ mod again;
 mod devices;
 mod drains;
 mod hung;
+mod limits;
 mod moves;
 mod node;
 mod shim;
