@@ -21,6 +21,7 @@ mod written;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
@@ -202,6 +203,13 @@ pub enum Command {
     /// Show how much attachments may add to limits, and what is used
     #[command(after_help = limits::BUDGET_EXAMPLES)]
     Budget,
+    /// Show what the containers use that have something attached: memory, CPU, I/O and pressure
+    #[command(after_help = limits::TOP_EXAMPLES)]
+    Top {
+        /// How often the screen is renewed, as 2s or 500ms
+        #[arg(long, value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
+        every: Duration,
+    },
     /// Remove versions that nobody needs
     #[command(after_help = prune::PRUNE_EXAMPLES)]
     Prune(PruneArgs),

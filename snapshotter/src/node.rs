@@ -6,7 +6,7 @@ use capsule_proto::capsule::v1::{
     attachments_server::AttachmentsServer, budgets_server::BudgetsServer, capsules_server::CapsulesServer,
     collector_server::CollectorServer, devices_server::DevicesServer, events_server::EventsServer,
     signatures_server::SignaturesServer, tags_server::TagsServer, transfers_server::TransfersServer,
-    trees_server::TreesServer, uppers_server::UppersServer,
+    trees_server::TreesServer, uppers_server::UppersServer, usage_server::UsageServer,
 };
 use tokio::sync::watch;
 use tonic::service::Routes;
@@ -24,7 +24,7 @@ use crate::{
     service::{
         AttachmentsService, BudgetsService, CapsulesService, CollectorService, DevicesService, EventsService,
         NodeService, NodeServiceError, SignaturesService, TagsService, TransfersService, TreesService,
-        UppersService,
+        UppersService, UsageService,
     },
     snapshots::Snapshots,
     store::{
@@ -169,6 +169,7 @@ impl Node {
             .add_service(EventsServer::new(EventsService::new(self.feed.clone(), self.closing.subscribe())))
             .add_service(CollectorServer::new(CollectorService::new(self.collector())))
             .add_service(BudgetsServer::new(BudgetsService::new(self.attachments.clone())))
+            .add_service(UsageServer::new(UsageService::new(self.attachments.clone())))
             .add_service(DevicesServer::new(devices))
             .add_service(TagsServer::new(tags))
             .add_service(UppersServer::new(uppers))

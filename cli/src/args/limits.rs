@@ -12,6 +12,15 @@ Examples:
 Budgets are in capsuled's configuration: [budgets.node], [budgets.namespace], [budgets.pod], [budgets.container].
 What would exceed one is refused by attach and upgrade.";
 
+pub const TOP_EXAMPLES: &str = "\
+Examples:
+  capsulectl top                   # a screen that follows them; q ends it
+  capsulectl top -o json           # two looks, a second apart
+  capsulectl top | cat             # the same as a table
+
+PRESSURE is for how much of the last ten seconds some process waited for CPUs, memory and I/O, in percent.
+Containers on control groups of version 1 are listed without figures.";
+
 /// What an attachment does to limits of its container.
 #[derive(Debug, Args)]
 pub struct LimitArgs {

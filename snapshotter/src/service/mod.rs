@@ -17,6 +17,7 @@ mod tags;
 mod transfers;
 mod trees;
 mod uppers;
+mod usage;
 
 pub use self::{
     attachments::AttachmentsService,
@@ -32,6 +33,7 @@ pub use self::{
     transfers::TransfersService,
     trees::TreesService,
     uppers::UppersService,
+    usage::UsageService,
 };
 
 use std::error::Error;
