@@ -398,7 +398,7 @@ fn wrong_usage_is_two() {
 }
 
 /// All that there are, as `--help` lists them.
-const COMMANDS: [&str; 28] = [
+const COMMANDS: [&str; 29] = [
     "build",
     "ls",
     "inspect",
@@ -424,6 +424,7 @@ const COMMANDS: [&str; 28] = [
     "events",
     "devices",
     "budget",
+    "top",
     "prune",
     "rm",
     "completion",
