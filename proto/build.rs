@@ -33,12 +33,13 @@ const CONTAINERD_FILES: &[&str] = &[
 /// What a task's metrics are on control groups of version 2.
 const METRICS: &str = "github.com/containerd/cgroups/cgroup2/stats/metrics.proto";
 /// The files of `capsule.v1`: one for each part of the API.
-const CAPSULE: [&str; 11] = [
+const CAPSULE: [&str; 12] = [
     "capsule/v1/budgets.proto",
     "capsule/v1/capsule.proto",
     "capsule/v1/collect.proto",
     "capsule/v1/devices.proto",
     "capsule/v1/events.proto",
+    "capsule/v1/metrics.proto",
     "capsule/v1/signatures.proto",
     "capsule/v1/tags.proto",
     "capsule/v1/transfer.proto",

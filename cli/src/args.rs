@@ -19,6 +19,7 @@ mod transfer;
 mod written;
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -209,6 +210,13 @@ pub enum Command {
         /// How often the screen is renewed, as 2s or 500ms
         #[arg(long, value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
         every: Duration,
+    },
+    /// Print what capsuled counts, for Prometheus, or serve it over HTTP
+    #[command(after_help = limits::METRICS_EXAMPLES)]
+    Metrics {
+        /// Serve /metrics, /healthz, /readyz and /livez on this address, to whoever reaches it, until this is stopped
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        listen: Option<SocketAddr>,
     },
     /// Remove versions that nobody needs
     #[command(after_help = prune::PRUNE_EXAMPLES)]

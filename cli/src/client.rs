@@ -10,6 +10,7 @@ use capsule_proto::capsule::v1::capsules_client::CapsulesClient;
 use capsule_proto::capsule::v1::collector_client::CollectorClient;
 use capsule_proto::capsule::v1::devices_client::DevicesClient;
 use capsule_proto::capsule::v1::events_client::EventsClient;
+use capsule_proto::capsule::v1::metrics_client::MetricsClient;
 use capsule_proto::capsule::v1::signatures_client::SignaturesClient;
 use capsule_proto::capsule::v1::tags_client::TagsClient;
 use capsule_proto::capsule::v1::transfers_client::TransfersClient;
@@ -76,6 +77,11 @@ impl Client {
     /// What containers use.
     pub fn usage(&self) -> UsageClient<Channel> {
         UsageClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// What capsuled counts.
+    pub fn metrics(&self) -> MetricsClient<Channel> {
+        MetricsClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Removing versions.

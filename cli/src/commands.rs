@@ -5,6 +5,7 @@ mod budget;
 mod devices;
 pub mod diff;
 mod events;
+mod metrics;
 mod prune;
 mod sign;
 mod tags;
@@ -73,6 +74,7 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
         }
         Command::Devices(args) => devices::list(to, args).await,
         Command::Budget => budget::list(to).await,
+        Command::Metrics { listen } => metrics::metrics(to, listen).await,
         Command::Top { every } => top::top(to, every).await,
         Command::Prune(args) => prune::prune(to, args).await,
         Command::Rm(args) => prune::remove(to, args).await,

@@ -398,7 +398,7 @@ fn wrong_usage_is_two() {
 }
 
 /// All that there are, as `--help` lists them.
-const COMMANDS: [&str; 29] = [
+const COMMANDS: [&str; 30] = [
     "build",
     "ls",
     "inspect",
@@ -425,6 +425,7 @@ const COMMANDS: [&str; 29] = [
     "devices",
     "budget",
     "top",
+    "metrics",
     "prune",
     "rm",
     "completion",

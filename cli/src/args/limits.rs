@@ -21,6 +21,13 @@ Examples:
 PRESSURE is for how much of the last ten seconds some process waited for CPUs, memory and I/O, in percent.
 Containers on control groups of version 1 are listed without figures.";
 
+pub const METRICS_EXAMPLES: &str = "\
+Examples:
+  capsulectl metrics                            # once, for a textfile collector
+  capsulectl metrics --listen 127.0.0.1:9470    # for Prometheus to scrape
+
+capsuled itself listens on no network. Names and labels: docs/metrics.md.";
+
 /// What an attachment does to limits of its container.
 #[derive(Debug, Args)]
 pub struct LimitArgs {

@@ -2,6 +2,7 @@
 
 use capsule_proto::capsule::v1;
 use capsule_proto::capsule::v1::budgets_server::Budgets;
+use capsule_proto::capsule::v1::metrics_server::Metrics;
 use capsule_proto::capsule::v1::usage_server::Usage;
 use tonic::{Request, Response, Status};
 
@@ -62,5 +63,16 @@ impl Usage for Service {
         };
         let stopped = v1::ContainerUsage { container: "old".into(), measured_at: None, ..web.clone() };
         Ok(Response::new(v1::ListUsageResponse { containers: vec![web, stopped] }))
+    }
+}
+
+#[tonic::async_trait]
+impl Metrics for Service {
+    async fn read_metrics(
+        &self,
+        _: Request<v1::ReadMetricsRequest>,
+    ) -> Result<Response<v1::ReadMetricsResponse>, Status> {
+        let text = "capsuled_versions 3\n# EOF\n".to_owned();
+        Ok(Response::new(v1::ReadMetricsResponse { text }))
     }
 }

@@ -19,6 +19,7 @@ use capsule_proto::capsule::v1::capsules_server::{Capsules, CapsulesServer};
 use capsule_proto::capsule::v1::collector_server::{Collector, CollectorServer};
 use capsule_proto::capsule::v1::devices_server::DevicesServer;
 use capsule_proto::capsule::v1::events_server::{Events, EventsServer};
+use capsule_proto::capsule::v1::metrics_server::MetricsServer;
 use capsule_proto::capsule::v1::signatures_server::SignaturesServer;
 use capsule_proto::capsule::v1::tags_server::{Tags, TagsServer};
 use capsule_proto::capsule::v1::transfers_server::TransfersServer;
@@ -470,6 +471,7 @@ impl Fake {
                     .add_service(CollectorServer::new(service.clone()))
                     .add_service(BudgetsServer::new(service.clone()))
                     .add_service(UsageServer::new(service.clone()))
+                    .add_service(MetricsServer::new(service.clone()))
                     .add_service(DevicesServer::new(service.clone()))
                     .add_service(EventsServer::new(service))
                     .serve_with_incoming(UnixListenerStream::new(listener))

@@ -33,6 +33,7 @@ use crate::{
     capsules::Capsules,
     containerd::Containerd,
     devices::Registry,
+    metrics::Meters,
     resources::{Budgets, Disks},
     shims::Shims,
     snapshots::Snapshots,
@@ -70,6 +71,7 @@ pub struct Attachments {
     registry: Arc<Registry>,
     budgets: Budgets,
     disks: Disks,
+    meters: Meters,
     /// What is done about others' device programs.
     refuse_foreign: bool,
 }
@@ -100,6 +102,7 @@ impl Attachments {
             registry: Arc::default(),
             budgets: Budgets::default(),
             disks: Disks::new(run),
+            meters: Meters::default(),
             refuse_foreign: false,
         }
     }
@@ -120,6 +123,12 @@ impl Attachments {
     #[must_use]
     pub fn with_budgets(self, budgets: Budgets, disks: Disks) -> Self {
         Self { budgets, disks, ..self }
+    }
+
+    /// Counting with these.
+    #[must_use]
+    pub fn with_meters(self, meters: Meters) -> Self {
+        Self { meters, ..self }
     }
 
     /// With Docker's containers in these namespaces.

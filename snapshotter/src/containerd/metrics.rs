@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::SystemTime};
 
 use capsule_proto::containerd::{
-    cgroups::Metrics,
+    cgroups::{Metrics, PsiStats},
     services::tasks::v1::{MetricsRequest, tasks_client::TasksClient},
 };
 use prost::{Message, Name};
@@ -19,12 +19,28 @@ pub struct Measured {
     pub metrics: Option<Metrics>,
 }
 
+/// A task's waiting, by what it waited for.
+pub trait Pressures {
+    /// For CPUs, memory and I/O; none where the kernel does not account for it.
+    fn pressures(&self) -> [(&'static str, Option<&PsiStats>); 3];
+}
+
+impl Pressures for Metrics {
+    fn pressures(&self) -> [(&'static str, Option<&PsiStats>); 3] {
+        [
+            ("cpu", self.cpu.as_ref().and_then(|cpu| cpu.psi.as_ref())),
+            ("memory", self.memory.as_ref().and_then(|memory| memory.psi.as_ref())),
+            ("io", self.io.as_ref().and_then(|io| io.psi.as_ref())),
+        ]
+    }
+}
+
 impl Scope {
     /// What these containers' tasks use. One without a task, or whose shim cannot say, is left out.
     ///
     /// # Errors
     /// containerd's.
-    pub async fn metrics(&self, ids: &[&str]) -> Result<BTreeMap<String, Measured>, ContainerdError> {
+    pub async fn metrics(&self, ids: &[String]) -> Result<BTreeMap<String, Measured>, ContainerdError> {
         // No filter at all would mean all tasks.
         if ids.is_empty() {
             return Ok(BTreeMap::new());

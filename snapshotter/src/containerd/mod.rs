@@ -33,7 +33,7 @@ pub use self::{
     events::{Event, EventStream},
     images::ImageRecord,
     leases::{LEASE_LABEL, Lease},
-    metrics::Measured,
+    metrics::{Measured, Pressures},
     transfer::{Credential, Listener, Moved, RegistryImage},
 };
 

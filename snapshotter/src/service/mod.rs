@@ -9,6 +9,7 @@ mod collect;
 mod convert;
 mod devices;
 mod events;
+mod metrics;
 mod node;
 mod signatures;
 mod snapshots;
@@ -26,6 +27,7 @@ pub use self::{
     collect::CollectorService,
     devices::DevicesService,
     events::EventsService,
+    metrics::MetricsService,
     node::{NodeService, NodeServiceError},
     signatures::SignaturesService,
     snapshots::SnapshotsService,
