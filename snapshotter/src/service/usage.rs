@@ -78,7 +78,7 @@ fn measure(of_it: wire::ContainerUsage, measured: Measured) -> wire::ContainerUs
 }
 
 fn pressure(stats: &PsiStats) -> wire::Pressure {
-    let of = |data: &Option<PsiData>| data.clone().unwrap_or_default();
-    let (some, full) = (of(&stats.some), of(&stats.full));
+    let of = |data: Option<PsiData>| data.unwrap_or_default();
+    let (some, full) = (of(stats.some), of(stats.full));
     wire::Pressure { some: some.avg10, full: full.avg10, some_us: some.total, full_us: full.total }
 }
