@@ -31,7 +31,8 @@ const CONTAINERD_FILES: &[&str] = &[
     "events/task.proto",
 ];
 /// The files of `capsule.v1`: one for each part of the API.
-const CAPSULE: [&str; 9] = [
+const CAPSULE: [&str; 10] = [
+    "capsule/v1/budgets.proto",
     "capsule/v1/capsule.proto",
     "capsule/v1/collect.proto",
     "capsule/v1/devices.proto",

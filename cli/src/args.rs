@@ -7,6 +7,7 @@ mod build;
 mod devices;
 mod diff;
 mod events;
+mod limits;
 mod moves;
 mod prune;
 mod shown;
@@ -29,6 +30,7 @@ pub use self::build::{BuildArgs, Source};
 pub use self::devices::{DetachArgs, DevicesArgs};
 pub use self::diff::DiffArgs;
 pub use self::events::EventsArgs;
+pub use self::limits::LimitArgs;
 pub use self::moves::{RollbackArgs, UpgradeArgs};
 pub use self::prune::{PruneArgs, RemoveArgs};
 pub use self::sign::{SignArgs, VerifyArgs};
@@ -197,6 +199,9 @@ pub enum Command {
     /// List the devices that the node has by CDI
     #[command(after_help = devices::EXAMPLES)]
     Devices(DevicesArgs),
+    /// Show how much attachments may add to limits, and what is used
+    #[command(after_help = limits::BUDGET_EXAMPLES)]
+    Budget,
     /// Remove versions that nobody needs
     #[command(after_help = prune::PRUNE_EXAMPLES)]
     Prune(PruneArgs),
@@ -224,6 +229,7 @@ Examples:
   capsulectl attach web --locked app.lock                    # what `resolve --lock` chose
   capsulectl attach web tools --writable                     # the container may write to it
   capsulectl attach web tools --persist notes --size 2GiB    # and has it again the next time
+  capsulectl attach web tools --grant memory.max=512MiB      # with more memory while it is there
   capsulectl attach web --device nvidia.com/gpu=0            # a device, with its files
   capsulectl attach web cuda --device nvidia.com/gpu=0       # both or none";
 
@@ -259,7 +265,7 @@ pub struct AttachArgs {
           conflicts_with = "dry_run")]
     pub devices: Vec<String>,
     /// Exactly the versions in a file that `resolve --lock` wrote
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with_all = ["target", "mode", "writable", "persist", "size"])]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with_all = ["target", "mode", "writable", "persist", "size", "grants", "caps"])]
     pub locked: Option<PathBuf>,
     /// Show what would be attached, and attach nothing
     #[arg(long)]
@@ -273,6 +279,9 @@ pub struct AttachArgs {
     /// Whether it can be written to.
     #[command(flatten)]
     pub writable: WritableArgs,
+    /// What it does to limits.
+    #[command(flatten)]
+    pub limits: LimitArgs,
 }
 
 /// Arguments of `resolve`.

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use capsule_proto::capsule::v1::attachments_client::AttachmentsClient;
+use capsule_proto::capsule::v1::budgets_client::BudgetsClient;
 use capsule_proto::capsule::v1::capsules_client::CapsulesClient;
 use capsule_proto::capsule::v1::collector_client::CollectorClient;
 use capsule_proto::capsule::v1::devices_client::DevicesClient;
@@ -64,6 +65,11 @@ impl Client {
     /// Devices of the node.
     pub fn devices(&self) -> DevicesClient<Channel> {
         DevicesClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// How much attachments may add to limits.
+    pub fn budgets(&self) -> BudgetsClient<Channel> {
+        BudgetsClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Removing versions.

@@ -1,6 +1,7 @@
 //! One function per command: request, call, view, print.
 
 mod archives;
+mod budget;
 mod devices;
 pub mod diff;
 mod events;
@@ -70,6 +71,7 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
             ps(to, request::list_attachments(container, namespace)?, only, users).await
         }
         Command::Devices(args) => devices::list(to, args).await,
+        Command::Budget => budget::list(to).await,
         Command::Prune(args) => prune::prune(to, args).await,
         Command::Rm(args) => prune::remove(to, args).await,
         Command::Events(args) => events::follow(to, request::events(args, namespace)?).await,

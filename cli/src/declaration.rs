@@ -32,6 +32,9 @@ pub struct Declaration {
     /// What an attachment adds to the limits of its container.
     #[serde(default)]
     pub resources: BTreeMap<String, Amount>,
+    /// What limits of its container are not above while it is attached.
+    #[serde(default)]
+    pub caps: BTreeMap<String, Amount>,
     /// Devices, by their CDI names.
     #[serde(default)]
     pub devices: Vec<String>,
@@ -125,7 +128,7 @@ mod tests {
     const PAGE: &str = include_str!("../../docs/capsule-toml.md");
 
     /// The fields, as the page's table has them.
-    const FIELDS: [&str; 9] = [
+    const FIELDS: [&str; 10] = [
         "name",
         "version",
         "target",
@@ -134,6 +137,7 @@ mod tests {
         "devices",
         "[environment]",
         "[resources]",
+        "[caps]",
         "[annotations]",
     ];
 
@@ -161,6 +165,7 @@ mod tests {
                 ("pids.max".to_owned(), Amount("64".to_owned())),
             ]
             .into(),
+            caps: [("cpu.max".to_owned(), Amount("2cpus".to_owned()))].into(),
             annotations: [pair("org.opencontainers.image.source", "https://example.com/tensor-tools")].into(),
         };
         assert_eq!(read, want);

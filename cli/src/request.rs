@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 use capsule_proto::capsule::v1::{self, commit_request::Of};
 
 use crate::args::{
-    AttachArgs, BuildArgs, CapsuleRef, CommitArgs, ContainerArg, DetachArgs, EventsArgs, KeyValue, ModeArg,
-    RollbackArgs, UpgradeArgs, WritableArgs,
+    AttachArgs, BuildArgs, CapsuleRef, CommitArgs, ContainerArg, DetachArgs, EventsArgs, KeyValue, LimitArgs,
+    ModeArg, RollbackArgs, UpgradeArgs, WritableArgs,
 };
-use crate::declaration::{Declaration, Filled};
+use crate::declaration::{Amount, Declaration, Filled};
 use crate::error::Error;
 use crate::lock::Lock;
 
@@ -50,7 +50,8 @@ pub fn build_header(args: &BuildArgs, file: Declaration, place: &str) -> Result<
             Error::Usage(format!("no {option} is given: pass --{option}, or write `{option}` in {place}"))
         })
     };
-    let resources = file.resources.into_iter().map(|(key, amount)| (key, amount.0)).collect();
+    let amounts =
+        |all: BTreeMap<String, Amount>| all.into_iter().map(|(key, amount)| (key, amount.0)).collect();
     Ok(v1::BuildHeader {
         name: given("name", &args.name, file.name)?,
         version: given("version", &args.version, file.version)?,
@@ -59,7 +60,8 @@ pub fn build_header(args: &BuildArgs, file: Declaration, place: &str) -> Result<
         annotations: pairs("annotation", &args.annotations, file.annotations)?,
         requires: requires(&args.requires, file.requires),
         environment: pairs("variable", &args.environment, file.environment)?,
-        resources,
+        resources: amounts(file.resources),
+        caps: amounts(file.caps),
         devices: file.devices,
         tags: args.tags.clone(),
         base: None,
@@ -118,16 +120,21 @@ pub fn attach(
     }
     let target = args.target.unwrap_or_default();
     let writable = writable(args.writable, args.capsules.len())?;
+    let resources = resources(&args.limits, args.capsules.len())?;
     let spec = |capsule| v1::AttachmentSpec {
         target: target.clone(),
         mode: mode(args.mode),
         writable: writable.clone(),
+        resources: resources.clone(),
         ..unplaced(capsule)
     };
     let specs: Vec<_> = match locked {
         Some(lock) => lock.specs(),
         None => args.capsules.into_iter().map(spec).collect(),
     };
+    if specs.is_empty() && resources.is_some() {
+        return Err(Error::Usage("--grant and --cap are of a capsule: name one".to_owned()));
+    }
     if specs.is_empty() && (!target.is_empty() || args.mode.is_some() || writable.is_some()) {
         let what = "--target, --mode, --writable and --persist are of a capsule: name one beside the devices";
         return Err(Error::Usage(what.to_owned()));
@@ -156,6 +163,24 @@ fn writable(args: WritableArgs, capsules: usize) -> Result<Option<v1::Writable>,
             Ok(Some(v1::Writable { persist: persist.unwrap_or_default(), size: size.unwrap_or_default() }))
         }
     }
+}
+
+/// What is said of limits; nothing where nothing is.
+///
+/// # Errors
+/// Usage, when it is of several capsules, or one limit is given twice.
+fn resources(args: &LimitArgs, capsules: usize) -> Result<Option<v1::Resources>, Error> {
+    let grants = pairs("grant", &args.grants, BTreeMap::new())?;
+    let caps = pairs("cap", &args.caps, BTreeMap::new())?;
+    if grants.is_empty() && caps.is_empty() {
+        return Ok(None);
+    }
+    if capsules > 1 {
+        return Err(Error::Usage(format!(
+            "--grant and --cap are for one capsule and {capsules} are named: attach it by itself"
+        )));
+    }
+    Ok(Some(v1::Resources { grants, caps }))
 }
 
 /// A commit.
@@ -327,6 +352,7 @@ mod tests {
             dry_run: false,
             target: Some("/x".into()),
             mode: None,
+            limits: LimitArgs { grants: vec![], caps: vec![] },
             writable: WritableArgs { writable: false, persist: None, size: None },
         };
         let one = attach(args(&["a@1"]), None, None).expect("one capsule");

@@ -4,8 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::SystemTime;
 
+use bytesize::ByteSize;
+
 use crate::table::Table;
-use crate::view::{Attachment, Attachments, Built, Inspection, Moves, Plan, Time, User, Version, Versions};
+use crate::view::{
+    Attachment, Attachments, Built, Inspection, Moves, Plan, Resources, Time, User, Version, Versions,
+};
 
 /// A result that can be read by people.
 pub trait Text {
@@ -125,6 +129,7 @@ fn declared(v: &Version) -> String {
         ("Requires", v.requires.clone()),
         ("Variable", pairs(&v.environment)),
         ("Resource", pairs(&v.resources)),
+        ("Cap", pairs(&v.caps)),
         ("Device", v.devices.clone()),
     ];
     let lines = lists
@@ -164,10 +169,24 @@ impl Text for Attached<'_> {
             }
             let with = if devices.is_empty() { devices } else { format!(", with {devices}") };
             let (label, how) = (format!("{}@{}", a.capsule, a.version), how(a));
-            line(format!("{place}: {label} attached at {} ({how}){with}", a.target))
+            let limits = a.resources.as_ref().map(limits).unwrap_or_default();
+            line(format!("{place}: {label} attached at {} ({how}){with}{limits}", a.target))
         });
         sentences.collect()
     }
+}
+
+/// What an attachment does to limits, as `, memory.max +512 MiB, pids.max at most 64`.
+fn limits(resources: &Resources) -> String {
+    let amount = |file: &str, text: &str| match text.parse() {
+        Ok(bytes) if file.starts_with("memory.") || file.starts_with("hugetlb.") => {
+            ByteSize::b(bytes).display().iec().to_string()
+        }
+        _ => text.replace('\n', "; "),
+    };
+    let grants = resources.grants.iter().map(|(file, text)| format!(", {file} +{}", amount(file, text)));
+    let caps = resources.caps.iter().map(|(file, text)| format!(", {file} at most {}", amount(file, text)));
+    grants.chain(caps).collect()
 }
 
 /// What `detach` says.

@@ -37,6 +37,8 @@ pub struct Version {
     pub requires: Vec<String>,
     pub environment: BTreeMap<String, String>,
     pub resources: BTreeMap<String, String>,
+    /// What limits are not above.
+    pub caps: BTreeMap<String, String>,
     /// CDI names.
     pub devices: Vec<String>,
     /// Names that move and stand for it now.
@@ -77,6 +79,23 @@ pub struct Attachment {
     pub writable: Option<Writable>,
     /// CDI names of the devices that came with it; one of devices alone has no capsule, version, digest and target.
     pub devices: Vec<String>,
+    /// What it does to limits of its container, in the kernel's words; `null` when nothing.
+    pub resources: Option<Resources>,
+}
+
+/// What an attachment does to limits: amounts in the kernel's words, by their files.
+#[derive(Debug, Serialize)]
+pub struct Resources {
+    /// What it adds.
+    pub grants: BTreeMap<String, String>,
+    /// What a limit is not above.
+    pub caps: BTreeMap<String, String>,
+}
+
+impl From<v1::Resources> for Resources {
+    fn from(r: v1::Resources) -> Self {
+        Self { grants: r.grants.into_iter().collect(), caps: r.caps.into_iter().collect() }
+    }
 }
 
 /// Where what is written to an attachment goes.
@@ -207,6 +226,7 @@ impl From<v1::Version> for Version {
             requires: v.requires,
             environment: v.environment.into_iter().collect(),
             resources: v.resources.into_iter().collect(),
+            caps: v.caps.into_iter().collect(),
             devices: v.devices,
             tags: v.tags,
         }
@@ -247,6 +267,7 @@ impl From<v1::Attachment> for Attachment {
             users: a.users.into_iter().map(User::from).collect(),
             required_by: a.required_by,
             devices: a.devices,
+            resources: a.resources.map(Resources::from),
             writable: a.writable.map(|w| Writable {
                 persist: filled(w.persist),
                 size: Some(w.size).filter(|size| *size > 0),
@@ -360,7 +381,7 @@ mod tests {
             "digest": "sha256:00", "target": "/usr/share/zoneinfo", "mode": "union", "state": "draining",
             "since": "2023-11-14T22:13:20Z", "previous_version": null,
             "users": [{"pid": 7, "command": "sh", "path": "/f", "how": "fd 5"}],
-            "required_by": [], "writable": null, "devices": [],
+            "required_by": [], "writable": null, "devices": [], "resources": null,
         });
         assert_eq!(serde_json::to_value(Attachment::from(wire)).expect("JSON"), want);
     }

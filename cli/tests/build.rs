@@ -33,6 +33,9 @@ TZDIR = "/usr/share/zoneinfo"
 [resources]
 "pids.max" = 64
 
+[caps]
+"cpu.max" = "1cpus"
+
 [annotations]
 team = "time"
 "#;
@@ -96,6 +99,7 @@ fn a_declared_tree_needs_no_options() {
         requires: vec!["ca-bundle >=2026, <2027".into()],
         environment: pair("TZDIR", "/usr/share/zoneinfo"),
         resources: pair("pids.max", "64"),
+        caps: pair("cpu.max", "1cpus"),
         devices: vec!["example.com/clock=rtc".into()],
         ..v1::BuildHeader::default()
     };

@@ -214,7 +214,7 @@ fn what_programs_read() {
         "id": "a1", "container": "web", "namespace": "default", "capsule": "tzdata", "version": "2026.1",
         "digest": fake::version().digest, "target": "/usr/share/zoneinfo", "mode": "ro", "state": "attached",
         "since": "2023-11-14T22:13:20Z", "previous_version": "2024.2", "users": [],
-        "required_by": [], "writable": null, "devices": [],
+        "required_by": [], "writable": null, "devices": [], "resources": null,
     });
     assert_eq!(INSTANT, 1_700_000_000, "the instant above");
     let ran = fake.run(&["attach", "web", "tzdata", "--output", "json"]);
@@ -233,6 +233,7 @@ fn what_programs_read() {
     assert_eq!(inspected["version"]["requires"], serde_json::json!(["ca-bundle >=2026"]));
     assert_eq!(inspected["version"]["environment"]["TZDIR"], ZONE);
     assert_eq!(inspected["version"]["resources"]["memory.max"], "16M");
+    assert_eq!(inspected["version"]["caps"]["pids.max"], "9");
     assert_eq!(inspected["version"]["devices"], serde_json::json!(["example.com/clock=rtc"]));
     let ran = fake.run(&["ps", "-o", "json"]);
     assert_eq!(json(&ran.stdout)["attachments"][2]["users"][0]["pid"], 41);
@@ -397,7 +398,7 @@ fn wrong_usage_is_two() {
 }
 
 /// All that there are, as `--help` lists them.
-const COMMANDS: [&str; 27] = [
+const COMMANDS: [&str; 28] = [
     "build",
     "ls",
     "inspect",
@@ -422,6 +423,7 @@ const COMMANDS: [&str; 27] = [
     "ps",
     "events",
     "devices",
+    "budget",
     "prune",
     "rm",
     "completion",
@@ -436,7 +438,9 @@ fn completion_scripts_name_the_commands() {
         for command in COMMANDS {
             assert!(ran.stdout.contains(command), "{shell} does not complete {command}");
         }
-        for option in ["wait-healthy", "keep-tagged", "locked", "persist", "writable", "device"] {
+        for option in
+            ["wait-healthy", "keep-tagged", "locked", "persist", "writable", "device", "grant", "cap"]
+        {
             assert!(ran.stdout.contains(option), "{shell} does not complete --{option}");
         }
     }

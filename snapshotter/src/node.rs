@@ -1,9 +1,9 @@
 //! The capsule side of the daemon, put together: what `main` starts beside the snapshotter.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use capsule_proto::capsule::v1::{
-    attachments_server::AttachmentsServer, capsules_server::CapsulesServer,
+    attachments_server::AttachmentsServer, budgets_server::BudgetsServer, capsules_server::CapsulesServer,
     collector_server::CollectorServer, devices_server::DevicesServer, events_server::EventsServer,
     signatures_server::SignaturesServer, tags_server::TagsServer, transfers_server::TransfersServer,
     trees_server::TreesServer, uppers_server::UppersServer,
@@ -20,9 +20,11 @@ use crate::{
     containerd::Containerd,
     devices::Registry,
     events::Feed,
+    resources::{Budgets, Capacity, DiskError, Disks},
     service::{
-        AttachmentsService, CapsulesService, CollectorService, DevicesService, EventsService, NodeService,
-        NodeServiceError, SignaturesService, TagsService, TransfersService, TreesService, UppersService,
+        AttachmentsService, BudgetsService, CapsulesService, CollectorService, DevicesService, EventsService,
+        NodeService, NodeServiceError, SignaturesService, TagsService, TransfersService, TreesService,
+        UppersService,
     },
     snapshots::Snapshots,
     store::{
@@ -41,6 +43,12 @@ pub enum NodeError {
     /// What was written could not be looked at.
     #[error("look at what is written to attachments: {0}")]
     Uppers(#[from] UpperError),
+    /// A budget is of a disk that is none.
+    #[error("the budget of {0}")]
+    Disk(#[from] DiskError),
+    /// What the node has could not be read.
+    #[error("look how much memory the node has: {0}")]
+    Capacity(#[source] io::Error),
     /// The attachment records could not be read.
     #[error("read the attachment records: {0}")]
     Records(#[from] StoreError),
@@ -96,12 +104,16 @@ impl Node {
                 .with_policy(Policy::load(&config.verify)?)
                 .discarding_layers(config.capsules.discard_unpacked_layers);
         let registry = Arc::new(Registry::new(config.devices.spec_dirs.clone()));
+        let disks = Disks::new(&config.root);
+        let capacity = Capacity::read().map_err(NodeError::Capacity)?;
+        let budgets = Budgets::new(config.budgets.settle(capacity, &disks)?);
         let uppers = Uppers::open(&config.root, config.uppers.size, &recorded)?;
         let attachments =
             Attachments::new(containerd.clone(), capsules.clone(), snapshots, ledger, uppers, &config.run)
                 .with_docker(&config.containerd.docker_namespaces)
                 .with_drains(drains)
-                .with_devices(registry.clone(), config.devices.refuse_foreign);
+                .with_devices(registry.clone(), config.devices.refuse_foreign)
+                .with_budgets(budgets, disks);
         attachments.pin_recorded(&recorded);
         attachments.recover(recorded).await;
         let closing = watch::Sender::new(false);
@@ -156,6 +168,7 @@ impl Node {
             .add_service(AttachmentsServer::new(attachments))
             .add_service(EventsServer::new(EventsService::new(self.feed.clone(), self.closing.subscribe())))
             .add_service(CollectorServer::new(CollectorService::new(self.collector())))
+            .add_service(BudgetsServer::new(BudgetsService::new(self.attachments.clone())))
             .add_service(DevicesServer::new(devices))
             .add_service(TagsServer::new(tags))
             .add_service(UppersServer::new(uppers))

@@ -1,5 +1,6 @@
 //! A capsuled of the tests: serves `capsule.v1` on a temporary socket, keeps what it was asked, gives fixed answers.
 
+mod budgets;
 mod devices;
 pub mod signatures;
 pub mod transfers;
@@ -12,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use capsule_proto::capsule::v1::attachments_server::{Attachments, AttachmentsServer};
+use capsule_proto::capsule::v1::budgets_server::BudgetsServer;
 use capsule_proto::capsule::v1::build_request::Part;
 use capsule_proto::capsule::v1::capsules_server::{Capsules, CapsulesServer};
 use capsule_proto::capsule::v1::collector_server::{Collector, CollectorServer};
@@ -54,6 +56,7 @@ pub enum Asked {
     Ps(v1::ListAttachmentsRequest),
     Watch(v1::WatchRequest),
     Devices(v1::ListDevicesRequest),
+    Budgets(v1::ListBudgetsRequest),
     Prune(v1::PruneRequest),
     Remove(v1::RemoveRequest),
     Tag(v1::TagRequest),
@@ -99,6 +102,7 @@ pub fn version() -> v1::Version {
         requires: vec!["ca-bundle >=2026".into()],
         environment: [("TZDIR".to_owned(), "/usr/share/zoneinfo".to_owned())].into(),
         resources: [("memory.max".to_owned(), "16M".to_owned())].into(),
+        caps: [("pids.max".to_owned(), "9".to_owned())].into(),
         devices: vec!["example.com/clock=rtc".into()],
         tags: vec!["next".into(), "stable".into()],
     }
@@ -270,11 +274,13 @@ impl Attachments for Service {
         let request = request.into_inner();
         refuse(request.container.as_ref())?;
         let alone = devices_alone(request.container.as_ref());
+        let resources = request.specs.first().and_then(|spec| spec.resources.clone());
         self.heard(Asked::Attach(request));
         if let Some(attachment) = alone {
             return Ok(Response::new(v1::AttachResponse { attachments: vec![attachment] }));
         }
-        Ok(Response::new(v1::AttachResponse { attachments: vec![attachment(AttachmentState::Attached)] }))
+        let attached = v1::Attachment { resources, ..attachment(AttachmentState::Attached) };
+        Ok(Response::new(v1::AttachResponse { attachments: vec![attached] }))
     }
 
     async fn upgrade(
@@ -460,6 +466,7 @@ impl Fake {
                     .add_service(UppersServer::new(service.clone()))
                     .add_service(AttachmentsServer::new(service.clone()))
                     .add_service(CollectorServer::new(service.clone()))
+                    .add_service(BudgetsServer::new(service.clone()))
                     .add_service(DevicesServer::new(service.clone()))
                     .add_service(EventsServer::new(service))
                     .serve_with_incoming(UnixListenerStream::new(listener))

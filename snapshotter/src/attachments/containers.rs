@@ -34,6 +34,8 @@ pub struct Known {
     pub runtime: String,
     /// When it was created, if containerd says so; of one of Docker's, when Docker created it.
     pub created: Option<SystemTime>,
+    /// The pod that it is of, by namespace and name, if it is of one.
+    pub pod: Option<String>,
     /// It is Docker's, and stopped: containerd has no container of its id now.
     pub stopped: bool,
 }
@@ -42,13 +44,13 @@ impl Known {
     /// What is known of a container by what containerd has, and by the lease with which Docker keeps it, where it is Docker's.
     fn of(container: Option<Container>, lease: Option<&Lease>) -> Option<Self> {
         let stopped = container.is_none();
-        let (runtime, created) = match (container, lease) {
-            (Some(container), None) => (container.runtime, container.created),
-            (Some(container), Some(lease)) => (container.runtime, lease.created),
-            (None, Some(lease)) => (String::new(), lease.created),
+        let (runtime, created, pod) = match (container, lease) {
+            (Some(container), None) => (container.runtime, container.created, container.pod),
+            (Some(container), Some(lease)) => (container.runtime, lease.created, container.pod),
+            (None, Some(lease)) => (String::new(), lease.created, None),
             (None, None) => return None,
         };
-        Some(Self { runtime, created, stopped })
+        Some(Self { runtime, created, pod, stopped })
     }
 }
 
@@ -243,10 +245,11 @@ mod tests {
     fn a_container_of_dockers_is_there_as_long_as_its_lease() {
         let at = |seconds| Some(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds));
         let (id, runtime) = ("c0".repeat(32), "io.containerd.capsule.v1".to_owned());
-        let container = Container { id: id.clone(), runtime: runtime.clone(), created: at(9) };
+        let container = Container { id: id.clone(), runtime: runtime.clone(), created: at(9), pod: None };
         let lease = Lease { id: id.clone(), created: at(5), labels: std::collections::HashMap::new() };
-        let known =
-            |runtime: &str, created, stopped| Some(Known { runtime: runtime.to_owned(), created, stopped });
+        let known = |runtime: &str, created, stopped| {
+            Some(Known { runtime: runtime.to_owned(), created, stopped, pod: None })
+        };
         for (container, lease, expected) in [
             (Some(&container), None, known(&runtime, at(9), false)),
             (Some(&container), Some(&lease), known(&runtime, at(5), false)),

@@ -27,6 +27,7 @@ use crate::{
     devices::DeviceName,
     events::{Event, Kind},
     fresh_id,
+    resources::Wanted,
     shims::{Draining, ShimError, User},
     uppers::{self, model::Fate},
 };
@@ -51,6 +52,8 @@ pub struct AttachSpec {
     pub unless_present: bool,
     /// What it is to write to; read-only when `None`.
     pub writable: Option<uppers::Wanted>,
+    /// What it is to do to the container's limits, over what the capsule says.
+    pub resources: Wanted,
     /// The entry of the container's annotation that this is; none when a person asks.
     pub named: Option<String>,
 }
@@ -93,6 +96,7 @@ impl Attachments {
         devices: &[DeviceName],
     ) -> Result<Vec<Attachment>, AttachmentError> {
         let key = self.find_hotpluggable(container).await?;
+        let mut reservation = self.budgets.open();
         for name in specs.iter().filter_map(|spec| spec.writable.as_ref()?.name.as_ref()) {
             self.look_whether_it_drains(name).await;
         }
@@ -115,6 +119,10 @@ impl Attachments {
                     return Err(error);
                 }
             }
+        }
+        if let Err(error) = self.take_budget(&mut reservation, &intents) {
+            self.end(&intents);
+            return Err(error);
         }
         self.carry_out(&key, &mut existing, intents, None).await
     }
@@ -298,7 +306,8 @@ impl Attachments {
         planned: Planned,
     ) -> Result<Attachment, AttachmentError> {
         let marked = self.mark(key);
-        let Planned { version, target, mode, writable, named, .. } = planned;
+        let Planned { version, target, mode, writable, resources: asked, named, .. } = planned;
+        let resources = self.resources_of(&version, &asked)?;
         let devices = self.devices_of(&version).await?;
         let mut intent = Attachment {
             id: fresh_id(),
@@ -310,11 +319,13 @@ impl Attachments {
             target: target.as_str().to_owned(),
             mode,
             upper: None,
+            asked: asked.record(),
             current: Content {
                 version: version.version.clone(),
                 digest: version.digest.clone(),
                 layers: Vec::new(),
                 since: SystemTime::now(),
+                resources,
             },
             history: Vec::new(),
             replaced: false,

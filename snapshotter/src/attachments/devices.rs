@@ -20,6 +20,7 @@ use crate::{
     },
     devices::{DeviceName, Edits, HookPoint, ResolveError},
     fresh_id,
+    resources::Resources,
     shims::User,
 };
 
@@ -162,11 +163,13 @@ impl Attachments {
             target: String::new(),
             mode: Mode::Ro,
             upper: None,
+            asked: Resources::default(),
             current: Content {
                 version: Version::none(),
                 digest: Digest::none(),
                 layers: Vec::new(),
                 since: SystemTime::now(),
+                resources: Resources::default(),
             },
             history: Vec::new(),
             replaced: false,

@@ -6,6 +6,7 @@ use overlayfs_utils::InvalidPath;
 
 use super::{
     devices::DevicesError,
+    limits::LimitsError,
     model::{Attachment, ContainerKey},
 };
 use crate::{
@@ -195,6 +196,9 @@ pub enum AttachmentError {
     /// Devices that cannot be had, or not in a live container.
     #[error(transparent)]
     Devices(Box<DevicesError>),
+    /// Limits that cannot be changed so, or a budget that is used up.
+    #[error(transparent)]
+    Limits(Box<LimitsError>),
     /// Nobody said what is to become of what was written.
     #[error(
         "{label} at {target} in {container} is writable: say what becomes of what was written, --keep NAME or --drop; to publish it first: capsulectl commit"
@@ -307,6 +311,12 @@ impl AttachmentError {
             }
             _ => self,
         }
+    }
+}
+
+impl From<LimitsError> for AttachmentError {
+    fn from(error: LimitsError) -> Self {
+        Self::Limits(Box::new(error))
     }
 }
 

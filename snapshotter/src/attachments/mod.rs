@@ -1,6 +1,6 @@
 //! Attachments: capsules in live containers.
 //!
-//! `controller` and `moves` (calls) with `set` (what goes together), `written` (what is written to them), `devices` (those by themselves, and capsules' own), `drains` (what left its path), `health` (whether it did), `named` and `restore` (before a container's first process) and `recovery` (after a restart) → `effects` → {`plan`, `unmet`} (pure) → `records`, `marks`,
+//! `controller` and `moves` (calls) with `set` (what goes together), `written` (what is written to them), `devices` (those by themselves, and capsules' own), `limits` (what they do to limits), `drains` (what left its path), `health` (whether it did), `named` and `restore` (before a container's first process) and `recovery` (after a restart) → `effects` → {`plan`, `unmet`} (pure) → `records`, `marks`,
 //! [`crate::shims`], [`crate::capsules`]. An intent is on record before its effect; the shim's all-or-nothing answer decides whether it
 //! becomes the record or is given up; what a crash leaves between is settled by asking the shim.
 
@@ -12,6 +12,7 @@ mod effects;
 mod error;
 pub mod health;
 mod ledger;
+mod limits;
 mod marks;
 pub mod model;
 mod moves;
@@ -28,7 +29,12 @@ mod written;
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use crate::{
-    capsules::Capsules, containerd::Containerd, devices::Registry, shims::Shims, snapshots::Snapshots,
+    capsules::Capsules,
+    containerd::Containerd,
+    devices::Registry,
+    resources::{Budgets, Disks},
+    shims::Shims,
+    snapshots::Snapshots,
     uppers::Uppers,
 };
 
@@ -40,6 +46,7 @@ pub use self::{
     error::AttachmentError,
     health::HealthCheck,
     ledger::Ledger,
+    limits::LimitsError,
     moves::{Move, Moved, Outcome},
     set::Planned,
 };
@@ -59,6 +66,8 @@ pub struct Attachments {
     uppers: Uppers,
     drains: Drains,
     registry: Arc<Registry>,
+    budgets: Budgets,
+    disks: Disks,
     /// What is done about others' device programs.
     refuse_foreign: bool,
 }
@@ -87,6 +96,8 @@ impl Attachments {
             uppers,
             drains: Drains::default(),
             registry: Arc::default(),
+            budgets: Budgets::default(),
+            disks: Disks::new(run),
             refuse_foreign: false,
         }
     }
@@ -101,6 +112,12 @@ impl Attachments {
     #[must_use]
     pub fn with_devices(self, registry: Arc<Registry>, refuse_foreign: bool) -> Self {
         Self { registry, refuse_foreign, ..self }
+    }
+
+    /// With these budgets; `disks` says which disk is meant by a name.
+    #[must_use]
+    pub fn with_budgets(self, budgets: Budgets, disks: Disks) -> Self {
+        Self { budgets, disks, ..self }
     }
 
     /// With Docker's containers in these namespaces.

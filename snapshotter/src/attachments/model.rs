@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     capsules::model::{CapsuleName, Digest, Mode, OrNone, Version, or_none},
     devices::Edits,
+    resources::{Holding, Resources},
     uppers::model::{Fate, Upper},
 };
 
@@ -41,6 +42,9 @@ pub struct Content {
     pub layers: Vec<PathBuf>,
     /// When it was attached.
     pub since: SystemTime,
+    /// What it does to the container's limits while it is mounted.
+    #[serde(default)]
+    pub resources: Resources,
 }
 
 /// How far an attachment is. Everything but [`Phase::Attached`] and [`Phase::Waiting`] is an intent: written before its
@@ -118,6 +122,9 @@ pub struct Attachment {
     /// What it writes to; none for one that is read-only.
     #[serde(default)]
     pub upper: Option<Upper>,
+    /// What was asked for of limits, whatever its versions say of them.
+    #[serde(default)]
+    pub asked: Resources,
     /// What is mounted, as far as this record knows.
     pub current: Content,
     /// What Rollback goes back to, oldest first; at most [`HISTORY`].
@@ -154,6 +161,24 @@ impl Attachment {
     /// CDI names of its devices.
     pub fn device_names(&self) -> &[String] {
         self.devices.as_ref().map_or(&[], |devices| &devices.names)
+    }
+
+    /// What it holds of budgets: what is mounted now, and what is about to be.
+    pub fn holding(&self, pod: Option<String>) -> Holding {
+        Holding::new(&self.id, &self.container, pod, self.label(), self.in_force())
+    }
+
+    /// Whether it holds anything of a budget.
+    pub fn grants(&self) -> bool {
+        self.in_force().any(|resources| !resources.grants.is_empty())
+    }
+
+    fn in_force(&self) -> impl Iterator<Item = &Resources> {
+        let next = match &self.phase {
+            Phase::Replacing { current, .. } => Some(&current.resources),
+            Phase::Attaching | Phase::Attached | Phase::Detaching { .. } | Phase::Waiting => None,
+        };
+        [&self.current.resources].into_iter().chain(next)
     }
 
     /// All contents whose directories the record needs.

@@ -15,11 +15,14 @@ use super::{
     restore::is_waiting,
     set::{Planned, place_required, present},
 };
-use crate::capsules::{
-    Resolved,
-    model::{CapsuleName, Version},
-    resolve::Chosen,
-    set::{Has, Member},
+use crate::{
+    capsules::{
+        Resolved,
+        model::{CapsuleName, Version},
+        resolve::Chosen,
+        set::{Has, Member},
+    },
+    resources::Reservation,
 };
 
 /// A capsule to move to another version.
@@ -80,6 +83,7 @@ impl Attachments {
         dry_run: bool,
     ) -> Result<Outcome, AttachmentError> {
         let key = self.find_hotpluggable(container).await?;
+        let mut reservation = self.budgets.open();
         let mut existing = self.records.lock(&key).await;
         let chosen = choose(&key, &existing, moves)?;
         let wanted: Vec<_> = moves.iter().map(|m| (m.capsule.clone(), m.version.clone())).collect();
@@ -89,7 +93,7 @@ impl Attachments {
         if dry_run {
             return Ok(Outcome::Planned(steps.into_iter().map(show).collect::<Result<_, _>>()?));
         }
-        let intents = self.intents(&key, &existing, steps).await?;
+        let intents = self.intents(&key, &existing, steps, &mut reservation).await?;
         let before = existing.clone();
         let done = self.carry_out(&key, &mut existing, intents, check).await?;
         Ok(Outcome::Done(compare(&before, &chosen, done)))
@@ -106,6 +110,7 @@ impl Attachments {
         moves: &[Move],
     ) -> Result<Vec<Moved>, AttachmentError> {
         let key = self.find_hotpluggable(container).await?;
+        let mut reservation = self.budgets.open();
         let mut existing = self.records.lock(&key).await;
         let chosen = choose(&key, &existing, moves)?;
         let mut wanted: BTreeMap<CapsuleName, Version> = BTreeMap::new();
@@ -125,7 +130,7 @@ impl Attachments {
             let answer = self.capsules.resolve_back(&wanted, has)?;
             self.plan_moves(&key, &existing, &chosen, answer, Way::Back).await?
         };
-        let intents = self.intents(&key, &existing, steps).await?;
+        let intents = self.intents(&key, &existing, steps, &mut reservation).await?;
         let before = existing.clone();
         let done = self.carry_out(&key, &mut existing, intents, None).await?;
         Ok(compare(&before, &chosen, done))
@@ -180,6 +185,7 @@ impl Attachments {
         key: &ContainerKey,
         existing: &[Attachment],
         steps: Vec<Step>,
+        reservation: &mut Reservation,
     ) -> Result<Vec<Attachment>, AttachmentError> {
         let mut intents: Vec<Attachment> = Vec::with_capacity(steps.len());
         for step in steps {
@@ -194,7 +200,8 @@ impl Attachments {
         let (new, moved): (Vec<Attachment>, Vec<Attachment>) =
             intents.iter().cloned().partition(|intent| intent.phase == Phase::Attaching);
         let moved: Vec<_> = moved.iter().map(|intent| (intent, plan::next_version(intent))).collect();
-        if let Err(error) = self.check_requirements(existing, &moved, &new) {
+        let checked = self.check_requirements(existing, &moved, &new);
+        if let Err(error) = checked.and_then(|()| self.take_budget(reservation, &intents)) {
             self.let_go(existing, &intents);
             return Err(error);
         }
@@ -215,6 +222,8 @@ impl Attachments {
             Step::New(planned) => self.intend(key, *planned).await.map(Some),
             Step::To(attachment, to, _) => {
                 check_same_devices(&attachment, &to)?;
+                let asked = attachment.asked.wanted().unwrap_or_default();
+                let resources = self.resources_of(&to, &asked)?;
                 let layers = match self.capsules.pin_published(&to, &attachment.pin_owner()).await {
                     Ok(layers) => layers,
                     Err(error) => {
@@ -222,8 +231,8 @@ impl Attachments {
                         return Err(error.into());
                     }
                 };
-                let content =
-                    Content { version: to.version, digest: to.digest, layers, since: SystemTime::now() };
+                let since = SystemTime::now();
+                let content = Content { version: to.version, digest: to.digest, layers, since, resources };
                 Ok(plan::plan_upgrade(&attachment, &content))
             }
         }
@@ -286,6 +295,7 @@ fn show(step: Step) -> Result<Planned, AttachmentError> {
             target: ContainerPath::parse(&attachment.target)?,
             mode: attachment.mode,
             writable: None,
+            resources: attachment.asked.wanted().unwrap_or_default(),
             named: attachment.named.clone(),
             present: attachment.current.digest == version.digest,
             required_by,

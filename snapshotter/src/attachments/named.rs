@@ -8,7 +8,7 @@ use super::{
     error::AttachmentError,
     model::{Attachment, ContainerKey},
 };
-use crate::capsules::model::Mode;
+use crate::{capsules::model::Mode, resources};
 
 /// What separates the annotation's entries; the parts of an entry are separated by `:`.
 const COMMA: char = ',';
@@ -51,6 +51,7 @@ fn parse_entry(entry: &str) -> Result<AttachSpec, AttachmentError> {
         digest: None,
         unless_present: false,
         writable: None,
+        resources: resources::Wanted::default(),
         named: Some(entry.to_owned()),
     })
 }

@@ -19,7 +19,7 @@ use crate::{
         requirement::Requirement,
         set::{Member, Present},
     },
-    uppers,
+    resources, uppers,
 };
 
 /// One attachment of a set, to be made or there already.
@@ -33,6 +33,8 @@ pub struct Planned {
     pub mode: Mode,
     /// What it is to write to; none for one that is read-only.
     pub writable: Option<uppers::Wanted>,
+    /// What it is to do to the container's limits, over what the version says.
+    pub resources: resources::Wanted,
     /// The entry of the container's annotation that it is, if it is one.
     pub named: Option<String>,
     /// The container has it, and it is not asked for.
@@ -198,6 +200,7 @@ fn place(member: &Member, spec: &AttachSpec) -> Result<Planned, AttachmentError>
         target,
         mode,
         writable: spec.writable.clone(),
+        resources: spec.resources.clone(),
         named: spec.named.clone(),
         present: false,
         required_by: member.required_by.clone(),
@@ -224,5 +227,6 @@ pub(super) fn place_required(member: Member, existing: &[Attachment]) -> Result<
             })?
         }
     };
-    Ok(Planned { version, target, mode, writable: None, named: None, present, required_by, from: None })
+    let (writable, resources, named, from) = Default::default();
+    Ok(Planned { version, target, mode, writable, resources, named, present, required_by, from })
 }

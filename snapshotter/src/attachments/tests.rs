@@ -40,6 +40,7 @@ mod again;
 mod devices;
 mod drains;
 mod hung;
+mod limits;
 mod moves;
 mod node;
 mod shim;
@@ -65,6 +66,7 @@ fn spec(text: &str) -> AttachSpec {
         digest: None,
         unless_present: false,
         writable: None,
+        resources: Default::default(),
         named: None,
     }
 }

@@ -79,6 +79,7 @@ impl Attachments {
             Event::TaskEnded { namespace, id } => {
                 self.task_ended_in_background(ContainerKey { namespace, id });
             }
+            Event::OutOfMemory { namespace, id } => self.tell_out_of_memory(&ContainerKey { namespace, id }),
             Event::ImageChanged { namespace, name } if namespace == self.capsules.namespace() => {
                 self.capsules.refresh(&name).await?;
             }

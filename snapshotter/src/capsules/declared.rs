@@ -5,6 +5,7 @@
 //! | `requires` | JSON list of requirements, in the publisher's order |
 //! | `environment` | JSON object of variables |
 //! | `resources` | JSON object: what an attachment adds to limits of its container |
+//! | `caps` | JSON object: what limits of its container are not above while it is attached |
 //! | `devices` | JSON list of CDI names |
 //!
 //! One that says nothing of a kind has no annotation of it, so that its digest is what it always was.
@@ -17,15 +18,13 @@ use super::{
     model::{CapsuleName, ModelError},
     requirement::Requirement,
 };
+use crate::resources::{InvalidAmount, Wanted};
 
 const REQUIRES: &str = "resourcecapsules.io/requires";
 const ENVIRONMENT: &str = "resourcecapsules.io/environment";
 const RESOURCES: &str = "resourcecapsules.io/resources";
+const CAPS: &str = "resourcecapsules.io/caps";
 const DEVICES: &str = "resourcecapsules.io/devices";
-
-/// The limits of a container that an attachment can add to, by the names of their files
-/// (`Documentation/admin-guide/cgroup-v2.rst`).
-const LIMITS: [&str; 6] = ["memory.max", "memory.high", "cpu.max", "cpu.weight", "pids.max", "io.max"];
 
 /// See the table above.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,8 +33,10 @@ pub struct Declared {
     pub requires: Vec<Requirement>,
     /// Variables for processes that use it.
     pub environment: BTreeMap<String, String>,
-    /// By the kernel's names.
+    /// What an attachment adds to limits, by the kernel's names, as it was written.
     pub resources: BTreeMap<String, String>,
+    /// What limits are not above.
+    pub caps: BTreeMap<String, String>,
     /// By their CDI names.
     pub devices: Vec<String>,
 }
@@ -49,7 +50,7 @@ impl Declared {
         own: &CapsuleName,
         requires: &[String],
         environment: BTreeMap<String, String>,
-        resources: BTreeMap<String, String>,
+        (resources, caps): (BTreeMap<String, String>, BTreeMap<String, String>),
         devices: Vec<String>,
     ) -> Result<Self, ModelError> {
         let requires: Vec<Requirement> = requires.iter().map(|r| r.parse()).collect::<Result<_, _>>()?;
@@ -71,20 +72,13 @@ impl Declared {
         if let Some(name) = environment.keys().find(|name| name.is_empty() || name.contains(['=', '\0'])) {
             return wrong("variable", name, "a name is not empty and holds no '='");
         }
-        if let Some(name) = resources.keys().find(|name| !is_limit(name)) {
-            return wrong(
-                "resource",
-                name,
-                "use memory.max, memory.high, cpu.max, cpu.weight, pids.max, io.max or hugetlb.SIZE.max",
-            );
-        }
-        if let Some((name, _)) = resources.iter().find(|(_, value)| value.trim().is_empty()) {
-            return wrong("resource", name, "it has no value");
+        if let Err(InvalidAmount { file, value, reason }) = Wanted::parse(&resources, &caps) {
+            return wrong("resource", &format!("{file} = {value}"), reason);
         }
         if let Some(device) = devices.iter().find(|device| !is_cdi_name(device)) {
             return wrong("device", device, "write VENDOR/CLASS=NAME, as CDI names devices");
         }
-        Ok(Self { requires, environment, resources, devices })
+        Ok(Self { requires, environment, resources, caps, devices })
     }
 
     /// As annotations have it.
@@ -94,6 +88,7 @@ impl Declared {
             (REQUIRES, text(&requires, requires.is_empty())),
             (ENVIRONMENT, text(&self.environment, self.environment.is_empty())),
             (RESOURCES, text(&self.resources, self.resources.is_empty())),
+            (CAPS, text(&self.caps, self.caps.is_empty())),
             (DEVICES, text(&self.devices, self.devices.is_empty())),
         ];
         all.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?))).collect()
@@ -110,14 +105,10 @@ impl Declared {
             requires: requires.map_err(|e| e.to_string())?,
             environment: value(annotations, ENVIRONMENT)?,
             resources: value(annotations, RESOURCES)?,
+            caps: value(annotations, CAPS)?,
             devices: value(annotations, DEVICES)?,
         })
     }
-}
-
-fn is_limit(name: &str) -> bool {
-    let size = name.strip_prefix("hugetlb.").and_then(|rest| rest.strip_suffix(".max"));
-    LIMITS.contains(&name) || size.is_some_and(|size| size.ends_with('B') && size.len() > 2)
 }
 
 /// Container Device Interface, `SPEC.md`, "Kind" and "Device name".
@@ -160,7 +151,13 @@ mod tests {
     ) -> Result<Declared, ModelError> {
         let owned = |all: &[&str]| all.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
         let own = "app".parse().unwrap();
-        Declared::parse(&own, &owned(requires), pairs(environment), pairs(resources), owned(devices))
+        Declared::parse(
+            &own,
+            &owned(requires),
+            pairs(environment),
+            (pairs(resources), pairs(resources)),
+            owned(devices),
+        )
     }
 
     #[test]
@@ -188,7 +185,7 @@ mod tests {
             (parse(&[], &[("A=B", "")], &[], &[]), "\"A=B\""),
             (parse(&[], &[], &[("memory", "1")], &[]), "memory.max"),
             (parse(&[], &[], &[("hugetlb..max", "1")], &[]), "hugetlb.SIZE.max"),
-            (parse(&[], &[], &[("pids.max", " ")], &[]), "no value"),
+            (parse(&[], &[], &[("pids.max", " ")], &[]), "above 0"),
             (parse(&[], &[], &[], &["gpu0"]), "VENDOR/CLASS=NAME"),
             (parse(&[], &[], &[], &["a/b="]), "VENDOR/CLASS=NAME"),
         ] {

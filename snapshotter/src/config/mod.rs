@@ -3,6 +3,7 @@
 //! Pure but for [`Config::load`], which reads one file. `configs/config.toml` documents every field for
 //! operators and is tested to say what [`Config::default`] says.
 
+mod budgets;
 mod collect;
 mod devices;
 mod parse;
@@ -19,6 +20,7 @@ use std::{
 use crate::{
     capsules::model::CapsuleName,
     collect::{Policy, Rules},
+    resources::Settings,
     snapshots::{Behaviour, MountOption},
 };
 
@@ -48,6 +50,8 @@ pub struct Config {
     pub uppers: Uppers,
     /// Where the node's devices are described.
     pub devices: Devices,
+    /// How much attachments may add to limits. Default: of the node's memory, half granted and a quarter protected.
+    pub budgets: Settings,
     /// What is logged.
     pub log: Log,
 }
@@ -199,6 +203,7 @@ impl Default for Config {
                 spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
                 refuse_foreign: false,
             },
+            budgets: Settings::default(),
             log: Log { level: Level::Info },
         }
     }

@@ -71,11 +71,12 @@ impl Reader<'_> {
                 "capsules" => self.capsules(&mut config, value),
                 "uppers" => self.uppers(&mut config, value),
                 "devices" => self.devices(&mut config, value),
+                "budgets" => self.budgets(&mut config, value),
                 "log" => self.log(&mut config, value),
                 _ => self.unknown(
                     key.span(),
                     key.get_ref(),
-                    "root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices] and [log]",
+                    "root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices], [budgets] and [log]",
                 ),
             }
         }
@@ -332,7 +333,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
         .map_err(|_| "write a size as 512MiB or 10GiB".to_owned())
 }
 
-fn parse_identifier(text: &str) -> Result<String, String> {
+pub(super) fn parse_identifier(text: &str) -> Result<String, String> {
     let plain = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric());
     if text.len() > IDENTIFIER_LIMIT || !text.split(['.', '_', '-']).all(plain) {
         return Err(format!(

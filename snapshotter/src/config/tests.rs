@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::{Config, Level, Require, Verify, parse::parse_config};
 use crate::{
     collect::Watermarks,
+    resources::Configured,
     snapshots::{Behaviour, MountOption},
 };
 
@@ -180,7 +181,7 @@ fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
         (1, "root is an integer, and must be a string"),
         (
             2,
-            "unknown key rum: known here are root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices] and [log]",
+            "unknown key rum: known here are root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices], [budgets] and [log]",
         ),
         (3, "run is \"relative\": it must be an absolute path below /, without .."),
         (6, "containerd.address is \"/a/../b\": it must be an absolute path below /, without .."),
@@ -200,7 +201,7 @@ fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
         (13, "duplicate key"),
         (
             15,
-            "unknown key metrics: known here are root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices] and [log]",
+            "unknown key metrics: known here are root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices], [budgets] and [log]",
         ),
         (
             19,
@@ -259,5 +260,33 @@ proptest! {
             prop_assert!(!mistakes.is_empty());
             prop_assert!(mistakes.iter().all(|mistake| (1..=lines).contains(&mistake.line)));
         }
+    }
+}
+
+#[test]
+fn budgets_are_of_a_node_namespaces_pods_and_containers() {
+    let text = "[budgets.node]\n'memory.max' = '75%'\n'pids.max' = 100\n[budgets.namespaces.'k8s.io']\n\
+        'cpu.max' = '2cpus'\n[budgets.pod]\n'memory.low' = 'none'\n[budgets.container]\n'io.max' = 'store rbps=1M'\n";
+    let budgets = parse_config(text).unwrap().budgets;
+    let shown = |budget: &Configured| {
+        budget.iter().map(|(file, ceiling)| format!("{file} {ceiling:?}")).collect::<Vec<_>>()
+    };
+    // What is not named is the default.
+    assert_eq!(
+        shown(&budgets.node),
+        ["memory.max Percent(75)", "memory.low Percent(25)", "pids.max Amount(Number(100))"]
+    );
+    assert_eq!(shown(&budgets.namespaces["k8s.io"]).len(), 1);
+    assert_eq!((shown(&budgets.pod), budgets.container.len()), (vec!["memory.low None".to_owned()], 1));
+    for (text, message) in [
+        ("[budgets.node]\n'memory.max' = '1.5'\n", "budgets.node.memory.max"),
+        ("[budgets.node]\n'memory' = '1M'\n", "unknown key budgets.node.memory"),
+        ("[budgets.nodes]\n", "unknown key budgets.nodes"),
+        ("[budgets.namespaces.'a b']\n", "budgets.namespaces.a b"),
+        ("[budgets.pod]\n'pids.max' = true\n", "budgets.pod.pids.max is a boolean"),
+        ("[budgets]\nnode = 1\n", "must be a table"),
+    ] {
+        let mistakes = parse_config(text).unwrap_err();
+        assert!(mistakes[0].message.contains(message), "{mistakes:?}");
     }
 }

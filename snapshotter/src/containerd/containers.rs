@@ -14,6 +14,9 @@ use tonic::Code;
 
 use super::{ContainerdError, Scope};
 
+/// Labels of a pod's containers (kubelet, `pkg/kubelet/types/labels.go`).
+const POD: [&str; 2] = ["io.kubernetes.pod.namespace", "io.kubernetes.pod.name"];
+
 /// A container as containerd's metadata has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Container {
@@ -23,11 +26,15 @@ pub struct Container {
     pub runtime: String,
     /// When it was created: another container of the same id has another time.
     pub created: Option<SystemTime>,
+    /// The pod that it is of, by namespace and name: as containerd's CRI labels its containers.
+    pub pod: Option<String>,
 }
 
 impl From<WireContainer> for Container {
     fn from(c: WireContainer) -> Self {
+        let pod = POD.map(|label| c.labels.get(label));
         Self {
+            pod: pod[0].zip(pod[1]).map(|(namespace, name)| format!("{namespace}/{name}")),
             id: c.id,
             runtime: c.runtime.unwrap_or_default().name,
             created: c.created_at.and_then(|at| SystemTime::try_from(at).ok()),

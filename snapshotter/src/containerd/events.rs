@@ -47,6 +47,13 @@ pub enum Event {
         /// Container id.
         id: String,
     },
+    /// The kernel killed a process of a container for want of memory.
+    OutOfMemory {
+        /// containerd namespace.
+        namespace: String,
+        /// Container id.
+        id: String,
+    },
     /// A snapshot was removed.
     SnapshotRemoved {
         /// containerd namespace.
@@ -76,7 +83,15 @@ impl Containerd {
     /// containerd answers a subscription only with its first event, which may be hours away: a marker of our own,
     /// published until the answer comes, is that event. It says nothing to anyone else.
     pub async fn events(&self, marker_namespace: &str) -> Result<EventStream, ContainerdError> {
-        let topics = ["/containers/", "/tasks/exit", "/tasks/delete", "/images/", "/snapshot/remove", MARKER];
+        let topics = [
+            "/containers/",
+            "/tasks/exit",
+            "/tasks/delete",
+            "/tasks/oom",
+            "/images/",
+            "/snapshot/remove",
+            MARKER,
+        ];
         let request =
             SubscribeRequest { filters: topics.iter().map(|topic| format!("topic~=\"^{topic}\"")).collect() };
         let mut client = EventsClient::new(self.channel.clone());
@@ -157,6 +172,10 @@ fn parse_event(envelope: &Envelope) -> Option<Event> {
             let delete = wire::TaskDelete::decode(body).ok()?;
             let init = delete.id.is_empty() || delete.id == delete.container_id;
             init.then_some(Event::TaskEnded { namespace, id: delete.container_id })
+        }
+        "/tasks/oom" => {
+            let id = wire::TaskOom::decode(body).ok()?.container_id;
+            Some(Event::OutOfMemory { namespace, id })
         }
         "/snapshot/remove" => {
             let key = wire::SnapshotRemove::decode(body).ok()?.key;

@@ -43,6 +43,8 @@ pub enum Kind {
     Tagged,
     /// A tag is gone.
     Untagged,
+    /// The kernel killed a process of its container for want of memory, of which it changes the limits.
+    OutOfMemory,
 }
 
 impl Kind {
@@ -64,6 +66,7 @@ impl Kind {
             Self::Removed => "removed",
             Self::Tagged => "tagged",
             Self::Untagged => "untagged",
+            Self::OutOfMemory => "out-of-memory",
         }
     }
 }

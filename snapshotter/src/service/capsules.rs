@@ -50,9 +50,13 @@ impl wire::capsules_server::Capsules for CapsulesService {
             return Err(convert::malformed("its header, which must be the first message"));
         };
         let name = convert::parse_name(&header.name)?;
-        let (environment, resources) =
-            (header.environment.into_iter().collect(), header.resources.into_iter().collect());
-        let declared = Declared::parse(&name, &header.requires, environment, resources, header.devices);
+        let declared = Declared::parse(
+            &name,
+            &header.requires,
+            header.environment.into_iter().collect(),
+            (header.resources.into_iter().collect(), header.caps.into_iter().collect()),
+            header.devices,
+        );
         let declaration = Declaration {
             declared: declared.map_err(convert::from_model)?,
             name,

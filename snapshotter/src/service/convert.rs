@@ -1,6 +1,9 @@
 //! From `capsule.v1`'s messages to validated types and back.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use capsule_proto::capsule::v1 as wire;
 use tonic::Status;
@@ -16,6 +19,7 @@ use crate::{
         model::{CapsuleName, Mode, ModelError, Version},
     },
     devices::{DeviceName, InvalidName},
+    resources,
     shims::{Draining, User},
     uppers::{
         self,
@@ -64,8 +68,15 @@ pub fn parse_spec(spec: wire::AttachmentSpec) -> Result<AttachSpec, Status> {
         digest: non_empty(spec.digest).map(|digest| digest.parse()).transpose().map_err(from_model)?,
         unless_present: spec.unless_present,
         writable: spec.writable.map(parse_writable).transpose()?,
+        resources: parse_resources(spec.resources)?,
         named: None,
     })
+}
+
+fn parse_resources(resources: Option<wire::Resources>) -> Result<resources::Wanted, Status> {
+    let wire::Resources { grants, caps } = resources.unwrap_or_default();
+    let wanted = resources::Wanted::parse(&grants, &caps);
+    wanted.map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
 fn parse_writable(writable: wire::Writable) -> Result<uppers::Wanted, Status> {
@@ -191,7 +202,13 @@ pub fn attachment(a: &Attachment) -> wire::Attachment {
         required_by: Vec::new(),
         writable: a.upper.as_ref().map(writable),
         devices: a.device_names().to_vec(),
+        resources: Some(resources(&a.current.resources)).filter(|_| !a.current.resources.is_empty()),
     }
+}
+
+fn resources(resources: &resources::Resources) -> wire::Resources {
+    let all = |amounts: &BTreeMap<String, String>| amounts.clone().into_iter().collect();
+    wire::Resources { grants: all(&resources.grants), caps: all(&resources.caps) }
 }
 
 fn writable(upper: &Upper) -> wire::Writable {
@@ -278,6 +295,7 @@ pub fn version(p: &Published, namespace: &str, missing: Option<String>, attachme
         requires: declared.requires.iter().map(ToString::to_string).collect(),
         environment: declared.environment.into_iter().collect(),
         resources: declared.resources.into_iter().collect(),
+        caps: declared.caps.into_iter().collect(),
         devices: declared.devices,
         tags: Vec::new(),
     }

@@ -120,6 +120,7 @@ fn kind(kind: Kind) -> wire::EventKind {
         Kind::Removed => wire::EventKind::Removed,
         Kind::Tagged => wire::EventKind::Tagged,
         Kind::Untagged => wire::EventKind::Untagged,
+        Kind::OutOfMemory => wire::EventKind::OutOfMemory,
     }
 }
 

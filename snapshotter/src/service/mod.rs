@@ -3,6 +3,7 @@
 //! The only room that sees tonic's and ttrpc's server side. No decisions are made here.
 
 mod attachments;
+mod budgets;
 mod capsules;
 mod collect;
 mod convert;
@@ -19,6 +20,7 @@ mod uppers;
 
 pub use self::{
     attachments::AttachmentsService,
+    budgets::BudgetsService,
     capsules::CapsulesService,
     collect::CollectorService,
     devices::DevicesService,

@@ -3,7 +3,7 @@
 use tonic::{Code, Status};
 
 use crate::{
-    attachments::{AttachmentError, DevicesError},
+    attachments::{AttachmentError, DevicesError, LimitsError},
     capsules::{CapsuleError, MoveError, SignError, TagError, Trouble},
     devices::ResolveError,
     full::{self, one_line},
@@ -69,6 +69,7 @@ impl From<AttachmentError> for Status {
             | AttachmentError::Writable { .. }
             | AttachmentError::InUse { .. } => Code::FailedPrecondition,
             AttachmentError::Devices(error) => devices(error),
+            AttachmentError::Limits(error) => limits(error),
             AttachmentError::Occupied { .. } => Code::AlreadyExists,
             AttachmentError::Shim(error) => shim(error),
             AttachmentError::Again { source, .. } => shim(source),
@@ -105,6 +106,13 @@ fn devices(error: &DevicesError) -> Code {
         | DevicesError::Declared { .. }
         | DevicesError::Other { .. } => Code::FailedPrecondition,
         DevicesError::Thread(_) => Code::Internal,
+    }
+}
+
+fn limits(error: &LimitsError) -> Code {
+    match error {
+        LimitsError::Declared { .. } | LimitsError::Disk(_) => Code::FailedPrecondition,
+        LimitsError::Budget(_) => Code::ResourceExhausted,
     }
 }
 

@@ -19,7 +19,7 @@ use dashmap::DashMap;
 use protobuf::MessageField;
 use serde::Deserialize;
 use tonic::Code;
-use wire::{draining, mounted, user, wire_content, wire_devices, wire_upper};
+use wire::{draining, mounted, user, wire_content, wire_devices, wire_resources, wire_upper};
 
 use crate::{
     attachments::model::{Attachment, ContainerKey, Content},
@@ -28,6 +28,9 @@ use crate::{
 
 /// How long a shim may take to answer.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// What a shim is that knows of no resources, and what to do.
+const OLDER_THAN_RESOURCES: &str =
+    "of a release before resources: start the container anew, then repeat the call";
 /// The registration format that this daemon reads.
 const REGISTRATION_VERSION: u32 = 1;
 
@@ -206,7 +209,8 @@ impl Shims {
         }
         .into();
         request.upper = attachment.upper.as_ref().map(wire_upper).into();
-        let asks_devices = request.devices.is_some();
+        request.resources = wire_resources(&attachment.current.resources).into();
+        let (asks_devices, asks_resources) = (request.devices.is_some(), request.resources.is_some());
         let reply = self
             .call(&attachment.container, request, |client, request| async move {
                 client.attach(context(), &request).await
@@ -214,6 +218,8 @@ impl Shims {
             .await?;
         let lacks = if asks_devices && !reply.attachment.has_devices {
             "of a release before devices: start the container anew, then attach"
+        } else if asks_resources && !reply.attachment.has_resources {
+            OLDER_THAN_RESOURCES
         } else if attachment.upper.is_some() && !reply.attachment.writable {
             "older than this capsuled and attaches read-only: recreate the container, or attach read-only"
         } else {
@@ -230,10 +236,23 @@ impl Shims {
         request.container_id = attachment.container.id.clone();
         request.attachment_id = attachment.id.clone();
         request.content = MessageField::some(wire_content(attachment, content));
-        self.call(&attachment.container, request, |client, request| async move {
-            client.replace(context(), &request).await.map(drop)
-        })
-        .await
+        request.resources = wire_resources(&content.resources).into();
+        let asks = request.resources.is_some();
+        let replace = async |request: ReplaceRequest| {
+            self.call(&attachment.container, request, |client, request| async move {
+                client.replace(context(), &request).await
+            })
+            .await
+        };
+        let reply = replace(request.clone()).await?;
+        if !asks || reply.attachment.has_resources {
+            return Ok(());
+        }
+        request.content = reply.replaced.0.map(|content| *content).into();
+        request.resources = MessageField::none();
+        let undone = replace(request).await.is_ok();
+        let container = attachment.container.clone();
+        Err(ShimError::Older { container, lacks: OLDER_THAN_RESOURCES, undone })
     }
 
     /// Unmounts the attachment. False, with its users, if it is in use and `lazy` is not set; true with users if it

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use capsule_proto::hotplug::{
     Attachment as WireAttachment, Content as WireContent, DeviceEdits, DeviceHook, DeviceMount, DeviceNode,
-    Upper as WireUpper, User as WireUser,
+    Limit, Resources as WireResources, Upper as WireUpper, User as WireUser,
 };
 
 use super::{Draining, Mounted, User};
 use crate::{
     attachments::model::{Attachment, Content, Devices},
     devices::{Edits, Hook, Mount, Node},
+    resources::Resources,
     uppers::model::{Place, Upper},
 };
 
@@ -32,6 +33,19 @@ pub fn wire_upper(upper: &Upper) -> WireUpper {
         Place::Image(path) => wire.set_image(path.to_string_lossy().into_owned()),
     }
     wire
+}
+
+/// What an attachment does to limits; nothing if it does nothing.
+pub fn wire_resources(resources: &Resources) -> Option<WireResources> {
+    let limit = |(file, value): (&String, &String)| {
+        let mut limit = Limit::new();
+        (limit.file, limit.value) = (file.clone(), value.clone());
+        limit
+    };
+    let mut wire = WireResources::new();
+    wire.grants = resources.grants.iter().map(limit).collect();
+    wire.caps = resources.caps.iter().map(limit).collect();
+    (!resources.is_empty()).then_some(wire)
 }
 
 /// What devices ask for, of what makes sense in a live container.

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
-use crate::capsules::{model::Digest, oci};
+use crate::{
+    capsules::{model::Digest, oci},
+    resources::Resources,
+};
 
 fn key() -> ContainerKey {
     ContainerKey { namespace: "default".into(), id: "c".into() }
@@ -15,6 +18,7 @@ fn content(n: u8) -> Content {
         digest: Digest::from_sha256(&[n; 32]),
         layers: vec![format!("/s/{n}/fs").into()],
         since: SystemTime::UNIX_EPOCH,
+        resources: Resources::default(),
     }
 }
 
@@ -26,6 +30,7 @@ fn attachment(phase: Phase) -> Attachment {
         named: None,
         capsule: "tzdata".parse().unwrap(),
         devices: None,
+        asked: Resources::default(),
         target: "/usr/share/zoneinfo".into(),
         mode: Mode::Ro,
         upper: None,

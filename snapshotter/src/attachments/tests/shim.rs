@@ -17,7 +17,7 @@ pub(super) struct FakeState {
     pub(super) draining: BTreeMap<String, wire::AttachRequest>,
     /// Attachments that somebody else has unmounted.
     pub(super) unmounted: Vec<String>,
-    /// It knows of no upper directories, and of no devices.
+    /// It knows of no upper directories, of no devices and of no resources.
     pub(super) old: bool,
 }
 
@@ -67,6 +67,7 @@ impl Hotplug for FakeShim {
         let attachment = reply.attachment.mut_or_insert_default();
         attachment.writable = request.upper.is_some() && !state.old;
         attachment.has_devices = request.devices.is_some() && !state.old;
+        attachment.has_resources = request.resources.is_some() && !state.old;
         state.mounted.insert(request.attachment_id.clone(), request);
         if state.late.contains(&call) {
             let status = ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, "timeout".to_owned());
@@ -82,8 +83,12 @@ impl Hotplug for FakeShim {
     ) -> ttrpc::Result<wire::ReplaceResponse> {
         let mut state =
             self.call(format!("replace {}@{}", request.content.capsule, request.content.version))?;
-        state.mounted.get_mut(&request.attachment_id).unwrap().content = request.content;
-        Ok(wire::ReplaceResponse::new())
+        let mut reply = wire::ReplaceResponse::new();
+        reply.attachment.mut_or_insert_default().has_resources = request.resources.is_some() && !state.old;
+        let there = state.mounted.get_mut(&request.attachment_id).unwrap();
+        reply.replaced = std::mem::replace(&mut there.content, request.content);
+        there.resources = request.resources;
+        Ok(reply)
     }
 
     async fn detach(

@@ -1,0 +1,150 @@
+//! What attachments do to limits: settled before anything is on record, held against budgets, and given to the shim.
+
+use super::*;
+use crate::{
+    attachments::LimitsError,
+    events::Kind,
+    resources::{Budgets, Capacity, Ceiling, Disks, Resources, Settings, Wanted},
+    store,
+};
+
+impl TestNode {
+    /// A capsule that declares resources.
+    fn publish_with_resources(&mut self, version: &str, grants: &str, caps: &str) {
+        let mut published = node::publish(&self.snapshots, "heavy", version, "");
+        let image = published.image.as_mut().unwrap();
+        image.annotations.insert("resourcecapsules.io/resources".to_owned(), grants.to_owned());
+        image.annotations.insert("resourcecapsules.io/caps".to_owned(), caps.to_owned());
+        self.engine.capsules.catalogue().put(published.clone());
+        self.published.push(published);
+    }
+
+    fn with_budget(&mut self, file: &str, much: &str) {
+        let file = file.parse().unwrap();
+        let ceiling = Ceiling::parse(&file, much).unwrap();
+        let settings = Settings { node: BTreeMap::from([(file, ceiling)]), ..Settings::default() };
+        let disks = Disks::new(self.dir.path());
+        let ceilings = settings.settle(Capacity { memory: 1 << 30, cpus: 2 }, &disks).unwrap();
+        self.engine = self.engine.clone().with_budgets(Budgets::new(ceilings), disks);
+    }
+
+    async fn ask(&self, what: &str, grants: &[(&str, &str)]) -> Result<Vec<Attachment>, AttachmentError> {
+        let grants: BTreeMap<String, String> =
+            grants.iter().map(|(file, much)| ((*file).to_owned(), (*much).to_owned())).collect();
+        let resources = Wanted::parse(&grants, &BTreeMap::new()).unwrap();
+        self.engine.attach(&wanted(), &[AttachSpec { resources, ..spec(what) }]).await
+    }
+
+    /// What the shim was given last.
+    fn given(&self) -> Vec<String> {
+        let state = self.shim.0.lock().unwrap();
+        let limits = |resources: &wire::Resources| {
+            let grants = resources.grants.iter().map(|limit| format!("{}+{}", limit.file, limit.value));
+            let caps = resources.caps.iter().map(|limit| format!("{}<{}", limit.file, limit.value));
+            grants.chain(caps).collect::<Vec<_>>().join(" ")
+        };
+        state.mounted.values().filter_map(|request| request.resources.as_ref()).map(limits).collect()
+    }
+}
+
+fn refusal(error: &AttachmentError) -> &LimitsError {
+    let AttachmentError::Limits(error) = error else { panic!("{error}") };
+    error
+}
+
+#[tokio::test]
+async fn each_version_has_its_own_and_what_was_asked_for_stays_over_them() {
+    let mut node = TestNode::start().await;
+    node.publish_with_resources("1", r#"{"memory.max": "1M", "pids.max": "4"}"#, r#"{"cpu.max": "0.5cpus"}"#);
+    node.publish_with_resources("2", r#"{"memory.max": "2M", "cpu.weight": "7"}"#, "{}");
+    let attached = node.ask("heavy@1", &[("pids.max", "9")]).await.unwrap().remove(0);
+    assert_eq!(node.given(), ["memory.max+1048576 pids.max+9 cpu.max<50000 100000"]);
+    assert_eq!(attached.current.resources.grants["pids.max"], "9");
+    node.upgrade(&["heavy@2"]).await.unwrap();
+    assert_eq!(node.given(), ["cpu.weight+7 memory.max+2097152 pids.max+9"]);
+    node.restart().await;
+    node.rollback(&["heavy"]).await.unwrap();
+    assert_eq!(node.given(), ["memory.max+1048576 pids.max+9 cpu.max<50000 100000"]);
+    // An upgrade that is undone goes back to what was.
+    node.shim.0.lock().unwrap().refuse = vec!["attach tools@1".into()];
+    assert!(node.attach(&["tools@1"]).await.is_err());
+    assert_eq!(node.given(), ["memory.max+1048576 pids.max+9 cpu.max<50000 100000"]);
+    node.engine.detach(&choice("heavy"), false, None).await.unwrap();
+    assert_eq!(node.durable().await, []);
+}
+
+#[tokio::test]
+async fn what_exceeds_a_budget_is_refused_before_anything_is_touched() {
+    let mut node = TestNode::start().await;
+    node.with_budget("memory.max", "10M");
+    node.publish_with_resources("1", r#"{"memory.max": "6M"}"#, "{}");
+    node.publish_with_resources("2", r#"{"memory.max": "11M"}"#, "{}");
+    node.attach(&["heavy@1"]).await.unwrap();
+    node.shim.calls();
+    let before = node.durable().await;
+    let error = node.ask("tools@1", &[("memory.max", "5M")]).await.unwrap_err();
+    assert!(matches!(refusal(&error), LimitsError::Budget(_)));
+    let said = "tools@1 asks for 5MiB of memory.max, and the budget of the node is 10MiB, of which 6MiB is used (6MiB by heavy@1 in default/c1)";
+    assert!(error.to_string().contains(said), "{error}");
+    let error = node.upgrade(&["heavy@2"]).await.unwrap_err();
+    assert!(error.to_string().contains("heavy@1 asks for 11MiB"), "{error}");
+    assert_eq!((node.shim.calls(), node.durable().await), (Vec::new(), before));
+    // What was refused is not reserved, and what goes is free again.
+    node.ask("tools@1", &[("memory.max", "4M")]).await.unwrap();
+    let used = |node: &TestNode| node.engine.budget_usage()[0].used;
+    assert_eq!(used(&node), 10 << 20);
+    node.engine.detach(&choice("heavy"), false, None).await.unwrap();
+    assert_eq!(used(&node), 4 << 20);
+    // A call that fails in the middle gives back what it had reserved.
+    node.shim.0.lock().unwrap().refuse = vec!["attach heavy@1".into()];
+    assert!(node.attach(&["heavy@1"]).await.is_err());
+    assert_eq!(used(&node), 4 << 20);
+}
+
+#[tokio::test]
+async fn what_is_declared_badly_or_is_of_no_disk_is_refused() {
+    let mut node = TestNode::start().await;
+    node.publish_with_resources("1", r#"{"memory.max": "lots"}"#, "{}");
+    node.publish_with_resources("2", "{}", r#"{"io.max": "/dev/null rbps=1"}"#);
+    for (version, reason) in
+        [("heavy@1", "heavy@1 declares cannot be used"), ("heavy@2", "is no block device")]
+    {
+        let error = node.attach(&[version]).await.unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
+    assert_eq!((node.shim.calls(), node.durable().await), (Vec::new(), Vec::new()));
+}
+
+#[tokio::test]
+async fn an_older_shim_is_not_taken_for_one_that_has_done_it() {
+    let mut node = TestNode::start().await;
+    node.publish_with_resources("1", "{}", "{}");
+    node.publish_with_resources("2", r#"{"pids.max": "3"}"#, "{}");
+    node.shim.0.lock().unwrap().old = true;
+    let error = node.ask("tools@1", &[("pids.max", "1")]).await.unwrap_err();
+    assert!(error.to_string().contains("of a release before resources"), "{error}");
+    assert_eq!(node.shim.mounted(), Vec::<String>::new());
+    // What asks for none is as before, and an upgrade goes back.
+    node.attach(&["heavy@1"]).await.unwrap();
+    let error = node.upgrade(&["heavy@2"]).await.unwrap_err();
+    assert!(error.to_string().contains("of a release before resources"), "{error}");
+    assert_eq!(node.shim.mounted(), ["heavy@1"]);
+    assert_eq!(node.listed().await, ["heavy@1"]);
+}
+
+#[tokio::test]
+async fn a_process_that_was_killed_for_memory_is_told_of_those_that_change_its_limits() {
+    let mut node = TestNode::start().await;
+    node.publish_with_resources("1", r#"{"memory.max": "1M"}"#, "{}");
+    node.attach(&["heavy@1", "tools@1"]).await.unwrap();
+    node.engine.tell_out_of_memory(&key());
+    node.engine.ledger.flush().await;
+    let all = store::events::read_after(&node.store, 0, 100).unwrap().unwrap();
+    let told: Vec<String> = all
+        .iter()
+        .filter(|event| event.kind == Kind::OutOfMemory)
+        .map(|event| format!("{} {}", event.capsule, event.message))
+        .collect();
+    assert_eq!(told, ["heavy the kernel killed a process of the container"]);
+    assert!(!Resources::default().is_of_memory());
+}
