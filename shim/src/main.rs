@@ -18,6 +18,7 @@ mod events;
 mod exit;
 mod hotplug;
 mod io;
+mod limits;
 mod message;
 mod node;
 mod oci;

@@ -161,16 +161,16 @@ impl Engine {
         Ok(state)
     }
 
-    /// Changes a container's resources, and sees to it that it keeps the devices that it was given meanwhile.
+    /// Changes a container's resources, and sees to it that it keeps the devices and limits that it was given meanwhile.
     ///
     /// # Errors
     /// As [`Container::update`].
     pub async fn update(&self, id: &str, resources: &[u8]) -> Result<(), EngineError> {
-        self.container(id)?.update(resources).await?;
         let server = self.hotplug.get().and_then(Option::as_ref);
-        let devices = server.map(|server| server.lock().unwrap_or_else(PoisonError::into_inner).devices());
-        if let Some(devices) = devices {
-            devices.apply(id).await;
+        let given = server.map(|server| server.lock().unwrap_or_else(PoisonError::into_inner).given());
+        self.container(id)?.update(resources, given.as_ref()).await?;
+        if let Some(given) = given {
+            given.apply_devices(id).await;
         }
         Ok(())
     }
@@ -310,6 +310,7 @@ impl Tasks for Engine {
             bundle: container.bundle().path().to_owned(),
             rootfs: container.rootfs().to_owned(),
             cgroup: container.unified_cgroup().map(Into::into),
+            runtime: container.updates(),
             takes_capsules: container.takes_capsules(),
         })
     }

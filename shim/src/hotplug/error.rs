@@ -16,6 +16,8 @@ use super::{
 use crate::{
     bundle::BundleError,
     devices::{DeviceError, InvalidRule},
+    limits::LimitError,
+    oci::RuntimeError,
 };
 
 /// Why a call failed. The container is as it was before the call.
@@ -49,7 +51,7 @@ pub enum EngineError {
     #[error("no attachment {0} in this container")]
     NoAttachment(AttachmentId),
     /// The id is attached with other content, target or mode.
-    #[error("attachment {0} is there already, with other content, target or mode")]
+    #[error("attachment {0} is there already, with other content, target, mode or resources")]
     Conflict(AttachmentId),
     /// What it writes to is still used by processes that had it before it was detached.
     #[error(
@@ -138,6 +140,12 @@ pub enum EngineError {
     /// The container could not be given devices.
     #[error(transparent)]
     Devices(#[from] DevicesError),
+    /// The container's limits could not be changed.
+    #[error(transparent)]
+    Limits(#[from] LimitError),
+    /// Its runtime refused to change them.
+    #[error("the runtime did not change the container's limits")]
+    Runtime(#[source] RuntimeError),
     /// The directory that overlays need as a second layer could not be made.
     #[error("cannot make the directory {path}")]
     Empty {

@@ -33,7 +33,7 @@ use std::{
 pub use error::JournalError;
 use thiserror::Error;
 
-use crate::reaper::Reaper;
+use crate::{oci::RuntimeError, reaper::Reaper};
 
 /// What hot-plug asks of the task side.
 ///
@@ -62,8 +62,19 @@ pub struct LiveTask {
     pub rootfs: PathBuf,
     /// Its control group, where the hierarchy is unified: only there can devices be given to a live container.
     pub cgroup: Option<PathBuf>,
+    /// Its runtime.
+    pub runtime: Arc<dyn Runtime>,
     /// Whether the container may be given capsules.
     pub takes_capsules: bool,
+}
+
+/// The runtime of one container, as far as hot-plug needs it.
+pub trait Runtime: std::fmt::Debug + Send + Sync {
+    /// Changes the container's resources to `resources`, the JSON of OCI's `LinuxResources`. Blocks.
+    ///
+    /// # Errors
+    /// What the runtime says.
+    fn update(&self, resources: &[u8]) -> Result<(), RuntimeError>;
 }
 
 /// Why there is no live task.
@@ -124,9 +135,9 @@ pub struct Server {
 }
 
 impl Server {
-    /// A handle to what a change of a task may have taken away.
-    pub fn devices(&self) -> Devices {
-        Devices(Arc::clone(&self.engine))
+    /// A handle to what an update of a task is to leave as it is.
+    pub fn given(&self) -> Given {
+        Given(Arc::clone(&self.engine))
     }
 
     /// Removes the socket, unless it is another shim's by now.
@@ -141,14 +152,53 @@ impl Server {
     }
 }
 
-/// The devices that live containers were given: cheap to clone.
-#[derive(Clone)]
-pub struct Devices(Arc<engine::Engine>);
+/// Why an update of a task was not done.
+#[derive(Debug, Error)]
+pub enum UpdateError {
+    /// The runtime refused it.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// It could not be brought together with the limits that attachments change.
+    #[error("the update cannot be brought together with what attachments do to the container's limits")]
+    Limits(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It ended early.
+    #[error("the update ended early: see the shim's log")]
+    Ended,
+}
 
-impl Devices {
+impl From<error::EngineError> for UpdateError {
+    fn from(error: error::EngineError) -> Self {
+        match error {
+            error::EngineError::Runtime(error) => Self::Runtime(error),
+            other => Self::Limits(Box::new(other)),
+        }
+    }
+}
+
+/// The devices and limits that live containers were given: cheap to clone.
+#[derive(Clone)]
+pub struct Given(Arc<engine::Engine>);
+
+impl Given {
+    /// Does an update of a container's task, so that it changes the container's own limits and undoes nothing that attachments do to
+    /// them. `resources` go to the runtime as they came where attachments do nothing.
+    ///
+    /// # Errors
+    /// [`UpdateError`]; then the limits are as they were.
+    pub async fn update(
+        &self,
+        container: &str,
+        resources: &[u8],
+        runtime: Arc<dyn Runtime>,
+    ) -> Result<(), UpdateError> {
+        let (engine, id, resources) = (Arc::clone(&self.0), container.to_owned(), resources.to_owned());
+        let update = move || engine.update(&id, &resources, runtime.as_ref());
+        tokio::task::spawn_blocking(update).await.unwrap_or(Err(UpdateError::Ended))
+    }
+
     /// Has a container's programs allow its devices again, where an update of its task, or somebody else, has changed them. What
     /// cannot be is logged: the update itself is done.
-    pub async fn apply(&self, container: &str) {
+    pub async fn apply_devices(&self, container: &str) {
         let (engine, id) = (Arc::clone(&self.0), container.to_owned());
         let applied = tokio::task::spawn_blocking(move || engine.apply_devices(&id)).await;
         if let Ok(Err(error)) = applied

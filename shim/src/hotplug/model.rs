@@ -40,6 +40,18 @@ pub enum InvalidRequest {
         /// What is wrong.
         reason: &'static str,
     },
+    /// A change of a limit.
+    #[error("the {what} {file} {value:?} cannot be used: {reason}")]
+    Limit {
+        /// A grant, or a cap.
+        what: &'static str,
+        /// The file.
+        file: String,
+        /// Its value.
+        value: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
     /// A name would not fit on a line of a table.
     #[error("the {field} {value:?} has control characters")]
     Control {

@@ -14,7 +14,7 @@ use overlayfs_utils::{
 use rustix::fs::{Mode as FileMode, OFlags};
 
 use super::{
-    LiveTask,
+    LiveTask, Runtime,
     error::EngineError,
     journal::{Init, Journal, Mounted, Record},
     kernel::Kernel,
@@ -47,6 +47,8 @@ pub struct Scene {
     pub takes_capsules: bool,
     /// Its control group, where the hierarchy is unified.
     pub cgroup: Option<PathBuf>,
+    /// Its runtime.
+    pub runtime: Arc<dyn Runtime>,
     bundle: PathBuf,
     rootfs: PathBuf,
 }
@@ -64,7 +66,8 @@ impl Scene {
         let journal = Journal::read(&live.bundle, init)?;
         let (takes_capsules, bundle) = (live.takes_capsules, live.bundle.clone());
         let (cgroup, rootfs) = (live.cgroup.clone(), live.rootfs.clone());
-        Ok(Self { task, host, journal, kernel, pins, takes_capsules, cgroup, bundle, rootfs })
+        let runtime = Arc::clone(&live.runtime);
+        Ok(Self { task, host, journal, kernel, pins, takes_capsules, cgroup, runtime, bundle, rootfs })
     }
 
     /// The bundle.

@@ -1,6 +1,7 @@
 //! The ttrpc side: wire types in, wire types out, and nothing else.
 
 mod devices;
+mod limits;
 
 use std::{error::Error, sync::Arc};
 
@@ -11,11 +12,11 @@ use ttrpc::{Code, r#async::TtrpcContext};
 
 use super::{
     TaskLookupError,
-    edits::Edits,
-    engine::{Attached, Drained, Engine, Given},
+    engine::{Attached, Drained, Engine, Given, Limited, Wanted},
     error::{DevicesError, EngineError},
     model::{AttachmentId, Content, InvalidRequest, Mode, Spec, UpperPlace},
 };
+use crate::limits::{Change, LimitError};
 
 /// Answers `capsule.hotplug.v1`.
 pub struct Service {
@@ -50,8 +51,8 @@ impl wire::Hotplug for Service {
         req: wire::AttachRequest,
     ) -> ttrpc::Result<wire::AttachResponse> {
         let container = req.container_id.clone();
-        let wanted = parse_wanted(req).map_err(|e| status(&e.into()))?;
-        let attached = self.run(move |engine| attach(engine, &container, wanted)).await?;
+        let (id, wanted) = parse_wanted(req).map_err(|e| status(&e.into()))?;
+        let attached = self.run(move |engine| attach(engine, &container, id, wanted)).await?;
         let attachment = Some(attached).into();
         Ok(wire::AttachResponse { attachment, ..Default::default() })
     }
@@ -61,11 +62,16 @@ impl wire::Hotplug for Service {
         _: &TtrpcContext,
         req: wire::ReplaceRequest,
     ) -> ttrpc::Result<wire::ReplaceResponse> {
-        let parse = || Ok((AttachmentId::parse(req.attachment_id)?, parse_content(req.content.0)?));
-        let (id, content) = parse().map_err(|e: InvalidRequest| status(&e.into()))?;
-        let container = req.container_id;
-        let (now, replaced) = self.run(move |engine| engine.replace(&container, &id, content)).await?;
-        let (attachment, replaced) = (Some(wire_attachment(now)).into(), Some(wire_content(replaced)).into());
+        let parse = || {
+            let change = parse_change(req.resources.0)?;
+            Ok((AttachmentId::parse(req.attachment_id)?, parse_content(req.content.0)?, change))
+        };
+        let (id, content, change) = parse().map_err(|e: InvalidRequest| status(&e.into()))?;
+        let (container, has_resources) = (req.container_id, !change.is_empty());
+        let replace = move |engine: &Engine| engine.replace_all(&container, &id, content, change);
+        let (now, replaced) = self.run(replace).await?;
+        let now = wire::Attachment { has_resources, ..wire_attachment(now) };
+        let (attachment, replaced) = (Some(now).into(), Some(wire_content(replaced)).into());
         Ok(wire::ReplaceResponse { attachment, replaced, ..Default::default() })
     }
 
@@ -85,44 +91,44 @@ impl wire::Hotplug for Service {
         let (container, with_users) = (req.container_id, req.with_users);
         let one = (!container.is_empty()).then_some(container);
         let listed = self.run(move |engine| {
+            let limits = engine.list_limits(one.as_deref())?;
             let (attached, draining) = engine.list(one.as_deref())?;
             let devices = engine.list_devices(one.as_deref())?;
-            Ok((attached, devices, draining))
+            Ok((attached, devices, limits, draining))
         });
-        let (attached, devices, draining) = listed.await?;
+        let (attached, devices, limits, draining) = listed.await?;
         let devices = devices.iter().map(|(container, given)| wire_devices(container, given));
-        let attachments = attached.into_iter().map(wire_attachment).chain(devices).collect();
+        let alone = limits.iter().filter(|limited| limited.alone).map(wire_alone);
+        let all = attached.into_iter().map(wire_attachment).chain(devices).chain(alone);
+        let attachments = all.map(|attachment| with_limits(attachment, &limits)).collect();
         let draining = draining.into_iter().map(|d| wire_draining(d, with_users)).collect();
         Ok(wire::ListResponse { attachments, draining, ..Default::default() })
     }
 }
 
-/// An attachment: a capsule, devices, or both.
-#[derive(Debug)]
-struct Wanted {
+fn attach(
+    engine: &Engine,
+    container: &str,
     id: AttachmentId,
-    spec: Option<Spec>,
-    devices: Option<Edits>,
+    wanted: Wanted,
+) -> Result<wire::Attachment, EngineError> {
+    let (has_devices, has_resources) = (wanted.devices.is_some(), !wanted.change.is_empty());
+    let attached = engine.attach_all(container, &id, wanted)?;
+    let alone = || wire_devices(container, &Given { id, there: true });
+    Ok(wire::Attachment { has_devices, has_resources, ..attached.map_or_else(alone, wire_attachment) })
 }
 
-fn attach(engine: &Engine, container: &str, wanted: Wanted) -> Result<wire::Attachment, EngineError> {
-    match wanted {
-        Wanted { spec: Some(spec), devices: None, .. } => engine.attach(container, spec).map(wire_attachment),
-        Wanted { id, spec, devices } => {
-            let devices = devices.unwrap_or_default();
-            let attached = engine.attach_devices(container, &id, devices, spec)?;
-            let alone = || wire_devices(container, &Given { id, there: true });
-            Ok(wire::Attachment { has_devices: true, ..attached.map_or_else(alone, wire_attachment) })
-        }
-    }
-}
-
-fn parse_wanted(mut req: wire::AttachRequest) -> Result<Wanted, InvalidRequest> {
+fn parse_wanted(mut req: wire::AttachRequest) -> Result<(AttachmentId, Wanted), InvalidRequest> {
     let id = AttachmentId::parse(req.attachment_id.clone())?;
     let devices = req.devices.take().map(devices::parse_edits).transpose()?;
-    let alone = devices.is_some() && req.content.is_none();
+    let change = parse_change(req.resources.take().map(Box::new))?;
+    let alone = (devices.is_some() || !change.is_empty()) && req.content.is_none();
     let spec = if alone { None } else { Some(parse_spec(req)?) };
-    Ok(Wanted { id, spec, devices })
+    Ok((id, Wanted { spec, devices, change }))
+}
+
+fn parse_change(resources: Option<Box<wire::Resources>>) -> Result<Change, InvalidRequest> {
+    resources.map(|resources| limits::parse_change(*resources)).transpose().map(Option::unwrap_or_default)
 }
 
 fn parse_spec(req: wire::AttachRequest) -> Result<Spec, InvalidRequest> {
@@ -192,6 +198,25 @@ fn wire_devices(container: &str, given: &Given) -> wire::Attachment {
     }
 }
 
+/// An attachment of limits alone.
+fn wire_alone(limited: &Limited) -> wire::Attachment {
+    wire::Attachment {
+        container_id: limited.container.clone(),
+        attachment_id: limited.id.to_string(),
+        mounted: true,
+        ..Default::default()
+    }
+}
+
+fn with_limits(mut attachment: wire::Attachment, limits: &[Limited]) -> wire::Attachment {
+    let is_its = |limited: &&Limited| {
+        (limited.container.as_str(), limited.id.to_string())
+            == (attachment.container_id.as_str(), attachment.attachment_id.clone())
+    };
+    attachment.has_resources = limits.iter().find(is_its).is_some_and(|limited| limited.in_force);
+    attachment
+}
+
 fn wire_draining(drained: Drained, with_users: bool) -> wire::Draining {
     let Drained { container, draining, users } = drained;
     let users = if with_users { users } else { Vec::new() };
@@ -252,6 +277,15 @@ fn code(error: &EngineError) -> Code {
             | DevicesError::Hook { .. } => Code::FAILED_PRECONDITION,
             DevicesError::Config(_) | DevicesError::Rules(_) | DevicesError::Stage(_) => Code::INTERNAL,
         },
+        EngineError::Limits(error) => match error {
+            LimitError::NotUnified
+            | LimitError::Missing { .. }
+            | LimitError::NoCpus { .. }
+            | LimitError::InUse { .. }
+            | LimitError::Ignored { .. }
+            | LimitError::Request { .. } => Code::FAILED_PRECONDITION,
+            LimitError::Strange { .. } | LimitError::File { .. } => Code::INTERNAL,
+        },
         EngineError::Raced(_) => Code::ABORTED,
         EngineError::Rootfs { .. }
         | EngineError::ReadLayer { .. }
@@ -261,6 +295,7 @@ fn code(error: &EngineError) -> Code {
         | EngineError::Users(_)
         | EngineError::Upper(_)
         | EngineError::UserNamespace(_)
+        | EngineError::Runtime(_)
         | EngineError::Empty { .. } => Code::INTERNAL,
     }
 }

@@ -42,6 +42,7 @@ fn code(error: &EngineError) -> Code {
         | EngineError::Rootfs(_)
         | EngineError::Io(_)
         | EngineError::Runtime(_)
+        | EngineError::Update(_)
         | EngineError::Checkpoint { .. }
         | EngineError::Journal(_)
         | EngineError::Stats(_)

@@ -1,6 +1,10 @@
 //! A container's control groups: what it uses, what it may use, and that it used too much.
 
-use std::{fs, path::Path, sync::PoisonError};
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError},
+};
 
 use containerd_shim::protos::protobuf::well_known_types::any::Any;
 
@@ -9,6 +13,8 @@ use crate::{
     bundle::write_private,
     cgroup::{Cgroup, controllers},
     engine::{EngineError, chain, state::Step},
+    hotplug::{self, Given},
+    oci::{Runtime, RuntimeError},
     oom, stats,
 };
 
@@ -76,19 +82,57 @@ impl Container {
         Ok(stats::collect(cgroup)?)
     }
 
-    /// Changes its resources to `resources`, the JSON of OCI's `LinuxResources`, which goes to the runtime as it came.
+    /// Changes its resources to `resources`, the JSON of OCI's `LinuxResources`, and leaves what was `given` to it meanwhile.
     ///
     /// # Errors
     /// [`EngineError`]; what the runtime refused it says, and by its contract has not changed.
-    pub async fn update(&self, resources: &[u8]) -> Result<(), EngineError> {
+    pub async fn update(&self, resources: &[u8], given: Option<&Given>) -> Result<(), EngineError> {
         let parsed = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(resources);
         parsed.map_err(|e| EngineError::Resources(self.id.to_string(), e))?;
         let _step = self.init.step().await;
         self.init.state().allow(Step::Update)?;
-        let file = self.bundle.path().join("capsule-resources.json");
-        write_private(&file, resources)?;
-        let updated = self.runtime.update(self.id.as_str(), &file).await;
+        let updates = self.updates();
+        match given {
+            Some(given) => given.update(self.id.as_str(), resources, updates).await?,
+            None => updates.tell(resources).await?,
+        }
+        Ok(())
+    }
+
+    /// What changes its resources.
+    pub fn updates(&self) -> Arc<Updates> {
+        let bundle = self.bundle.path().to_owned();
+        Arc::new(Updates { id: self.id.to_string(), bundle, runtime: self.runtime.clone() })
+    }
+}
+
+/// A container's runtime, told to change resources.
+pub struct Updates {
+    id: String,
+    bundle: PathBuf,
+    runtime: Runtime,
+}
+
+impl Updates {
+    async fn tell(&self, resources: &[u8]) -> Result<(), RuntimeError> {
+        let file = self.bundle.join("capsule-resources.json");
+        write_private(&file, resources)
+            .map_err(|e| RuntimeError::Spawn(file.clone(), io::Error::other(e)))?;
+        let updated = self.runtime.update(&self.id, &file).await;
         let _ = fs::remove_file(file);
-        Ok(updated?)
+        updated
+    }
+}
+
+impl fmt::Debug for Updates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the runtime of {}", self.id)
+    }
+}
+
+impl hotplug::Runtime for Updates {
+    fn update(&self, resources: &[u8]) -> Result<(), RuntimeError> {
+        // Of the blocking threads that hot-plug works on, which are tokio's.
+        tokio::runtime::Handle::current().block_on(self.tell(resources))
     }
 }

@@ -5,25 +5,60 @@ use overlayfs_utils::{attach, dissolve, in_mount_namespace, mount_at};
 use super::{
     Attached, Engine,
     build::{Built, Placed, build_all, place, plan},
-    prune_draining,
+    limits, prune_draining,
 };
-use crate::hotplug::{
-    capsule::Tree,
-    error::EngineError,
-    journal::{Record, State},
-    model::{AttachmentId, Spec},
-    plan::Planned,
-    scene::Scene,
+use crate::{
+    hotplug::{
+        capsule::Tree,
+        edits::Edits,
+        error::EngineError,
+        journal::{Record, State},
+        model::{AttachmentId, Spec},
+        plan::Planned,
+        scene::Scene,
+    },
+    limits::Change,
 };
 
 impl Engine {
-    /// Attaches `spec`; a success when it is there already just so.
+    /// Attaches what is wanted; a success when it is there already just so. The attachment, if it has a capsule.
+    ///
+    /// Limits are changed first, and devices are given before the capsule is attached.
     ///
     /// # Errors
-    /// [`EngineError`]; then nothing changed.
-    pub fn attach(&self, container: &str, spec: Spec) -> Result<Attached, EngineError> {
-        self.with_scene(container, |scene| attach_in(container, scene, spec))
+    /// [`EngineError`]; then nothing changed, but for what hooks have written.
+    pub fn attach_all(
+        &self,
+        container: &str,
+        id: &AttachmentId,
+        wanted: Wanted,
+    ) -> Result<Option<Attached>, EngineError> {
+        self.with_scene(container, |scene| {
+            let is_new = limits::give(scene, container, id, wanted.change)?;
+            let attached = match (wanted.devices, wanted.spec) {
+                (Some(edits), spec) => self.attach_with_devices(scene, container, id, edits, spec),
+                (None, Some(spec)) => attach_in(container, scene, spec).map(Some),
+                (None, None) => Ok(None),
+            };
+            match (is_new, &attached) {
+                (true, Ok(_)) => limits::settle(scene, id),
+                (true, Err(_)) => limits::undo(scene, id),
+                (false, _) => {}
+            }
+            attached
+        })
     }
+}
+
+/// What an attachment is to be: at least one of the three.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    /// A capsule.
+    pub spec: Option<Spec>,
+    /// Devices.
+    pub devices: Option<Edits>,
+    /// What it does to limits.
+    pub change: Change,
 }
 
 /// Whether processes of the container still have what an attachment of this id had.

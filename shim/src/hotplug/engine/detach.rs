@@ -7,7 +7,9 @@ use overlayfs_utils::{
     unmount,
 };
 
-use super::{Detached, Engine, add_draining, devices::detach_with_devices, replace::reattach, users_of};
+use super::{
+    Detached, Engine, add_draining, devices::detach_with_devices, limits, replace::reattach, users_of,
+};
 use crate::hotplug::{
     TaskLookupError,
     error::EngineError,
@@ -27,14 +29,19 @@ impl Engine {
     /// Takes an attachment away; a success when it is not there, or its task has ended.
     ///
     /// Strict: while a process uses it, nothing changes, and the answer names the users. The kernel is the judge: it is
-    /// asked to unmount, and only if it refuses are users looked for. Lazy: it is out of reach at once, and drains.
+    /// asked to unmount, and only if it refuses are users looked for. Lazy: it is out of reach at once, and drains. The container
+    /// has its limits until then; strict, they are not taken from it below what it uses.
     ///
     /// # Errors
     /// [`EngineError`]; then it is attached as before.
     pub fn detach(&self, container: &str, id: &AttachmentId, lazy: bool) -> Result<Detached, EngineError> {
-        let done = self.with_scene(container, |scene| match scene.journal.find_devices(id).cloned() {
-            Some(devices) => detach_with_devices(scene, devices, lazy),
-            None => detach_in(scene, id, lazy),
+        let done = self.with_scene(container, |scene| {
+            limits::leave(scene, id, lazy)?;
+            let done = match scene.journal.find_devices(id).cloned() {
+                Some(devices) => detach_with_devices(scene, devices, lazy),
+                None => detach_in(scene, id, lazy),
+            };
+            limits::left(scene, id, done.as_ref().is_ok_and(|done| done.detached)).and(done)
         });
         match done {
             // The mounts went with the mount namespace.

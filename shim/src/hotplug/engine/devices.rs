@@ -44,33 +44,31 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError`]; then nothing changed, but for what hooks have written.
-    pub fn attach_devices(
+    pub(super) fn attach_with_devices(
         &self,
+        scene: &mut Scene,
         container: &str,
         id: &AttachmentId,
         edits: Edits,
         spec: Option<Spec>,
     ) -> Result<Option<Attached>, EngineError> {
-        self.with_scene(container, |scene| {
-            let is_new = match scene.journal.find_devices(id) {
-                Some(there) if there.edits == edits => false,
-                Some(_) => return Err(EngineError::Conflict(id.clone())),
-                None if !scene.takes_capsules => return Err(EngineError::Disabled(container.to_owned())),
-                None => true,
-            };
-            if is_new {
-                give(scene, DeviceRecord::new(id.clone(), edits), |scene, record| {
-                    hooks::run_all(scene, container, &record.edits.hooks, self.reaper.as_deref())
-                })?;
-            }
-            let Some(spec) = spec else { return Ok(None) };
-            let attached = attach_in(container, scene, spec);
-            if let (true, Err(_), Some(record)) = (is_new, &attached, scene.journal.find_devices(id).cloned())
-            {
-                undo(scene, record);
-            }
-            attached.map(Some)
-        })
+        let is_new = match scene.journal.find_devices(id) {
+            Some(there) if there.edits == edits => false,
+            Some(_) => return Err(EngineError::Conflict(id.clone())),
+            None if !scene.takes_capsules => return Err(EngineError::Disabled(container.to_owned())),
+            None => true,
+        };
+        if is_new {
+            give(scene, DeviceRecord::new(id.clone(), edits), |scene, record| {
+                hooks::run_all(scene, container, &record.edits.hooks, self.reaper.as_deref())
+            })?;
+        }
+        let Some(spec) = spec else { return Ok(None) };
+        let attached = attach_in(container, scene, spec);
+        if let (true, Err(_), Some(record)) = (is_new, &attached, scene.journal.find_devices(id).cloned()) {
+            undo(scene, record);
+        }
+        attached.map(Some)
     }
 
     /// The devices of attachments that have no capsule, each with its container: of one container, or of all. Programs that

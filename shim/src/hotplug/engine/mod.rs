@@ -8,6 +8,7 @@ mod build;
 mod detach;
 mod devices;
 mod hooks;
+mod limits;
 mod list;
 mod recover;
 mod replace;
@@ -21,7 +22,9 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+pub use attach::Wanted;
 pub use devices::Given;
+pub use limits::Limited;
 use overlayfs_utils::{NamespaceError, PinError, SuperBlock, User, find_users};
 
 use super::{

@@ -15,7 +15,8 @@ pub(super) fn recover(scene: &mut Scene) -> Result<(), EngineError> {
         log::warn!("attachment {} was left half done: {:?}", record.spec.id, record.state);
         recover_one(scene, record)?;
     }
-    super::devices::recover(scene)
+    super::devices::recover(scene)?;
+    super::limits::recover(scene)
 }
 
 fn recover_one(scene: &mut Scene, record: Record) -> Result<(), EngineError> {

@@ -14,27 +14,32 @@ use super::{
     Attached, Engine, MANY_DRAINING, add_draining,
     build::{Built, Placed, build_all, place, plan},
     detach::check_clear,
-    find_record, prune_draining,
+    find_record, limits, prune_draining,
 };
-use crate::hotplug::{
-    capsule::Tree,
-    error::EngineError,
-    journal::{Mounted, Record, State},
-    model::{AttachmentId, Content},
-    plan::Planned,
-    scene::Scene,
+use crate::{
+    hotplug::{
+        capsule::Tree,
+        error::EngineError,
+        journal::{Mounted, Record, State},
+        model::{AttachmentId, Content},
+        plan::Planned,
+        scene::Scene,
+    },
+    limits::Change as LimitChange,
 };
 
 impl Engine {
-    /// Replaces the content of an attachment; returns it, and the content it had.
+    /// Replaces the content of an attachment, and what it does to limits; returns it, and the content it had. The new limits
+    /// are in force before the new content is.
     ///
     /// # Errors
     /// [`EngineError`]; then the old content is in place.
-    pub fn replace(
+    pub fn replace_all(
         &self,
         container: &str,
         id: &AttachmentId,
         content: Content,
+        change: LimitChange,
     ) -> Result<(Attached, Content), EngineError> {
         self.with_scene(container, |scene| {
             let old = find_record(scene, id)?;
@@ -43,8 +48,10 @@ impl Engine {
                 // Two overlays with one upper directory would not see what the other writes, and the old one drains.
                 return Err(EngineError::Writable(id.clone()));
             }
-            let record = if replaced == content { old } else { replace_content(scene, old, content)? };
-            Ok((super::list::checked(container, scene, record)?, replaced))
+            limits::replace(scene, id, &content, change)?;
+            let record = if replaced == content { Ok(old) } else { replace_content(scene, old, content) };
+            limits::replaced(scene, id, record.is_ok());
+            Ok((super::list::checked(container, scene, record?)?, replaced))
         })
     }
 }

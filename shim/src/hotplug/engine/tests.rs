@@ -2,6 +2,7 @@
 
 mod container;
 mod devices;
+mod limits;
 mod writable;
 
 use std::{fs, path::Path};
@@ -11,11 +12,42 @@ use rustix::io::Errno;
 
 use self::container::{Container, One, on_host, pidfd};
 use super::*;
-use crate::hotplug::{
-    LiveTask,
-    journal::State,
-    model::{Content, Mode, Spec},
+use crate::{
+    hotplug::{
+        LiveTask,
+        edits::Edits,
+        journal::State,
+        model::{Content, Mode, Spec},
+    },
+    limits::Change,
 };
+
+/// Parts of what the engine does.
+impl Engine {
+    fn attach(&self, container: &str, spec: Spec) -> Result<Attached, EngineError> {
+        let (id, spec) = (spec.id.clone(), Some(spec));
+        Ok(self.attach_all(container, &id, Wanted { spec, ..Wanted::default() })?.unwrap())
+    }
+
+    fn attach_devices(
+        &self,
+        container: &str,
+        id: &AttachmentId,
+        edits: Edits,
+        spec: Option<Spec>,
+    ) -> Result<Option<Attached>, EngineError> {
+        self.attach_all(container, id, Wanted { spec, devices: Some(edits), ..Wanted::default() })
+    }
+
+    fn replace(
+        &self,
+        container: &str,
+        id: &AttachmentId,
+        content: Content,
+    ) -> Result<(Attached, Content), EngineError> {
+        self.replace_all(container, id, content, Change::default())
+    }
+}
 
 fn content(dir: &Path, version: &str, files: &[&str]) -> Content {
     let layer = dir.join("layers").join(version);

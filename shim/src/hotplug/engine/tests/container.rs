@@ -12,7 +12,10 @@ use std::{
 use overlayfs_utils::{LayersBy, in_new_mount_namespace};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 
-use crate::hotplug::{LiveTask, TaskLookupError, Tasks, engine::Engine, kernel::Kernel};
+use crate::{
+    hotplug::{LiveTask, Runtime, TaskLookupError, Tasks, engine::Engine, kernel::Kernel},
+    oci::RuntimeError,
+};
 
 /// Runs in the container before its init: what a runtime would mount, and a volume.
 const SET_UP: &str = "set -e; mount --bind . .; cd \"$PWD\"
@@ -25,6 +28,16 @@ pub struct Container {
     pub init: Child,
     pub bundle: PathBuf,
     rootfs: PathBuf,
+}
+
+/// It changes nothing.
+#[derive(Debug)]
+struct NoRuntime;
+
+impl Runtime for NoRuntime {
+    fn update(&self, _: &[u8]) -> Result<(), RuntimeError> {
+        Err(RuntimeError::Reaper)
+    }
 }
 
 /// One container, "c".
@@ -95,6 +108,7 @@ impl Container {
             bundle: self.bundle.clone(),
             rootfs: self.rootfs.clone(),
             cgroup: None,
+            runtime: Arc::new(NoRuntime),
             takes_capsules: true,
         }
     }

@@ -1,0 +1,430 @@
+//! What attachments do to a container's limits, as part of their calls.
+//!
+//! The journal holds the container's own limits and what each attachment does to them; what is to be in force follows from that, so
+//! every change is: note it, apply. An attachment's limits are in force before anything of it is seen, and until nothing of it is.
+
+use super::Engine;
+use crate::{
+    hotplug::{
+        Runtime, TaskLookupError, UpdateError,
+        error::EngineError,
+        journal::{LimitRecord, State},
+        model::{AttachmentId, Content},
+        scene::Scene,
+    },
+    limits::{
+        Amounts, Change, File, Groups, LimitError, Request, Value, Words, indirect, is_told, merge, patch,
+    },
+};
+
+/// The limits of an attachment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limited {
+    /// The container.
+    pub container: String,
+    /// The attachment.
+    pub id: AttachmentId,
+    /// Its limits are in force.
+    pub in_force: bool,
+    /// It has neither a capsule nor devices.
+    pub alone: bool,
+}
+
+impl Engine {
+    /// The attachments that change limits: of one container, or of all. Limits that somebody else has set since are taken for the
+    /// container's own, with the changes on top.
+    ///
+    /// # Errors
+    /// [`EngineError`] for one container; of all containers, those that cannot be looked at are logged and left out.
+    pub fn list_limits(&self, container: Option<&str>) -> Result<Vec<Limited>, EngineError> {
+        if let Some(container) = container {
+            return self.list_limits_of(container);
+        }
+        let mut all = Vec::new();
+        for id in self.tasks.ids() {
+            match self.list_limits_of(&id) {
+                Ok(limited) => all.extend(limited),
+                Err(error) => log::warn!("container {id} is left out of a list: {}", chain(&error)),
+            }
+        }
+        Ok(all)
+    }
+
+    fn list_limits_of(&self, container: &str) -> Result<Vec<Limited>, EngineError> {
+        let listed = self.with_scene(container, |scene| {
+            if scene.journal.limits.is_empty() {
+                return Ok(Vec::new());
+            }
+            if let Err(error) = look_again(scene) {
+                log::error!("container {container}: its limits may not be in force: {}", chain(&error));
+            }
+            let differing = groups(scene)?.differing(&scene.journal.limits.wanted()?)?;
+            let one = |record: &LimitRecord| Limited {
+                container: container.to_owned(),
+                id: record.id.clone(),
+                in_force: !record.change.files().any(|file| differing.contains(file)),
+                alone: !has_more(scene, &record.id),
+            };
+            Ok(scene.journal.limits.records.iter().map(one).collect())
+        });
+        match listed {
+            Err(EngineError::Task(TaskLookupError::NotRunning { .. })) => Ok(Vec::new()),
+            other => other,
+        }
+    }
+
+    /// Does an update of the task. See [`Given::update`](crate::hotplug::Given::update).
+    ///
+    /// # Errors
+    /// [`UpdateError`].
+    pub fn update(
+        &self,
+        container: &str,
+        resources: &[u8],
+        runtime: &dyn Runtime,
+    ) -> Result<(), UpdateError> {
+        let mut done = None;
+        let looked = self.with_scene(container, |scene| {
+            done = Some(update_in(scene, resources));
+            Ok(())
+        });
+        if let Some(done) = done {
+            return done;
+        }
+        if let Err(error) = looked
+            && !error.is_of_ended_task()
+        {
+            log::warn!("container {container} is updated without a look at attachments: {}", chain(&error));
+        }
+        Ok(runtime.update(resources)?)
+    }
+}
+
+fn chain(error: &EngineError) -> String {
+    crate::engine::chain(error)
+}
+
+fn groups(scene: &Scene) -> Result<Groups, LimitError> {
+    scene.cgroup.as_deref().map(Groups::new).ok_or(LimitError::NotUnified)
+}
+
+/// Whether the journal has something else of an attachment.
+fn has_more(scene: &Scene, id: &AttachmentId) -> bool {
+    scene.journal.find(id).is_some() || scene.journal.find_devices(id).is_some()
+}
+
+/// Puts what an attachment does to limits in force, until [`settle`] or [`undo`]. False when it was there already.
+///
+/// # Errors
+/// [`EngineError`]; then nothing has changed.
+pub(super) fn give(
+    scene: &mut Scene,
+    container: &str,
+    id: &AttachmentId,
+    change: Change,
+) -> Result<bool, EngineError> {
+    match scene.journal.limits.find(id) {
+        Some(there) if there.change == change => return Ok(false),
+        None if change.is_empty() => return Ok(false),
+        None if !has_more(scene, id) => {}
+        _ => return Err(EngineError::Conflict(id.clone())),
+    }
+    if !scene.takes_capsules {
+        return Err(EngineError::Disabled(container.to_owned()));
+    }
+    let record = LimitRecord { id: id.clone(), change, next: None, state: State::Attaching };
+    put_in_force(scene, record)?;
+    tell_lower_above(scene, id);
+    Ok(true)
+}
+
+/// Notes that an attachment is there, with its limits.
+pub(super) fn settle(scene: &mut Scene, id: &AttachmentId) {
+    if let Some(record) = scene.journal.limits.records.iter_mut().find(|record| record.id == *id) {
+        record.state = State::Attached;
+        write_after(scene);
+    }
+}
+
+/// Takes back what was given. What cannot be is told: the call has failed already.
+pub(super) fn undo(scene: &mut Scene, id: &AttachmentId) {
+    scene.journal.limits.remove(id);
+    if let Err(error) = put_back(scene) {
+        log::error!("undoing the limits of {id}: {}", chain(&error));
+    }
+}
+
+/// Notes that an attachment is to go; its limits stay until [`left`]. Unless `lazy`, not when more is in use than would then be
+/// allowed.
+///
+/// # Errors
+/// [`EngineError`]; then nothing has changed.
+pub(super) fn leave(scene: &mut Scene, id: &AttachmentId, lazy: bool) -> Result<(), EngineError> {
+    let Some(mut record) = scene.journal.limits.find(id).cloned() else { return Ok(()) };
+    look_again(scene)?;
+    record.state = State::Detaching;
+    scene.journal.limits.put(record.clone());
+    let checked = if lazy { Ok(()) } else { check_use(scene) };
+    checked.and_then(|()| scene.write_journal()).inspect_err(|_| {
+        record.state = State::Attached;
+        scene.journal.limits.put(record);
+    })
+}
+
+/// Takes the limits of an attachment back that is gone, or keeps them for one that is not.
+///
+/// # Errors
+/// [`EngineError`]; then the next call tries again.
+pub(super) fn left(scene: &mut Scene, id: &AttachmentId, is_gone: bool) -> Result<(), EngineError> {
+    if scene.journal.limits.find(id).is_none() {
+        return Ok(());
+    }
+    if !is_gone {
+        settle(scene, id);
+        return Ok(());
+    }
+    scene.journal.limits.remove(id);
+    put_back(scene)
+}
+
+/// Puts what an attachment with other content is to do in force, instead of what it does.
+///
+/// # Errors
+/// [`EngineError`]; then nothing has changed.
+pub(super) fn replace(
+    scene: &mut Scene,
+    id: &AttachmentId,
+    content: &Content,
+    change: Change,
+) -> Result<(), EngineError> {
+    let there = scene.journal.limits.find(id).cloned();
+    let now = there.as_ref().map(|record| record.change.clone()).unwrap_or_default();
+    if now == change {
+        return Ok(());
+    }
+    let record = there.unwrap_or(LimitRecord {
+        id: id.clone(),
+        change: Change::default(),
+        next: None,
+        state: State::Attached,
+    });
+    put_in_force(scene, LimitRecord { next: Some((content.clone(), change)), ..record })?;
+    tell_lower_above(scene, id);
+    Ok(())
+}
+
+/// Keeps what [`replace`] has put in force, or takes it back.
+pub(super) fn replaced(scene: &mut Scene, id: &AttachmentId, is_done: bool) {
+    let Some(mut record) = scene.journal.limits.find(id).cloned() else { return };
+    let Some((_, next)) = record.next.take() else { return };
+    if is_done {
+        record.change = next;
+    }
+    if record.change.is_empty() {
+        scene.journal.limits.remove(id);
+    } else {
+        scene.journal.limits.put(record);
+    }
+    if let Err(error) = put_back(scene) {
+        log::error!("after a replace, the limits of {id}: {}", chain(&error));
+    }
+}
+
+/// Finishes or undoes what the journal shows half done.
+pub(super) fn recover(scene: &mut Scene) -> Result<(), EngineError> {
+    let mut all = scene.journal.limits.clone();
+    for record in &scene.journal.limits.records {
+        let mut record = record.clone();
+        let (is_there, content) = (has_more(scene, &record.id), scene.journal.find(&record.id));
+        if let Some((wanted, next)) = record.next.take()
+            && content.is_some_and(|there| there.spec.content == wanted)
+        {
+            record.change = next;
+        }
+        if (record.state != State::Attached && !is_there) || record.change.is_empty() {
+            all.remove(&record.id);
+        } else {
+            record.state = State::Attached;
+            all.put(record);
+        }
+    }
+    let mut pruned = all.clone();
+    pruned.prune();
+    if all == scene.journal.limits && pruned == all {
+        return Ok(());
+    }
+    log::warn!("the limits of the container were left half changed");
+    scene.journal.limits = all;
+    put_back(scene)
+}
+
+/// Puts a record in the journal and what follows in force.
+fn put_in_force(scene: &mut Scene, record: LimitRecord) -> Result<(), EngineError> {
+    look_again(scene)?;
+    let (groups, before) = (groups(scene)?, scene.journal.limits.clone());
+    let next = record.next.as_ref().map(|(_, next)| next);
+    for file in next.unwrap_or(&record.change).files() {
+        if !scene.journal.limits.own.contains_key(file) {
+            let own = groups.read(file)?;
+            scene.journal.limits.own.insert(file.clone(), own);
+        }
+    }
+    scene.journal.limits.put(record);
+    if let Err(refused) = check_cpus(scene, &groups).and_then(|()| check_use(scene)) {
+        scene.journal.limits = before;
+        return Err(refused);
+    }
+    if let Err(error) = apply(scene) {
+        // Files that were not changed before are put back, too.
+        scene.journal.limits.records = before.records;
+        if let Err(error) = put_back(scene) {
+            log::error!("undoing a change of limits: {}", chain(&error));
+        }
+        return Err(error);
+    }
+    Ok(())
+}
+
+/// CPUs that the node has not, or a group above does not let it have, are none.
+fn check_cpus(scene: &Scene, groups: &Groups) -> Result<(), EngineError> {
+    let wanted = scene.journal.limits.wanted()?;
+    if let (Some(Value::Cpus(wanted)), Some(Value::Cpus(all))) =
+        (wanted.get(&File::CpusetCpus), groups.all_cpus())
+        && !wanted.is_empty()
+        && wanted.is_disjoint(&all)
+    {
+        let (cap, granted) = (Value::Cpus(wanted.clone()).to_string(), Value::Cpus(all).to_string());
+        return Err(LimitError::NoCpus { granted, cap }.into());
+    }
+    Ok(())
+}
+
+/// Refuses what would be less than what is in use, once the kernel has taken back what it can.
+fn check_use(scene: &Scene) -> Result<(), EngineError> {
+    let (groups, wanted) = (groups(scene)?, scene.journal.limits.wanted()?);
+    for (file, value) in wanted {
+        let Value::Number(Some(limit)) = value else { continue };
+        let is_lower = |now: Value| matches!(now, Value::Number(now) if now.is_none_or(|now| limit < now));
+        if !matches!(file, File::MemoryMax | File::PidsMax) || !is_lower(groups.read(&file)?) {
+            continue;
+        }
+        let over = || groups.used(&file).filter(|used| *used > limit);
+        if let (File::MemoryMax, Some(used)) = (&file, over()) {
+            groups.reclaim(used - limit);
+        }
+        if let Some(used) = over() {
+            return Err(LimitError::InUse { file, limit, used }.into());
+        }
+    }
+    Ok(())
+}
+
+/// Takes limits that somebody else has set for the container's own, and has the changes of attachments on top again.
+fn look_again(scene: &mut Scene) -> Result<(), EngineError> {
+    if scene.journal.limits.is_empty() {
+        return Ok(());
+    }
+    let (groups, wanted) = (groups(scene)?, scene.journal.limits.wanted()?);
+    for (file, written) in scene.journal.limits.written.clone() {
+        let found = groups.read(&file)?;
+        let expected = wanted.get(&file).is_some_and(|wanted| groups.is_same(&file, wanted, &found));
+        if !expected && !groups.is_same(&file, &written, &found) {
+            log::warn!(
+                "{file} of the container was {written}, and somebody has set it to {found}: that is the container's own limit from now on"
+            );
+            scene.journal.limits.own.insert(file, found);
+        }
+    }
+    if groups.differing(&scene.journal.limits.wanted()?)?.is_empty() { Ok(()) } else { apply(scene) }
+}
+
+/// Has the files hold what follows from the journal, which is written first.
+fn apply(scene: &mut Scene) -> Result<(), EngineError> {
+    scene.write_journal()?;
+    let (groups, wanted) = (groups(scene)?, scene.journal.limits.wanted()?);
+    if groups.differing(&wanted)?.iter().any(is_told) {
+        tell(scene, &groups, &Request::new(), &wanted)?;
+    }
+    finish(scene, &groups, &wanted)
+}
+
+fn tell(scene: &Scene, groups: &Groups, request: &Request, wanted: &Amounts) -> Result<(), EngineError> {
+    let now = groups.read_some(&[File::MemoryMax, File::MemorySwapMax]);
+    let all_cpus = groups.all_cpus().map(|cpus| cpus.to_string()).unwrap_or_default();
+    let words = Words { all_cpus: &all_cpus, no_quota: &|period| groups.no_quota(period) };
+    let told = serde_json::Value::Object(patch(request, wanted, &now, &words)).to_string();
+    scene.runtime.update(told.as_bytes()).map_err(EngineError::Runtime)
+}
+
+/// Writes what the runtime has left, and notes what the files hold.
+fn finish(scene: &mut Scene, groups: &Groups, wanted: &Amounts) -> Result<(), EngineError> {
+    groups.write(wanted)?;
+    let files: Vec<File> = wanted.keys().cloned().collect();
+    scene.journal.limits.written = groups.read_some(&files);
+    write_after(scene);
+    Ok(())
+}
+
+/// As [`apply`], when a change is taken back: by the files where the runtime does not do it.
+fn put_back(scene: &mut Scene) -> Result<(), EngineError> {
+    if let Err(error) = apply(scene) {
+        log::error!("limits are put back without the runtime: {}", chain(&error));
+        let (groups, wanted) = (groups(scene)?, scene.journal.limits.wanted()?);
+        finish(scene, &groups, &wanted)?;
+    }
+    scene.journal.limits.prune();
+    write_after(scene);
+    Ok(())
+}
+
+/// An update of the task: it changes the container's own limits.
+fn update_in(scene: &mut Scene, resources: &[u8]) -> Result<(), UpdateError> {
+    if scene.journal.limits.is_empty() {
+        return Ok(scene.runtime.update(resources)?);
+    }
+    look_again(scene)?;
+    let request: Request = serde_json::from_slice(resources).unwrap_or_default();
+    let own = scene.journal.limits.own.clone();
+    scene.journal.limits.own = merge(&own, &request).map_err(EngineError::from)?;
+    if let Err(error) = update_with(scene, &request) {
+        scene.journal.limits.own = own;
+        if let Err(error) = put_back(scene) {
+            log::error!("after an update that failed: {}", chain(&error));
+        }
+        return Err(error.into());
+    }
+    Ok(())
+}
+
+fn update_with(scene: &mut Scene, request: &Request) -> Result<(), EngineError> {
+    scene.write_journal()?;
+    let (groups, mut wanted) = (groups(scene)?, scene.journal.limits.wanted()?);
+    let indirect = indirect(request);
+    wanted.retain(|file, _| !indirect.contains(file));
+    tell(scene, &groups, request, &wanted)?;
+    for file in indirect {
+        // What the runtime makes of the request is the container's own: conversions differ by release.
+        if scene.journal.limits.own.contains_key(&file) {
+            scene.journal.limits.own.insert(file.clone(), groups.read(&file)?);
+        }
+    }
+    apply(scene)
+}
+
+/// Tells of grants that a group above makes nothing of.
+fn tell_lower_above(scene: &Scene, id: &AttachmentId) {
+    let (Some(record), Ok(groups)) = (scene.journal.limits.find(id), groups(scene)) else { return };
+    let change = record.next.as_ref().map_or(&record.change, |(_, next)| next);
+    let mut wanted = scene.journal.limits.wanted().unwrap_or_default();
+    wanted.retain(|file, _| change.grants.contains_key(file));
+    for (path, lower) in groups.lower_above(&wanted) {
+        log::info!("attachment {id}: its grant has no effect beyond {lower} in {}", path.display());
+    }
+}
+
+/// If this fails, recovery finishes what the journal says.
+fn write_after(scene: &Scene) {
+    if let Err(unwritten) = scene.write_journal() {
+        log::warn!("after a change of limits: {unwritten}");
+    }
+}
