@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use capsule_integration::machine::{Job, Kind, Machine};
 use capsule_integration::rootfs::Suite;
-use capsule_integration::scenario::docs::PAGES;
+use capsule_integration::scenario::docs::{DEVICES, PAGES};
 use capsule_integration::scenario::runtime::{campaigns_of_environment, scenario_of_environment};
 use capsule_integration::workspace::{Workspace, require_root};
 
@@ -81,7 +81,13 @@ fn privileged_native_forky_written() -> Result<()> {
 /// The examples of the documentation.
 #[test]
 fn privileged_native_forky_docs() -> Result<()> {
-    PAGES.iter().try_for_each(|(page, ..)| run(Kind::Native, Suite::Forky, &format!("docs-{page}")))
+    let pages = PAGES.iter().filter(|(page, ..)| *page != DEVICES);
+    pages.into_iter().try_for_each(|(page, ..)| run(Kind::Native, Suite::Forky, &format!("docs-{page}")))
+}
+
+#[test]
+fn privileged_vm_forky_docs_devices() -> Result<()> {
+    run(Kind::Vm, Suite::Forky, "docs-devices")
 }
 
 /// A thousand operations at random, with daemons killed in the middle of a third of them.
@@ -246,6 +252,17 @@ fn privileged_vm_forky_devices() -> Result<()> {
 #[test]
 fn privileged_native_forky_devices() -> Result<()> {
     run(Kind::Native, Suite::Forky, "devices")
+}
+
+/// Devices of containers that are created, with what annotations and capsules bring.
+#[test]
+fn privileged_native_forky_created() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "created")
+}
+
+#[test]
+fn privileged_vm_forky_created() -> Result<()> {
+    run(Kind::Vm, Suite::Forky, "created")
 }
 
 /// With systemd, and the units as they are shipped.

@@ -6,8 +6,8 @@ use thiserror::Error;
 
 use super::{id, state::Refused};
 use crate::{
-    bundle::BundleError, hotplug::JournalError, io::IoError, node::NodeError, oci::RuntimeError,
-    options::OptionsError, rootfs::RootfsError, stats::StatsError,
+    bundle::BundleError, creation::CreationError, hotplug::JournalError, io::IoError, node::NodeError,
+    oci::RuntimeError, options::OptionsError, rootfs::RootfsError, stats::StatsError,
 };
 
 /// Why a task's step failed.
@@ -94,6 +94,9 @@ pub enum EngineError {
     /// What an update is to change.
     #[error("the resources for container {0:?} are not a JSON object")]
     Resources(String, #[source] serde_json::Error),
+    /// See [`CreationError`].
+    #[error(transparent)]
+    Creation(#[from] CreationError),
     /// See [`NodeError`].
     #[error(transparent)]
     Node(#[from] NodeError),

@@ -15,6 +15,7 @@ use super::{
     engine::{Attached, Drained, Engine, Given},
     error::{DevicesError, EngineError},
     model::{AttachmentId, Content, InvalidRequest, Mode, Spec, UpperPlace},
+    notices::{Kind, Notice},
 };
 
 /// Answers `capsule.hotplug.v1`.
@@ -82,18 +83,21 @@ impl wire::Hotplug for Service {
     }
 
     async fn list(&self, _: &TtrpcContext, req: wire::ListRequest) -> ttrpc::Result<wire::ListResponse> {
-        let (container, with_users) = (req.container_id, req.with_users);
+        let (container, with_users, after) = (req.container_id, req.with_users, req.notices_after);
         let one = (!container.is_empty()).then_some(container);
         let listed = self.run(move |engine| {
             let (attached, draining) = engine.list(one.as_deref())?;
             let devices = engine.list_devices(one.as_deref())?;
-            Ok((attached, devices, draining))
+            // What the look itself has found is among them.
+            let notices = engine.notices().take_after(one.as_deref(), after);
+            Ok((attached, devices, draining, notices))
         });
-        let (attached, devices, draining) = listed.await?;
+        let (attached, devices, draining, notices) = listed.await?;
         let devices = devices.iter().map(|(container, given)| wire_devices(container, given));
         let attachments = attached.into_iter().map(wire_attachment).chain(devices).collect();
         let draining = draining.into_iter().map(|d| wire_draining(d, with_users)).collect();
-        Ok(wire::ListResponse { attachments, draining, ..Default::default() })
+        let notices = notices.into_iter().map(wire_notice).collect();
+        Ok(wire::ListResponse { attachments, draining, notices, ..Default::default() })
     }
 }
 
@@ -202,6 +206,22 @@ fn wire_draining(drained: Drained, with_users: bool) -> wire::Draining {
         target: draining.target.into(),
         users: users.into_iter().map(wire_user).collect(),
         since: draining.since,
+        ..Default::default()
+    }
+}
+
+fn wire_notice(notice: Notice) -> wire::Notice {
+    let kind = match notice.kind {
+        Kind::Repaired => wire::NoticeKind::REPAIRED,
+        Kind::ForeignProgram => wire::NoticeKind::FOREIGN_PROGRAM,
+    };
+    wire::Notice {
+        number: notice.number,
+        container_id: notice.container,
+        attachment_id: notice.attachment,
+        at: notice.at,
+        kind: kind.into(),
+        text: notice.text,
         ..Default::default()
     }
 }

@@ -6,6 +6,7 @@ mod attachments;
 mod capsules;
 mod collect;
 mod convert;
+mod creation;
 mod devices;
 mod events;
 mod node;

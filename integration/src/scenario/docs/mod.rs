@@ -13,7 +13,8 @@ use super::world::{World, with_logs};
 use crate::event::Reporter;
 
 /// The pages that have examples, by the last word of the scenario's name.
-pub const PAGES: [(&str, &str, &str); 6] = [
+pub const PAGES: [(&str, &str, &str); 7] = [
+    (DEVICES, "docs/devices.md", include_str!("../../../../docs/devices.md")),
     ("readme", "README.md", include_str!("../../../../README.md")),
     ("capsule-toml", "docs/capsule-toml.md", include_str!("../../../../docs/capsule-toml.md")),
     ("lifecycle", "docs/lifecycle.md", include_str!("../../../../docs/lifecycle.md")),
@@ -21,6 +22,9 @@ pub const PAGES: [(&str, &str, &str); 6] = [
     ("publishing", "docs/publishing.md", include_str!("../../../../docs/publishing.md")),
     ("writing", "docs/writing.md", include_str!("../../../../docs/writing.md")),
 ];
+
+/// The page whose examples need control groups of version 2.
+pub const DEVICES: &str = "devices";
 
 /// Runs the examples of one page.
 pub fn run(reporter: &mut Reporter, page: &str) -> Result<()> {

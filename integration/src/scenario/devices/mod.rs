@@ -1,6 +1,11 @@
 //! Devices of CDI specs, given to containers that run: real character and block devices behind a spec of the shape that `nvidia-ctk`
 //! writes, on runc and crun, with both drivers of control groups.
 
+pub mod bench;
+pub mod created;
+mod rules;
+mod strangers;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -82,8 +87,8 @@ const BAD: &str = r#"{"cdiVersion": "0.6.0", "kind": "example.com/bad", "devices
 /// What nvidia-cdi-hook does, as far as it is asked for: it finds the container's root by the state on its standard input.
 const HOOK_TEXT: &str = r#"#!/bin/sh
 set -e
-read -r state || [ -n "$state" ]
-bundle=${state##*\"bundle\":\"}
+state=$(tr -d '\n' | sed 's|\\/|/|g')
+bundle=${state#*\"bundle\":}; bundle=${bundle#*\"}
 root=${bundle%%\"*}/rootfs
 case $1 in
 create-symlinks) ln -sf "${3%%::*}" "$root${3##*::}" ;;
@@ -120,6 +125,16 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     reporter.check("devices and capsules are a set: all of it or nothing", sets);
     reporter.check("what is open is told, and taken lazily only", in_use);
     reporter.check("a capsule brings the devices that it declares", declared);
+    rules::prepare()?;
+    for binary in ["runc", "crun"] {
+        for count in rules::COUNTS {
+            reporter
+                .check(&format!("{binary}: beside {count} rules of its own"), || rules::life(binary, count));
+        }
+    }
+    reporter.check("a stranger's program is kept behind a device, and told", strangers::kept);
+    reporter.check("what a stranger takes is back within seconds, and told", strangers::repaired);
+    reporter.check("with refuse_foreign_programs a stranger decides", || strangers::refusing(&mut world));
     reporter.check("devices outlive capsuled, and are there again for the next task", || again(&mut world));
     world.stop()
 }
