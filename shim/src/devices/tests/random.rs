@@ -1,5 +1,7 @@
 //! Programs of any instructions: what is said of them is what an interpreter that knows nothing of devices makes of them.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use overlayfs_utils::Instruction;
 use proptest::prelude::*;
 
@@ -13,14 +15,15 @@ use super::{
     programs::{a_device, an_access},
 };
 
-/// The interpreter's answer; none where it refuses the program.
+/// The interpreter's answer; none where it refuses the program, or panics, as it does where a sum overflows.
 fn interpreted(program: &[Instruction], device: Device, access: Access) -> Option<bool> {
     let bytes: Vec<u8> = program.iter().flat_map(|instruction| instruction.to_bytes()).collect();
     let kind: u32 = if device.kind == DeviceKind::Block { 1 } else { 2 };
     let words = [u32::from(access.bits()) << 16 | kind, device.major, device.minor];
     let mut context: Vec<u8> = words.into_iter().flat_map(u32::to_ne_bytes).collect();
     let machine = rbpf::EbpfVmRaw::new(Some(&bytes)).ok()?;
-    machine.execute_program(&mut context).ok().map(|answer| answer != 0)
+    let answer = catch_unwind(AssertUnwindSafe(|| machine.execute_program(&mut context)));
+    answer.ok()?.ok().map(|answer| answer != 0)
 }
 
 /// Loads, sums and comparisons of both widths, with numbers and with registers, and the odd one that is none of them.
