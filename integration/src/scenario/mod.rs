@@ -14,7 +14,7 @@
 //! | [`errors`] | every refusal: one line, cause and cure, nothing changed |
 //! | [`full`] | a full disk is said, costs nothing, and ends when there is room |
 //! | [`sets`] | what a capsule requires comes with it, stays while it is needed, and is explained |
-//! | [`devices`] | devices of CDI specs are given to live containers and taken back |
+//! | [`devices`] | devices of CDI specs are given to live containers and taken back, and to those that are created |
 //! | [`docker`] | what is attached to Docker's containers outlives their restarts, and ends with them |
 //! | [`registry`] | tags; versions move between machines, by a registry and by archives |
 //! | [`versions`] | versions are compared, built on each other and from images, and stored once |
@@ -104,6 +104,8 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "full" => full::run(reporter),
         "docker" => docker::run(reporter),
         "devices" => devices::run(reporter),
+        "bench-devices" => devices::bench::run(reporter),
+        "created" => devices::created::run(reporter),
         "sets" => sets::run(reporter),
         "moves" => moves::run(reporter),
         "keep" => keep::run(reporter),
