@@ -1,18 +1,23 @@
-//! What devices give to processes that are started after them: variables and groups. Pure.
+//! What attachments give to processes that are started after them: variables, and groups of devices. Pure.
 
 use serde_json::{Value, json};
 
-use super::journal::{DeviceRecord, State};
+use super::journal::{DeviceRecord, Record, State};
 use crate::creation::Given;
 
 /// Adds it to an OCI process: what the container was created with, and what is attached. A variable that the process has for itself
-/// stays; one that it has as the container's own processes have it is the device's from now on. Of two devices' the later counts.
-pub fn add_to_process(process: &mut Value, created: &Given, records: &[DeviceRecord]) {
+/// stays; one that it has as the container's own processes have it is the attachment's from now on. Of two attachments' the later
+/// counts, and a device's before a capsule's.
+pub fn add_to_process(process: &mut Value, created: &Given, capsules: &[Record], records: &[DeviceRecord]) {
+    // What is replaced is there until what comes is.
+    let attached =
+        capsules.iter().filter(|record| !matches!(record.state, State::Attaching | State::Detaching));
+    let of_capsules = attached.flat_map(|record| &record.spec.content.env);
     let there = || records.iter().filter(|record| record.state == State::Attached);
     let mut env = texts(&process["env"]);
     // Which are the process' own: those that differ from the container's.
     let own: Vec<bool> = env.iter().map(|entry| !created.own_env.contains(entry)).collect();
-    for entry in created.env.iter().chain(there().flat_map(|record| &record.edits.env)) {
+    for entry in created.env.iter().chain(of_capsules).chain(there().flat_map(|record| &record.edits.env)) {
         let name = name_of(entry);
         match env.iter().position(|other| name_of(other) == name) {
             Some(at) if own.get(at) == Some(&true) => {}
@@ -51,7 +56,23 @@ fn name_of(entry: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hotplug::{edits::Edits, model::AttachmentId};
+    use overlayfs_utils::ContainerPath;
+
+    use crate::hotplug::{
+        edits::Edits,
+        model::{AttachmentId, Content, Mode, Spec},
+    };
+
+    fn content(env: &[&str]) -> Content {
+        let content = Content::new("tz".into(), "1".into(), String::new(), vec!["/l".into()]).unwrap();
+        content.with_env(env.iter().map(|entry| (*entry).to_owned()).collect()).unwrap()
+    }
+
+    fn capsule(env: &[&str], state: State) -> Record {
+        let (id, target) = (AttachmentId::parse("a".into()).unwrap(), ContainerPath::parse("/t").unwrap());
+        let spec = Spec::new(id, content(env), target, Mode::Ro).unwrap();
+        Record { spec, state, mounts: Vec::new(), created: Vec::new() }
+    }
 
     fn record(env: &[&str], gids: &[u32], state: State) -> DeviceRecord {
         let edits = Edits {
@@ -72,8 +93,16 @@ mod tests {
             record(&["GONE=1"], &[9], State::Detaching),
         ];
         let created = Given { own_env: own.to_vec(), ..Given::default() };
-        add_to_process(&mut process, &created, &records);
-        assert_eq!(process["env"], json!(["PATH=/bin", "GPU=0", "MODE=asked", "NEW=2"]));
+        let capsules = [
+            capsule(&["GPU=capsule", "TZDIR=/tz"], State::Attached),
+            capsule(
+                &["TZDIR=/tz2"],
+                State::Replacing { content: content(&["TZDIR=/to-come"]), mounts: vec![] },
+            ),
+            capsule(&["GONE=2"], State::Detaching),
+        ];
+        add_to_process(&mut process, &created, &capsules, &records);
+        assert_eq!(process["env"], json!(["PATH=/bin", "GPU=0", "MODE=asked", "TZDIR=/tz2", "NEW=2"]));
         assert_eq!(process["user"], json!({"uid": 0, "additionalGids": [5, 44]}));
     }
 
@@ -85,21 +114,21 @@ mod tests {
             additional_gids: vec![44],
         };
         let mut process = json!({"env": ["GPU=none", "MODE=asked"]});
-        add_to_process(&mut process, &created, &[record(&["NEW=2"], &[7], State::Attached)]);
+        add_to_process(&mut process, &created, &[], &[record(&["NEW=2"], &[7], State::Attached)]);
         assert_eq!(process["env"], json!(["GPU=0", "MODE=asked", "NEW=2"]));
         assert_eq!(process["user"]["additionalGids"], json!([44, 7]));
         // Twice is as good as once: that is what the shim does of a process that containerd describes as the spec is now.
         let again = process.clone();
-        add_to_process(&mut process, &Given { own_env: vec!["GPU=none".to_owned()], ..created }, &[]);
+        add_to_process(&mut process, &Given { own_env: vec!["GPU=none".to_owned()], ..created }, &[], &[]);
         assert_eq!(process["env"][0], again["env"][0]);
     }
 
     #[test]
     fn a_process_without_any_is_left_as_it_is() {
         let mut process = json!({"args": ["true"]});
-        add_to_process(&mut process, &Given::default(), &[record(&[], &[], State::Attached)]);
+        add_to_process(&mut process, &Given::default(), &[], &[record(&[], &[], State::Attached)]);
         assert_eq!(process, json!({"args": ["true"]}));
-        add_to_process(&mut process, &Given::default(), &[record(&["A=1"], &[7], State::Attached)]);
+        add_to_process(&mut process, &Given::default(), &[], &[record(&["A=1"], &[7], State::Attached)]);
         assert_eq!(process, json!({"args": ["true"], "env": ["A=1"], "user": {"additionalGids": [7]}}));
     }
 }

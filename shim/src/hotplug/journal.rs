@@ -370,6 +370,7 @@ mod tests {
             version: "1".into(),
             digest: "sha256:0".into(),
             layers: vec!["/l".into()],
+            env: Vec::new(),
         };
         let block = SuperBlock { mount: MountId { id: 7, unique: true }, device: (0, 40), table_id: 7 };
         let mounts = vec![Mounted { path: path("/usr/share/zoneinfo"), block, alone: true }];

@@ -220,13 +220,16 @@ impl Given {
 ///
 /// # Errors
 /// [`JournalError`] when the journal cannot be read.
-pub fn add_devices_to_process(bundle: &Path, process: &mut serde_json::Value) -> Result<(), JournalError> {
-    let records = journal::Journal::read_any(bundle)?.map(|journal| journal.devices).unwrap_or_default();
+pub fn add_to_process(bundle: &Path, process: &mut serde_json::Value) -> Result<(), JournalError> {
+    let journal = journal::Journal::read_any(bundle)?;
+    let (capsules, records) =
+        journal.map(|journal| (journal.attachments, journal.devices)).unwrap_or_default();
     let created = creation::given(bundle).unwrap_or_default();
-    if created.is_some() || !records.is_empty() {
+    let has_env = capsules.iter().any(|record| !record.spec.content.env.is_empty());
+    if created.is_some() || has_env || !records.is_empty() {
         let own = || config::Config::read(bundle).map(|config| config.env).unwrap_or_default();
         let created = created.unwrap_or_else(|| creation::Given { own_env: own(), ..Default::default() });
-        execs::add_to_process(process, &created, &records);
+        execs::add_to_process(process, &created, &capsules, &records);
     }
     Ok(())
 }

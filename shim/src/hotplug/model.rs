@@ -52,6 +52,9 @@ pub enum InvalidRequest {
         /// What is wrong.
         reason: &'static str,
     },
+    /// A variable that is none.
+    #[error("the variable {0:?} is not NAME=VALUE")]
+    Variable(String),
     /// A name would not fit on a line of a table.
     #[error("the {field} {value:?} has control characters")]
     Control {
@@ -94,6 +97,9 @@ pub struct Content {
     pub digest: String,
     /// Directories on the node, topmost first.
     pub layers: Vec<PathBuf>,
+    /// Variables of processes that are started later, as `NAME=VALUE`.
+    #[serde(default)]
+    pub env: Vec<String>,
 }
 
 impl Content {
@@ -116,7 +122,22 @@ impl Content {
             version: checked("content.version", version)?,
             digest,
             layers,
+            env: Vec::new(),
         })
+    }
+
+    /// With these variables.
+    ///
+    /// # Errors
+    /// [`InvalidRequest::Variable`].
+    pub fn with_env(self, env: Vec<String>) -> Result<Self, InvalidRequest> {
+        let is_variable = |entry: &&String| {
+            !entry.contains('\0') && entry.split_once('=').is_some_and(|(name, _)| !name.is_empty())
+        };
+        match env.iter().find(|entry| !is_variable(entry)) {
+            Some(entry) => Err(InvalidRequest::Variable(entry.clone())),
+            None => Ok(Self { env, ..self }),
+        }
     }
 
     /// What the mount table shows as the mount's source.
@@ -235,6 +256,9 @@ mod tests {
             assert!(content("1", bad).is_err(), "{bad:?}");
         }
         assert!(content("", &["/a"]).is_err() && content("a\nb", &["/a"]).is_err());
+        let env = |entry: &str| content("1", &["/a"]).unwrap().with_env(vec![entry.to_owned()]);
+        assert_eq!(env("A=b=c\nd").unwrap().env, ["A=b=c\nd"]);
+        assert!(env("=a").is_err() && env("A").is_err() && env("A=\0").is_err());
     }
 
     #[test]

@@ -158,7 +158,7 @@ fn parse_upper(upper: wire::Upper) -> Result<UpperPlace, InvalidRequest> {
 
 fn parse_content(content: Option<Box<wire::Content>>) -> Result<Content, InvalidRequest> {
     let content = *content.ok_or(InvalidRequest::Empty("content"))?;
-    Content::new(content.capsule, content.version, content.digest, content.layers)
+    Content::new(content.capsule, content.version, content.digest, content.layers)?.with_env(content.env)
 }
 
 fn wire_content(content: Content) -> wire::Content {
@@ -168,6 +168,7 @@ fn wire_content(content: Content) -> wire::Content {
         digest: content.digest,
         // Layers come from a wire string, so they are text.
         layers: content.layers.into_iter().map(|l| l.to_string_lossy().into_owned()).collect(),
+        env: content.env,
         ..Default::default()
     }
 }

@@ -7,6 +7,7 @@ use tonic::Status;
 use super::{
     Attachments,
     devices::{DevicesError, Moment},
+    environment::environment,
     error::AttachmentError,
     model::{Attachment, ContainerKey},
     named::parse_named,
@@ -141,10 +142,12 @@ impl Attachments {
         present.retain(|a| plan::is_of(a, known.as_ref()) && plan::is_wanted(a, &annotation));
         let specs = self.missing(annotation, &present).await?;
         let mut edits: Vec<Edits> = present.iter().filter_map(edits_of).collect();
+        edits.extend(present.iter().map(|attachment| variables(attachment.current.env.clone())));
         if !specs.is_empty() {
             for planned in self.plan_set(&specs, &present).await?.iter().filter(|planned| !planned.present) {
                 let devices = self.devices_of(&planned.version, Moment::Created).await?;
                 edits.extend(devices.map(|devices| devices.edits));
+                edits.push(variables(environment(&planned.version)));
             }
         }
         Ok(edits.into_iter().fold(Edits::default(), |mut all, more| {
@@ -152,6 +155,11 @@ impl Attachments {
             all
         }))
     }
+}
+
+/// Its first process has the variables of its capsules.
+fn variables(env: Vec<String>) -> Edits {
+    Edits { env, ..Edits::default() }
 }
 
 fn edits_of(attachment: &Attachment) -> Option<Edits> {

@@ -180,6 +180,7 @@ impl Attachments {
                 layers: Vec::new(),
                 since: SystemTime::now(),
                 resources: Resources::default(),
+                env: Vec::new(),
             },
             history: Vec::new(),
             replaced: false,

@@ -45,6 +45,9 @@ pub struct Content {
     /// What it does to the container's limits while it is mounted.
     #[serde(default)]
     pub resources: Resources,
+    /// Variables of processes that are started while it is mounted, as `NAME=VALUE`.
+    #[serde(default)]
+    pub env: Vec<String>,
 }
 
 /// How far an attachment is. Everything but [`Phase::Attached`] and [`Phase::Waiting`] is an intent: written before its

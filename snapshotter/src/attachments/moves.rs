@@ -8,6 +8,7 @@ use super::{
     Attachments,
     containers::Wanted as WantedContainer,
     devices::{Moment, check_same_devices},
+    environment::environment,
     error::AttachmentError,
     health::HealthCheck,
     model::{Attachment, ContainerKey, Content, Phase},
@@ -231,8 +232,9 @@ impl Attachments {
                         return Err(error.into());
                     }
                 };
-                let since = SystemTime::now();
-                let content = Content { version: to.version, digest: to.digest, layers, since, resources };
+                let (since, env) = (SystemTime::now(), environment(&to));
+                let (version, digest) = (to.version, to.digest);
+                let content = Content { version, digest, layers, since, resources, env };
                 Ok(plan::plan_upgrade(&attachment, &content))
             }
         }

@@ -236,6 +236,7 @@ mod tests {
                 layers: vec!["/a".into(), "/b".into()],
                 since: SystemTime::now(),
                 resources: Default::default(),
+                env: Vec::new(),
             },
             history: vec![],
             replaced: false,

@@ -36,7 +36,7 @@ impl Container {
         process: &Process,
     ) -> Result<Launched, EngineError> {
         let mut spec = self.execs().get(exec_id).map(|exec| exec.spec.clone()).unwrap_or_default();
-        hotplug::add_devices_to_process(self.bundle.path(), &mut spec)?;
+        hotplug::add_to_process(self.bundle.path(), &mut spec)?;
         let spec = spec.to_string();
         let file = |suffix| self.bundle.exec_file(exec_id, suffix);
         let (spec_file, pid_file, log) = (file("json"), file("pid"), file("log"));

@@ -19,6 +19,7 @@ fn content(n: u8) -> Content {
         layers: vec![format!("/s/{n}/fs").into()],
         since: SystemTime::UNIX_EPOCH,
         resources: Resources::default(),
+        env: Vec::new(),
     }
 }
 

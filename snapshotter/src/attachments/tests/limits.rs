@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    attachments::LimitsError,
+    attachments::{LimitsError, creation},
     events::Kind,
     resources::{Budgets, Capacity, Ceiling, Disks, Resources, Settings, Wanted},
     store,
@@ -147,4 +147,36 @@ async fn a_process_that_was_killed_for_memory_is_told_of_those_that_change_its_l
         .collect();
     assert_eq!(told, ["heavy the kernel killed a process of the container"]);
     assert!(!Resources::default().is_of_memory());
+}
+
+#[tokio::test]
+async fn the_variables_of_a_version_come_and_go_with_it() {
+    let mut node = TestNode::start().await;
+    for (version, variables) in [("1", r#"{"TZDIR": "/a=b"}"#), ("2", "{}")] {
+        let mut published = node::publish(&node.snapshots, "zones", version, "");
+        let image = published.image.as_mut().unwrap();
+        image.annotations.insert("resourcecapsules.io/environment".to_owned(), variables.to_owned());
+        node.engine.capsules.catalogue().put(published.clone());
+        node.published.push(published);
+    }
+    let given = |node: &TestNode| -> Vec<String> {
+        let state = node.shim.0.lock().unwrap();
+        state.mounted.values().flat_map(|request| request.content.env.clone()).collect()
+    };
+    node.attach(&["zones@1"]).await.unwrap();
+    assert_eq!(given(&node), ["TZDIR=/a=b"]);
+    node.upgrade(&["zones@2"]).await.unwrap();
+    assert_eq!(given(&node), Vec::<String>::new());
+    node.restart().await;
+    node.rollback(&["zones"]).await.unwrap();
+    assert_eq!(given(&node), ["TZDIR=/a=b"]);
+    // A container that is created with it has them from its first process on.
+    let creation = creation::Creation {
+        attachments: "zones@1".to_owned(),
+        takes_attachments: true,
+        ..creation::Creation::default()
+    };
+    let other = ContainerKey { namespace: "default".into(), id: "new".into() };
+    let spec = node.engine.devices_at_creation(&other, &creation).await.unwrap();
+    assert_eq!(spec.attached.env, ["TZDIR=/a=b"]);
 }
