@@ -248,8 +248,8 @@ fn privileged_native_forky_devices() -> Result<()> {
     run(Kind::Native, Suite::Forky, "devices")
 }
 
-/// With systemd, and the units as they are shipped.
+/// With systemd, and the units as they are shipped: capsuled is replaced, and the machine restarts, in order and by a power cut.
 #[test]
-fn privileged_vm_forky_upgrade() -> Result<()> {
-    run(Kind::Vm, Suite::Forky, "upgrade-systemd")
+fn privileged_vm_forky_systemd() -> Result<()> {
+    run(Kind::Vm, Suite::Forky, "systemd")
 }

@@ -21,6 +21,7 @@ use crate::event::{Event, Report};
 use crate::machine::{Job, listen};
 use crate::payload::Payload;
 use crate::rootfs::kernel;
+use crate::scenario::boots;
 use crate::workspace::{Workspace, remove_tree};
 
 /// The port inside that leads to the harness.
@@ -46,18 +47,8 @@ pub fn run(
     let mut qemu = Command::new(workspace.testbed())
         .args(["leash", "qemu-system-x86_64"])
         .args(accelerator(workspace, rootfs)?)
-        .args([
-            "-m",
-            "4096",
-            "-smp",
-            "2",
-            "-nodefaults",
-            "-display",
-            "none",
-            "-monitor",
-            "none",
-            "-no-reboot",
-        ])
+        .args(["-m", "4096", "-smp", "2", "-nodefaults", "-display", "none", "-monitor", "none"])
+        .args(if boots::SCENARIOS.contains(&job.scenario.as_str()) { None } else { Some("-no-reboot") })
         .args(boot(rootfs, &job.scenario)?)
         .arg("-drive")
         .arg(format!("file={},if=virtio,format=raw,cache=unsafe,snapshot=on", root_disk.display()))
