@@ -70,12 +70,16 @@ fn privileged_vm_power_cuts_find_what_is_not_synced() -> Result<()> {
     for (omission, work) in [
         (Omission::Syncfs, Work::Snapshots),
         (Omission::Fdatasync, Work::Snapshots),
-        (Omission::Fsync, Work::Attachments),
+        (Omission::Fdatasync, Work::Attachments),
     ] {
         let outcome = cut_power((Filesystem::Ext4, work), Some(omission), CUTS_OF_MUTANTS)?;
         let (lost, cuts) = (outcome.failures().count(), outcome.verdicts.len());
-        writeln!(std::io::stderr(), "without {}: {lost} of {cuts} cuts lost something", omission.name())
-            .context("tell the outcome")?;
+        writeln!(
+            std::io::stderr(),
+            "without {}, {work}: {lost} of {cuts} cuts lost something",
+            omission.name()
+        )
+        .context("tell the outcome")?;
         ensure!(lost > 0, "nobody noticed that capsuled does not call {}", omission.name());
     }
     Ok(())

@@ -66,7 +66,7 @@ pub fn published(text: &str) -> Result<String> {
 pub fn container(id: &str, lib: &str, capsules: usize, devices: usize) -> Result<String> {
     let container = container_of(id);
     let deadline = Instant::now() + PATIENCE;
-    while !container.task()?.is_some_and(|(_, status)| status == "RUNNING") {
+    while container.task()?.is_none_or(|(_, status)| status != "RUNNING") {
         ensure!(Instant::now() < deadline, "{id} is not started");
         sleep(Duration::from_millis(500));
     }

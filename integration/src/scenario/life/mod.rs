@@ -297,7 +297,7 @@ impl Life {
                 let before = container.exec("held", &["/bin/sh", "-c", "wc -l </dev/shm/holders"], b"")?.out;
                 let hold =
                     format!("exec 3</opt/{DRAINS}/version; echo $$ >>/dev/shm/holders; exec sleep 100000");
-                container.spawn("holder", &["/bin/sh", "-c", &hold])?;
+                container.spawn(&format!("holder-{}", self.done), &["/bin/sh", "-c", &hold])?;
                 let more = until(|| {
                     let now = container.exec("held", &["/bin/sh", "-c", "wc -l </dev/shm/holders"], b"")?.out;
                     Ok((now.trim() != before.trim() && !now.trim().is_empty()).then_some(()))
