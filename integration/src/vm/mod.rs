@@ -104,8 +104,9 @@ pub(crate) fn accelerator(workspace: &Workspace, rootfs: &Path) -> Result<[&'sta
 
 fn boot(rootfs: &Path, scenario: &str) -> Result<Vec<std::ffi::OsString>> {
     let (kernel, initrd) = kernel(rootfs)?;
+    // An emulated kernel now and then panics in its first seconds, before a scenario has begun: it then boots again, or ends.
     let append = format!(
-        "root=/dev/vda rw console=ttyS0 quiet TERM=dumb systemd.firstboot=off systemd.show_status=0 \
+        "root=/dev/vda rw console=ttyS0 quiet panic=5 TERM=dumb systemd.firstboot=off systemd.show_status=0 \
          systemd.unit=capsule-testbed.service capsule.scenario={scenario}"
     );
     Ok(vec![
