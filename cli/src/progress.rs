@@ -1,7 +1,7 @@
-//! How far a transfer is: a bar on a terminal, lines elsewhere, nothing for programs. All of it on standard error.
+//! How far a transfer is: a bar on a terminal that can draw one, lines elsewhere, nothing for programs. All of it on standard error.
 
 use std::collections::BTreeMap;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::time::Duration;
 
 use capsule_proto::capsule::v1;
@@ -20,10 +20,12 @@ pub enum Progress {
 
 impl Progress {
     pub fn new(output: Output) -> Self {
+        let target = ProgressDrawTarget::stderr();
         match output {
             Output::Json => Self::Nowhere,
-            Output::Text if io::stderr().is_terminal() => {
-                let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            // What is no terminal, or one that can draw nothing (TERM is not set, or `dumb`), is hidden.
+            Output::Text if !target.is_hidden() => {
+                let bar = ProgressBar::with_draw_target(None, target);
                 let style =
                     ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {wide_msg}");
                 bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));

@@ -265,8 +265,8 @@ fn privileged_vm_forky_created() -> Result<()> {
     run(Kind::Vm, Suite::Forky, "created")
 }
 
-/// With systemd, and the units as they are shipped.
+/// With systemd, and the units as they are shipped: capsuled is replaced, and the machine restarts, in order and by a power cut.
 #[test]
-fn privileged_vm_forky_upgrade() -> Result<()> {
-    run(Kind::Vm, Suite::Forky, "upgrade-systemd")
+fn privileged_vm_forky_systemd() -> Result<()> {
+    run(Kind::Vm, Suite::Forky, "systemd")
 }

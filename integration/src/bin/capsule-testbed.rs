@@ -13,7 +13,7 @@ use capsule_integration::machine::{Job, Kind, Machine};
 use capsule_integration::narrate::Narrator;
 use capsule_integration::native::rootless;
 use capsule_integration::payload::Payload;
-use capsule_integration::power::machine::{Filesystem, Load, Omission};
+use capsule_integration::power::machine::{Filesystem, Load, Omission, Work};
 use capsule_integration::power::{self, Campaign};
 use capsule_integration::rootfs::{self, Suite};
 use capsule_integration::workspace::{Workspace, require_root};
@@ -70,6 +70,9 @@ enum Do {
         /// What its disk holds.
         #[arg(long, default_value = "ext4")]
         filesystem: Filesystem,
+        /// What is done in it.
+        #[arg(long, default_value = "snapshots")]
+        work: Work,
         /// How many cuts of each VM.
         #[arg(long, default_value_t = 60)]
         cuts: usize,
@@ -152,9 +155,9 @@ fn dispatch(command: Do) -> Result<ExitCode> {
             let table = bench::storage::run(&workspace()?, |event| narrator.tell(event))?;
             write!(std::io::stdout(), "\n{table}").context("write")?;
         }
-        Do::Power { filesystem, cuts, seed, machines, calls, without } => {
+        Do::Power { filesystem, work, cuts, seed, machines, calls, without } => {
             for seed in seed..seed + machines {
-                let load = Load { filesystem, seed, calls, seconds: 300, omission: without };
+                let load = Load { filesystem, work, seed, calls, seconds: 300, omission: without };
                 cut_power(Campaign { load, cuts })?;
             }
         }

@@ -16,12 +16,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::mount::{MountFlags, mount};
 use serde::{Deserialize, Serialize};
 
+use super::attached::check::After;
 use super::client::Client;
 use super::cut::{self, Cut, Images};
 use super::expect::{Expected, Kind, State};
 use super::guest::{start_capsuled, wait_until_serving};
 use super::journal::{Call, Labels};
-use super::machine::Filesystem;
+use super::machine::{Filesystem, Work};
 use super::record::Record;
 use super::tree;
 use crate::workspace::{output_of, remove_tree};
@@ -36,6 +37,8 @@ const IMAGES_KEPT: usize = 2;
 pub struct Task {
     /// What the disk holds.
     pub xfs: bool,
+    /// What was done.
+    pub work: Work,
     /// The saved record.
     pub record: PathBuf,
     /// An empty folder of the worker's own.
@@ -71,7 +74,7 @@ pub struct Verdict {
     pub at_stake: usize,
     /// Those of them that the cut kept whole.
     pub kept: usize,
-    /// Committed snapshots that were found and compared, file by file.
+    /// Trees that were found and compared, file by file: committed snapshots, and what was written to attachments.
     pub compared: usize,
     /// What is wrong.
     pub failure: Option<String>,
@@ -126,7 +129,7 @@ fn one(
         Err(error) => {
             verdict.failure = Some(format!("{error:#}"));
             if let Some(failures) = task.failures.as_deref().filter(|_| keep) {
-                let name = format!("{}-seed-{}-cut-{number}", filesystem(task), task.seed);
+                let name = format!("{}-{}-seed-{}-cut-{number}", filesystem(task), task.work, task.seed);
                 keep_evidence(&folder, failures, &name)?;
             }
         }
@@ -168,6 +171,10 @@ fn check_mounted(task: &Task, folder: &Path, root: &Path, expected: &Expected) -
     let socket = folder.join("capsule/capsuled.sock");
     wait_until_serving(&mut capsuled.0, &socket).context("capsuled does not start")?;
     let mut client = Client::connect(&socket)?;
+    if task.work == Work::Attachments {
+        let programs = &task.programs;
+        return After { programs, folder, root, socket: &socket }.check(&mut client, expected);
+    }
     let found = client.list()?;
     expected.check(&found).context("snapshots")?;
     let snapshots = root.join("snapshots");

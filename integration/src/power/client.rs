@@ -137,6 +137,7 @@ impl Client {
                 let message = CleanupRequest { snapshotter };
                 runtime.block_on(snapshots.cleanup(request(message))).map(drop)
             }
+            Call::Deed(deed) => Err(Status::unimplemented(format!("{deed:?}"))),
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
 
+use super::attached::model::{Deed, State as Deeds};
 use super::journal::{Call, Labels, Mark, Marks};
 use super::record::Event;
 
@@ -41,6 +42,8 @@ pub struct Expected {
     pub under_way: BTreeMap<usize, Call>,
     /// What is in the directories of committed snapshots, and of those being committed.
     pub manifests: BTreeMap<String, Vec<String>>,
+    /// What is attached, kept and published.
+    pub deeds: Deeds,
     /// How many calls were acknowledged.
     pub acknowledged: usize,
     /// How many of them were commits.
@@ -75,7 +78,11 @@ impl Expected {
                 };
                 self.acknowledged += 1;
                 if refused.is_none() {
-                    self.commits += usize::from(matches!(call, Call::Commit { .. }));
+                    let is_commit = matches!(call, Call::Commit { .. } | Call::Deed(Deed::Publish { .. }));
+                    self.commits += usize::from(is_commit);
+                    if let Call::Deed(deed) = &call {
+                        self.deeds.apply(deed);
+                    }
                     apply(&call, &mut self.state);
                 }
             }
@@ -139,7 +146,7 @@ fn apply(call: &Call, state: &mut State) {
                 snapshot.labels.clone_from(labels);
             }
         }
-        Call::Cleanup => {}
+        Call::Cleanup | Call::Deed(_) => {}
     }
 }
 

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use rustix::mount::{MountFlags, mount};
 
+use super::attached;
 use super::journal::{Mark, Marker};
-use super::machine::{Load, Omission};
+use super::machine::{Load, Omission, Work};
 use super::workload::{self, Limit};
 
 const DISK: &str = "/dev/vdb";
@@ -49,6 +50,9 @@ fn work(load: &Load, marker: &Marker) -> Result<usize> {
     fs::create_dir_all(MOUNT_POINT).context("create the mount point")?;
     mount(DISK, MOUNT_POINT, load.filesystem.name(), MountFlags::empty(), None)
         .with_context(|| format!("mount {DISK}"))?;
+    if load.work == Work::Attachments {
+        return attached::work::run(load, Path::new(MOUNT_POINT), marker);
+    }
     let root = Path::new(MOUNT_POINT).join("capsule");
     let mut capsuled = start_capsuled(Path::new(PROGRAMS), &root, Path::new("/run"), load.omission)?;
     let socket = Path::new("/run/capsule/capsuled.sock");

@@ -7,10 +7,14 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use super::machine::Work;
+use crate::images::Image;
 use crate::workspace::Workspace;
 
-const MODULES: [&str; 4] = ["virtio_blk", "ext4", "xfs", "overlay"];
+const MODULES: [&str; 5] = ["virtio_blk", "ext4", "xfs", "overlay", "loop"];
 const PROGRAMS: [&str; 2] = ["capsuled", "capsule-testbed"];
+/// What containers need, too.
+const OF_CONTAINERS: [&str; 2] = ["capsulectl", "containerd-shim-capsule-v1"];
 
 /// /dev/vda is the root file system; what is written to it is dropped with the VM.
 const INIT: &str = "#!/bin/busybox sh
@@ -22,22 +26,33 @@ $b mount -t ext4 /dev/vda /root || exit 1
 for at in proc dev; do $b mount -o move /$at /root/$at; done
 $b mount -t sysfs sys /root/sys
 for at in run tmp payload; do $b mount -t tmpfs tmp /root/$at; done
-$b cp -r /bin /root/payload/bin
+for at in bin configs images; do $b cp -r /$at /root/payload/$at; done
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 exec $b switch_root /root /payload/bin/capsule-testbed power-guest
 ";
 
 /// Writes the archive for the kernel of `rootfs`.
-pub fn write(workspace: &Workspace, rootfs: &Path, path: &Path) -> Result<()> {
+pub fn write(workspace: &Workspace, rootfs: &Path, path: &Path, work: Work) -> Result<()> {
     let busybox = rootfs.join("usr/bin/busybox");
     let mut archive = Archive::default();
-    for folder in ["bin", "dev", "modules", "proc", "root"] {
+    for folder in ["bin", "configs", "dev", "images", "modules", "proc", "root"] {
         archive.add(folder, 0o40755, &[])?;
     }
     archive.add("init", 0o100_755, INIT.as_bytes())?;
     archive.add("bin/busybox", 0o100_755, &read(&busybox)?)?;
     for name in PROGRAMS {
         archive.add(&format!("bin/{name}"), 0o100_755, &read(&workspace.program(name))?)?;
+    }
+    if work == Work::Attachments {
+        for name in OF_CONTAINERS {
+            archive.add(&format!("bin/{name}"), 0o100_755, &read(&workspace.program(name))?)?;
+        }
+        for name in ["config.toml", "containerd-2.toml"] {
+            let content = read(&workspace.source("configs").join(name))?;
+            archive.add(&format!("configs/{name}"), 0o100_644, &content)?;
+        }
+        let image = Image::Busybox;
+        archive.add(&format!("images/{}", image.file()), 0o100_644, &read(&image.ready(workspace)?)?)?;
     }
     for (at, module) in modules(rootfs)?.iter().enumerate() {
         let name = format!("modules/{at:02}");

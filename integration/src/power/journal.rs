@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
+use super::attached::model::Deed;
 use super::record::Event;
 
 /// Labels by key.
@@ -57,6 +58,8 @@ pub enum Call {
     },
     /// Removes what crashes left.
     Cleanup,
+    /// No call about snapshots.
+    Deed(Deed),
 }
 
 /// One mark.

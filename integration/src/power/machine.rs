@@ -68,6 +68,24 @@ impl fmt::Display for Filesystem {
     }
 }
 
+/// What is done in the VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+pub enum Work {
+    /// Snapshots are made, committed and removed.
+    Snapshots,
+    /// Capsules are published, attached, moved, written to and taken away, with containerd and containers.
+    Attachments,
+}
+
+impl fmt::Display for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Snapshots => "snapshots",
+            Self::Attachments => "attachments",
+        })
+    }
+}
+
 /// A system call that capsuled is made to leave out while it believes that it was made: what the campaign must notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Omission {
@@ -75,6 +93,8 @@ pub enum Omission {
     Syncfs,
     /// By which the store makes its transactions durable.
     Fdatasync,
+    /// By which what is written to attachments gets and loses names.
+    Fsync,
 }
 
 impl Omission {
@@ -83,6 +103,7 @@ impl Omission {
         match self {
             Self::Syncfs => "syncfs",
             Self::Fdatasync => "fdatasync",
+            Self::Fsync => "fsync",
         }
     }
 }
@@ -92,6 +113,8 @@ impl Omission {
 pub struct Load {
     /// What the disk holds.
     pub filesystem: Filesystem,
+    /// What the clients do.
+    pub work: Work,
     /// Of the clients' choices.
     pub seed: u64,
     /// Calls of all clients, after which it is enough.
@@ -107,15 +130,21 @@ const PARAMETER: &str = "capsule.power=";
 impl Load {
     fn to_cmdline(self) -> String {
         let omission = self.omission.map_or("", Omission::name);
-        format!("{PARAMETER}{},{},{},{},{omission}", self.filesystem, self.seed, self.calls, self.seconds)
+        let Self { filesystem, work, seed, calls, seconds, .. } = self;
+        format!("{PARAMETER}{filesystem},{work},{seed},{calls},{seconds},{omission}")
     }
 
     /// As it stands on the VM's kernel command line.
     pub fn from_cmdline(cmdline: &str) -> Result<Self> {
         let given = cmdline.split_ascii_whitespace().find_map(|word| word.strip_prefix(PARAMETER));
         let words: Vec<&str> = given.context("the kernel's command line names no load")?.split(',').collect();
-        let [filesystem, seed, calls, seconds, omission] = words.as_slice() else {
-            bail!("a load has five parts, not {words:?}");
+        let [filesystem, work, seed, calls, seconds, omission] = words.as_slice() else {
+            bail!("a load has six parts, not {words:?}");
+        };
+        let work = match *work {
+            "snapshots" => Work::Snapshots,
+            "attachments" => Work::Attachments,
+            other => bail!("nothing called {other:?} can be done"),
         };
         let filesystem = match *filesystem {
             "ext4" => Filesystem::Ext4,
@@ -126,10 +155,11 @@ impl Load {
             "" => None,
             "syncfs" => Some(Omission::Syncfs),
             "fdatasync" => Some(Omission::Fdatasync),
+            "fsync" => Some(Omission::Fsync),
             other => bail!("nothing called {other:?} can be left out"),
         };
         let (seed, calls, seconds) = (seed.parse()?, calls.parse()?, seconds.parse()?);
-        Ok(Self { filesystem, seed, calls, seconds, omission })
+        Ok(Self { filesystem, work, seed, calls, seconds, omission })
     }
 }
 
@@ -140,7 +170,7 @@ pub fn record(workspace: &Workspace, rootfs: &Path, folder: &Path, load: Load) -
     let recorder = Arc::new(Recorder::new(Record::of_image(&image)?));
     fs::remove_file(&image).with_context(|| format!("remove {}", image.display()))?;
     nbd::serve(&recorder, &socket_of(folder))?;
-    initramfs::write(workspace, rootfs, &initrd)?;
+    initramfs::write(workspace, rootfs, &initrd, load.work)?;
     let console = folder.join("console.log");
     let mut qemu = start(workspace, rootfs, folder, &console, load)?;
     let ended = wait_for_end(&recorder, &mut qemu, BOOT + Duration::from_secs(load.seconds));

@@ -12,9 +12,11 @@
 //! | [`nbd`], [`record`] | the disk and its record | one abstract socket |
 //! | [`guest`], [`workload`], [`tree`] | what works inside the VM | the VM |
 //! | [`client`], [`journal`] | calls, and marks of calls | capsuled's socket, the device of marks |
+//! | [`attached`] | the campaign of what is attached, which has containerd and containers | the VM, and mounts of the worker |
 //! | [`cut`], [`expect`], [`random`] | choices and expectations: pure | images it is told to make |
 //! | [`check`] | recovery and comparison | mounts in a namespace of its own |
 
+pub mod attached;
 pub mod check;
 pub mod client;
 pub mod cut;
@@ -90,12 +92,12 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let most = |of: fn(&Verdict) -> usize| self.verdicts.iter().map(of).max().unwrap_or(0);
         let sum = |of: fn(&Verdict) -> usize| self.verdicts.iter().map(of).sum::<usize>();
-        let Load { filesystem, seed, .. } = self.campaign.load;
+        let Load { filesystem, work, seed, .. } = self.campaign.load;
         write!(
             f,
-            "power cuts on {filesystem}, seed {seed}: {} cuts in {} writes and {} flushes; up to {} calls ({} commits) \
-             acknowledged before a cut; {} unflushed writes at stake, {} of them kept; {} calls under way; {} committed \
-             snapshots compared; {} cuts lost something (VM {:.0} s, checks {:.0} s)",
+            "power cuts on {filesystem}, {work}, seed {seed}: {} cuts in {} writes and {} flushes; up to {} calls ({} commits) \
+             acknowledged before a cut; {} unflushed writes at stake, {} of them kept; {} calls under way; {} trees \
+             compared; {} cuts lost something (VM {:.0} s, checks {:.0} s)",
             self.verdicts.len(),
             self.writes,
             self.flushes,
@@ -162,7 +164,7 @@ fn failures_folder(workspace: &Workspace, load: Load) -> Result<Option<PathBuf>>
 }
 
 fn keep_record(folder: PathBuf, record: &Path, load: Load) -> Result<PathBuf> {
-    let to = folder.join(format!("{}-seed-{}.record", load.filesystem, load.seed));
+    let to = folder.join(format!("{}-{}-seed-{}.record", load.filesystem, load.work, load.seed));
     fs::copy(record, &to).with_context(|| format!("copy {}", record.display()))?;
     Ok(folder)
 }
@@ -183,6 +185,7 @@ fn check_all(
         fs::create_dir_all(&own).with_context(|| format!("create {}", own.display()))?;
         let task = Task {
             xfs: campaign.load.filesystem == Filesystem::Xfs,
+            work: campaign.load.work,
             record: record.to_owned(),
             folder: own,
             failures: failures_folder(workspace, campaign.load)?,

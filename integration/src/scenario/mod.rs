@@ -31,10 +31,12 @@
 //! | [`written`] | what is written to attachments is kept, dropped and published as asked |
 //! | [`others`] | what is attached outlives what others do to its images and its task |
 //! | [`told`] | what was not asked for is told too, to those who follow containerd as well |
+//! | [`boots`] | what is attached, kept and told outlives restarts of the machine itself |
 //! | [`upgrade`] | no call fails while capsuled is replaced |
 
 pub mod api;
 pub mod bench;
+pub mod boots;
 pub mod capsulectl;
 pub mod collect;
 pub mod ctr;
@@ -119,6 +121,9 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "versions" => versions::run(reporter),
         "upgrade" => upgrade::take_over(reporter, 50),
         "upgrade-systemd" => upgrade::systemd(reporter, 10),
+        "reboot" => boots::run(reporter, |_| Ok(())),
+        // Both in one machine: a boot takes half a minute.
+        "systemd" => boots::run(reporter, |reporter| upgrade::systemd(reporter, 10)),
         _ if name.starts_with("docs-") => docs::run(reporter, name.trim_start_matches("docs-")),
         _ => match runtime::Choice::parse(name) {
             Some(choice) if name.starts_with("rootless") => {

@@ -224,7 +224,7 @@ impl World {
 
 /// Puts capsuled's and containerd's configurations, as they are shipped, in their places; containerd's path. `more` is added to
 /// the end of containerd's.
-fn write_configs(more: &str) -> Result<PathBuf> {
+pub(super) fn write_configs(more: &str) -> Result<PathBuf> {
     let version = output_of(Command::new("containerd").arg("--version").env("PATH", path()))?;
     let shipped = if version.contains(" 1.7.") { "containerd-1.7.toml" } else { "containerd-2.toml" };
     let shipped = Path::new(CONFIGS).join(shipped);

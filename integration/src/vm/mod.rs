@@ -21,6 +21,7 @@ use crate::event::{Event, Report};
 use crate::machine::{Job, listen};
 use crate::payload::Payload;
 use crate::rootfs::kernel;
+use crate::scenario::boots;
 use crate::workspace::{Workspace, remove_tree};
 
 /// The port inside that leads to the harness.
@@ -46,18 +47,8 @@ pub fn run(
     let mut qemu = Command::new(workspace.testbed())
         .args(["leash", "qemu-system-x86_64"])
         .args(accelerator(workspace, rootfs)?)
-        .args([
-            "-m",
-            "4096",
-            "-smp",
-            "2",
-            "-nodefaults",
-            "-display",
-            "none",
-            "-monitor",
-            "none",
-            "-no-reboot",
-        ])
+        .args(["-m", "4096", "-smp", "2", "-nodefaults", "-display", "none", "-monitor", "none"])
+        .args(if boots::SCENARIOS.contains(&job.scenario.as_str()) { None } else { Some("-no-reboot") })
         .args(boot(rootfs, &job.scenario)?)
         .arg("-drive")
         .arg(format!("file={},if=virtio,format=raw,cache=unsafe,snapshot=on", root_disk.display()))
@@ -113,8 +104,9 @@ pub(crate) fn accelerator(workspace: &Workspace, rootfs: &Path) -> Result<[&'sta
 
 fn boot(rootfs: &Path, scenario: &str) -> Result<Vec<std::ffi::OsString>> {
     let (kernel, initrd) = kernel(rootfs)?;
+    // An emulated kernel now and then panics in its first seconds, before a scenario has begun: it then boots again, or ends.
     let append = format!(
-        "root=/dev/vda rw console=ttyS0 quiet TERM=dumb systemd.firstboot=off systemd.show_status=0 \
+        "root=/dev/vda rw console=ttyS0 quiet panic=5 TERM=dumb systemd.firstboot=off systemd.show_status=0 \
          systemd.unit=capsule-testbed.service capsule.scenario={scenario}"
     );
     Ok(vec![

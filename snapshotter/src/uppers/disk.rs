@@ -198,7 +198,8 @@ impl Disk {
         self.list().unwrap_or_default().iter().any(|key| matches!(key, Key::Named(_)) && is_it(key))
     }
 
-    /// Takes the name from one that is to be removed; nothing when it is not there. It goes at the next start at the latest.
+    /// Takes the name from one that is to be removed; nothing when it is not there. It goes at the next start at the latest, and
+    /// a power cut does not bring the name back.
     ///
     /// # Errors
     /// [`UpperError::Disk`].
@@ -206,7 +207,10 @@ impl Disk {
         let path = self.path(key);
         let gone = self.beside(&path, GONE, id);
         match fs::rename(&path, &gone) {
-            Ok(()) => Ok(Some(Retired(gone))),
+            Ok(()) => {
+                gone.parent().map_or(Ok(()), sync)?;
+                Ok(Some(Retired(gone)))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed("rename", &path)(error)),
         }

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::model::Node;
+use super::left;
+use super::model::{INNER, Node, OUTER, UNION};
+use super::others::RUN;
 use super::written;
 use crate::scenario::capsulectl::json;
 use crate::scenario::ctr::{Container, ctr};
@@ -17,30 +19,43 @@ use crate::scenario::ctr::{Container, ctr};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What capsuled says.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Seen {
     published: BTreeMap<String, BTreeSet<u32>>,
     /// (container, capsule) → version, the one before, and the state.
     held: BTreeMap<(String, String), (u32, Option<u32>, String)>,
     /// Names of what was written.
     kept: BTreeSet<String>,
+    /// Container, capsule and version.
+    draining: BTreeSet<(String, String, u32)>,
+    /// Capsule and tag → version.
+    tags: BTreeMap<(String, String), u32>,
 }
 
 /// Asks capsuled.
 pub fn observe() -> Result<Seen> {
-    let mut seen = Seen { published: BTreeMap::new(), held: BTreeMap::new(), kept: BTreeSet::new() };
+    let mut seen = Seen::default();
     for version in array(&json(&["ls"])?, "versions")? {
         ensure!(version["complete"] == true, "{version}");
-        seen.published.entry(text(&version, "capsule")?).or_default().insert(number(&version["version"])?);
+        let (name, number) = (text(&version, "capsule")?, number(&version["version"])?);
+        for tag in array(&version, "tags")? {
+            seen.tags.insert((name.clone(), tag.as_str().context("a tag")?.to_owned()), number);
+        }
+        seen.published.entry(name).or_default().insert(number);
     }
     for a in array(&json(&["ps"])?, "attachments")? {
+        if a["state"] == "draining" {
+            seen.draining.insert((text(&a, "container")?, text(&a, "capsule")?, number(&a["version"])?));
+            continue;
+        }
         let previous = Some(&a["previous_version"]).filter(|v| !v.is_null()).map(number).transpose()?;
         let value = (number(&a["version"])?, previous, text(&a, "state")?);
         let twice = seen.held.insert((text(&a, "container")?, text(&a, "capsule")?), value);
         ensure!(twice.is_none(), "twice: {a}");
     }
     for upper in array(&json(&["uppers"])?, "uppers")? {
-        seen.kept.insert(text(&upper, "name")?);
+        let name = text(&upper, "name")?;
+        seen.kept.insert(name.strip_suffix(&format!("-{}", *RUN)).context(name.clone())?.to_owned());
     }
     Ok(seen)
 }
@@ -48,7 +63,11 @@ pub fn observe() -> Result<Seen> {
 impl Seen {
     /// Whether this is the node.
     pub fn is(&self, node: &Node) -> bool {
-        self.held == held(node) && self.published == published(node) && self.kept.iter().eq(node.kept.keys())
+        self.held == held(node)
+            && self.published == published(node)
+            && self.kept.iter().eq(node.kept.keys())
+            && self.draining == draining(node)
+            && self.tags == node.tags
     }
 
     /// The node between `before` and `after` that this is, where only versions were published or removed.
@@ -62,10 +81,15 @@ impl Seen {
             one.intersection(other).all(|v| seen.contains(v))
                 && seen.iter().all(|v| one.contains(v) || other.contains(v))
         };
+        // A tag goes with its version.
+        let mut tags = before.tags.clone();
+        tags.retain(|(name, _), version| self.published.get(name).is_some_and(|all| all.contains(version)));
         let fits = self.held == held(before)
+            && self.draining == draining(before)
+            && self.tags == tags
             && self.kept.iter().eq(before.kept.keys())
             && all.iter().all(|name| is(&name));
-        fits.then(|| Node { published: self.published.clone(), ..before.clone() })
+        fits.then(|| Node { published: self.published.clone(), tags, ..before.clone() })
     }
 }
 
@@ -77,8 +101,18 @@ fn held(node: &Node) -> BTreeMap<(String, String), (u32, Option<u32>, String)> {
     .collect()
 }
 
+fn draining(node: &Node) -> BTreeSet<(String, String, u32)> {
+    let all = node.vessels.iter().flat_map(|(id, vessel)| vessel.draining.iter().map(move |one| (id, one)));
+    all.map(|(id, (name, version))| (id.clone(), name.clone(), *version)).collect()
+}
+
 fn published(node: &Node) -> BTreeMap<String, BTreeSet<u32>> {
     node.published.clone().into_iter().filter(|(_, all)| !all.is_empty()).collect()
+}
+
+/// Where a capsule is attached.
+pub fn target(name: &str) -> String {
+    if name == INNER { format!("/opt/{OUTER}/sub") } else { format!("/opt/{name}") }
 }
 
 /// Each container has mounted what it should have, and nothing else.
@@ -87,7 +121,7 @@ pub fn mounts(node: &Node, containers: &BTreeMap<String, Container>) -> Result<(
         let container = containers.get(id).context("a container")?;
         let root = format!("/proc/{}/root", container.pid()?);
         for (name, held) in &vessel.held {
-            let path = format!("{root}/opt/{name}/version");
+            let path = format!("{root}{}/version", target(name));
             let found = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
             ensure!(found == held.version.to_string(), "{id}: {path} holds {found:?}, not {}", held.version);
         }
@@ -100,11 +134,12 @@ pub fn mounts(node: &Node, containers: &BTreeMap<String, Container>) -> Result<(
             ensure!(found == expected, "{id} has written {found:?}, and should have {expected:?}");
         }
         let table = container.mounts()?;
-        let targets: BTreeSet<String> = table
-            .iter()
-            .filter_map(|line| line.split(' ').nth(4)?.strip_prefix("/opt/").map(str::to_owned))
-            .collect();
-        let wanted: BTreeSet<String> = vessel.held.keys().cloned().collect();
+        let own = fs::read_to_string(format!("{root}{}/own", target(UNION)));
+        ensure!(own.as_ref().is_ok_and(|own| own == "own"), "{id} lacks what it has itself: {own:?}");
+        let points = table.iter().filter_map(|line| line.split(' ').nth(4));
+        let targets: BTreeSet<String> =
+            points.filter(|at| at.starts_with("/opt/")).map(str::to_owned).collect();
+        let wanted: BTreeSet<String> = vessel.held.keys().map(|name| target(name)).collect();
         ensure!(targets == wanted, "{id} has mounts at {targets:?}, and should at {wanted:?}: {table:?}");
         let count = table.iter().filter(|line| line.contains(" /opt/")).count();
         ensure!(count == wanted.len(), "{id} has {count} mounts at {wanted:?}");
@@ -138,8 +173,9 @@ pub fn nothing_left(node: &Node) -> Result<()> {
             snapshots += all.lines().count().saturating_sub(1);
         }
         let directories = fs::read_dir("/var/lib/capsule/snapshots").context("read the snapshots")?.count();
-        last = format!("leases: {leases:?}; {snapshots} snapshots, {directories} directories");
-        let is = leases.trim().is_empty() && snapshots == directories;
+        let left = left::on_the_node(node)?;
+        last = format!("leases: {leases:?}; {snapshots} snapshots, {directories} directories; {left:?}");
+        let is = leases.trim().is_empty() && snapshots == directories && left.is_empty();
         if !is {
             // What a crash left is garbage: it goes with the next collection, which this makes.
             list(&["-n", "capsules", "leases", "create", "--id", "collect"])?;

@@ -2,22 +2,26 @@
 //! node has what the model says, as a whole: what was done is done, what was not is not, and nothing is left between.
 
 mod check;
+mod left;
 mod model;
+mod others;
 mod written;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::thread::{sleep, spawn};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 
 use self::check::{observe, until};
-use self::model::{Node, Op, PLAIN, Vessel};
+use self::model::{INNER, Node, OUTER, Op, PLAIN, UNION, Vessel};
+use self::others::{DRAINS, FILES, Other};
 use self::written::Use;
 use super::capsulectl::capsulectl;
 use super::ctr::{Container, OURS, Output, ctr};
 use super::reboot::{kill, shim_of};
-use super::sets::publish;
+use super::registry::daemon::{Door, Registry};
 use super::world::{World, with_logs};
 use crate::event::Reporter;
 use crate::power::random::Random;
@@ -27,6 +31,11 @@ const VESSELS: [&str; 3] = ["v0", "v1", "v2"];
 /// How many daemons are killed at least in ten rounds, and how many of these cut a call off.
 const KILLS: usize = 300;
 const CUT_OFF: usize = 60;
+/// In the middle of each of these a daemon is killed.
+const CALLS: [&str; 17] = [
+    "attach", "build", "commit", "detach", "import", "load", "prune", "pull", "push", "rm", "rollback",
+    "save", "sign", "tag", "untag", "upgrade", "uppers",
+];
 /// How many operations are told of at a time.
 const ROUND: usize = 100;
 
@@ -74,7 +83,10 @@ fn rounds_of(reporter: &mut Reporter, seed: u64, rounds: usize) -> Result<()> {
             life.under_way
         );
         ensure!(done >= rounds * ROUND && killed >= floor(KILLS) && cut_off >= floor(CUT_OFF), "{said}");
-        Ok(((), said))
+        let missing: Vec<_> = CALLS.iter().filter(|name| !life.calls.contains_key(**name)).collect();
+        ensure!(rounds < 10 || missing.is_empty(), "nothing was killed in the middle of {missing:?}; {said}");
+        let of_each = life.calls.iter().map(|(name, (killed, cut_off))| format!("{name} {killed}/{cut_off}"));
+        Ok(((), format!("{said}; {}", of_each.collect::<Vec<_>>().join(", "))))
     })?;
     life.end()
 }
@@ -82,6 +94,7 @@ fn rounds_of(reporter: &mut Reporter, seed: u64, rounds: usize) -> Result<()> {
 /// A node and its model.
 struct Life {
     world: World,
+    _registry: Registry,
     node: Node,
     containers: BTreeMap<String, Container>,
     random: Random,
@@ -93,6 +106,8 @@ struct Life {
     under_way: usize,
     /// Kills by which a call failed that the model does not refuse.
     cut_off: usize,
+    /// By the call's name: in the middle of how many a daemon was killed, and how many of these were cut off.
+    calls: BTreeMap<String, (usize, usize)>,
     /// containerd may not have connected to the capsuled that was started last.
     behind: bool,
 }
@@ -101,8 +116,12 @@ impl Life {
     fn start(seed: u64) -> Result<Self> {
         let world = World::start(true)?;
         OURS.import()?;
+        fs::create_dir_all(FILES).context("create a folder")?;
+        capsulectl(&["keygen", &format!("{FILES}/life")])?.success("capsulectl keygen")?;
+        left::remember()?;
         let mut life = Self {
             world,
+            _registry: Registry::start(5020, Door::Open)?,
             node: Node::default(),
             containers: BTreeMap::new(),
             random: Random::new(seed),
@@ -111,20 +130,17 @@ impl Life {
             done: 0,
             under_way: 0,
             cut_off: 0,
+            calls: BTreeMap::new(),
             behind: false,
         };
-        for name in PLAIN.into_iter().chain(["app"]) {
-            for version in 1..=2 {
-                life.carry_out(&Op::Publish(name.to_owned(), version))?;
-                let after = life.node.after(&Op::Publish(name.to_owned(), version));
-                life.node = after.context("a version is published")?;
-            }
+        let twice = PLAIN.into_iter().chain(["app", OUTER]).flat_map(|name| [(name, 1), (name, 2)]);
+        for (name, version) in twice.chain([(INNER, 1), (DRAINS, 1), (written::CAPSULE, written::BASE)]) {
+            let publish = Op::Publish(name.to_owned(), version);
+            life.carry_out(&publish)?.success(name)?;
+            life.node = life.node.after(&publish).context("a version is published")?;
         }
-        let writable = Op::Publish(written::CAPSULE.to_owned(), 1);
-        life.carry_out(&writable)?;
-        life.node = life.node.after(&writable).context("a version is published")?;
         for id in VESSELS {
-            life.containers.insert(id.to_owned(), OURS.start(id, &[], &SLEEP)?);
+            life.containers.insert(id.to_owned(), vessel(id)?);
             life.node.vessels.insert(id.to_owned(), Vessel { runs: true, ..Vessel::default() });
         }
         Ok(life)
@@ -160,9 +176,8 @@ impl Life {
     }
 
     fn victim(&mut self, op: &Op) -> Option<Victim> {
-        if matches!(op, Op::Restart(_) | Op::Renew(_) | Op::Written(Use::Write(..)))
-            || !self.random.percent(38)
-        {
+        let is_none = matches!(op, Op::Restart(_) | Op::Renew(_) | Op::Written(Use::Write(..)));
+        if is_none || matches!(op, Op::Other(Other::Release(_))) || !self.random.percent(44) {
             return None;
         }
         Some(match self.random.below(10) {
@@ -185,7 +200,12 @@ impl Life {
         };
         *self.kills.entry(victim).or_default() += 1;
         let output = self.interrupted(op, victim)?;
-        self.cut_off += usize::from(output.code != 0 && after.is_some());
+        let is_cut_off = usize::from(output.code != 0 && after.is_some());
+        self.cut_off += is_cut_off;
+        let name = op.words().and_then(|words| words.into_iter().find(|word| CALLS.contains(&word.as_str())));
+        let (killed, cut_off) = self.calls.entry(name.unwrap_or_else(|| "build".to_owned())).or_default();
+        *killed += 1;
+        *cut_off += is_cut_off;
         let mut allowed = vec![self.node.clone()];
         match (output.code, after) {
             // What was acknowledged is there.
@@ -200,8 +220,11 @@ impl Life {
         }
         if let (Victim::Shim, Some(id)) = (victim, op.vessel()) {
             self.start_again(id)?;
+            for vessel in allowed.iter_mut().filter_map(|node| node.vessel(id)) {
+                vessel.draining.clear();
+            }
         }
-        if op.vessel().is_none() {
+        if op.vessel().is_none() || matches!(op, Op::Other(Other::Commit(..))) {
             // containerd may still be about a call that nobody waits for any more, and capsuled looks for a containerd
             // that was killed each second.
             sleep(if victim == Victim::Containerd { AWAY } else { LATE });
@@ -243,7 +266,7 @@ impl Life {
             Op::Renew(id) => {
                 self.wait_for_snapshotter()?;
                 self.containers.remove(id).context("a container")?.remove()?;
-                self.containers.insert(id.clone(), OURS.start(id, &[], &SLEEP)?);
+                self.containers.insert(id.clone(), vessel(id)?);
                 Ok(done())
             }
             Op::Written(Use::Write(id, number)) => {
@@ -251,15 +274,43 @@ impl Life {
                 let script = format!("test -e /opt/w/version && echo {number} > /opt/w/t{number}");
                 container.exec("write", &["/bin/sh", "-c", &script], b"")
             }
-            other => command(other),
+            Op::Other(Other::Release(id)) => {
+                let script = "kill -9 $(cat /dev/shm/holders); rm /dev/shm/holders";
+                let container = self.containers.get(id).context("a container")?;
+                container.exec("release", &["/bin/sh", "-c", script], b"")?;
+                Ok(done())
+            }
+            other => {
+                self.prepare(other)?;
+                command(other)
+            }
+        }
+    }
+
+    /// What is to be so before it is done.
+    fn prepare(&mut self, op: &Op) -> Result<()> {
+        match op {
+            Op::Publish(..) => self.wait_for_snapshotter(),
+            Op::Other(what) if what.unpacks() => self.wait_for_snapshotter(),
+            Op::Other(Other::Drain(id)) if self.node.vessels[id].held.contains_key(DRAINS) => {
+                let container = self.containers.get(id).context("a container")?;
+                let before = container.exec("held", &["/bin/sh", "-c", "wc -l </dev/shm/holders"], b"")?.out;
+                let hold =
+                    format!("exec 3</opt/{DRAINS}/version; echo $$ >>/dev/shm/holders; exec sleep 100000");
+                container.spawn(&format!("holder-{}", self.done), &["/bin/sh", "-c", &hold])?;
+                let more = until(|| {
+                    let now = container.exec("held", &["/bin/sh", "-c", "wc -l </dev/shm/holders"], b"")?.out;
+                    Ok((now.trim() != before.trim() && !now.trim().is_empty()).then_some(()))
+                })?;
+                more.context("nobody uses what is to drain")
+            }
+            _ => Ok(()),
         }
     }
 
     /// Does it in another thread, kills `victim` after a moment, and starts it again.
     fn interrupted(&mut self, op: &Op, victim: Victim) -> Result<Output> {
-        if matches!(op, Op::Publish(..)) {
-            self.wait_for_snapshotter()?;
-        }
+        self.prepare(op)?;
         let pid = match (victim, op.vessel()) {
             (Victim::Shim, Some(id)) => Some(shim_of(self.containers.get(id).context("a container")?)?),
             _ => None,
@@ -336,15 +387,41 @@ impl Life {
 
 /// What each version requires is published before it.
 fn publish_both(name: &str, version: u32) -> Result<Output> {
-    let publish = |name: &str, requires: &[&str]| publish(&format!("{name}@{version}"), requires);
+    let publish = |name: &str, more: &[&str]| publish(name, version, more);
     let published = match name {
-        "app" => publish("lib", &[]).and_then(|()| publish("app", &[&format!("lib ={version}")])),
+        "app" => {
+            publish("lib", &[]).and_then(|()| publish("app", &["--require", &format!("lib ={version}")]))
+        }
+        UNION => publish(name, &["--mode", "union"]),
         name => publish(name, &[]),
     };
     Ok(match published {
         Ok(()) => done(),
         Err(error) => Output { code: 1, out: String::new(), err: format!("{error:#}") },
     })
+}
+
+/// Publishes a tree of a file that holds the version, one that no other has, one that all have, and a place for another capsule.
+fn publish(name: &str, version: u32, more: &[&str]) -> Result<()> {
+    let tree = format!("{FILES}/{name}@{version}");
+    fs::create_dir_all(format!("{tree}/sub")).with_context(|| format!("create {tree}"))?;
+    let number = version.to_string();
+    for (file, content) in
+        [("version", number.clone()), ("label", tree.clone()), ("common", "c".repeat(5000))]
+    {
+        fs::write(format!("{tree}/{file}"), content).with_context(|| format!("write {file}"))?;
+    }
+    let target = check::target(name);
+    let args = ["build", &tree, "--name", name, "--version", &number, "--target", &target];
+    capsulectl(&[&args[..], more].concat())?.success("capsulectl build").map(drop)
+}
+
+/// A container that has something itself where a union goes.
+fn vessel(id: &str) -> Result<Container> {
+    let container = OURS.start(id, &[], &SLEEP)?;
+    let target = check::target(UNION);
+    container.sh("own", &format!("mkdir -p {target} && printf own >{target}/own"))?;
+    Ok(container)
 }
 
 fn command(op: &Op) -> Result<Output> {

@@ -1,15 +1,23 @@
 //! What a node should have, by what it was asked to do. Pure.
 //!
-//! Capsules are `a`, `b`, `c`, and `app`, of which each version requires the version of `lib` with its number. Each is attached at
-//! its own target, so that a container has it once at most. What is written to, and what becomes of it: [`written`].
+//! Capsules are `a`, `b`, `c`, and `app`, of which each version requires the version of `lib` with its number. `u` is attached over
+//! what the container has itself, and `in` inside of `out`. Each is attached at its own target, so that a container has it once at
+//! most. What is written to, and what becomes of it: [`written`]. Tags, archives, a registry and what drains: [`others`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::others::{self, DRAINS, Other};
 use super::written::{self, Use};
 use crate::power::random::Random;
 
 /// Capsules that require nothing.
-pub const PLAIN: [&str; 3] = ["a", "b", "c"];
+pub const PLAIN: [&str; 4] = ["a", "b", "c", UNION];
+/// The one that is attached as a union.
+pub const UNION: &str = "u";
+/// The one that has a place for [`INNER`].
+pub const OUTER: &str = "out";
+/// The one that is attached inside of [`OUTER`], or where that would be.
+pub const INNER: &str = "in";
 /// How far a rollback goes.
 const HISTORY: usize = 16;
 
@@ -31,6 +39,8 @@ pub struct Vessel {
     pub held: BTreeMap<String, Held>,
     /// What it writes to, where it has that.
     pub writes: Option<written::Place>,
+    /// What processes use that is detached.
+    pub draining: BTreeSet<(String, u32)>,
 }
 
 /// A node.
@@ -42,6 +52,14 @@ pub struct Node {
     pub vessels: BTreeMap<String, Vessel>,
     /// What was written under each name.
     pub kept: BTreeMap<String, BTreeSet<u32>>,
+    /// Those of the names that have no size.
+    pub unbounded: BTreeSet<String>,
+    /// The version of each capsule and tag.
+    pub tags: BTreeMap<(String, String), u32>,
+    /// What the archive holds.
+    pub saved: Option<(String, u32)>,
+    /// What the registry has for sure.
+    pub pushed: Option<(String, u32)>,
 }
 
 /// What is done.
@@ -67,6 +85,8 @@ pub enum Op {
     Renew(String),
     /// Something with what is written to.
     Written(Use),
+    /// Something else with versions, or with what drains.
+    Other(Other),
 }
 
 impl Op {
@@ -79,6 +99,7 @@ impl Op {
             }
             Self::Restart(id) | Self::Renew(id) => Some(id),
             Self::Written(what) => what.vessel(),
+            Self::Other(what) => what.vessel(),
         }
     }
 
@@ -103,6 +124,7 @@ impl Op {
             Self::Rollback(id, name) => plain(["rollback", id, name]),
             Self::Detach(id, name) => plain(["detach", id, name]),
             Self::Written(what) => return what.words(),
+            Self::Other(what) => return what.words(),
         })
     }
 }
@@ -111,9 +133,9 @@ impl Node {
     /// Something to do: mostly what can be done, sometimes what cannot.
     pub fn choose(&self, random: &mut Random, ids: &[&str]) -> Op {
         let id = (*random.pick(ids).unwrap_or(&"")).to_owned();
-        let name = |random: &mut Random| match random.below(4) {
-            3 => "app".to_owned(),
-            index => PLAIN[index].to_owned(),
+        let name = |random: &mut Random| match random.below(PLAIN.len() + 1) {
+            index if index < PLAIN.len() => PLAIN[index].to_owned(),
+            _ => "app".to_owned(),
         };
         let version = |random: &mut Random, name: &str| {
             let all: Vec<u32> = self.published.get(name).into_iter().flatten().copied().collect();
@@ -132,7 +154,7 @@ impl Node {
                 })
                 .collect::<Vec<_>>()
         };
-        match random.below(130) {
+        match random.below(176) {
             0..12 => {
                 let name = name(random);
                 let newest = self.published.get(&name).and_then(|all| all.last()).copied().unwrap_or(0);
@@ -148,12 +170,25 @@ impl Node {
             48..66 => Op::Upgrade(id, set(random)),
             66..76 => Op::Rollback(id, name(random)),
             76..90 => {
-                let held: Vec<String> = self.vessels[&id].held.keys().cloned().collect();
+                // A process may use what is to drain.
+                let held = self.vessels[&id].held.keys().filter(|name| *name != DRAINS);
+                let held: Vec<String> = held.cloned().collect();
                 Op::Detach(id, random.pick(&held).cloned().unwrap_or_else(|| "a".to_owned()))
             }
             90..97 => Op::Restart(id),
             97..100 => Op::Renew(id),
-            _ => Op::Written(Use::choose(random, id)),
+            100..130 => Op::Written(Use::choose(self, random, id)),
+            130..140 => {
+                let name = *random.pick(&[OUTER, INNER, DRAINS]).unwrap_or(&OUTER);
+                match self.vessels[&id].held.get(OUTER).map(|held| held.version) {
+                    // There are two.
+                    Some(version) if random.percent(40) => {
+                        Op::Upgrade(id, vec![(OUTER.to_owned(), Some(3 - version))])
+                    }
+                    _ => Op::Attach(id, vec![(name.to_owned(), None)]),
+                }
+            }
+            _ => Op::Other(Other::choose(self, random, id)),
         }
     }
 
@@ -168,13 +203,13 @@ impl Node {
             Op::Upgrade(id, specs) => node.upgrade(id, specs)?,
             Op::Rollback(id, name) => node.rollback(id, name)?,
             Op::Detach(id, name) => node.detach(id, name)?,
-            Op::Restart(_) => {}
+            Op::Restart(id) => node.vessel(id)?.draining.clear(),
             Op::Renew(id) => {
                 let vessel = node.vessel(id)?;
-                vessel.held.clear();
-                vessel.writes = None;
+                *vessel = Vessel { runs: true, ..Vessel::default() };
             }
             Op::Written(what) => written::after(&mut node, what)?,
+            Op::Other(what) => others::after(&mut node, what)?,
         }
         Some(node)
     }
@@ -194,7 +229,7 @@ impl Node {
         self.published.get(name)?.last().copied()
     }
 
-    fn has(&self, name: &str, version: u32) -> bool {
+    pub(super) fn has(&self, name: &str, version: u32) -> bool {
         self.published.get(name).is_some_and(|all| all.contains(&version))
     }
 
@@ -217,7 +252,8 @@ impl Node {
                 (None, "app", None) => self.newest_app(id, 0)?,
                 (None, _, _) => self.newest(name)?,
             };
-            if !self.has(name, version) || self.vessels[id].held.contains_key(name) {
+            let is_covered = name == OUTER && self.vessels[id].held.contains_key(INNER);
+            if !self.has(name, version) || self.vessels[id].held.contains_key(name) || is_covered {
                 return None;
             }
             new.push((name.clone(), version));
@@ -251,6 +287,9 @@ impl Node {
                 return None;
             }
             behind |= version.is_none() && to != newest;
+            if to != held && name == OUTER && self.vessels[id].held.contains_key(INNER) {
+                return None;
+            }
             if to != held {
                 moves.push((name.clone(), to));
                 if name == "app" {
@@ -315,13 +354,17 @@ impl Node {
             .held
             .get("app")
             .is_some_and(|app| name == "lib" && app.version == held.version && self.has("app", app.version));
-        if required {
+        if required || (name == OUTER && self.vessels[id].held.contains_key(INNER)) {
             return None;
         }
         self.vessel(id)?.held.remove(name).map(drop)
     }
 
     fn uses(&self, name: &str, version: u32) -> bool {
+        let drains = |vessel: &Vessel| vessel.draining.contains(&(name.to_owned(), version));
+        if self.vessels.values().any(drains) {
+            return true;
+        }
         let mut held = self.vessels.values().filter_map(|vessel| vessel.held.get(name));
         held.any(|held| held.version == version || held.history.contains(&version))
     }
@@ -335,6 +378,7 @@ impl Node {
             return None;
         }
         self.published.get_mut(name)?.remove(&version);
+        self.tags.retain(|(of, _), stands_for| (of.as_str(), *stands_for) != (name, version));
         Some(())
     }
 
@@ -349,6 +393,7 @@ impl Node {
             if let Some(all) = self.published.get_mut(&name) {
                 all.remove(&version);
             }
+            self.tags.retain(|(of, _), stands_for| (of, *stands_for) != (&name, version));
         }
     }
 }

@@ -3,10 +3,13 @@
 use std::collections::BTreeSet;
 
 use super::model::{Held, Node};
+use super::others::RUN;
 use crate::power::random::Random;
 
-/// The one capsule that is written to; it has one version.
+/// The one capsule that is written to, at its version [`BASE`]. What is published of what was written has lower ones.
 pub const CAPSULE: &str = "w";
+/// The newest version always.
+pub const BASE: u32 = 1_000_000;
 const NAMES: [&str; 3] = ["n0", "n1", "n2"];
 
 /// Where a container writes to.
@@ -17,6 +20,9 @@ pub enum Place {
     /// To what has this name.
     Named(String),
 }
+
+/// Whether something was kept under a name when it was chosen.
+pub type Kept = bool;
 
 /// What becomes of it at a detach.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,8 +38,8 @@ pub enum Fate {
 /// What is done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Use {
-    /// Attaches it, to be written to under a name or without.
-    Borrow(String, Option<String>),
+    /// Attaches it, to be written to under a name or without. What is kept under the name already has its size, or none.
+    Borrow(String, Option<(String, Kept)>),
     /// Writes a file of this number.
     Write(String, u32),
     /// Detaches it.
@@ -44,10 +50,14 @@ pub enum Use {
 
 impl Use {
     /// Something to do.
-    pub fn choose(random: &mut Random, id: String) -> Self {
+    pub fn choose(node: &Node, random: &mut Random, id: String) -> Self {
         let name = |random: &mut Random| (*random.pick(&NAMES).unwrap_or(&"n0")).to_owned();
         match random.below(30) {
-            0..9 => Self::Borrow(id, random.percent(60).then(|| name(random))),
+            0..9 => {
+                let named = random.percent(60).then(|| name(random));
+                let is_kept = |name: &String| node.kept.contains_key(name);
+                Self::Borrow(id, named.map(|name| (name.clone(), is_kept(&name))))
+            }
             9..19 => Self::Write(id, u32::try_from(random.below(1_000_000)).unwrap_or_default()),
             19..22 => Self::Return(id, Fate::Stay),
             22..24 => Self::Return(id, Fate::Drop),
@@ -68,21 +78,29 @@ impl Use {
     pub fn words(&self) -> Option<Vec<String>> {
         let line = match self {
             Self::Borrow(id, None) => format!("attach {id} {CAPSULE} --writable"),
-            Self::Borrow(id, Some(name)) => format!("attach {id} {CAPSULE} --persist {name} --size 4MiB"),
+            Self::Borrow(id, Some((name, kept))) => {
+                let size = if *kept { "" } else { " --size 4MiB" };
+                format!("attach {id} {CAPSULE} --persist {}{size}", on_disk(name))
+            }
             Self::Write(..) => return None,
             Self::Return(id, Fate::Stay) => format!("detach {id} {CAPSULE}"),
             Self::Return(id, Fate::Drop) => format!("detach {id} {CAPSULE} --drop"),
-            Self::Return(id, Fate::Keep(name)) => format!("detach {id} {CAPSULE} --keep {name}"),
-            Self::Throw(name) => format!("uppers rm {name}"),
+            Self::Return(id, Fate::Keep(name)) => format!("detach {id} {CAPSULE} --keep {}", on_disk(name)),
+            Self::Throw(name) => format!("uppers rm {}", on_disk(name)),
         };
         Some(line.split(' ').map(str::to_owned).collect())
     }
 }
 
+/// A name as capsuled is told it.
+pub fn on_disk(name: &str) -> String {
+    format!("{name}-{}", *RUN)
+}
+
 /// Does it to the node; `None` where it is refused.
 pub fn after(node: &mut Node, what: &Use) -> Option<()> {
     match what {
-        Use::Borrow(id, name) => borrow(node, id, name.as_deref()),
+        Use::Borrow(id, name) => borrow(node, id, name.as_ref().map(|(name, _)| name.as_str())),
         Use::Write(id, number) => match node.vessel(id)?.writes.as_mut()? {
             Place::Own(written) => {
                 written.insert(*number);
@@ -100,6 +118,7 @@ pub fn after(node: &mut Node, what: &Use) -> Option<()> {
                 (Place::Own(_), Fate::Drop) | (Place::Named(_), Fate::Stay) => {}
                 (Place::Own(written), Fate::Keep(name)) if !node.kept.contains_key(name) => {
                     node.kept.insert(name.clone(), written);
+                    node.unbounded.insert(name.clone());
                 }
                 _ => return None,
             }
@@ -111,6 +130,7 @@ pub fn after(node: &mut Node, what: &Use) -> Option<()> {
             if is_used(node, name) {
                 return None;
             }
+            node.unbounded.remove(name);
             node.kept.remove(name).map(drop)
         }
     }
@@ -121,7 +141,7 @@ fn borrow(node: &mut Node, id: &str, name: Option<&str>) -> Option<()> {
         return None;
     }
     let vessel = node.vessel(id)?;
-    vessel.held.insert(CAPSULE.to_owned(), Held { version: 1, history: Vec::new() });
+    vessel.held.insert(CAPSULE.to_owned(), Held { version: BASE, history: Vec::new() });
     vessel.writes =
         Some(name.map_or_else(|| Place::Own(BTreeSet::new()), |name| Place::Named(name.to_owned())));
     if let Some(name) = name {
@@ -137,7 +157,7 @@ fn is_used(node: &Node, name: &str) -> bool {
 
 /// The node in which the name of an attach that was broken off is there: it was made before the attach was written down.
 pub fn made_in_vain(node: &Node, what: &Use) -> Option<Node> {
-    let Use::Borrow(_, Some(name)) = what else { return None };
+    let Use::Borrow(_, Some((name, _))) = what else { return None };
     let mut node = node.clone();
     node.kept.entry(name.clone()).or_default();
     Some(node)

@@ -6,17 +6,19 @@
 //! | [`moves`] | versions come through a registry as they were sent, or not at all and without a trace |
 //! | [`archives`] | the same in a file, and from one containerd namespace to another |
 //! | [`signed`] | signatures come along, and a policy that wants them refuses what has none |
+//! | [`terminal`] | a person sees how far a transfer is |
 //! | [`old`] | what containerd 1.7 cannot do is said |
 //! | [`daemon`] | nothing: a registry, and a bad line to it |
 //! | [`store`] | nothing: what containerd holds |
 
 mod archives;
-mod daemon;
+pub(super) mod daemon;
 mod moves;
 mod old;
 mod signed;
 pub(super) mod store;
 mod tags;
+mod terminal;
 
 use std::fs;
 use std::path::{Path, PathBuf};

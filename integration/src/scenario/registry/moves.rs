@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::daemon::{CERTIFICATE, Door, End, PASSWORD, Registry, line};
 use super::store::{held, leaves_nothing, same, wipe};
-use super::{FILES, SLEEP, publish, tree};
+use super::{FILES, SLEEP, publish, terminal, tree};
 use crate::event::Reporter;
 use crate::scenario::capsulectl::{capsulectl, done, json, refused};
 use crate::scenario::ctr::{OURS, Output, ctr, run as program};
@@ -31,6 +31,7 @@ pub fn run(reporter: &mut Reporter, world: &mut World) -> Result<()> {
     reporter.check("hosts of containerd are used: a mirror", || mirrored(&open));
     reporter.check("hosts of containerd are used: a certificate", encrypted);
     reporter.check("a registry that stops in the middle leaves nothing", || broken(&open));
+    terminal::run(reporter, &open);
     reporter.check("a full disk leaves nothing", || full(&open));
     reporter.check("a caller who goes away leaves nothing", || abandoned(&open));
     reporter.check("a capsuled that is killed in the middle leaves nothing", || killed(&open, world));
