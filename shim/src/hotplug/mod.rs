@@ -5,7 +5,7 @@
 //! (a capsule's tree) and `journal` (what is attached, in the bundle) → `plan` (pure: which mounts make an attachment)
 //! and `model` (validated types; `edits`, those of devices) → `kernel` (what it can do, probed when first needed) → `overlayfs-utils` (the kernel).
 //!
-//! Beside them: `config` (what devices need of `config.json`) and `execs` (pure: what devices give to later processes).
+//! Beside them: `limited` (pure: what attachments do to limits), `config` (what devices need of `config.json`) and `execs` (pure: what devices give to later processes).
 //!
 //! This module is the seam to the rest of the shim: hot-plug asks the task side where a container's live task is,
 //! through [`Tasks`], and asks nothing else.
@@ -18,6 +18,7 @@ mod error;
 mod execs;
 mod journal;
 mod kernel;
+mod limited;
 mod model;
 mod plan;
 mod scene;

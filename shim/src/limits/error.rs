@@ -14,6 +14,9 @@ pub enum LimitError {
         "the limits of a live container cannot be changed on this node: its control groups are of version 1, and that takes version 2 (the unified hierarchy)"
     )]
     NotUnified,
+    /// Its control group is gone, as with its last process.
+    #[error("the container's control group is gone")]
+    Gone,
     /// The file is not there.
     #[error(
         "the container has no {file}: the {controller} controller is not on for its control group, or the kernel lacks it"

@@ -21,13 +21,14 @@
 //! Memory and processes in use are not cut: a limit that would be below what is in use is refused, after the kernel was asked to reclaim the
 //! difference. A lazy detach goes on: the kernel then reclaims, and kills in the container when that does not do.
 //!
-//! Rooms: `file`, `value`, `change`, `request`, `error` (pure) ← `files` (the control group).
+//! Rooms: `file`, `throttles`, `value`, `change`, `request`, `error` (pure) ← `files` (the control group).
 
 mod change;
 mod error;
 mod file;
 mod files;
 mod request;
+mod throttles;
 mod value;
 
 pub use change::{Amounts, Change, effective};

@@ -11,7 +11,8 @@ use super::{
     change::Amounts,
     error::LimitError,
     file::File,
-    value::{IoKey, PERIOD, Throttles, Value, cpus},
+    throttles::{IoKey, Throttles},
+    value::{PERIOD, Value, cpus},
 };
 
 /// `LinuxResources`.
