@@ -15,9 +15,7 @@ use crate::{
         model::{AttachmentId, Content},
         scene::Scene,
     },
-    limits::{
-        Amounts, Change, File, Groups, LimitError, Request, Value, Words, is_told, patch,
-    },
+    limits::{Amounts, Change, File, Groups, LimitError, Request, Value, Words, is_told, patch},
 };
 
 /// The limits of an attachment.
