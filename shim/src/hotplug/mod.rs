@@ -34,7 +34,7 @@ use std::{
 pub use error::JournalError;
 use thiserror::Error;
 
-use crate::{oci::RuntimeError, reaper::Reaper};
+use crate::{caller, oci::RuntimeError, reaper::Reaper};
 
 /// What hot-plug asks of the task side.
 ///
@@ -193,7 +193,7 @@ impl Given {
         runtime: Arc<dyn Runtime>,
     ) -> Result<(), UpdateError> {
         let (engine, id, resources) = (Arc::clone(&self.0), container.to_owned(), resources.to_owned());
-        let update = move || engine.update(&id, &resources, runtime.as_ref());
+        let update = caller::on_thread(move || engine.update(&id, &resources, runtime.as_ref()));
         tokio::task::spawn_blocking(update).await.unwrap_or(Err(UpdateError::Ended))
     }
 

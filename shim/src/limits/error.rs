@@ -45,7 +45,7 @@ pub enum LimitError {
     },
     /// More is in use than would be allowed.
     #[error(
-        "{file} would become {limit}, and the container uses {used}: end what uses it, then try again, or detach lazily to have the kernel enforce it"
+        "{file} would become {limit}, and the container uses {used}: end what uses it, then try again (a lazy detach leaves that to the kernel)"
     )]
     InUse {
         /// The file.

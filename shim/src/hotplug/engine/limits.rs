@@ -18,6 +18,9 @@ use crate::{
     limits::{Amounts, Change, File, Groups, LimitError, Request, Value, Words, is_told, patch},
 };
 
+/// How often the kernel is asked to take memory back: it may stop before it has what it could have.
+const RECLAIMS: u32 = 3;
+
 /// The limits of an attachment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limited {
@@ -97,7 +100,10 @@ pub(super) fn give(
     change: Change,
 ) -> Result<bool, EngineError> {
     match scene.journal.limits.find(id) {
-        Some(there) if there.change == change => return Ok(false),
+        Some(there) if there.change == change => {
+            look_first(scene);
+            return Ok(false);
+        }
         None if change.is_empty() => return Ok(false),
         None if !has_more(scene, id) => {}
         _ => return Err(EngineError::Conflict(id.clone())),
@@ -285,8 +291,10 @@ fn check_use(scene: &Scene) -> Result<(), EngineError> {
             continue;
         }
         let over = || groups.used(&file).filter(|used| *used > limit);
-        if let (File::MemoryMax, Some(used)) = (&file, over()) {
-            groups.reclaim(used - limit);
+        for _ in 0..RECLAIMS {
+            if let (File::MemoryMax, Some(used)) = (&file, over()) {
+                groups.reclaim(used - limit);
+            }
         }
         if let Some(used) = over() {
             return Err(LimitError::InUse { file, limit, used }.into());

@@ -232,7 +232,7 @@ fn privileged_what_cannot_be_limited_changes_nothing() {
             (change(&[], &[("cpuset.cpus", "9")]), &["leaves no CPU", "0-3"]),
             (
                 change(&[], &[("memory.max", "4194304")]),
-                &["memory.max would become 4194304", "uses 8388608", "lazily"],
+                &["memory.max would become 4194304", "uses 8388608", "lazy"],
             ),
         ] {
             let refused = crate::engine::chain(&give(&engine, "a", wanted).unwrap_err());
