@@ -30,18 +30,22 @@ const CONTAINERD_FILES: &[&str] = &[
     "events/snapshot.proto",
     "events/task.proto",
 ];
+/// What a task's metrics are on control groups of version 2.
+const METRICS: &str = "github.com/containerd/cgroups/cgroup2/stats/metrics.proto";
 /// The files of `capsule.v1`: one for each part of the API.
-const CAPSULE: [&str; 10] = [
+const CAPSULE: [&str; 12] = [
     "capsule/v1/budgets.proto",
     "capsule/v1/capsule.proto",
     "capsule/v1/collect.proto",
     "capsule/v1/devices.proto",
     "capsule/v1/events.proto",
+    "capsule/v1/metrics.proto",
     "capsule/v1/signatures.proto",
     "capsule/v1/tags.proto",
     "capsule/v1/transfer.proto",
     "capsule/v1/tree.proto",
     "capsule/v1/uppers.proto",
+    "capsule/v1/usage.proto",
 ];
 /// Both are served over ttrpc: the shim's service, and what the shim asks of capsuled.
 const TTRPC: [&str; 2] = ["proto/capsule/hotplug/v1/hotplug.proto", "proto/capsule/node/v1/node.proto"];
@@ -62,6 +66,7 @@ fn generate_grpc() -> Result<(), Box<dyn Error>> {
     let files: Vec<String> = CONTAINERD_FILES
         .iter()
         .map(|f| format!("{CONTAINERD}/{f}"))
+        .chain([METRICS.to_owned()])
         .chain(CAPSULE.map(str::to_owned))
         .collect();
     let set = protox::compile(&files, [VENDOR, OURS])?;

@@ -19,8 +19,10 @@ mod transfer;
 mod written;
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
@@ -202,6 +204,20 @@ pub enum Command {
     /// Show how much attachments may add to limits, and what is used
     #[command(after_help = limits::BUDGET_EXAMPLES)]
     Budget,
+    /// Show what the containers use that have something attached: memory, CPU, I/O and pressure
+    #[command(after_help = limits::TOP_EXAMPLES)]
+    Top {
+        /// How often the screen is renewed, as 2s or 500ms
+        #[arg(long, value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
+        every: Duration,
+    },
+    /// Print what capsuled counts, for Prometheus, or serve it over HTTP
+    #[command(after_help = limits::METRICS_EXAMPLES)]
+    Metrics {
+        /// Serve /metrics, /healthz, /readyz and /livez on this address, to whoever reaches it, until this is stopped
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        listen: Option<SocketAddr>,
+    },
     /// Remove versions that nobody needs
     #[command(after_help = prune::PRUNE_EXAMPLES)]
     Prune(PruneArgs),

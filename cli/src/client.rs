@@ -10,11 +10,13 @@ use capsule_proto::capsule::v1::capsules_client::CapsulesClient;
 use capsule_proto::capsule::v1::collector_client::CollectorClient;
 use capsule_proto::capsule::v1::devices_client::DevicesClient;
 use capsule_proto::capsule::v1::events_client::EventsClient;
+use capsule_proto::capsule::v1::metrics_client::MetricsClient;
 use capsule_proto::capsule::v1::signatures_client::SignaturesClient;
 use capsule_proto::capsule::v1::tags_client::TagsClient;
 use capsule_proto::capsule::v1::transfers_client::TransfersClient;
 use capsule_proto::capsule::v1::trees_client::TreesClient;
 use capsule_proto::capsule::v1::uppers_client::UppersClient;
+use capsule_proto::capsule::v1::usage_client::UsageClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -70,6 +72,16 @@ impl Client {
     /// How much attachments may add to limits.
     pub fn budgets(&self) -> BudgetsClient<Channel> {
         BudgetsClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// What containers use.
+    pub fn usage(&self) -> UsageClient<Channel> {
+        UsageClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// What capsuled counts.
+    pub fn metrics(&self) -> MetricsClient<Channel> {
+        MetricsClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Removing versions.

@@ -5,6 +5,7 @@ mod budget;
 mod devices;
 pub mod diff;
 mod events;
+mod metrics;
 mod prune;
 mod sign;
 mod tags;
@@ -28,6 +29,7 @@ use crate::lock::Lock;
 use crate::publish;
 use crate::request;
 use crate::text::{Attached, Detached, Listed, Text};
+use crate::top;
 use crate::view::{Attachments, Built, Inspection, Moves, Plan, Versions};
 
 /// Carries out the command.
@@ -72,6 +74,8 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
         }
         Command::Devices(args) => devices::list(to, args).await,
         Command::Budget => budget::list(to).await,
+        Command::Metrics { listen } => metrics::metrics(to, listen).await,
+        Command::Top { every } => top::top(to, every).await,
         Command::Prune(args) => prune::prune(to, args).await,
         Command::Rm(args) => prune::remove(to, args).await,
         Command::Events(args) => events::follow(to, request::events(args, namespace)?).await,

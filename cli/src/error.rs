@@ -119,6 +119,15 @@ pub enum Error {
     /// The runtime did not start.
     #[error("cannot start: {0}")]
     Runtime(#[source] io::Error),
+    /// An address that cannot be listened on.
+    #[error("listen on {address}")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// Standard output cannot be written.
     #[error("cannot write the result: {0}")]
     Print(#[source] io::Error),

@@ -20,6 +20,7 @@ mod publish;
 mod request;
 mod table;
 mod text;
+mod top;
 mod view;
 
 use std::io::Write;

@@ -398,7 +398,7 @@ fn wrong_usage_is_two() {
 }
 
 /// All that there are, as `--help` lists them.
-const COMMANDS: [&str; 28] = [
+const COMMANDS: [&str; 30] = [
     "build",
     "ls",
     "inspect",
@@ -424,6 +424,8 @@ const COMMANDS: [&str; 28] = [
     "events",
     "devices",
     "budget",
+    "top",
+    "metrics",
     "prune",
     "rm",
     "completion",

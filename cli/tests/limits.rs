@@ -63,3 +63,19 @@ fn budgets_are_listed_with_what_uses_them() {
     );
     assert_eq!(fake.asked(), [Asked::Budgets(ListBudgetsRequest {}), Asked::Budgets(ListBudgetsRequest {})]);
 }
+
+#[test]
+fn what_containers_use_is_a_table_where_there_is_no_terminal() {
+    let fake = Fake::start();
+    let ran = fake.run(&["top"]);
+    let rows: Vec<Vec<&str>> = ran.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
+    let web = ["default", "web", "0.0", "5.0M", "1.0G", "7", "0", "0", "-/3/-", "tzdata@2026.1"];
+    assert_eq!((ran.code, &rows[1][..]), (Some(0), &web[..]), "{}{}", ran.stdout, ran.stderr);
+    assert_eq!(rows[2].join(" "), "default old - - - - - - - tzdata@2026.1");
+    let ran = fake.run(&["top", "-o", "json"]);
+    let json: serde_json::Value = serde_json::from_str(&ran.stdout).expect("JSON");
+    assert_eq!(json["containers"][0]["used"]["memory_pressure"]["full"], 1.0);
+    assert_eq!(json["containers"][1]["used"], serde_json::Value::Null);
+    // Two looks each: what is counted up becomes a rate.
+    assert_eq!(fake.asked().len(), 4);
+}

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use capsule_integration::machine::{Job, Kind, Machine};
 use capsule_integration::rootfs::Suite;
-use capsule_integration::scenario::docs::PAGES;
+use capsule_integration::scenario::docs::{PAGES, UNIFIED_PAGES};
 use capsule_integration::scenario::runtime::{campaigns_of_environment, scenario_of_environment};
 use capsule_integration::workspace::{Workspace, require_root};
 
@@ -82,6 +82,12 @@ fn privileged_native_forky_written() -> Result<()> {
 #[test]
 fn privileged_native_forky_docs() -> Result<()> {
     PAGES.iter().try_for_each(|(page, ..)| run(Kind::Native, Suite::Forky, &format!("docs-{page}")))
+}
+
+/// The pages whose examples need control groups of version 2.
+#[test]
+fn privileged_vm_forky_docs() -> Result<()> {
+    UNIFIED_PAGES.iter().try_for_each(|(page, ..)| run(Kind::Vm, Suite::Forky, &format!("docs-{page}")))
 }
 
 /// A thousand operations at random, with daemons killed in the middle of a third of them.

@@ -25,6 +25,10 @@ pub mod containerd {
     pub mod events {
         tonic::include_proto!("containerd.events");
     }
+    /// A task's metrics on control groups of version 2.
+    pub mod cgroups {
+        tonic::include_proto!("io.containerd.cgroups.v2");
+    }
     /// gRPC services.
     pub mod services {
         macro_rules! service {

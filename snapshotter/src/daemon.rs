@@ -259,6 +259,7 @@ async fn serve(
     let (dirs, leftovers) = snapshots.leftovers()?;
     let node = Node::open(&config, snapshots.clone()).await?;
     let routes = node.routes().add_service(SnapshotsService::new(snapshots).into_server());
+    let meters = node.meters();
     let shims = node.serve_shims(&config).await?;
     node.follow_containerd();
     let [live, kept] = node.watches();
@@ -275,7 +276,7 @@ async fn serve(
         _ = stop.await; // gone or told: both mean to stop
         node.end_watches();
     };
-    let served = server::serve(sockets.api, routes, stop).await;
+    let served = server::serve(sockets.api, routes, meters, stop).await;
     shims.stop().await;
     Ok(served?)
 }

@@ -5,8 +5,9 @@ use std::{io, sync::Arc};
 use capsule_proto::capsule::v1::{
     attachments_server::AttachmentsServer, budgets_server::BudgetsServer, capsules_server::CapsulesServer,
     collector_server::CollectorServer, devices_server::DevicesServer, events_server::EventsServer,
-    signatures_server::SignaturesServer, tags_server::TagsServer, transfers_server::TransfersServer,
-    trees_server::TreesServer, uppers_server::UppersServer,
+    metrics_server::MetricsServer, signatures_server::SignaturesServer, tags_server::TagsServer,
+    transfers_server::TransfersServer, trees_server::TreesServer, uppers_server::UppersServer,
+    usage_server::UsageServer,
 };
 use tokio::sync::watch;
 use tonic::service::Routes;
@@ -20,11 +21,12 @@ use crate::{
     containerd::Containerd,
     devices::Registry,
     events::Feed,
+    metrics::Meters,
     resources::{Budgets, Capacity, DiskError, Disks},
     service::{
         AttachmentsService, BudgetsService, CapsulesService, CollectorService, DevicesService, EventsService,
-        NodeService, NodeServiceError, SignaturesService, TagsService, TransfersService, TreesService,
-        UppersService,
+        MetricsService, NodeService, NodeServiceError, SignaturesService, TagsService, TransfersService,
+        TreesService, UppersService, UsageService,
     },
     snapshots::Snapshots,
     store::{
@@ -69,6 +71,7 @@ pub struct Node {
     capsules: Capsules,
     attachments: Attachments,
     registry: Arc<Registry>,
+    meters: Meters,
     stores: [Watch; 2],
     feed: Feed,
     /// The last event that an earlier capsuled has written.
@@ -104,6 +107,7 @@ impl Node {
                 .with_policy(Policy::load(&config.verify)?)
                 .discarding_layers(config.capsules.discard_unpacked_layers);
         let registry = Arc::new(Registry::new(config.devices.spec_dirs.clone()));
+        let meters = Meters::default();
         let disks = Disks::new(&config.root);
         let capacity = Capacity::read().map_err(NodeError::Capacity)?;
         let budgets = Budgets::new(config.budgets.settle(capacity, &disks)?);
@@ -113,12 +117,13 @@ impl Node {
                 .with_docker(&config.containerd.docker_namespaces)
                 .with_drains(drains)
                 .with_devices(registry.clone(), config.devices.refuse_foreign)
-                .with_budgets(budgets, disks);
+                .with_budgets(budgets, disks)
+                .with_meters(meters.clone());
         attachments.pin_recorded(&recorded);
         attachments.recover(recorded).await;
         let closing = watch::Sender::new(false);
         let config = config.clone();
-        Ok(Self { capsules, attachments, registry, stores, feed, told, closing, containerd, config })
+        Ok(Self { capsules, attachments, registry, meters, stores, feed, told, closing, containerd, config })
     }
 
     /// Watches over the stores of the attachment records. They are closed when this, the routes and what runs in the
@@ -147,6 +152,11 @@ impl Node {
         self.closing.send_replace(true);
     }
 
+    /// What counts the calls of the routes.
+    pub fn meters(&self) -> Meters {
+        self.meters.clone()
+    }
+
     /// Serves what shims ask of capsuled, `capsule.node.v1`, on a socket in the run directory.
     ///
     /// # Errors
@@ -169,6 +179,13 @@ impl Node {
             .add_service(EventsServer::new(EventsService::new(self.feed.clone(), self.closing.subscribe())))
             .add_service(CollectorServer::new(CollectorService::new(self.collector())))
             .add_service(BudgetsServer::new(BudgetsService::new(self.attachments.clone())))
+            .add_service(UsageServer::new(UsageService::new(self.attachments.clone())))
+            .add_service(MetricsServer::new(MetricsService::new(
+                self.meters.clone(),
+                self.attachments.clone(),
+                self.capsules.clone(),
+                self.feed.clone(),
+            )))
             .add_service(DevicesServer::new(devices))
             .add_service(TagsServer::new(tags))
             .add_service(UppersServer::new(uppers))

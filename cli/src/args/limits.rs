@@ -12,6 +12,22 @@ Examples:
 Budgets are in capsuled's configuration: [budgets.node], [budgets.namespace], [budgets.pod], [budgets.container].
 What would exceed one is refused by attach and upgrade.";
 
+pub const TOP_EXAMPLES: &str = "\
+Examples:
+  capsulectl top                   # a screen that follows them; q ends it
+  capsulectl top -o json           # two looks, a second apart
+  capsulectl top | cat             # the same as a table
+
+PRESSURE is for how much of the last ten seconds some process waited for CPUs, memory and I/O, in percent.
+Containers on control groups of version 1 are listed without figures.";
+
+pub const METRICS_EXAMPLES: &str = "\
+Examples:
+  capsulectl metrics                            # once, for a textfile collector
+  capsulectl metrics --listen 127.0.0.1:9470    # for Prometheus to scrape
+
+capsuled itself listens on no network. Names and labels: docs/metrics.md.";
+
 /// What an attachment does to limits of its container.
 #[derive(Debug, Args)]
 pub struct LimitArgs {

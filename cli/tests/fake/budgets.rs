@@ -1,7 +1,9 @@
-//! Budgets.
+//! Budgets, and what is used.
 
 use capsule_proto::capsule::v1;
 use capsule_proto::capsule::v1::budgets_server::Budgets;
+use capsule_proto::capsule::v1::metrics_server::Metrics;
+use capsule_proto::capsule::v1::usage_server::Usage;
 use tonic::{Request, Response, Status};
 
 use super::{Asked, Service};
@@ -38,5 +40,39 @@ impl Budgets for Service {
             ..v1::Budget::default()
         };
         Ok(Response::new(v1::ListBudgetsResponse { budgets: vec![node, pod] }))
+    }
+}
+
+#[tonic::async_trait]
+impl Usage for Service {
+    async fn list_usage(
+        &self,
+        request: Request<v1::ListUsageRequest>,
+    ) -> Result<Response<v1::ListUsageResponse>, Status> {
+        self.heard(Asked::Usage(request.into_inner()));
+        let web = v1::ContainerUsage {
+            namespace: "default".into(),
+            container: "web".into(),
+            attachments: vec!["tzdata@2026.1".into()],
+            measured_at: Some(std::time::SystemTime::now().into()),
+            memory: 5 << 20,
+            memory_limit: Some(1 << 30),
+            pids: 7,
+            memory_pressure: Some(v1::Pressure { some: 3.0, full: 1.0, ..v1::Pressure::default() }),
+            ..v1::ContainerUsage::default()
+        };
+        let stopped = v1::ContainerUsage { container: "old".into(), measured_at: None, ..web.clone() };
+        Ok(Response::new(v1::ListUsageResponse { containers: vec![web, stopped] }))
+    }
+}
+
+#[tonic::async_trait]
+impl Metrics for Service {
+    async fn read_metrics(
+        &self,
+        _: Request<v1::ReadMetricsRequest>,
+    ) -> Result<Response<v1::ReadMetricsResponse>, Status> {
+        let text = "capsuled_versions 3\n# EOF\n".to_owned();
+        Ok(Response::new(v1::ReadMetricsResponse { text }))
     }
 }

@@ -19,11 +19,13 @@ use capsule_proto::capsule::v1::capsules_server::{Capsules, CapsulesServer};
 use capsule_proto::capsule::v1::collector_server::{Collector, CollectorServer};
 use capsule_proto::capsule::v1::devices_server::DevicesServer;
 use capsule_proto::capsule::v1::events_server::{Events, EventsServer};
+use capsule_proto::capsule::v1::metrics_server::MetricsServer;
 use capsule_proto::capsule::v1::signatures_server::SignaturesServer;
 use capsule_proto::capsule::v1::tags_server::{Tags, TagsServer};
 use capsule_proto::capsule::v1::transfers_server::TransfersServer;
 use capsule_proto::capsule::v1::trees_server::TreesServer;
 use capsule_proto::capsule::v1::uppers_server::UppersServer;
+use capsule_proto::capsule::v1::usage_server::UsageServer;
 use capsule_proto::capsule::v1::{self, AttachmentState, Mode};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -57,6 +59,7 @@ pub enum Asked {
     Watch(v1::WatchRequest),
     Devices(v1::ListDevicesRequest),
     Budgets(v1::ListBudgetsRequest),
+    Usage(v1::ListUsageRequest),
     Prune(v1::PruneRequest),
     Remove(v1::RemoveRequest),
     Tag(v1::TagRequest),
@@ -467,6 +470,8 @@ impl Fake {
                     .add_service(AttachmentsServer::new(service.clone()))
                     .add_service(CollectorServer::new(service.clone()))
                     .add_service(BudgetsServer::new(service.clone()))
+                    .add_service(UsageServer::new(service.clone()))
+                    .add_service(MetricsServer::new(service.clone()))
                     .add_service(DevicesServer::new(service.clone()))
                     .add_service(EventsServer::new(service))
                     .serve_with_incoming(UnixListenerStream::new(listener))

@@ -116,10 +116,15 @@ impl Containers {
         self.followed.store(followed, Ordering::Release);
     }
 
+    /// Whether every change comes by an event.
+    pub fn is_followed(&self) -> bool {
+        self.followed.load(Ordering::Acquire)
+    }
+
     /// Looks at a container again where no event would have told that another one has its id by now. A containerd that does not
     /// answer makes no new one.
     pub async fn refresh_unless_followed(&self, key: &ContainerKey) {
-        if self.followed.load(Ordering::Acquire) {
+        if self.is_followed() {
             return;
         }
         if let Err(error) = self.refresh(key).await {

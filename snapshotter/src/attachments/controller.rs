@@ -27,6 +27,7 @@ use crate::{
     devices::DeviceName,
     events::{Event, Kind},
     fresh_id,
+    metrics::Step,
     resources::Wanted,
     shims::{Draining, ShimError, User},
     uppers::{self, model::Fate},
@@ -102,7 +103,8 @@ impl Attachments {
         }
         let mut existing = self.records.lock(&key).await;
         let alone = specs.is_empty() && !devices.is_empty();
-        let mut planned = if alone { Vec::new() } else { self.plan_set(specs, &existing).await? };
+        let planning = async { if alone { Ok(Vec::new()) } else { self.plan_set(specs, &existing).await } };
+        let mut planned = self.timed(Step::plan, planning).await?;
         planned.retain(|one| !one.present);
         let taken: Vec<(ContainerPath, String)> = planned
             .iter()
@@ -110,6 +112,7 @@ impl Attachments {
             .collect();
         plan::plan_free(&key, &existing, &taken)?;
 
+        let preparing = self.meters.step(Step::prepare);
         let mut intents = self.intend_devices(&key, &existing, devices).await?;
         for one in planned {
             match self.intend(&key, one).await {
@@ -120,6 +123,7 @@ impl Attachments {
                 }
             }
         }
+        drop(preparing);
         if let Err(error) = self.take_budget(&mut reservation, &intents) {
             self.end(&intents);
             return Err(error);

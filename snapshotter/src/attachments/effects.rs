@@ -19,6 +19,7 @@ use super::{
 use crate::{
     events::{Event, Kind},
     fresh_id,
+    metrics::Step,
     shims::{Draining, ShimError},
     store::attachments::Change,
 };
@@ -59,14 +60,17 @@ impl Attachments {
         call: &str,
         proof: Option<&HealthCheck>,
     ) -> Result<Vec<Attachment>, AttachmentError> {
-        if let Err(error) = self.ledger.intend(&intents).await {
+        let intended = self.timed(Step::intend, self.ledger.intend(&intents)).await;
+        if let Err(error) = intended {
             self.let_go(existing, &intents);
             return Err(error.into());
         }
         let done: Vec<Attachment> = intents.iter().filter_map(plan::plan_done).collect();
         // Side by side where nothing has to be proved first: the disk takes as long as the mounts do.
-        let early = async { if proof.is_none() { self.ledger.keep(&done).await } else { Ok(()) } };
-        let (made, mut kept) = join(self.make(&intents), early).await;
+        let early = async {
+            if proof.is_none() { self.timed(Step::keep, self.ledger.keep(&done)).await } else { Ok(()) }
+        };
+        let (made, mut kept) = join(self.timed(Step::shim, self.make(&intents)), early).await;
         if let Err((index, error)) = made {
             let maybe_done = if is_refusal(&error) { &intents[..index] } else { &intents[..=index] };
             self.undo(key, existing, maybe_done, &intents, None).await;
@@ -83,14 +87,14 @@ impl Attachments {
                 self.undo(key, existing, &intents, &intents, Some(&reason)).await;
                 return Err(AttachmentError::Unhealthy { container: key.clone(), reason });
             }
-            kept = self.ledger.keep(&done).await;
+            kept = self.timed(Step::keep, self.ledger.keep(&done)).await;
         }
         if let Err(error) = kept {
             self.undo(key, existing, &intents, &intents, None).await;
             return Err(error.into());
         }
         let events = intents.iter().zip(&done).map(|(intent, done)| told(intent, done)).collect();
-        self.ledger.done(puts(&done), events).await;
+        self.timed(Step::record, self.ledger.done(puts(&done), events)).await;
         for attachment in &done {
             records::put(existing, attachment.clone());
         }
@@ -98,6 +102,12 @@ impl Attachments {
             drop(self.tidy_pins_in_background(key.clone()));
         }
         Ok(done)
+    }
+
+    /// Measures a step.
+    pub(super) async fn timed<T>(&self, step: Step, what: impl Future<Output = T>) -> T {
+        let _timer = self.meters.step(step);
+        what.await
     }
 
     /// As [`Attachments::prove`], of a task that has all of it: the one that was to be proved may have ended meanwhile.

@@ -1,6 +1,6 @@
 //! Attachments: capsules in live containers.
 //!
-//! `controller` and `moves` (calls) with `set` (what goes together), `written` (what is written to them), `devices` (those by themselves, and capsules' own), `limits` (what they do to limits), `drains` (what left its path), `health` (whether it did), `named` and `restore` (before a container's first process) and `recovery` (after a restart) → `effects` → {`plan`, `unmet`} (pure) → `records`, `marks`,
+//! `controller` and `moves` (calls) with `set` (what goes together), `written` (what is written to them), `devices` (those by themselves, and capsules' own), `limits` (what they do to limits), `drains` (what left its path), `usage` (what containers use), `health` (whether it did), `named` and `restore` (before a container's first process) and `recovery` (after a restart) → `effects` → {`plan`, `unmet`} (pure) → `records`, `marks`,
 //! [`crate::shims`], [`crate::capsules`]. An intent is on record before its effect; the shim's all-or-nothing answer decides whether it
 //! becomes the record or is given up; what a crash leaves between is settled by asking the shim.
 
@@ -23,6 +23,7 @@ mod recovery;
 mod restore;
 mod set;
 mod unmet;
+mod usage;
 mod watch;
 mod written;
 
@@ -32,6 +33,7 @@ use crate::{
     capsules::Capsules,
     containerd::Containerd,
     devices::Registry,
+    metrics::Meters,
     resources::{Budgets, Disks},
     shims::Shims,
     snapshots::Snapshots,
@@ -49,6 +51,7 @@ pub use self::{
     limits::LimitsError,
     moves::{Move, Moved, Outcome},
     set::Planned,
+    usage::ContainerUsage,
 };
 
 /// The attachment controller of this node: cheap to clone.
@@ -68,6 +71,7 @@ pub struct Attachments {
     registry: Arc<Registry>,
     budgets: Budgets,
     disks: Disks,
+    meters: Meters,
     /// What is done about others' device programs.
     refuse_foreign: bool,
 }
@@ -98,6 +102,7 @@ impl Attachments {
             registry: Arc::default(),
             budgets: Budgets::default(),
             disks: Disks::new(run),
+            meters: Meters::default(),
             refuse_foreign: false,
         }
     }
@@ -118,6 +123,12 @@ impl Attachments {
     #[must_use]
     pub fn with_budgets(self, budgets: Budgets, disks: Disks) -> Self {
         Self { budgets, disks, ..self }
+    }
+
+    /// Counting with these.
+    #[must_use]
+    pub fn with_meters(self, meters: Meters) -> Self {
+        Self { meters, ..self }
     }
 
     /// With Docker's containers in these namespaces.

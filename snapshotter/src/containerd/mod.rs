@@ -10,6 +10,7 @@ mod events;
 mod execs;
 mod images;
 mod leases;
+mod metrics;
 mod plugins;
 mod snapshots;
 mod streams;
@@ -32,6 +33,7 @@ pub use self::{
     events::{Event, EventStream},
     images::ImageRecord,
     leases::{LEASE_LABEL, Lease},
+    metrics::{Measured, Pressures},
     transfer::{Credential, Listener, Moved, RegistryImage},
 };
 

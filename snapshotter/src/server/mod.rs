@@ -22,6 +22,8 @@ use tonic::service::Routes;
 
 use linger::Connections;
 
+use crate::metrics::{MeteredLayer, Meters};
+
 /// How long calls under way may take once the daemon is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -176,6 +178,7 @@ fn make_way(path: &Path) -> Result<(), ServerError> {
 pub async fn serve(
     listener: UnixListener,
     routes: Routes,
+    meters: Meters,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), ServerError> {
     listener.set_nonblocking(true).map_err(ServerError::Accept)?;
@@ -193,8 +196,10 @@ pub async fn serve(
     };
     let connections = Connections::new();
     let incoming = UnixListenerStream::new(listener).map(|stream| stream.map(|s| connections.accept(s)));
-    let server =
-        tonic::transport::Server::builder().add_routes(routes).serve_with_incoming_shutdown(incoming, stop);
+    let server = tonic::transport::Server::builder()
+        .layer(MeteredLayer(meters))
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(incoming, stop);
     tokio::select! {
         served = server => served.map_err(ServerError::Serve)?,
         () = deadline => {

@@ -9,6 +9,7 @@ mod collect;
 mod convert;
 mod devices;
 mod events;
+mod metrics;
 mod node;
 mod signatures;
 mod snapshots;
@@ -17,6 +18,7 @@ mod tags;
 mod transfers;
 mod trees;
 mod uppers;
+mod usage;
 
 pub use self::{
     attachments::AttachmentsService,
@@ -25,6 +27,7 @@ pub use self::{
     collect::CollectorService,
     devices::DevicesService,
     events::EventsService,
+    metrics::MetricsService,
     node::{NodeService, NodeServiceError},
     signatures::SignaturesService,
     snapshots::SnapshotsService,
@@ -32,6 +35,7 @@ pub use self::{
     transfers::TransfersService,
     trees::TreesService,
     uppers::UppersService,
+    usage::UsageService,
 };
 
 use std::error::Error;

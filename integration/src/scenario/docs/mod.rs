@@ -12,19 +12,28 @@ use super::ctr::{Container, OURS, Output, ctr, run as run_program};
 use super::world::{World, with_logs};
 use crate::event::Reporter;
 
-/// The pages that have examples, by the last word of the scenario's name.
-pub const PAGES: [(&str, &str, &str); 6] = [
+/// A page: the last word of the scenario's name, its file, and its text.
+pub type Page = (&'static str, &'static str, &'static str);
+
+/// The pages that have examples.
+pub const PAGES: [Page; 7] = [
     ("readme", "README.md", include_str!("../../../../README.md")),
     ("capsule-toml", "docs/capsule-toml.md", include_str!("../../../../docs/capsule-toml.md")),
     ("lifecycle", "docs/lifecycle.md", include_str!("../../../../docs/lifecycle.md")),
+    ("metrics", "docs/metrics.md", include_str!("../../../../docs/metrics.md")),
     ("moving", "docs/moving.md", include_str!("../../../../docs/moving.md")),
     ("publishing", "docs/publishing.md", include_str!("../../../../docs/publishing.md")),
     ("writing", "docs/writing.md", include_str!("../../../../docs/writing.md")),
 ];
 
+/// Those whose examples need control groups of version 2.
+pub const UNIFIED_PAGES: [Page; 1] =
+    [("limits", "docs/limits.md", include_str!("../../../../docs/limits.md"))];
+
 /// Runs the examples of one page.
 pub fn run(reporter: &mut Reporter, page: &str) -> Result<()> {
-    let (_, name, source) = PAGES.iter().find(|(word, ..)| *word == page).context("there is no such page")?;
+    let mut pages = PAGES.iter().chain(&UNIFIED_PAGES);
+    let (_, name, source) = pages.find(|(word, ..)| *word == page).context("there is no such page")?;
     with_logs(reporter, |reporter| examples(reporter, name, source))
 }
 

@@ -1,0 +1,65 @@
+//! What containers use that have something attached.
+
+use capsule_proto::containerd::cgroups::Metrics;
+
+use super::{
+    Attachments,
+    error::AttachmentError,
+    model::{Attachment, ContainerKey},
+};
+use crate::containerd::Measured;
+
+/// One container.
+#[derive(Debug, Clone)]
+pub struct ContainerUsage {
+    /// Which.
+    pub container: ContainerKey,
+    /// Its pod, if it is of one.
+    pub pod: Option<String>,
+    /// What it has.
+    pub attachments: Vec<Attachment>,
+    /// What it uses; none of one whose task does not run.
+    pub measured: Option<Measured>,
+}
+
+impl ContainerUsage {
+    /// What was measured, if it was.
+    pub fn metrics(&self) -> Option<&Metrics> {
+        self.measured.as_ref()?.metrics.as_ref()
+    }
+}
+
+impl Attachments {
+    /// All containers that have something attached, and what they use: by namespace and id.
+    ///
+    /// # Errors
+    /// containerd's.
+    pub async fn usage(&self) -> Result<Vec<ContainerUsage>, AttachmentError> {
+        let mut all = self.unmeasured();
+        for of_namespace in all.chunk_by_mut(|a, b| a.container.namespace == b.container.namespace) {
+            let namespace = of_namespace[0].container.namespace.clone();
+            let ids: Vec<String> = of_namespace.iter().map(|one| one.container.id.clone()).collect();
+            let mut measured = self.containerd.namespace(&namespace)?.metrics(&ids).await?;
+            for one in of_namespace {
+                one.measured = measured.remove(&one.container.id);
+            }
+        }
+        Ok(all)
+    }
+
+    /// The same without what they use.
+    pub fn unmeasured(&self) -> Vec<ContainerUsage> {
+        let containers = self.records.containers().into_iter();
+        let all = containers.map(|key| (self.records.shown(&key), key)).filter(|(has, _)| !has.is_empty());
+        all.map(|(attachments, container)| {
+            let pod = self.containers.known(&container).and_then(|known| known.pod);
+            ContainerUsage { container, pod, attachments, measured: None }
+        })
+        .collect()
+    }
+
+    /// Whether containerd's events are followed.
+    pub fn is_following(&self) -> bool {
+        self.containers.is_followed()
+    }
+}

@@ -1,0 +1,149 @@
+//! What is counted as it happens.
+
+use std::{fmt, sync::Arc, time::Instant};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, text},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+
+use super::present::Present;
+
+/// Upper bounds of the classes of durations: from half a millisecond to 16 seconds, each twice the one before.
+fn durations() -> Histogram {
+    Histogram::new(exponential_buckets(0.0005, 2.0, 16))
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Call {
+    method: String,
+    code: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Method {
+    method: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfStep {
+    step: Step,
+}
+
+/// A step of a call that changes attachments.
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, EncodeLabelValue)]
+#[allow(non_camel_case_types)] // the values of the label
+pub enum Step {
+    /// Which versions, and where they go.
+    plan,
+    /// Their directories are held, and their devices and limits looked up.
+    prepare,
+    /// What is to be done is written down.
+    intend,
+    /// The shim does it.
+    shim,
+    /// It is made durable, beside the shim's work.
+    keep,
+    /// That it is done is written down.
+    record,
+}
+
+/// The meters: cheap to clone, shared.
+#[derive(Clone)]
+pub struct Meters {
+    registry: Arc<Registry>,
+    calls: Family<Call, Counter>,
+    seconds: Family<Method, Histogram, fn() -> Histogram>,
+    steps: Family<OfStep, Histogram, fn() -> Histogram>,
+}
+
+impl fmt::Debug for Meters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Meters").finish_non_exhaustive()
+    }
+}
+
+impl Default for Meters {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("capsuled");
+        let calls = Family::default();
+        let seconds = Family::new_with_constructor(durations as fn() -> Histogram);
+        let steps = Family::new_with_constructor(durations as fn() -> Histogram);
+        registry.register("calls", "gRPC calls that have ended, by method and status", calls.clone());
+        let help = "How long gRPC calls took until their answer began";
+        registry.register("call_duration_seconds", help, seconds.clone());
+        let help = "How long steps of attach, upgrade and rollback took";
+        registry.register("attach_step_duration_seconds", help, steps.clone());
+        Self { registry: Arc::new(registry), calls, seconds, steps }
+    }
+}
+
+/// Measures a step until it is dropped.
+#[derive(Debug)]
+pub struct Timer {
+    began: Instant,
+    histogram: Histogram,
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.histogram.observe(self.began.elapsed().as_secs_f64());
+    }
+}
+
+impl Meters {
+    /// Measures a step.
+    pub fn step(&self, step: Step) -> Timer {
+        Timer { began: Instant::now(), histogram: self.steps.get_or_create(&OfStep { step }).clone() }
+    }
+
+    /// Counts a call: `code` is the name of its gRPC status.
+    pub(super) fn call(&self, method: &str, code: &str, began: Instant) {
+        let call = Call { method: method.to_owned(), code: code.to_owned() };
+        self.calls.get_or_create(&call).inc();
+        let seconds = self.seconds.get_or_create(&Method { method: method.to_owned() });
+        seconds.observe(began.elapsed().as_secs_f64());
+    }
+
+    /// All of it, with how things are now, as OpenMetrics 1.0.
+    ///
+    /// # Errors
+    /// None that a `String` has.
+    pub fn text(&self, present: Present) -> Result<String, fmt::Error> {
+        let mut now = Registry::default();
+        now.register_collector(Box::new(present));
+        let mut text = String::new();
+        text::encode_registry(&mut text, &self.registry)?;
+        text::encode_registry(&mut text, &now)?;
+        text::encode_eof(&mut text)?;
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happened_is_counted() {
+        let meters = Meters::default();
+        meters.call("capsule.v1.Attachments/Attach", "OK", Instant::now());
+        meters.call("capsule.v1.Attachments/Attach", "NotFound", Instant::now());
+        drop(meters.step(Step::shim));
+        let text = meters.text(Present::default()).unwrap();
+        for line in [
+            "capsuled_calls_total{method=\"capsule.v1.Attachments/Attach\",code=\"NotFound\"} 1",
+            "capsuled_call_duration_seconds_count{method=\"capsule.v1.Attachments/Attach\"} 2",
+            "capsuled_attach_step_duration_seconds_bucket{le=\"0.0005\",step=\"shim\"} 1",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}: {text}");
+        }
+        assert_eq!(text.matches("# EOF").count(), 1);
+    }
+}
