@@ -248,6 +248,17 @@ fn privileged_vm_forky_devices() -> Result<()> {
     run(Kind::Vm, Suite::Forky, "devices")
 }
 
+/// Limits of live containers, likewise.
+#[test]
+fn privileged_vm_forky_limits() -> Result<()> {
+    run(Kind::Vm, Suite::Forky, "limits")
+}
+
+#[test]
+fn privileged_native_forky_limits() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "limits")
+}
+
 /// Where control groups are of version 1, they are refused.
 #[test]
 fn privileged_native_forky_devices() -> Result<()> {

@@ -36,6 +36,15 @@ pub async fn nobodys<F: Future>(part: F) -> F::Output {
     CALLER.scope(None, part).await
 }
 
+/// A part of the present step that runs on another thread: its caller is the same.
+pub fn on_thread<T>(part: impl FnOnce() -> T) -> impl FnOnce() -> T {
+    let caller = CALLER.try_with(Clone::clone);
+    move || match caller {
+        Ok(caller) => CALLER.sync_scope(caller, part),
+        Err(_) => part(),
+    }
+}
+
 /// Returns when the caller of the present step has left. In a step of the shim's own somebody has waited for long enough
 /// after [`ALONE`].
 pub async fn left() {
@@ -72,6 +81,18 @@ mod tests {
         });
         assert!(timeout(MOMENT, step).await.is_err());
         assert!(said.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_thread_learns_it_too() {
+        let (say, said) = oneshot::channel();
+        let step = to_end(async {
+            let waits = on_thread(|| tokio::runtime::Handle::current().block_on(left()));
+            tokio::task::spawn_blocking(waits).await.unwrap();
+            say.send(()).unwrap();
+        });
+        assert!(timeout(MOMENT, step).await.is_err());
+        timeout(Duration::from_secs(10), said).await.unwrap().unwrap();
     }
 
     #[tokio::test]

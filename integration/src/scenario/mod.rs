@@ -15,6 +15,7 @@
 //! | [`full`] | a full disk is said, costs nothing, and ends when there is room |
 //! | [`sets`] | what a capsule requires comes with it, stays while it is needed, and is explained |
 //! | [`devices`] | devices of CDI specs are given to live containers and taken back, and to those that are created |
+//! | [`limits`] | limits of live containers are changed by what is attached to them, and put back |
 //! | [`docker`] | what is attached to Docker's containers outlives their restarts, and ends with them |
 //! | [`registry`] | tags; versions move between machines, by a registry and by archives |
 //! | [`versions`] | versions are compared, built on each other and from images, and stored once |
@@ -51,6 +52,7 @@ pub mod idmapped;
 pub mod images;
 pub mod keep;
 pub mod life;
+pub mod limits;
 pub mod moves;
 pub mod others;
 pub mod random_trees;
@@ -108,6 +110,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "devices" => devices::run(reporter),
         "bench-devices" => devices::bench::run(reporter),
         "created" => devices::created::run(reporter),
+        "limits" => limits::run(reporter),
         "sets" => sets::run(reporter),
         "moves" => moves::run(reporter),
         "keep" => keep::run(reporter),

@@ -5,8 +5,8 @@
 //! (a capsule's tree) and `journal` (what is attached, in the bundle) → `plan` (pure: which mounts make an attachment)
 //! and `model` (validated types; `edits`, those of devices) → `kernel` (what it can do, probed when first needed) → `overlayfs-utils` (the kernel).
 //!
-//! Beside them: `notices` (what capsuled is to be told), `config` (what devices need of `config.json`), `own` (pure: what the container has of them by itself) and `execs` (pure: what
-//! devices give to later processes).
+//! Beside them: `notices` (what capsuled is to be told), `config` (what devices need of `config.json`), `own` (pure: what the container has of them by itself),
+//! `limited` (pure: what attachments do to limits) and `execs` (pure: what attachments give to later processes).
 //!
 //! This module is the seam to the rest of the shim: hot-plug asks the task side where a container's live task is,
 //! through [`Tasks`], and asks nothing else.
@@ -19,6 +19,7 @@ mod error;
 mod execs;
 mod journal;
 mod kernel;
+mod limited;
 mod model;
 mod notices;
 mod own;
@@ -36,7 +37,7 @@ use std::{
 pub use error::JournalError;
 use thiserror::Error;
 
-use crate::{creation, oci::RuntimeError, reaper::Reaper};
+use crate::{caller, creation, oci::RuntimeError, reaper::Reaper};
 
 /// What hot-plug asks of the task side.
 ///
@@ -195,7 +196,7 @@ impl Given {
         runtime: Arc<dyn Runtime>,
     ) -> Result<(), UpdateError> {
         let (engine, id, resources) = (Arc::clone(&self.0), container.to_owned(), resources.to_owned());
-        let update = move || engine.update(&id, &resources, runtime.as_ref());
+        let update = caller::on_thread(move || engine.update(&id, &resources, runtime.as_ref()));
         tokio::task::spawn_blocking(update).await.unwrap_or(Err(UpdateError::Ended))
     }
 

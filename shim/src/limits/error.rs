@@ -14,6 +14,9 @@ pub enum LimitError {
         "the limits of a live container cannot be changed on this node: its control groups are of version 1, and that takes version 2 (the unified hierarchy)"
     )]
     NotUnified,
+    /// Its control group is gone, as with its last process.
+    #[error("the container's control group is gone")]
+    Gone,
     /// The file is not there.
     #[error(
         "the container has no {file}: the {controller} controller is not on for its control group, or the kernel lacks it"
@@ -42,7 +45,7 @@ pub enum LimitError {
     },
     /// More is in use than would be allowed.
     #[error(
-        "{file} would become {limit}, and the container uses {used}: end what uses it, then try again, or detach lazily to have the kernel enforce it"
+        "{file} would become {limit}, and the container uses {used}: end what uses it, then try again (a lazy detach leaves that to the kernel)"
     )]
     InUse {
         /// The file.

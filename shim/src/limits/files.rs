@@ -13,7 +13,8 @@ use super::{
     change::Amounts,
     error::LimitError,
     file::File,
-    value::{Throttles, Value, cpus},
+    throttles::{IoKey, Throttles, key_name},
+    value::{Value, cpus},
 };
 
 /// Where the node has its control groups.
@@ -255,6 +256,7 @@ fn read(group: &Path, file: &File) -> Result<Value, LimitError> {
         io::ErrorKind::NotFound if group.is_dir() => {
             LimitError::Missing { file: file.clone(), controller: file.controller() }
         }
+        io::ErrorKind::NotFound => LimitError::Gone,
         _ => LimitError::File { step: "read", path, source },
     })?;
     Value::read(file, &text).ok_or_else(|| LimitError::Strange { file: file.clone(), text })
@@ -288,7 +290,6 @@ fn lines(file: &File, before: &Value, value: &Value) -> Vec<String> {
 }
 
 fn io_line(device: (u32, u32), devices: &Throttles) -> String {
-    use super::value::{IoKey, key_name};
     let of = |key: IoKey| {
         let amount = devices.get(&device).and_then(|keys| keys.get(&key));
         format!(" {}={}", key_name(key), amount.map_or_else(|| "max".to_owned(), u64::to_string))

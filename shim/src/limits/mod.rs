@@ -12,6 +12,9 @@
 //! - Both take `""` for "not named" where CPUs are listed: the list is emptied by a write to the file. (runc also takes 0 so, but in `unified`.)
 //! - Neither keeps `io.max` and `hugetlb.SIZE.max`, and systemd is told of neither: they are written to the file, after the update.
 //! - runc with systemd rounds a quota up to full percents of a CPU, as systemd does: that is no difference.
+//! - crun with systemd has a control group in systemd's scope, and limits in both. A quota of -1 does not reach the scope, nor systemd: it is
+//!   told one that nobody reaches, and `max` is written. As the scope's swap limit it takes the sum with memory; `unified` puts that right.
+//! - systemd has `io.weight` of runc's containers at 100 after `daemon-reload`: nobody tells it of that one.
 //! - The kernel rounds bytes down to pages.
 //!
 //! Whatever the runtime has made of it, the files are read afterwards, and written where they do not hold what they should.
@@ -21,13 +24,14 @@
 //! Memory and processes in use are not cut: a limit that would be below what is in use is refused, after the kernel was asked to reclaim the
 //! difference. A lazy detach goes on: the kernel then reclaims, and kills in the container when that does not do.
 //!
-//! Rooms: `file`, `value`, `change`, `request`, `error` (pure) ← `files` (the control group).
+//! Rooms: `file`, `throttles`, `value`, `change`, `request`, `error` (pure) ← `files` (the control group).
 
 mod change;
 mod error;
 mod file;
 mod files;
 mod request;
+mod throttles;
 mod value;
 
 pub use change::{Amounts, Change, effective};

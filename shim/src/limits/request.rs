@@ -11,7 +11,8 @@ use super::{
     change::Amounts,
     error::LimitError,
     file::File,
-    value::{IoKey, PERIOD, Throttles, Value, cpus},
+    throttles::{IoKey, Throttles},
+    value::{PERIOD, Value, cpus},
 };
 
 /// `LinuxResources`.
@@ -135,8 +136,8 @@ fn patch_memory(told: &mut Request, effective: &Amounts, now: &Amounts) {
     let own = if effective.contains_key(&File::MemoryMax) { None } else { asked };
     let Some(memory) = own.or_else(|| of(File::MemoryMax)) else { return };
     set(told, "memory", "limit", json!(signed(memory)));
-    // No swap.max: this kernel has no swap, or does not count it.
-    let Some(swap) = of(File::MemorySwapMax) else { return };
+    // No swap.max: this kernel has no swap, or does not count it. runc may have some in its state all the same.
+    let swap = of(File::MemorySwapMax).flatten();
     let both = match (memory, swap) {
         (Some(memory), Some(swap)) => i64::try_from(memory.saturating_add(swap)).unwrap_or(-1),
         _ => -1,
@@ -362,6 +363,9 @@ mod tests {
             })
         );
         assert_eq!(indirect(&asked), [File::CpuWeight]);
+        let without_swap =
+            patch(&Request::new(), &amounts(&[("memory.max", "400")]), &Amounts::new(), &WORDS);
+        assert_eq!(Json::Object(without_swap), json!({"memory": {"limit": 400, "swap": -1}}));
         // Nothing that attachments change: as it came.
         assert_eq!(patch(&asked, &Amounts::new(), &Amounts::new(), &WORDS), asked);
     }

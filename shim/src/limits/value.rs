@@ -10,7 +10,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::file::{File, Kind};
+use super::{
+    file::{File, Kind},
+    throttles::{self, Throttles, key_name, parse_io},
+};
 
 /// The kernel's longest CPU number is far below: a bound on what a list may make of itself.
 const MAX_CPU: u32 = 8191;
@@ -23,26 +26,6 @@ const MAX_PERIOD: u64 = 1_000_000;
 pub const PERIOD: u64 = 100_000;
 /// No amount is larger; sums of those that are, are no limit.
 const MAX_AMOUNT: u64 = i64::MAX.cast_unsigned() / 2;
-
-/// What a device may do, by the keys of `io.max`. What is not there is not limited.
-pub type Throttles = BTreeMap<(u32, u32), BTreeMap<IoKey, u64>>;
-
-/// A key of `io.max`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum IoKey {
-    /// Bytes read in a second.
-    Rbps,
-    /// Bytes written.
-    Wbps,
-    /// Reads.
-    Riops,
-    /// Writes.
-    Wiops,
-}
-
-const KEYS: [(&str, IoKey); 4] =
-    [("rbps", IoKey::Rbps), ("wbps", IoKey::Wbps), ("riops", IoKey::Riops), ("wiops", IoKey::Wiops)];
 
 /// The amount of one file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,7 +45,7 @@ pub enum Value {
     /// Of [`Kind::Cpus`]; none are all.
     Cpus(BTreeSet<u32>),
     /// Of [`Kind::Io`].
-    #[serde(with = "throttles")]
+    #[serde(with = "throttles::as_text")]
     Io(Throttles),
 }
 
@@ -191,7 +174,7 @@ impl fmt::Display for Value {
             Self::Quota { quota: Some(quota), period } => write!(f, "{quota} {period}"),
             Self::Cpus(cpus) => f.write_str(&ranges(cpus)),
             Self::Io(devices) => {
-                let line = |((major, minor), keys): (&(u32, u32), &BTreeMap<IoKey, u64>)| {
+                let line = |((major, minor), keys): (&(u32, u32), &BTreeMap<throttles::IoKey, u64>)| {
                     let words = keys.iter().map(|(key, amount)| format!(" {}={amount}", key_name(*key)));
                     format!("{major}:{minor}{}", words.collect::<String>())
                 };
@@ -203,16 +186,12 @@ impl fmt::Display for Value {
 
 const NO_CPUS: &str = "it is no list of CPUs as 0-3,8";
 
-/// The name of a key.
-pub fn key_name(key: IoKey) -> &'static str {
-    KEYS.iter().find(|(_, known)| *known == key).map_or("", |(name, _)| name)
-}
-
 fn bounded(sum: u64) -> Option<u64> {
     (sum <= MAX_AMOUNT).then_some(sum)
 }
 
-fn number(text: &str) -> Result<u64, &'static str> {
+/// A decimal number.
+pub(super) fn number(text: &str) -> Result<u64, &'static str> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let number = text.parse().ok().filter(|number| digits && *number <= MAX_AMOUNT);
     number.ok_or("it is no decimal number, or too large a one")
@@ -272,55 +251,6 @@ fn ranges(cpus: &BTreeSet<u32>) -> String {
     let run =
         |(first, last): (u32, u32)| if first == last { first.to_string() } else { format!("{first}-{last}") };
     runs.into_iter().map(run).collect::<Vec<_>>().join(",")
-}
-
-/// Lines of `io.max`. The kernel shows keys without limit as `max`; of one that is asked for, that is nothing.
-fn parse_io(text: &str, shown: bool) -> Result<Throttles, &'static str> {
-    const SHAPE: &str = "it is no \"MAJ:MIN KEY=N\" with keys of rbps, wbps, riops and wiops";
-    let mut all = Throttles::new();
-    for line in text.lines() {
-        let mut words = line.split_ascii_whitespace();
-        let device = words.next().and_then(|device| device.split_once(':')).ok_or(SHAPE)?;
-        let part = |part: &str| number(part).ok().and_then(|part| u32::try_from(part).ok()).ok_or(SHAPE);
-        let device = (part(device.0)?, part(device.1)?);
-        let mut keys = BTreeMap::new();
-        for word in words {
-            let (name, amount) = word.split_once('=').ok_or(SHAPE)?;
-            let Some((_, key)) = KEYS.iter().find(|(known, _)| *known == name) else { return Err(SHAPE) };
-            if shown && amount == "max" {
-                continue;
-            }
-            let amount = number(amount).map_err(|_| SHAPE)?;
-            if !shown && amount == 0 {
-                return Err("0 is no rate");
-            }
-            if keys.insert(*key, amount).is_some() {
-                return Err("it names a key twice");
-            }
-        }
-        if keys.is_empty() && shown {
-            continue;
-        }
-        if keys.is_empty() || all.insert(device, keys).is_some() {
-            return Err(if all.contains_key(&device) { "it names a device twice" } else { SHAPE });
-        }
-    }
-    if all.is_empty() && !shown { Err(SHAPE) } else { Ok(all) }
-}
-
-/// Keys of JSON are text.
-mod throttles {
-    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer, de::Error as _};
-
-    use super::{Throttles, Value, parse_io};
-
-    pub fn serialize<S: Serializer>(value: &Throttles, to: S) -> Result<S::Ok, S::Error> {
-        Value::Io(value.clone()).to_string().serialize(to)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Throttles, D::Error> {
-        parse_io(&String::deserialize(from)?, true).map_err(D::Error::custom)
-    }
 }
 
 #[cfg(test)]

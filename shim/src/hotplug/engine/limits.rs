@@ -3,19 +3,23 @@
 //! The journal holds the container's own limits and what each attachment does to them; what is to be in force follows from that, so
 //! every change is: note it, apply. An attachment's limits are in force before anything of it is seen, and until nothing of it is.
 
+mod update;
+
 use super::Engine;
 use crate::{
     hotplug::{
-        Runtime, TaskLookupError, UpdateError,
+        TaskLookupError,
         error::EngineError,
-        journal::{LimitRecord, State},
+        journal::State,
+        limited::LimitRecord,
         model::{AttachmentId, Content},
         scene::Scene,
     },
-    limits::{
-        Amounts, Change, File, Groups, LimitError, Request, Value, Words, indirect, is_told, merge, patch,
-    },
+    limits::{Amounts, Change, File, Groups, LimitError, Request, Value, Words, is_told, patch},
 };
+
+/// How often the kernel is asked to take memory back: it may stop before it has what it could have.
+const RECLAIMS: u32 = 3;
 
 /// The limits of an attachment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,9 +59,7 @@ impl Engine {
             if scene.journal.limits.is_empty() {
                 return Ok(Vec::new());
             }
-            if let Err(error) = look_again(scene) {
-                log::error!("container {container}: its limits may not be in force: {}", chain(&error));
-            }
+            look_first(scene);
             let differing = groups(scene)?.differing(&scene.journal.limits.wanted()?)?;
             let one = |record: &LimitRecord| Limited {
                 container: container.to_owned(),
@@ -71,32 +73,6 @@ impl Engine {
             Err(EngineError::Task(TaskLookupError::NotRunning { .. })) => Ok(Vec::new()),
             other => other,
         }
-    }
-
-    /// Does an update of the task. See [`Given::update`](crate::hotplug::Given::update).
-    ///
-    /// # Errors
-    /// [`UpdateError`].
-    pub fn update(
-        &self,
-        container: &str,
-        resources: &[u8],
-        runtime: &dyn Runtime,
-    ) -> Result<(), UpdateError> {
-        let mut done = None;
-        let looked = self.with_scene(container, |scene| {
-            done = Some(update_in(scene, resources));
-            Ok(())
-        });
-        if let Some(done) = done {
-            return done;
-        }
-        if let Err(error) = looked
-            && !error.is_of_ended_task()
-        {
-            log::warn!("container {container} is updated without a look at attachments: {}", chain(&error));
-        }
-        Ok(runtime.update(resources)?)
     }
 }
 
@@ -124,7 +100,10 @@ pub(super) fn give(
     change: Change,
 ) -> Result<bool, EngineError> {
     match scene.journal.limits.find(id) {
-        Some(there) if there.change == change => return Ok(false),
+        Some(there) if there.change == change => {
+            look_first(scene);
+            return Ok(false);
+        }
         None if change.is_empty() => return Ok(false),
         None if !has_more(scene, id) => {}
         _ => return Err(EngineError::Conflict(id.clone())),
@@ -161,7 +140,7 @@ pub(super) fn undo(scene: &mut Scene, id: &AttachmentId) {
 /// [`EngineError`]; then nothing has changed.
 pub(super) fn leave(scene: &mut Scene, id: &AttachmentId, lazy: bool) -> Result<(), EngineError> {
     let Some(mut record) = scene.journal.limits.find(id).cloned() else { return Ok(()) };
-    look_again(scene)?;
+    look_first(scene);
     record.state = State::Detaching;
     scene.journal.limits.put(record.clone());
     let checked = if lazy { Ok(()) } else { check_use(scene) };
@@ -231,7 +210,7 @@ pub(super) fn replaced(scene: &mut Scene, id: &AttachmentId, is_done: bool) {
 }
 
 /// Finishes or undoes what the journal shows half done.
-pub(super) fn recover(scene: &mut Scene) -> Result<(), EngineError> {
+pub(super) fn recover(scene: &mut Scene) {
     let mut all = scene.journal.limits.clone();
     for record in &scene.journal.limits.records {
         let mut record = record.clone();
@@ -251,11 +230,14 @@ pub(super) fn recover(scene: &mut Scene) -> Result<(), EngineError> {
     let mut pruned = all.clone();
     pruned.prune();
     if all == scene.journal.limits && pruned == all {
-        return Ok(());
+        return;
     }
     log::warn!("the limits of the container were left half changed");
     scene.journal.limits = all;
-    put_back(scene)
+    // The next call tries again; this one is about something else.
+    if let Err(error) = put_back(scene) {
+        log::error!("the limits of the container stay half changed: {}", chain(&error));
+    }
 }
 
 /// Puts a record in the journal and what follows in force.
@@ -309,8 +291,10 @@ fn check_use(scene: &Scene) -> Result<(), EngineError> {
             continue;
         }
         let over = || groups.used(&file).filter(|used| *used > limit);
-        if let (File::MemoryMax, Some(used)) = (&file, over()) {
-            groups.reclaim(used - limit);
+        for _ in 0..RECLAIMS {
+            if let (File::MemoryMax, Some(used)) = (&file, over()) {
+                groups.reclaim(used - limit);
+            }
         }
         if let Some(used) = over() {
             return Err(LimitError::InUse { file, limit, used }.into());
@@ -336,6 +320,13 @@ fn look_again(scene: &mut Scene) -> Result<(), EngineError> {
         }
     }
     if groups.differing(&scene.journal.limits.wanted()?)?.is_empty() { Ok(()) } else { apply(scene) }
+}
+
+/// The same, before something that is to be done whatever comes of it.
+fn look_first(scene: &mut Scene) {
+    if let Err(error) = look_again(scene) {
+        log::error!("the limits of the container may not be in force: {}", chain(&error));
+    }
 }
 
 /// Has the files hold what follows from the journal, which is written first.
@@ -375,40 +366,6 @@ fn put_back(scene: &mut Scene) -> Result<(), EngineError> {
     scene.journal.limits.prune();
     write_after(scene);
     Ok(())
-}
-
-/// An update of the task: it changes the container's own limits.
-fn update_in(scene: &mut Scene, resources: &[u8]) -> Result<(), UpdateError> {
-    if scene.journal.limits.is_empty() {
-        return Ok(scene.runtime.update(resources)?);
-    }
-    look_again(scene)?;
-    let request: Request = serde_json::from_slice(resources).unwrap_or_default();
-    let own = scene.journal.limits.own.clone();
-    scene.journal.limits.own = merge(&own, &request).map_err(EngineError::from)?;
-    if let Err(error) = update_with(scene, &request) {
-        scene.journal.limits.own = own;
-        if let Err(error) = put_back(scene) {
-            log::error!("after an update that failed: {}", chain(&error));
-        }
-        return Err(error.into());
-    }
-    Ok(())
-}
-
-fn update_with(scene: &mut Scene, request: &Request) -> Result<(), EngineError> {
-    scene.write_journal()?;
-    let (groups, mut wanted) = (groups(scene)?, scene.journal.limits.wanted()?);
-    let indirect = indirect(request);
-    wanted.retain(|file, _| !indirect.contains(file));
-    tell(scene, &groups, request, &wanted)?;
-    for file in indirect {
-        // What the runtime makes of the request is the container's own: conversions differ by release.
-        if scene.journal.limits.own.contains_key(&file) {
-            scene.journal.limits.own.insert(file.clone(), groups.read(&file)?);
-        }
-    }
-    apply(scene)
 }
 
 /// Tells of grants that a group above makes nothing of.

@@ -36,7 +36,7 @@ use super::{
     notices::Notices,
     scene::{Pins, Scene},
 };
-use crate::reaper::Reaper;
+use crate::{limits::LimitError, reaper::Reaper};
 
 /// Draining contents that may be kept before they are looked through: a bound on the journal, not on upgrades.
 const MANY_DRAINING: usize = 32;
@@ -133,7 +133,8 @@ impl Engine {
 fn as_not_running(container: &str, error: EngineError) -> EngineError {
     match error {
         EngineError::Pin(PinError::Ended(_))
-        | EngineError::Namespace(NamespaceError::Enter(rustix::io::Errno::SRCH)) => {
+        | EngineError::Namespace(NamespaceError::Enter(rustix::io::Errno::SRCH))
+        | EngineError::Limits(LimitError::Gone) => {
             TaskLookupError::NotRunning { id: container.to_owned(), state: "stopped".to_owned() }.into()
         }
         other => other,

@@ -16,7 +16,8 @@ pub(super) fn recover(scene: &mut Scene) -> Result<(), EngineError> {
         recover_one(scene, record)?;
     }
     super::devices::recover(scene)?;
-    super::limits::recover(scene)
+    super::limits::recover(scene);
+    Ok(())
 }
 
 fn recover_one(scene: &mut Scene, record: Record) -> Result<(), EngineError> {

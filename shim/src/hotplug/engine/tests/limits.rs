@@ -196,6 +196,11 @@ fn privileged_an_update_is_neither_lost_nor_undoes_anything() {
         assert_eq!([limited.read("cpu.max"), limited.read("memory.max")], ["10000 20000", "335544320"]);
         limited.update(&engine, &json!({"memory": {"limit": 536_870_912}, "pids": {"limit": 10}})).unwrap();
         assert_eq!([limited.read("memory.max"), limited.read("pids.max")], ["603979776", "10"]);
+        // Less, and at no moment without the grant.
+        limited.folder.floor.store(201_326_592, Relaxed);
+        limited.update(&engine, &json!({"memory": {"limit": 134_217_728}})).unwrap();
+        assert_eq!(limited.read("memory.max"), "201326592");
+        limited.update(&engine, &json!({"memory": {"limit": 536_870_912}})).unwrap();
         // How shares become a weight is the runtime's.
         limited.update(&engine, &json!({"cpu": {"shares": 512}})).unwrap();
         assert_eq!(limited.read("cpu.weight"), "70");
@@ -227,7 +232,7 @@ fn privileged_what_cannot_be_limited_changes_nothing() {
             (change(&[], &[("cpuset.cpus", "9")]), &["leaves no CPU", "0-3"]),
             (
                 change(&[], &[("memory.max", "4194304")]),
-                &["memory.max would become 4194304", "uses 8388608", "lazily"],
+                &["memory.max would become 4194304", "uses 8388608", "lazy"],
             ),
         ] {
             let refused = crate::engine::chain(&give(&engine, "a", wanted).unwrap_err());
