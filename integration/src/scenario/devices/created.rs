@@ -31,7 +31,8 @@ const ONLY: &str = r#"{"cdiVersion": "0.7.0", "kind": "example.com/only", "devic
 /// A device that has the same path on the node.
 const SAME: &str = r#"{"cdiVersion": "0.6.0", "kind": "example.com/same", "devices": [{"name": "fuse", "containerEdits": {
 "env": ["SAME=1"], "deviceNodes": [{"path": "/dev/fuse", "fileMode": 438}]}}]}"#;
-const NOTE: &str = "#!/bin/sh\necho \"$1\" >> /tmp/devices/points\n";
+/// It reads its input: crun is killed by the signal of a pipe that nobody reads.
+const NOTE: &str = "#!/bin/sh\ncat > /dev/null\necho \"$1\" >> /tmp/devices/points\n";
 
 /// Runs every case.
 pub fn run(reporter: &mut Reporter) -> Result<()> {
