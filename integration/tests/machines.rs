@@ -265,6 +265,12 @@ fn privileged_native_forky_devices() -> Result<()> {
     run(Kind::Native, Suite::Forky, "devices")
 }
 
+/// Beside many rules, and programs of others.
+#[test]
+fn privileged_vm_forky_programs() -> Result<()> {
+    run(Kind::Vm, Suite::Forky, "programs")
+}
+
 /// Devices of containers that are created, with what annotations and capsules bring.
 #[test]
 fn privileged_native_forky_created() -> Result<()> {

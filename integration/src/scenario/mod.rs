@@ -109,6 +109,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "docker" => docker::run(reporter),
         "devices" => devices::run(reporter),
         "bench-devices" => devices::bench::run(reporter),
+        "programs" => devices::programs::run(reporter),
         "created" => devices::created::run(reporter),
         "limits" => limits::run(reporter),
         "sets" => sets::run(reporter),

@@ -28,7 +28,11 @@ const ONLY: &str = r#"{"cdiVersion": "0.7.0", "kind": "example.com/only", "devic
   {"hookName": "poststart", "path": "/usr/local/bin/note", "args": ["note", "poststart"]},
   {"hookName": "poststop", "path": "/usr/local/bin/note", "args": ["note", "poststop"]}
 ]}}]}"#;
-const NOTE: &str = "#!/bin/sh\necho \"$1\" >> /tmp/devices/points\n";
+/// A device that has the same path on the node.
+const SAME: &str = r#"{"cdiVersion": "0.6.0", "kind": "example.com/same", "devices": [{"name": "fuse", "containerEdits": {
+"env": ["SAME=1"], "deviceNodes": [{"path": "/dev/fuse", "fileMode": 438}]}}]}"#;
+/// It reads its input: crun is killed by the signal of a pipe that nobody reads.
+const NOTE: &str = "#!/bin/sh\ncat > /dev/null\necho \"$1\" >> /tmp/devices/points\n";
 
 /// Runs every case.
 pub fn run(reporter: &mut Reporter) -> Result<()> {
@@ -42,10 +46,15 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
         OURS.import()?;
         prepare()?;
         fs::write("/etc/cdi/only.json", ONLY).context("a spec")?;
+        fs::write("/etc/cdi/same.json", SAME).context("a spec")?;
         fs::write("/usr/local/bin/note", NOTE).context("a hook")?;
         fs::set_permissions("/usr/local/bin/note", fs::metadata(HOOK).context("a hook")?.permissions())
             .context("a hook")?;
-        for (capsule, device) in [("cuda", "example.com/gpu=0"), ("only", "example.com/only=created")] {
+        for (capsule, device) in [
+            ("cuda", "example.com/gpu=0"),
+            ("only", "example.com/only=created"),
+            ("same", "example.com/same=fuse"),
+        ] {
             capsule_with(capsule, device)?;
         }
         Ok(((), String::new()))
@@ -63,6 +72,7 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     }
     reporter.check("what containerd has put into the spec is not put there twice", twice);
     reporter.check("a capsule whose devices the container has by itself takes none of them away", own);
+    reporter.check("in a user namespace of its own, too", mapped);
     if unified {
         reporter.check("the next task's first process has what was attached", again);
     }
@@ -237,6 +247,21 @@ fn own() -> Result<String> {
     }
     ensure!(container.mounts()?.len() == mounts.len(), "{:?} instead of {mounts:?}", container.mounts()?);
     container.remove().map(|_| String::new())
+}
+
+/// There a runtime binds the node's own device: it has the same path on the node.
+fn mapped() -> Result<String> {
+    let map = "0:100000:65536";
+    let look = "( : <>/dev/fuse ) 2>&1 && echo \"$SAME\"; ls /opt 2>/dev/null || true";
+    for (annotation, want) in [
+        ("resourcecapsules.io/devices=example.com/same=fuse", "1\n"),
+        ("resourcecapsules.io/attach=same", "1\nsame\n"),
+    ] {
+        let options = ["--uidmap", map, "--gidmap", map, "--remap-labels", "--annotation", annotation];
+        let seen = OURS.run_image_once(Image::Busybox, &options, &["/bin/sh", "-c", look])?;
+        ensure!(seen == want, "{annotation}: {seen:?} instead of {want:?}");
+    }
+    Ok(String::new())
 }
 
 fn again() -> Result<String> {

@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod created;
+pub mod programs;
 mod rules;
 mod strangers;
 mod together;
@@ -126,16 +127,6 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     reporter.check("devices and capsules are a set: all of it or nothing", together::sets);
     reporter.check("what is open is told, and taken lazily only", together::in_use);
     reporter.check("a capsule brings the devices that it declares", together::declared);
-    rules::prepare()?;
-    for binary in ["runc", "crun"] {
-        for count in rules::COUNTS {
-            reporter
-                .check(&format!("{binary}: beside {count} rules of its own"), || rules::life(binary, count));
-        }
-    }
-    reporter.check("a stranger's program is kept behind a device, and told", strangers::kept);
-    reporter.check("what a stranger takes is back within seconds, and told", strangers::repaired);
-    reporter.check("with refuse_foreign_programs a stranger decides", || strangers::refusing(&mut world));
     reporter.check("devices outlive capsuled, and are there again for the next task", || again(&mut world));
     world.stop()
 }
