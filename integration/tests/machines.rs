@@ -265,6 +265,17 @@ fn privileged_native_forky_devices() -> Result<()> {
     run(Kind::Native, Suite::Forky, "devices")
 }
 
+/// Devices of containers that are created, with what annotations and capsules bring.
+#[test]
+fn privileged_native_forky_created() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "created")
+}
+
+#[test]
+fn privileged_vm_forky_created() -> Result<()> {
+    run(Kind::Vm, Suite::Forky, "created")
+}
+
 /// With systemd, and the units as they are shipped.
 #[test]
 fn privileged_vm_forky_upgrade() -> Result<()> {

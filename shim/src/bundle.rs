@@ -13,7 +13,7 @@ use serde::Deserialize;
 pub use spec::{ATTACH, Spec};
 use thiserror::Error;
 
-use crate::options::Options;
+use crate::{creation::Given, options::Options};
 
 /// A bundle directory: owned by the host, out of the container's reach.
 #[derive(Debug, Clone)]
@@ -98,7 +98,7 @@ impl Bundle {
     /// # Errors
     /// When `config.json` is missing or malformed.
     pub fn read_spec(&self) -> Result<Spec, BundleError> {
-        self.read_json("config.json")
+        self.read_json(CONFIG)
     }
 
     /// All of `config.json`, for who needs more of it than is kept.
@@ -106,7 +106,7 @@ impl Bundle {
     /// # Errors
     /// As [`Bundle::read_spec`].
     pub fn read_config(&self) -> Result<serde_json::Value, BundleError> {
-        self.read_json("config.json")
+        self.read_json(CONFIG)
     }
 
     /// Keeps the options for the `delete` action, which runs when the shim is gone, and that this program is the one to run
@@ -166,6 +166,37 @@ impl Bundle {
         fs::read_to_string(&path).map_err(|e| BundleError::Read(path, e))
     }
 
+    /// Writes `config.json`: a reader sees the old or the new one, whole.
+    ///
+    /// # Errors
+    /// When it cannot be written; then the old one stands.
+    pub fn write_config(&self, config: &serde_json::Value) -> Result<(), BundleError> {
+        let (path, new) = (self.0.join(CONFIG), self.0.join(".config.json.new"));
+        write_private(&new, config.to_string().as_bytes())?;
+        fs::rename(&new, &path).map_err(|e| BundleError::Write(path, e))
+    }
+
+    /// Keeps what devices gave the container when it was created.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_given(&self, given: &Given) -> Result<(), BundleError> {
+        let path = self.0.join(GIVEN);
+        let json = serde_json::to_vec(given).map_err(|e| BundleError::Json(path.clone(), e))?;
+        write_private(&path, &json)
+    }
+
+    /// What devices gave the container when it was created, if they gave something.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be understood.
+    pub fn read_given(&self) -> Result<Option<Given>, BundleError> {
+        match self.read_json(GIVEN) {
+            Err(BundleError::Read(_, e)) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            result => result.map(Some),
+        }
+    }
+
     fn read_json<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<T, BundleError> {
         let path = self.0.join(name);
         let bytes = fs::read(&path).map_err(|e| BundleError::Read(path.clone(), e))?;
@@ -177,6 +208,8 @@ impl Bundle {
 const ADDRESS: &str = "address";
 /// Likewise.
 const PROGRAM: &str = "shim-binary-path";
+const CONFIG: &str = "config.json";
+const GIVEN: &str = "capsule-devices.json";
 const OPTIONS: &str = "capsule-options.json";
 
 /// Writes a file that only root can read.

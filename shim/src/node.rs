@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use capsule_proto::node::{AttachNamedRequest, NodeClient, RestoreRequest};
+use capsule_proto::node::{
+    AttachNamedRequest, DeviceAnnotation, DevicesAtCreationRequest, DevicesAtCreationResponse, NodeClient,
+    RestoreRequest,
+};
 use thiserror::Error;
 
 use crate::{bundle::ATTACH, connection, registration};
@@ -34,6 +37,18 @@ pub enum NodeError {
     /// It refused what the annotation names.
     #[error("annotation {ATTACH}: {0}")]
     Named(String),
+    /// It cannot say what the container's devices ask for.
+    #[error("{0}")]
+    Devices(String),
+    /// It is of a release before it could.
+    #[error(
+        "the capsuled of this node is older than the shim and knows of no devices at creation, which {} asks for: install the capsuled of the shim's release",
+        .annotation
+    )]
+    Older {
+        /// What names devices.
+        annotation: String,
+    },
     /// It refused to give back what the container had.
     #[error("{0}")]
     Again(String),
@@ -42,6 +57,7 @@ pub enum NodeError {
 /// A call that did not come back with an answer.
 enum Failure {
     Refused(String),
+    Unknown,
     Unreachable(PathBuf, ttrpc::Error),
 }
 
@@ -50,21 +66,23 @@ enum Failure {
 ///
 /// # Errors
 /// [`NodeError`]; then none of it is attached.
-pub async fn attach_named(namespace: &str, container: &str, named: &str) -> Result<(), NodeError> {
+pub async fn attach_named(
+    namespace: &str,
+    container: &str,
+    named: &str,
+    created_with_devices: bool,
+) -> Result<(), NodeError> {
     let request = AttachNamedRequest {
         namespace: namespace.to_owned(),
         container_id: container.to_owned(),
         attachments: named.to_owned(),
+        created_with_devices,
         ..Default::default()
     };
     let call = |node: NodeClient, request| async move { node.attach_named(within(), &request).await };
     let asked = ask(&socket(), request, call).await;
-    let answer = asked.map_err(|failure| match failure {
-        Failure::Refused(message) => NodeError::Named(message),
-        Failure::Unreachable(socket, source) => {
-            NodeError::Unreachable { socket, wanted: "what its annotation names", source }
-        }
-    })?;
+    let answer =
+        asked.map_err(|failure| failure.into_error(NodeError::Named, "what its annotation names"))?;
     log::info!("container {container}: attached {} before its start", answer.attached.join(", "));
     Ok(())
 }
@@ -82,16 +100,62 @@ pub async fn restore(namespace: &str, container: &str, named: Option<&str>) -> R
     };
     let call = |node: NodeClient, request| async move { node.restore(within(), &request).await };
     let asked = ask(&socket(), request, call).await;
-    let answer = asked.map_err(|failure| match failure {
-        Failure::Refused(message) => NodeError::Again(message),
-        Failure::Unreachable(socket, source) => {
-            NodeError::Unreachable { socket, wanted: "what the container had before", source }
-        }
-    })?;
+    let answer =
+        asked.map_err(|failure| failure.into_error(NodeError::Again, "what the container had before"))?;
     if !answer.restored.is_empty() {
         log::info!("container {container}: attached {} again before its start", answer.restored.join(", "));
     }
     Ok(())
+}
+
+/// What devices ask of the spec of a container that is being created: those of its annotations `devices` (key and value), and
+/// those that its attachments bring, where it `takes_attachments`. `named` is the value of [`ATTACH`], if there is one. Nothing where
+/// capsuled is of a release before it could say, and no annotation names devices.
+///
+/// # Errors
+/// [`NodeError`].
+pub async fn devices_at_creation(
+    namespace: &str,
+    container: &str,
+    devices: &[(&str, &str)],
+    named: Option<&str>,
+    takes_attachments: bool,
+) -> Result<Option<DevicesAtCreationResponse>, NodeError> {
+    let annotation = |(key, value): &(&str, &str)| DeviceAnnotation {
+        key: (*key).to_owned(),
+        value: (*value).to_owned(),
+        ..Default::default()
+    };
+    let request = DevicesAtCreationRequest {
+        namespace: namespace.to_owned(),
+        container_id: container.to_owned(),
+        devices: devices.iter().map(annotation).collect(),
+        attachments: named.unwrap_or_default().to_owned(),
+        takes_attachments,
+        ..Default::default()
+    };
+    let call = |node: NodeClient, request| async move { node.devices_at_creation(within(), &request).await };
+    match (ask(&socket(), request, call).await, devices.first()) {
+        (Ok(answer), _) => Ok(Some(answer)),
+        (Err(Failure::Unknown), None) => Ok(None),
+        (Err(Failure::Unknown), Some((key, _))) => {
+            Err(NodeError::Older { annotation: format!("annotation {key}") })
+        }
+        (Err(failure), named) => {
+            let wanted = named.map_or("what its annotation names or it had before", |_| "its devices");
+            Err(failure.into_error(NodeError::Devices, wanted))
+        }
+    }
+}
+
+impl Failure {
+    fn into_error(self, refused: fn(String) -> NodeError, wanted: &'static str) -> NodeError {
+        match self {
+            Self::Refused(message) => refused(message),
+            Self::Unknown => refused("the capsuled of this node is older than the shim".to_owned()),
+            Self::Unreachable(socket, source) => NodeError::Unreachable { socket, wanted, source },
+        }
+    }
 }
 
 fn socket() -> PathBuf {
@@ -112,6 +176,9 @@ async fn ask<Q: Clone, T, F: Future<Output = Result<T, ttrpc::Error>>>(
     loop {
         match call(connect(socket).await?, request.clone()).await {
             Ok(answer) => return Ok(answer),
+            Err(RpcStatus(status)) if status.code() == ttrpc::Code::UNIMPLEMENTED => {
+                return Err(Failure::Unknown);
+            }
             Err(RpcStatus(status)) => return Err(Failure::Refused(status.message)),
             // It ended before it answered, as it may while it is upgraded. What it has attached by then is left as it is.
             Err(Eof | RemoteClosed | Socket(_)) if began.elapsed() < DEADLINE => {

@@ -135,6 +135,7 @@ impl Node {
     /// Follows containerd in the background until the runtime ends.
     pub fn follow_containerd(&self) {
         tokio::spawn(self.attachments.clone().watch());
+        tokio::spawn(self.attachments.clone().watch_devices());
         let namespace = self.config.containerd.namespace.clone();
         tokio::spawn(self.feed.clone().publish(self.told, self.containerd.clone(), namespace));
         tokio::spawn(self.capsules.clone().keep_clean());

@@ -14,7 +14,7 @@
 //! | [`errors`] | every refusal: one line, cause and cure, nothing changed |
 //! | [`full`] | a full disk is said, costs nothing, and ends when there is room |
 //! | [`sets`] | what a capsule requires comes with it, stays while it is needed, and is explained |
-//! | [`devices`] | devices of CDI specs are given to live containers and taken back |
+//! | [`devices`] | devices of CDI specs are given to live containers and taken back, and to those that are created |
 //! | [`limits`] | limits of live containers are changed by what is attached to them, and put back |
 //! | [`docker`] | what is attached to Docker's containers outlives their restarts, and ends with them |
 //! | [`registry`] | tags; versions move between machines, by a registry and by archives |
@@ -107,6 +107,8 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "docker" => docker::run(reporter),
         "devices" => devices::run(reporter),
         "limits" => limits::run(reporter),
+        "bench-devices" => devices::bench::run(reporter),
+        "created" => devices::created::run(reporter),
         "sets" => sets::run(reporter),
         "moves" => moves::run(reporter),
         "keep" => keep::run(reporter),

@@ -14,6 +14,12 @@ const GROUPS: [&str; 2] = ["io.containerd.runc.v2.group", "io.kubernetes.cri.san
 
 /// The attachments that a container has before its first process runs: NAME[@VERSION][:TARGET[:MODE]], by commas.
 pub const ATTACH: &str = "resourcecapsules.io/attach";
+/// Devices that the container is created with: VENDOR/CLASS=NAME, by commas.
+const DEVICES: &str = "resourcecapsules.io/devices";
+/// How annotations begin that name devices for any runtime (CDI's `AnnotationPrefix`).
+const CDI: &str = "cdi.k8s.io/";
+/// What CRI calls a container of a pod.
+const KIND: &str = "io.kubernetes.cri.container-type";
 /// `false` for a container that is to have no capsules at all.
 const ENABLED: &str = "resourcecapsules.io/enabled";
 /// Whether a container waits for a slow log (`blocking`, what it does without this) or its output is dropped
@@ -26,7 +32,7 @@ const DEFAULT_LOG_BUFFER: usize = 1 << 20;
 /// The shim's memory is the host's, and whoever writes a pod chooses the size.
 const MAX_LOG_BUFFER: usize = 64 << 20;
 
-/// What the shim needs of `config.json`. Everything else in it is the runtime's business and is never rewritten.
+/// What the shim needs of `config.json`. Everything else in it is the runtime's business; `creation` adds to it, and never takes away.
 #[derive(Debug, Default, Deserialize)]
 pub struct Spec {
     #[serde(default)]
@@ -84,6 +90,23 @@ impl Spec {
     /// What [`ATTACH`] names, if anything.
     pub fn named_attachments(&self) -> Option<&str> {
         self.annotations.get(ATTACH).map(|named| named.trim()).filter(|named| !named.is_empty())
+    }
+
+    /// The annotations that name devices, by key, ours last. The container that only keeps a pod's namespaces needs none.
+    pub fn named_devices(&self) -> Vec<(&str, &str)> {
+        if self.annotations.get(KIND).is_some_and(|kind| kind == "sandbox") {
+            return Vec::new();
+        }
+        let is_one = |key: &str| key.starts_with(CDI) || key == DEVICES;
+        let all = self.annotations.iter().map(|(key, value)| (key.as_str(), value.trim()));
+        let mut named: Vec<_> = all.filter(|(key, value)| is_one(key) && !value.is_empty()).collect();
+        named.sort_unstable();
+        named
+    }
+
+    /// Whether it has a user namespace of its own.
+    pub fn has_user_namespace(&self) -> bool {
+        self.linux.as_ref().is_some_and(|linux| linux.namespaces.iter().any(|one| one.kind == "user"))
     }
 
     /// How many bytes of the init's output wait for a slow log before more is dropped; `None` when the container is to
@@ -179,6 +202,20 @@ mod tests {
             let spec = Spec { annotations: annotations.into_iter().collect(), ..Spec::default() };
             assert_eq!(spec.takes_capsules().ok(), takes, "{value:?}");
         }
+    }
+
+    #[test]
+    fn devices_are_named_by_anybodys_annotations_and_ours() {
+        let json = r#"{"annotations": {"resourcecapsules.io/devices": " a/b=c ", "cdi.k8s.io/z": "d/e=f,d/e=g",
+            "cdi.k8s.io/empty": " ", "other/cdi.k8s.io/x": "no", "resourcecapsules.io/attach": "tz"},
+            "linux": {"namespaces": [{"type": "mount"}]}}"#;
+        let named = [("cdi.k8s.io/z", "d/e=f,d/e=g"), (DEVICES, "a/b=c")];
+        assert_eq!(spec(json).named_devices(), named);
+        let pause = json
+            .replace("\"other/cdi.k8s.io/x\": \"no\"", "\"io.kubernetes.cri.container-type\": \"sandbox\"");
+        assert_eq!(spec(&pause).named_devices(), []);
+        assert!(!spec(json).has_user_namespace());
+        assert!(spec(r#"{"linux":{"namespaces":[{"type":"user"}]}}"#).has_user_namespace());
     }
 
     #[test]

@@ -113,6 +113,12 @@ impl Cgroup {
     }
 }
 
+/// Whether the hierarchy is unified: one whose kind cannot be seen is not.
+pub fn is_unified() -> bool {
+    let found = statfs(Path::new(MOUNT));
+    found.is_ok_and(|found| u64::try_from(found.f_type).is_ok_and(|kind| kind == CGROUP2_SUPER_MAGIC))
+}
+
 fn read_kind() -> Result<Kind, CgroupError> {
     let at = Path::new(MOUNT);
     let found = statfs(at).map_err(|e| CgroupError::Read(at.to_owned(), e.into()))?;

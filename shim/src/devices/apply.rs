@@ -1,5 +1,7 @@
 //! Replaces the device programs of a control group: all that a plan names, or none.
 
+use std::fmt;
+
 use overlayfs_utils::{BpfError, BpfStep, DeviceCgroup, DeviceProgram, ProgramId};
 
 use super::{
@@ -18,7 +20,27 @@ pub struct Applied {
     /// The programs that are there instead of others.
     pub loaded: Vec<ProgramId>,
     /// Those replaced that were neither ours nor the runtime's. Their rules are kept in ours.
-    pub adopted: Vec<ProgramId>,
+    pub adopted: Vec<Adopted>,
+}
+
+/// A program that is kept behind ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adopted {
+    pub id: ProgramId,
+    pub name: String,
+}
+
+impl Adopted {
+    /// Whether it is called as systemd's are (`bpf_devices`): under its driver each container has one.
+    pub fn is_systemds(&self) -> bool {
+        self.name == "sd_devices"
+    }
+}
+
+impl fmt::Display for Adopted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({:?})", self.id, self.name)
+    }
 }
 
 /// Has `cgroup` allow what is in `wanted`, and everything else as the programs say that others put there.
@@ -59,7 +81,7 @@ fn replace_until_done(
     wanted: &Grants,
     policy: Policy,
     done: &mut Vec<Swap>,
-    adopted: &mut Vec<ProgramId>,
+    adopted: &mut Vec<Adopted>,
 ) -> Result<(), DeviceError> {
     for _ in 0..ATTEMPTS {
         let Some(situation) = gone_is_none(read_situation(cgroup))?.flatten() else { continue };
@@ -76,7 +98,15 @@ fn replace_until_done(
             if gone_is_none(cgroup.replace(&swap.old, &swap.new))?.is_none() {
                 break;
             }
-            adopted.extend(change.adopts.then_some(change.replaced));
+            if change.adopts {
+                adopted.extend(
+                    situation
+                        .own
+                        .iter()
+                        .filter(|own| own.id == change.replaced)
+                        .map(|own| Adopted { id: own.id, name: own.name.clone() }),
+                );
+            }
             done.push(swap);
         }
     }

@@ -3,3 +3,4 @@
 pub mod kernel;
 mod plans;
 mod programs;
+mod random;

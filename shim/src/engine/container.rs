@@ -31,6 +31,7 @@ use crate::{
     bundle::{ATTACH, Bundle, Spec},
     caller,
     cgroup::{Cgroup, leftover},
+    creation,
     io::Stdio,
     node,
     oci::{Runtime, RuntimeError},
@@ -73,6 +74,8 @@ pub struct Container {
     /// See [`Setup::buffer`](crate::io::Setup::buffer).
     log_buffer: Option<usize>,
     takes_capsules: bool,
+    /// Its spec has what devices of its attachments can only be given there.
+    created_with_devices: bool,
     init: Arc<Process>,
     /// The runtime is at work on freezing it.
     pausing: AtomicBool,
@@ -109,6 +112,15 @@ impl Container {
     ) -> Result<(Arc<Self>, Option<Exited>), EngineError> {
         let Create { id, bundle, rootfs, stdio, options, checkpoint } = request;
         let spec = bundle.read_spec()?;
+        let takes_capsules = spec.takes_capsules()?;
+        let wanted = creation::Wanted {
+            namespace: &host.namespace,
+            id: id.as_str(),
+            spec: &spec,
+            takes_attachments: takes_capsules && checkpoint.is_none(),
+            has_kept: registration::has_kept(Path::new(registration::RUN), &host.namespace, id.as_str()),
+        };
+        let created_with_devices = creation::edit(&bundle, wanted).await?;
         bundle.write_options(&options)?;
         let runtime = Runtime::new(&options, &host.namespace, bundle.path(), host.reaper.clone());
         let container = Self {
@@ -116,7 +128,8 @@ impl Container {
             root: spec.rootfs(&bundle),
             bundle,
             log_buffer: spec.log_buffer()?,
-            takes_capsules: spec.takes_capsules()?,
+            takes_capsules,
+            created_with_devices,
             spec,
             runtime,
             checkpoint,
@@ -241,7 +254,7 @@ impl Container {
             node::restore(namespace, id, named).await?;
         }
         if let Some(named) = named {
-            node::attach_named(namespace, id, named).await?;
+            node::attach_named(namespace, id, named, self.created_with_devices).await?;
         }
         Ok(())
     }

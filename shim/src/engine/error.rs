@@ -7,6 +7,7 @@ use thiserror::Error;
 use super::{id, state::Refused};
 use crate::{
     bundle::BundleError,
+    creation::CreationError,
     hotplug::{JournalError, UpdateError},
     io::IoError,
     node::NodeError,
@@ -103,6 +104,9 @@ pub enum EngineError {
     /// See [`UpdateError`].
     #[error(transparent)]
     Update(#[from] UpdateError),
+    /// See [`CreationError`].
+    #[error(transparent)]
+    Creation(#[from] CreationError),
     /// See [`NodeError`].
     #[error(transparent)]
     Node(#[from] NodeError),

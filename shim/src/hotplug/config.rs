@@ -12,8 +12,12 @@ use crate::bundle::Bundle;
 pub struct Config {
     /// `linux.resources.devices`.
     pub rules: Value,
-    /// The paths of `linux.devices`.
-    pub paths: Vec<String>,
+    /// `linux.devices`.
+    pub nodes: Vec<Value>,
+    /// `mounts`.
+    pub mounts: Vec<Value>,
+    /// `hooks.createContainer`.
+    pub hooks: Vec<Value>,
     /// `process.user`: user and group.
     pub user: (u32, u32),
     /// `process.env`.
@@ -33,7 +37,12 @@ impl Config {
         Ok(Self::of(&config))
     }
 
-    fn of(config: &Value) -> Self {
+    /// The paths of `linux.devices`.
+    pub fn paths(&self) -> Vec<&str> {
+        self.nodes.iter().filter_map(|node| node["path"].as_str()).collect()
+    }
+
+    pub(super) fn of(config: &Value) -> Self {
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let texts = |value: &Value| -> Vec<String> {
             value.as_array().into_iter().flatten().filter_map(text).collect()
@@ -42,10 +51,12 @@ impl Config {
             let number = config["process"]["user"][name].as_u64().and_then(|id| u32::try_from(id).ok());
             number.unwrap_or(0)
         };
-        let devices = config["linux"]["devices"].as_array().into_iter().flatten();
+        let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
         Self {
             rules: config["linux"]["resources"]["devices"].clone(),
-            paths: devices.filter_map(|device| text(&device["path"])).collect(),
+            nodes: list(&config["linux"]["devices"]),
+            mounts: list(&config["mounts"]),
+            hooks: list(&config["hooks"]["createContainer"]),
             user: (id("uid"), id("gid")),
             env: texts(&config["process"]["env"]),
             version: text(&config["ociVersion"]).unwrap_or_default(),
@@ -69,9 +80,9 @@ mod tests {
                 "resources": {"devices": [{"allow": false, "access": "rwm"}]},
             },
         }));
-        assert_eq!((config.user, config.paths.as_slice()), ((1000, 5), &["/dev/a".to_owned()][..]));
+        assert_eq!((config.user, config.paths()), ((1000, 5), vec!["/dev/a"]));
         assert_eq!((config.env.len(), config.rules.as_array().map(Vec::len)), (2, Some(1)));
         let empty = Config::of(&json!({}));
-        assert_eq!((empty.user, empty.rules, empty.paths.len()), ((0, 0), Value::Null, 0));
+        assert_eq!((empty.user, empty.rules.clone(), empty.paths().len()), ((0, 0), Value::Null, 0));
     }
 }

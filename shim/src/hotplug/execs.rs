@@ -3,22 +3,25 @@
 use serde_json::{Value, json};
 
 use super::journal::{DeviceRecord, State};
+use crate::creation::Given;
 
-/// Adds it to an OCI process. A variable that the process has for itself stays; one that it has as the container's own processes
-/// have it (`own`) is the device's from now on. Of two devices' the later counts.
-pub fn add_to_process(process: &mut Value, records: &[DeviceRecord], own: &[String]) {
+/// Adds it to an OCI process: what the container was created with, and what is attached. A variable that the process has for itself
+/// stays; one that it has as the container's own processes have it is the device's from now on. Of two devices' the later counts.
+pub fn add_to_process(process: &mut Value, created: &Given, records: &[DeviceRecord]) {
     let there = || records.iter().filter(|record| record.state == State::Attached);
     let mut env = texts(&process["env"]);
-    let before = env.len();
-    for entry in there().flat_map(|record| &record.edits.env) {
+    // Which are the process' own: those that differ from the container's.
+    let own: Vec<bool> = env.iter().map(|entry| !created.own_env.contains(entry)).collect();
+    for entry in created.env.iter().chain(there().flat_map(|record| &record.edits.env)) {
         let name = name_of(entry);
         match env.iter().position(|other| name_of(other) == name) {
-            Some(at) if at >= before || own.contains(&env[at]) => env[at].clone_from(entry),
-            Some(_) => {}
+            Some(at) if own.get(at) == Some(&true) => {}
+            Some(at) => env[at].clone_from(entry),
             None => env.push(entry.clone()),
         }
     }
-    let groups: Vec<u32> = there().flat_map(|record| record.edits.additional_gids.iter().copied()).collect();
+    let attached = there().flat_map(|record| record.edits.additional_gids.iter());
+    let groups: Vec<u32> = created.additional_gids.iter().chain(attached).copied().collect();
     if !process.is_object() {
         return;
     }
@@ -68,17 +71,35 @@ mod tests {
             record(&["NEW=2"], &[44], State::Attached),
             record(&["GONE=1"], &[9], State::Detaching),
         ];
-        add_to_process(&mut process, &records, &own);
+        let created = Given { own_env: own.to_vec(), ..Given::default() };
+        add_to_process(&mut process, &created, &records);
         assert_eq!(process["env"], json!(["PATH=/bin", "GPU=0", "MODE=asked", "NEW=2"]));
         assert_eq!(process["user"], json!({"uid": 0, "additionalGids": [5, 44]}));
     }
 
     #[test]
+    fn what_the_container_was_created_with_comes_first() {
+        let created = Given {
+            own_env: vec!["GPU=none".to_owned(), "MODE=x".to_owned()],
+            env: vec!["GPU=0".to_owned(), "MODE=y".to_owned(), "NEW=1".to_owned()],
+            additional_gids: vec![44],
+        };
+        let mut process = json!({"env": ["GPU=none", "MODE=asked"]});
+        add_to_process(&mut process, &created, &[record(&["NEW=2"], &[7], State::Attached)]);
+        assert_eq!(process["env"], json!(["GPU=0", "MODE=asked", "NEW=2"]));
+        assert_eq!(process["user"]["additionalGids"], json!([44, 7]));
+        // Twice is as good as once: that is what the shim does of a process that containerd describes as the spec is now.
+        let again = process.clone();
+        add_to_process(&mut process, &Given { own_env: vec!["GPU=none".to_owned()], ..created }, &[]);
+        assert_eq!(process["env"][0], again["env"][0]);
+    }
+
+    #[test]
     fn a_process_without_any_is_left_as_it_is() {
         let mut process = json!({"args": ["true"]});
-        add_to_process(&mut process, &[record(&[], &[], State::Attached)], &[]);
+        add_to_process(&mut process, &Given::default(), &[record(&[], &[], State::Attached)]);
         assert_eq!(process, json!({"args": ["true"]}));
-        add_to_process(&mut process, &[record(&["A=1"], &[7], State::Attached)], &[]);
+        add_to_process(&mut process, &Given::default(), &[record(&["A=1"], &[7], State::Attached)]);
         assert_eq!(process, json!({"args": ["true"], "env": ["A=1"], "user": {"additionalGids": [7]}}));
     }
 }

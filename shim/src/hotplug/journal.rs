@@ -89,8 +89,11 @@ pub struct Record {
 pub struct DeviceRecord {
     /// The attachment.
     pub id: AttachmentId,
-    /// What they ask for.
+    /// What is made for them: what they ask for, but for what the container has by itself.
     pub edits: Edits,
+    /// What they ask for, where that is more.
+    #[serde(default)]
+    pub asked: Option<Edits>,
     /// How far the last call has got.
     pub state: State,
     /// Their nodes, in the order of the edits. One that another attachment has too is in both records.
@@ -108,7 +111,13 @@ impl DeviceRecord {
     #[must_use]
     pub fn new(id: AttachmentId, edits: Edits) -> Self {
         let (nodes, mounts, placeholders, created) = Default::default();
-        Self { id, edits, state: State::Attaching, nodes, mounts, placeholders, created }
+        Self { id, edits, asked: None, state: State::Attaching, nodes, mounts, placeholders, created }
+    }
+
+    /// What they ask for.
+    #[must_use]
+    pub fn asked(&self) -> &Edits {
+        self.asked.as_ref().unwrap_or(&self.edits)
     }
 
     /// Whether something of it is in a directory.

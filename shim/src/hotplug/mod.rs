@@ -5,7 +5,8 @@
 //! (a capsule's tree) and `journal` (what is attached, in the bundle) → `plan` (pure: which mounts make an attachment)
 //! and `model` (validated types; `edits`, those of devices) → `kernel` (what it can do, probed when first needed) → `overlayfs-utils` (the kernel).
 //!
-//! Beside them: `limited` (pure: what attachments do to limits), `config` (what devices need of `config.json`) and `execs` (pure: what devices give to later processes).
+//! Beside them: `limited` (pure: what attachments do to limits), `notices` (what capsuled is to be told), `config` (what devices need of `config.json`), `own` (pure: what the
+//! container has of them by itself) and `execs` (pure: what devices give to later processes).
 //!
 //! This module is the seam to the rest of the shim: hot-plug asks the task side where a container's live task is,
 //! through [`Tasks`], and asks nothing else.
@@ -20,6 +21,8 @@ mod journal;
 mod kernel;
 mod limited;
 mod model;
+mod notices;
+mod own;
 mod plan;
 mod scene;
 mod service;
@@ -34,7 +37,7 @@ use std::{
 pub use error::JournalError;
 use thiserror::Error;
 
-use crate::{caller, oci::RuntimeError, reaper::Reaper};
+use crate::{caller, creation, oci::RuntimeError, reaper::Reaper};
 
 /// What hot-plug asks of the task side.
 ///
@@ -213,15 +216,18 @@ impl Given {
     }
 }
 
-/// What devices in the container of `bundle` give to processes that are started later: adds it to an OCI process.
+/// What devices in the container of `bundle`, attached or from its creation, give to processes that are started later: adds it to an OCI
+/// process.
 ///
 /// # Errors
 /// [`JournalError`] when the journal cannot be read.
 pub fn add_devices_to_process(bundle: &Path, process: &mut serde_json::Value) -> Result<(), JournalError> {
     let records = journal::Journal::read_any(bundle)?.map(|journal| journal.devices).unwrap_or_default();
-    if !records.is_empty() {
-        let own = config::Config::read(bundle).map(|config| config.env).unwrap_or_default();
-        execs::add_to_process(process, &records, &own);
+    let created = creation::given(bundle).unwrap_or_default();
+    if created.is_some() || !records.is_empty() {
+        let own = || config::Config::read(bundle).map(|config| config.env).unwrap_or_default();
+        let created = created.unwrap_or_else(|| creation::Given { own_env: own(), ..Default::default() });
+        execs::add_to_process(process, &created, &records);
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ use super::{
     engine::{Attached, Drained, Engine, Given, Limited, Wanted},
     error::{DevicesError, EngineError},
     model::{AttachmentId, Content, InvalidRequest, Mode, Spec, UpperPlace},
+    notices::{Kind, Notice},
 };
 use crate::limits::{Change, LimitError};
 
@@ -88,21 +89,24 @@ impl wire::Hotplug for Service {
     }
 
     async fn list(&self, _: &TtrpcContext, req: wire::ListRequest) -> ttrpc::Result<wire::ListResponse> {
-        let (container, with_users) = (req.container_id, req.with_users);
+        let (container, with_users, after) = (req.container_id, req.with_users, req.notices_after);
         let one = (!container.is_empty()).then_some(container);
         let listed = self.run(move |engine| {
             let limits = engine.list_limits(one.as_deref())?;
             let (attached, draining) = engine.list(one.as_deref())?;
             let devices = engine.list_devices(one.as_deref())?;
-            Ok((attached, devices, limits, draining))
+            // What the look itself has found is among them.
+            let notices = engine.notices().take_after(one.as_deref(), after);
+            Ok((attached, devices, limits, draining, notices))
         });
-        let (attached, devices, limits, draining) = listed.await?;
+        let (attached, devices, limits, draining, notices) = listed.await?;
         let devices = devices.iter().map(|(container, given)| wire_devices(container, given));
         let alone = limits.iter().filter(|limited| limited.alone).map(wire_alone);
         let all = attached.into_iter().map(wire_attachment).chain(devices).chain(alone);
         let attachments = all.map(|attachment| with_limits(attachment, &limits)).collect();
         let draining = draining.into_iter().map(|d| wire_draining(d, with_users)).collect();
-        Ok(wire::ListResponse { attachments, draining, ..Default::default() })
+        let notices = notices.into_iter().map(wire_notice).collect();
+        Ok(wire::ListResponse { attachments, draining, notices, ..Default::default() })
     }
 }
 
@@ -227,6 +231,22 @@ fn wire_draining(drained: Drained, with_users: bool) -> wire::Draining {
         target: draining.target.into(),
         users: users.into_iter().map(wire_user).collect(),
         since: draining.since,
+        ..Default::default()
+    }
+}
+
+fn wire_notice(notice: Notice) -> wire::Notice {
+    let kind = match notice.kind {
+        Kind::Repaired => wire::NoticeKind::REPAIRED,
+        Kind::ForeignProgram => wire::NoticeKind::FOREIGN_PROGRAM,
+    };
+    wire::Notice {
+        number: notice.number,
+        container_id: notice.container,
+        attachment_id: notice.attachment,
+        at: notice.at,
+        kind: kind.into(),
+        text: notice.text,
         ..Default::default()
     }
 }

@@ -4,6 +4,7 @@ use containerd_shim::protos::ttrpc::{Code, Error, get_status};
 
 use crate::{
     bundle::BundleError,
+    creation::CreationError,
     engine::{EngineError, chain},
     stats::StatsError,
 };
@@ -23,6 +24,7 @@ fn code(error: &EngineError) -> Code {
         | EngineError::Stats(StatsError::Gone(_)) => Code::NOT_FOUND,
         EngineError::Exists(_) | EngineError::ExecExists { .. } => Code::ALREADY_EXISTS,
         EngineError::InitGone(_)
+        | EngineError::Creation(CreationError::Node(_) | CreationError::Patch(_))
         | EngineError::SandboxPhase(..)
         | EngineError::NotMade { .. }
         | EngineError::Node(_)
@@ -44,6 +46,7 @@ fn code(error: &EngineError) -> Code {
         | EngineError::Runtime(_)
         | EngineError::Update(_)
         | EngineError::Checkpoint { .. }
+        | EngineError::Creation(_)
         | EngineError::Journal(_)
         | EngineError::Stats(_)
         | EngineError::Undead(_) => Code::UNKNOWN,

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use super::{
     Attachments,
     containers::Wanted as WantedContainer,
+    devices::Moment,
     effects::{is_refusal, removals},
     error::AttachmentError,
     model::{Attachment, ContainerKey, Content, Phase},
@@ -96,6 +97,16 @@ impl Attachments {
         specs: &[AttachSpec],
         devices: &[DeviceName],
     ) -> Result<Vec<Attachment>, AttachmentError> {
+        self.attach_at(container, specs, devices, Moment::Live).await
+    }
+
+    pub(super) async fn attach_at(
+        &self,
+        container: &WantedContainer,
+        specs: &[AttachSpec],
+        devices: &[DeviceName],
+        moment: Moment,
+    ) -> Result<Vec<Attachment>, AttachmentError> {
         let key = self.find_hotpluggable(container).await?;
         let mut reservation = self.budgets.open();
         for name in specs.iter().filter_map(|spec| spec.writable.as_ref()?.name.as_ref()) {
@@ -115,7 +126,7 @@ impl Attachments {
         let preparing = self.meters.step(Step::prepare);
         let mut intents = self.intend_devices(&key, &existing, devices).await?;
         for one in planned {
-            match self.intend(&key, one).await {
+            match self.intend(&key, one, moment).await {
                 Ok(intent) => intents.push(intent),
                 Err(error) => {
                     self.end(&intents);
@@ -308,11 +319,12 @@ impl Attachments {
         &self,
         key: &ContainerKey,
         planned: Planned,
+        moment: Moment,
     ) -> Result<Attachment, AttachmentError> {
         let marked = self.mark(key);
         let Planned { version, target, mode, writable, resources: asked, named, .. } = planned;
         let resources = self.resources_of(&version, &asked)?;
-        let devices = self.devices_of(&version).await?;
+        let devices = self.devices_of(&version, moment).await?;
         let mut intent = Attachment {
             id: fresh_id(),
             container: key.clone(),

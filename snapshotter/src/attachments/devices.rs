@@ -18,7 +18,7 @@ use crate::{
         Resolved,
         model::{CapsuleName, Digest, Mode, OrNone, Version},
     },
-    devices::{DeviceName, Edits, HookPoint, ResolveError},
+    devices::{DeviceName, Edits, ResolveError},
     fresh_id,
     resources::Resources,
     shims::User,
@@ -98,6 +98,15 @@ pub enum DevicesError {
     Thread(String),
 }
 
+/// When a container is given devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// While it runs, or before its first process where its spec has nothing of them.
+    Live,
+    /// Before its first process, with a spec that has what a live container cannot be given.
+    Created,
+}
+
 fn with(capsule: &Option<CapsuleName>) -> String {
     capsule.as_ref().map(|capsule| format!(" by itself, but with {capsule}")).unwrap_or_default()
 }
@@ -144,7 +153,8 @@ impl Attachments {
             if plan_alone(key, existing, name).is_ok() {
                 return Err(DevicesError::Attached { container: key.clone(), name: name.clone() }.into());
             }
-            intents.push(self.intend_device(key, self.resolve_devices(vec![name.to_string()]).await?));
+            let devices = self.resolve_devices(vec![name.to_string()], Moment::Live).await?;
+            intents.push(self.intend_device(key, devices));
         }
         if !intents.is_empty() {
             self.mark(key)?;
@@ -179,23 +189,34 @@ impl Attachments {
     }
 
     /// What the devices that a version declares ask for; nothing when it declares none.
-    pub(super) async fn devices_of(&self, version: &Resolved) -> Result<Option<Devices>, AttachmentError> {
+    pub(super) async fn devices_of(
+        &self,
+        version: &Resolved,
+        moment: Moment,
+    ) -> Result<Option<Devices>, AttachmentError> {
         let names = declared(version)?;
-        if names.is_empty() { Ok(None) } else { self.resolve_devices(names).await.map(Some) }
+        if names.is_empty() { Ok(None) } else { self.resolve_devices(names, moment).await.map(Some) }
     }
 
-    async fn resolve_devices(&self, names: Vec<String>) -> Result<Devices, AttachmentError> {
+    async fn resolve_devices(&self, names: Vec<String>, moment: Moment) -> Result<Devices, AttachmentError> {
+        let edits = self.resolve_edits(names.clone()).await?;
+        if moment == Moment::Live {
+            check_live(&names, &edits)?;
+        }
+        let edits = plan_places(&names, edits)?;
+        Ok(Devices { names, edits, refuse_foreign: self.refuse_foreign })
+    }
+
+    /// What devices ask for.
+    pub(super) async fn resolve_edits(&self, names: Vec<String>) -> Result<Edits, DevicesError> {
         let registry = self.registry.clone();
         // Reads files, and looks at nodes of the host.
         let resolved = spawn_blocking(move || {
             let texts: Vec<&str> = names.iter().map(String::as_str).collect();
-            let edits = registry.resolve(&texts)?;
-            Ok::<_, ResolveError>((names, edits))
+            registry.resolve(&texts)
         });
         let resolved = resolved.await.map_err(|error| DevicesError::Thread(error.to_string()))?;
-        let (names, edits) = resolved.map_err(DevicesError::from)?;
-        let edits = plan_live(&names, edits)?;
-        Ok(Devices { names, edits, refuse_foreign: self.refuse_foreign })
+        Ok(resolved?)
     }
 }
 
@@ -238,8 +259,8 @@ fn plan_alone<'a>(
     })
 }
 
-/// What devices ask for, if a live container can be given that, and each thing once.
-fn plan_live(names: &[String], mut edits: Edits) -> Result<Edits, DevicesError> {
+/// Refuses what a live container cannot be given.
+fn check_live(names: &[String], edits: &Edits) -> Result<(), DevicesError> {
     let not_live = |what: String| DevicesError::NotLive { names: list(names), what };
     if let Some(device) = edits.net_devices.first() {
         return Err(not_live(format!("the network interface {}", device.host_interface)));
@@ -247,14 +268,17 @@ fn plan_live(names: &[String], mut edits: Edits) -> Result<Edits, DevicesError> 
     if edits.intel_rdt.is_some() {
         return Err(not_live("a class of Intel's resource director".to_owned()));
     }
-    if let Some(hook) = edits.hooks.iter().find(|hook| hook.point != HookPoint::CreateContainer) {
+    if let Some(hook) = edits.hooks.iter().find(|hook| !hook.is_for_live()) {
         return Err(not_live(format!("a hook of the point {} ({})", hook.point.name(), hook.path)));
     }
-    if let Some(mount) =
-        edits.mounts.iter().find(|mount| !matches!(mount.kind.as_str(), "" | "bind" | "none"))
-    {
+    if let Some(mount) = edits.mounts.iter().find(|mount| !mount.is_bind()) {
         return Err(not_live(format!("a mount of type {} at {}", mount.kind, mount.container_path)));
     }
+    Ok(())
+}
+
+/// What devices ask for, each thing once.
+fn plan_places(names: &[String], mut edits: Edits) -> Result<Edits, DevicesError> {
     let conflict = |path: &str| DevicesError::Conflict { names: list(names), path: path.to_owned() };
     edits.nodes = once(edits.nodes, |node| &node.path).map_err(|path| conflict(&path))?;
     edits.mounts = once(edits.mounts, |mount| &mount.container_path).map_err(|path| conflict(&path))?;

@@ -1,11 +1,12 @@
 //! Attachments: capsules in live containers.
 //!
-//! `controller` and `moves` (calls) with `set` (what goes together), `written` (what is written to them), `devices` (those by themselves, and capsules' own), `limits` (what they do to limits), `drains` (what left its path), `usage` (what containers use), `health` (whether it did), `named` and `restore` (before a container's first process) and `recovery` (after a restart) → `effects` → {`plan`, `unmet`} (pure) → `records`, `marks`,
+//! `controller` and `moves` (calls) with `set` (what goes together), `written` (what is written to them), `devices` (those by themselves, and capsules' own), `limits` (what they do to limits), `drains` (what left its path), `usage` (what containers use), `health` (whether it did), `notices` (what shims see by themselves), `named`, `restore` and `creation` (before a container's first process) and `recovery` (after a restart) → `effects` → {`plan`, `unmet`} (pure) → `records`, `marks`,
 //! [`crate::shims`], [`crate::capsules`]. An intent is on record before its effect; the shim's all-or-nothing answer decides whether it
 //! becomes the record or is given up; what a crash leaves between is settled by asking the shim.
 
 pub mod containers;
 mod controller;
+pub mod creation;
 mod devices;
 mod drains;
 mod effects;
@@ -17,6 +18,7 @@ mod marks;
 pub mod model;
 mod moves;
 mod named;
+mod notices;
 mod plan;
 mod records;
 mod recovery;
@@ -43,7 +45,7 @@ use crate::{
 use self::{containers::Containers, health::Checks, marks::Marks, records::Records};
 pub use self::{
     controller::{AttachSpec, Choice, Listed},
-    devices::DevicesError,
+    devices::{DevicesError, Moment},
     drains::Drains,
     error::AttachmentError,
     health::HealthCheck,

@@ -7,7 +7,7 @@ use overlayfs_utils::ContainerPath;
 use super::{
     Attachments,
     containers::Wanted as WantedContainer,
-    devices::check_same_devices,
+    devices::{Moment, check_same_devices},
     error::AttachmentError,
     health::HealthCheck,
     model::{Attachment, ContainerKey, Content, Phase},
@@ -219,7 +219,7 @@ impl Attachments {
         }
         match step {
             Step::Back(attachment) => plan::plan_rollback(&attachment, SystemTime::now()).map(Some),
-            Step::New(planned) => self.intend(key, *planned).await.map(Some),
+            Step::New(planned) => self.intend(key, *planned, Moment::Live).await.map(Some),
             Step::To(attachment, to, _) => {
                 check_same_devices(&attachment, &to)?;
                 let asked = attachment.asked.wanted().unwrap_or_default();

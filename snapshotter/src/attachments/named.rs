@@ -5,6 +5,7 @@ use overlayfs_utils::ContainerPath;
 use super::{
     AttachSpec, Attachments,
     containers::Wanted,
+    devices::Moment,
     error::AttachmentError,
     model::{Attachment, ContainerKey},
 };
@@ -71,7 +72,8 @@ impl Attachments {
     }
 
     /// Makes the attachments that `named` describes in a container whose task has just been created. Those that are there
-    /// already, because its last task had them or the call is repeated, are left as they are.
+    /// already, because its last task had them or the call is repeated, are left as they are. With [`Moment::Created`] the
+    /// container's spec has what [`Attachments::devices_at_creation`] said.
     ///
     /// # Errors
     /// As [`Attachments::attach`] and [`Attachments::restore`]; [`AttachmentError::Named`].
@@ -79,21 +81,32 @@ impl Attachments {
         &self,
         container: &ContainerKey,
         named: &str,
+        moment: Moment,
     ) -> Result<Vec<Attachment>, AttachmentError> {
-        let mut specs = parse_named(named)?;
+        let specs = parse_named(named)?;
         self.restore(container, &specs).await?;
         let present = self.records.shown(container);
+        let specs = self.missing(specs, &present).await?;
+        if specs.is_empty() {
+            return Ok(present);
+        }
+        let wanted = Wanted { id: container.id.clone(), namespace: container.namespace.clone() };
+        self.attach_at(&wanted, &specs, &[], moment).await
+    }
+
+    /// Of what the annotation names, what the container does not have.
+    pub(super) async fn missing(
+        &self,
+        mut specs: Vec<AttachSpec>,
+        present: &[Attachment],
+    ) -> Result<Vec<AttachSpec>, AttachmentError> {
         specs.retain(|spec| !present.iter().any(|attachment| is(attachment, spec)));
         if !present.is_empty() && !specs.is_empty() {
             // What is attached has the version that a tag stands for. An entry that made something is not asked for any more.
             specs = self.settle_tags(&specs).await?;
             specs.retain(|spec| !present.iter().any(|attachment| is(attachment, spec)));
         }
-        if specs.is_empty() {
-            return Ok(present);
-        }
-        let wanted = Wanted { id: container.id.clone(), namespace: container.namespace.clone() };
-        self.attach(&wanted, &specs).await
+        Ok(specs)
     }
 }
 

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use ttrpc::r#async::TtrpcContext;
 
 use super::{
-    AttachmentError, Attachments, Choice, Ledger, Listed, Move, Moved, Outcome,
+    AttachmentError, Attachments, Choice, Ledger, Listed, Moment, Move, Moved, Outcome,
     containers::{Known, Wanted},
     controller::AttachSpec,
     model::{Attachment, Call, ContainerKey, Phase},

@@ -96,6 +96,14 @@ pub struct Mount {
     pub kind: String,
 }
 
+impl Mount {
+    /// Whether it is of a file or directory of the host, and of no file system by itself.
+    #[must_use]
+    pub fn is_bind(&self) -> bool {
+        matches!(self.kind.as_str(), "" | "bind" | "none")
+    }
+}
+
 /// When a hook is to run in a container's life (OCI runtime specification, "POSIX-platform hooks").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HookPoint {
@@ -144,6 +152,14 @@ pub struct Hook {
     pub env: Vec<String>,
     /// Seconds that it may take; unset: as long as it likes.
     pub timeout: Option<u32>,
+}
+
+impl Hook {
+    /// Whether it can be run for a container that runs: those of other points belong to a creation.
+    #[must_use]
+    pub fn is_for_live(&self) -> bool {
+        self.point == HookPoint::CreateContainer
+    }
 }
 
 /// `linux.intelRdt` of the OCI runtime specification.

@@ -240,7 +240,8 @@ impl Listing {
 }
 
 impl Edits {
-    fn append(&mut self, other: Self) {
+    /// With all that `other` asks for besides.
+    pub fn append(&mut self, other: Self) {
         self.env.extend(other.env);
         self.nodes.extend(other.nodes);
         self.net_devices.extend(other.net_devices);

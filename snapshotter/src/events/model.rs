@@ -35,6 +35,10 @@ pub enum Kind {
     Lost,
     /// A call was undone.
     Undone,
+    /// Somebody had taken devices from a container, and it has them again.
+    Repaired,
+    /// Somebody else's device program is kept behind an attachment's devices.
+    ForeignProgram,
     /// A version is there.
     Published,
     /// A version is gone.
@@ -62,6 +66,8 @@ impl Kind {
             Self::Ended => "ended",
             Self::Lost => "lost",
             Self::Undone => "undone",
+            Self::Repaired => "repaired",
+            Self::ForeignProgram => "foreign-program",
             Self::Published => "published",
             Self::Removed => "removed",
             Self::Tagged => "tagged",

@@ -116,6 +116,8 @@ fn kind(kind: Kind) -> wire::EventKind {
         Kind::Ended => wire::EventKind::Ended,
         Kind::Lost => wire::EventKind::Lost,
         Kind::Undone => wire::EventKind::Undone,
+        Kind::Repaired => wire::EventKind::Repaired,
+        Kind::ForeignProgram => wire::EventKind::ForeignProgram,
         Kind::Published => wire::EventKind::Published,
         Kind::Removed => wire::EventKind::Removed,
         Kind::Tagged => wire::EventKind::Tagged,

@@ -7,6 +7,7 @@ mod budgets;
 mod capsules;
 mod collect;
 mod convert;
+mod creation;
 mod devices;
 mod events;
 mod metrics;

@@ -11,14 +11,16 @@ use std::{
 
 use async_trait::async_trait;
 use capsule_proto::node::{
-    AttachNamedRequest, AttachNamedResponse, Node as Wire, RestoreRequest, RestoreResponse, create_node,
+    AttachNamedRequest, AttachNamedResponse, DevicesAtCreationRequest, DevicesAtCreationResponse,
+    Node as Wire, RestoreRequest, RestoreResponse, create_node,
 };
 use tokio::time::timeout;
 use tonic::Status;
 use ttrpc::r#async::{Server, TtrpcContext};
 
+use super::creation;
 use crate::attachments::{
-    AttachmentError, Attachments,
+    Attachments, Moment,
     model::{Attachment, ContainerKey},
 };
 
@@ -98,7 +100,9 @@ impl Wire for Answers {
         let attachments = self.0.clone();
         let container = ContainerKey { namespace: request.namespace, id: request.container_id };
         let named = request.attachments;
-        let attached = to_the_end(async move { attachments.attach_named(&container, &named).await }).await?;
+        let moment = if request.created_with_devices { Moment::Created } else { Moment::Live };
+        let attached =
+            to_the_end(async move { attachments.attach_named(&container, &named, moment).await }).await?;
         Ok(AttachNamedResponse { attached: lines(&attached), ..Default::default() })
     }
 
@@ -109,15 +113,28 @@ impl Wire for Answers {
         let restored = to_the_end(async move { attachments.restore_named(&container, &named).await }).await?;
         Ok(RestoreResponse { restored: lines(&restored), ..Default::default() })
     }
+
+    async fn devices_at_creation(
+        &self,
+        _: &TtrpcContext,
+        request: DevicesAtCreationRequest,
+    ) -> ttrpc::Result<DevicesAtCreationResponse> {
+        let attachments = self.0.clone();
+        let container =
+            ContainerKey { namespace: request.namespace.clone(), id: request.container_id.clone() };
+        let asked = creation::creation(request);
+        let found = attachments.devices_at_creation(&container, &asked).await;
+        found.map(creation::at_creation).map_err(|error| status(&error.into()))
+    }
 }
 
 /// To its end, also when the shim goes away in the middle.
-async fn to_the_end(
-    call: impl Future<Output = Result<Vec<Attachment>, AttachmentError>> + Send + 'static,
-) -> ttrpc::Result<Vec<Attachment>> {
+async fn to_the_end<T: Send + 'static, E: Into<Status> + Send + 'static>(
+    call: impl Future<Output = Result<T, E>> + Send + 'static,
+) -> ttrpc::Result<T> {
     match tokio::spawn(call).await {
-        Ok(Ok(attachments)) => Ok(attachments),
-        Ok(Err(error)) => Err(status(&Status::from(error))),
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => Err(status(&error.into())),
         Err(panic) => Err(status(&Status::internal(panic.to_string()))),
     }
 }

@@ -9,7 +9,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use capsule_proto::hotplug::{
@@ -19,7 +19,7 @@ use dashmap::DashMap;
 use protobuf::MessageField;
 use serde::Deserialize;
 use tonic::Code;
-use wire::{draining, mounted, user, wire_content, wire_devices, wire_resources, wire_upper};
+use wire::{draining, mounted, notice, user, wire_content, wire_devices, wire_resources, wire_upper};
 
 use crate::{
     attachments::model::{Attachment, ContainerKey, Content},
@@ -138,6 +138,21 @@ pub struct Draining {
     pub since: u64,
     /// Who uses it, where that was asked.
     pub users: Vec<User>,
+}
+
+/// What a shim has noticed by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// Grows with each of a container.
+    pub number: u64,
+    /// The attachment that it is about.
+    pub attachment: String,
+    /// When.
+    pub at: SystemTime,
+    /// What.
+    pub kind: capsule_proto::hotplug::NoticeKind,
+    /// For people.
+    pub text: String,
 }
 
 /// A shim's report on one container.
@@ -282,6 +297,20 @@ impl Shims {
             mounted: reply.attachments.into_iter().map(mounted).collect(),
             draining: reply.draining.into_iter().map(draining).collect(),
         })
+    }
+
+    /// Has the shim look at a container, and gives what it has noticed since the notice of this number; those up to it, it forgets.
+    ///
+    /// # Errors
+    /// [`ShimError`].
+    pub async fn notices(&self, container: &ContainerKey, after: u64) -> Result<Vec<Notice>, ShimError> {
+        let mut request = ListRequest::new();
+        request.container_id = container.id.clone();
+        request.notices_after = after;
+        let reply = self
+            .call(container, request, |client, request| async move { client.list(context(), &request).await })
+            .await?;
+        Ok(reply.notices.into_iter().map(notice).collect())
     }
 
     /// Calls the container's shim, once more if the connection turns out to be that of an earlier shim: every call

@@ -1,13 +1,16 @@
 //! The hot-plug protocol's messages, from and to what this daemon works with.
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use capsule_proto::hotplug::{
     Attachment as WireAttachment, Content as WireContent, DeviceEdits, DeviceHook, DeviceMount, DeviceNode,
     Limit, Resources as WireResources, Upper as WireUpper, User as WireUser,
 };
 
-use super::{Draining, Mounted, User};
+use super::{Draining, Mounted, Notice, User};
 use crate::{
     attachments::model::{Attachment, Content, Devices},
     devices::{Edits, Hook, Mount, Node},
@@ -48,13 +51,13 @@ pub fn wire_resources(resources: &Resources) -> Option<WireResources> {
     (!resources.is_empty()).then_some(wire)
 }
 
-/// What devices ask for, of what makes sense in a live container.
+/// What devices ask for, of what a live container can be given. Where there is more, its spec has it.
 pub fn wire_devices(devices: &Devices) -> DeviceEdits {
     let Edits { env, nodes, mounts, hooks, additional_gids, .. } = &devices.edits;
     let mut wire = DeviceEdits::new();
     wire.nodes = nodes.iter().map(wire_node).collect();
-    wire.mounts = mounts.iter().map(wire_mount).collect();
-    wire.hooks = hooks.iter().map(wire_hook).collect();
+    wire.mounts = mounts.iter().filter(|mount| mount.is_bind()).map(wire_mount).collect();
+    wire.hooks = hooks.iter().filter(|hook| hook.is_for_live()).map(wire_hook).collect();
     (wire.env, wire.additional_gids) = (env.clone(), additional_gids.clone());
     wire.refuse_foreign = devices.refuse_foreign;
     wire
@@ -95,6 +98,13 @@ pub fn user(wire: WireUser) -> User {
 pub fn mounted(wire: WireAttachment) -> Mounted {
     let content = wire.content.unwrap_or_default();
     Mounted { id: wire.attachment_id, digest: content.digest, confirmed: wire.mounted }
+}
+
+/// What was noticed. Of a kind that is not known here it is nothing.
+pub fn notice(wire: capsule_proto::hotplug::Notice) -> Notice {
+    let at = UNIX_EPOCH + Duration::from_millis(wire.at.unsigned_abs());
+    let kind = wire.kind.enum_value_or_default();
+    Notice { number: wire.number, attachment: wire.attachment_id, at, kind, text: wire.text }
 }
 
 /// What is draining.

@@ -27,8 +27,10 @@ pub const PAGES: [Page; 7] = [
 ];
 
 /// Those whose examples need control groups of version 2.
-pub const UNIFIED_PAGES: [Page; 1] =
-    [("limits", "docs/limits.md", include_str!("../../../../docs/limits.md"))];
+pub const UNIFIED_PAGES: [Page; 2] = [
+    ("devices", "docs/devices.md", include_str!("../../../../docs/devices.md")),
+    ("limits", "docs/limits.md", include_str!("../../../../docs/limits.md")),
+];
 
 /// Runs the examples of one page.
 pub fn run(reporter: &mut Reporter, page: &str) -> Result<()> {

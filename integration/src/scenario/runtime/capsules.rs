@@ -234,7 +234,7 @@ fn away(bed: &Bed) -> Result<String> {
 }
 
 /// A root for `ctr run --rootfs`, which needs no snapshotter: it can be started while capsuled is away.
-pub(super) fn bare_root(name: &str) -> Result<String> {
+pub fn bare_root(name: &str) -> Result<String> {
     let root = format!("{FILES}/{name}");
     fs::create_dir_all(format!("{root}/bin")).context("make a root")?;
     for program in ["busybox", "echo", "ls", "sh", "sleep", "wc"] {

@@ -25,6 +25,8 @@ use crate::{
         error::{DevicesError, EngineError},
         journal::{DeviceRecord, State},
         model::{AttachmentId, Spec},
+        notices::Kind,
+        own,
         scene::Scene,
     },
 };
@@ -53,15 +55,17 @@ impl Engine {
         spec: Option<Spec>,
     ) -> Result<Option<Attached>, EngineError> {
         let is_new = match scene.journal.find_devices(id) {
-            Some(there) if there.edits == edits => false,
+            Some(there) if *there.asked() == edits => false,
             Some(_) => return Err(EngineError::Conflict(id.clone())),
             None if !scene.takes_capsules => return Err(EngineError::Disabled(container.to_owned())),
             None => true,
         };
         if is_new {
-            give(scene, DeviceRecord::new(id.clone(), edits), |scene, record| {
+            let record = DeviceRecord::new(id.clone(), edits);
+            let applied = give(scene, record, |scene, record| {
                 hooks::run_all(scene, container, &record.edits.hooks, self.reaper.as_deref())
             })?;
+            self.tell_foreign(container, id, &applied);
         }
         let Some(spec) = spec else { return Ok(None) };
         let attached = attach_in(container, scene, spec);
@@ -92,7 +96,7 @@ impl Engine {
 
     fn list_devices_of(&self, container: &str) -> Result<Vec<(String, Given)>, EngineError> {
         let listed = self.with_scene(container, |scene| {
-            if let Err(error) = apply_again(scene, container) {
+            if let Err(error) = self.apply_again(scene, container) {
                 log::error!("container {container}: its devices cannot be looked at: {}", chain(&error));
             }
             let alone = |record: &&DeviceRecord| scene.journal.find(&record.id).is_none();
@@ -112,7 +116,38 @@ impl Engine {
     /// # Errors
     /// [`EngineError`].
     pub fn apply_devices(&self, container: &str) -> Result<Applied, EngineError> {
-        self.with_scene(container, |scene| apply_again(scene, container))
+        self.with_scene(container, |scene| self.apply_again(scene, container))
+    }
+
+    fn apply_again(&self, scene: &Scene, container: &str) -> Result<Applied, EngineError> {
+        if scene.journal.devices.is_empty() {
+            return Ok(Applied::default());
+        }
+        let applied = apply(scene)?;
+        if !applied.loaded.is_empty() {
+            let text = "somebody changed the container's device programs, and they allow its devices again";
+            log::warn!("container {container}: {text}");
+            for record in &scene.journal.devices {
+                let id = record.id.to_string();
+                self.notices.add(container, &id, Kind::Repaired, text.to_owned());
+                self.tell_foreign(container, &record.id, &applied);
+            }
+        }
+        Ok(applied)
+    }
+
+    fn tell_foreign(&self, container: &str, id: &AttachmentId, applied: &Applied) {
+        let strangers = applied.adopted.iter().filter(|program| !program.is_systemds());
+        let programs: Vec<String> = strangers.map(ToString::to_string).collect();
+        if programs.is_empty() {
+            return;
+        }
+        let text = format!(
+            "device programs that are neither ours nor the runtime's are kept, with the devices before them: {}",
+            programs.join(", ")
+        );
+        log::warn!("container {container}, attachment {id}: {text}");
+        self.notices.add(container, &id.to_string(), Kind::ForeignProgram, text);
     }
 }
 
@@ -120,29 +155,17 @@ fn chain(error: &EngineError) -> String {
     crate::engine::chain(error)
 }
 
-fn apply_again(scene: &Scene, container: &str) -> Result<Applied, EngineError> {
-    if scene.journal.devices.is_empty() {
-        return Ok(Applied::default());
-    }
-    let applied = apply(scene)?;
-    if !applied.loaded.is_empty() {
-        log::warn!(
-            "container {container}: somebody changed its device programs, and they allow its devices again; {} of them neither ours nor the runtime's",
-            applied.adopted.len()
-        );
-    }
-    Ok(applied)
-}
-
 /// Has the control group's programs allow what the journal says.
 fn apply(scene: &Scene) -> Result<Applied, EngineError> {
-    let path = scene.cgroup.as_deref().ok_or(DevicesError::NotUnified)?;
+    let wanted = scene.journal.device_ledger().wanted();
+    let Some(path) = scene.cgroup.as_deref() else {
+        // What the container has by itself its own rules allow.
+        return if wanted.is_empty() { Ok(Applied::default()) } else { Err(DevicesError::NotUnified.into()) };
+    };
     let config = Config::read(scene.bundle())?;
     let rules = parse_rules(&config.rules).map_err(DevicesError::Rules)?;
-    let paths: Vec<&str> = config.paths.iter().map(String::as_str).collect();
-    let expected = Expected::new(&rules, &paths);
+    let expected = Expected::new(&rules, &config.paths());
     let policy = scene.journal.devices.last().map(|record| record.edits.policy).unwrap_or_default();
-    let wanted = scene.journal.device_ledger().wanted();
     let mut all = Applied::default();
     for path in own_cgroups(path) {
         let cgroup = DeviceCgroup::open(path).map_err(devices::DeviceError::from);
@@ -167,40 +190,45 @@ fn give(
     scene: &mut Scene,
     mut record: DeviceRecord,
     finally: impl FnOnce(&Scene, &DeviceRecord) -> Result<(), EngineError>,
-) -> Result<(), EngineError> {
-    if scene.cgroup.is_none() {
+) -> Result<Applied, EngineError> {
+    let left = own::without_own(record.asked(), &Config::read(scene.bundle())?);
+    if left != *record.asked() {
+        record.asked = Some(std::mem::replace(&mut record.edits, left));
+    }
+    // Variables and groups of later processes ask nothing of the kernel.
+    let makes_something =
+        !(record.edits.nodes.is_empty() && record.edits.mounts.is_empty() && record.edits.hooks.is_empty());
+    if makes_something && scene.cgroup.is_none() {
         return Err(DevicesError::NotUnified.into());
     }
-    if scene.task.user_namespace()?.is_some() {
+    if makes_something && scene.task.user_namespace()?.is_some() {
         return Err(DevicesError::UserNamespace.into());
     }
     // Whatever the node lacks is found out before anything is changed.
     let binds = build_all(&record.edits.mounts)?;
     scene.journal.put_devices(record.clone());
     let done = scene.write_journal().and_then(|()| give_all(scene, &mut record, binds));
-    let done = done.and_then(|()| finally(scene, &record));
-    if let Err(error) = done {
-        undo(scene, record);
-        return Err(error);
+    let done = done.and_then(|applied| finally(scene, &record).map(|()| applied));
+    match done {
+        Ok(applied) => {
+            record.state = State::Attached;
+            scene.journal.put_devices(record);
+            write_after(scene);
+            Ok(applied)
+        }
+        Err(error) => {
+            undo(scene, record);
+            Err(error)
+        }
     }
-    record.state = State::Attached;
-    scene.journal.put_devices(record);
-    write_after(scene);
-    Ok(())
 }
 
 fn give_all(
     scene: &mut Scene,
     record: &mut DeviceRecord,
     binds: Vec<DetachedMount>,
-) -> Result<(), EngineError> {
+) -> Result<Applied, EngineError> {
     let applied = apply(scene)?;
-    if !applied.adopted.is_empty() {
-        log::warn!(
-            "attachment {}: device programs that are neither ours nor the runtime's are kept, with the devices before them",
-            record.id
-        );
-    }
     let config = Config::read(scene.bundle())?;
     let made = make_nodes(scene, record, config.user);
     // What was made before an error is to be taken back, too.
@@ -209,7 +237,8 @@ fn give_all(
     let placed = place_all(scene, record, binds);
     scene.journal.put_devices(record.clone());
     scene.write_journal()?;
-    mount_placed(scene, &placed?)
+    mount_placed(scene, &placed?)?;
+    Ok(applied)
 }
 
 fn build_all(mounts: &[Bind]) -> Result<Vec<DetachedMount>, EngineError> {
@@ -270,7 +299,9 @@ pub(super) fn detach_with_devices(
         }
         refused => {
             // Hooks have done their work.
-            if let Err(error) = give(scene, DeviceRecord::new(id.clone(), record.edits), |_, _| Ok(())) {
+            if let Err(error) =
+                give(scene, DeviceRecord::new(id.clone(), record.asked().clone()), |_, _| Ok(()))
+            {
                 log::error!("undoing a detach, devices of {id}: {}", chain(&error));
             }
             refused

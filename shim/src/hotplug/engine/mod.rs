@@ -33,6 +33,7 @@ use super::{
     journal::{Draining, Record},
     kernel::Kernel,
     model::AttachmentId,
+    notices::Notices,
     scene::{Pins, Scene},
 };
 use crate::{limits::LimitError, reaper::Reaper};
@@ -77,19 +78,25 @@ pub struct Engine {
     kernel: Kernel,
     containers: Mutex<HashMap<String, Arc<Mutex<Pins>>>>,
     reaper: Option<Arc<Reaper>>,
+    notices: Notices,
 }
 
 impl Engine {
     /// An engine for the containers of `tasks`.
     #[must_use]
     pub fn new(tasks: Arc<dyn Tasks>, kernel: Kernel) -> Self {
-        Self { tasks, kernel, containers: Mutex::default(), reaper: None }
+        Self { tasks, kernel, containers: Mutex::default(), reaper: None, notices: Notices::default() }
     }
 
     /// In a process in which `reaper` waits for children.
     #[must_use]
     pub fn with_reaper(self, reaper: Arc<Reaper>) -> Self {
         Self { reaper: Some(reaper), ..self }
+    }
+
+    /// What was noticed, and is to be published.
+    pub fn notices(&self) -> &Notices {
+        &self.notices
     }
 
     /// Runs `call` on a container while no other call is at work in it.

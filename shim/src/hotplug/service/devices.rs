@@ -121,6 +121,9 @@ fn parse_hook(hook: wire::DeviceHook) -> Result<Hook, InvalidRequest> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use protobuf::Message;
+
     use super::*;
 
     fn good() -> wire::DeviceEdits {
@@ -184,6 +187,28 @@ mod tests {
             spoil(&mut edits);
             let error = parse_edits(edits).unwrap_err();
             assert!(format!("{error}").contains(word), "{error}");
+        }
+    }
+
+    proptest! {
+        /// As they come over the wire, changed anywhere: refused, or of a form that can be used.
+        #[test]
+        fn any_bytes_are_refused_or_sound(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..12)) {
+            let mut bytes = good().write_to_bytes().unwrap();
+            for (at, byte) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            let Ok(wire) = wire::DeviceEdits::parse_from_bytes(&bytes) else { return Ok(()) };
+            match parse_edits(wire) {
+                Ok(edits) => {
+                    prop_assert!(edits.nodes.iter().all(|node| node.path.as_str().starts_with('/') && !node.path.is_root()));
+                    prop_assert!(edits.mounts.iter().all(|mount| mount.source.is_absolute() && !mount.target.is_root()));
+                    prop_assert!(edits.hooks.iter().all(|hook| hook.path.is_absolute()));
+                    prop_assert!(edits.env.iter().all(|entry| entry.find('=').is_some_and(|at| at > 0)));
+                }
+                Err(error) => prop_assert!(!error.to_string().is_empty()),
+            }
         }
     }
 }

@@ -67,17 +67,17 @@ async fn a_set_that_cannot_be_given_back_waits_on_until_it_is_detached() {
 async fn what_an_entry_made_comes_back_while_the_annotation_has_the_entry() {
     let mut node = TestNode::start().await;
     let annotation = "tzdata@1, tools@1";
-    node.engine.attach_named(&key(), annotation).await.unwrap();
+    node.engine.attach_named(&key(), annotation, Moment::Live).await.unwrap();
     node.attach(&["extra@1"]).await.unwrap();
     // Moved by hand: that is how it comes back, whatever version the entry names.
     node.upgrade(&["tzdata"]).await.unwrap();
     node.next_task().await;
     node.engine.restore_named(&key(), annotation).await.unwrap();
-    node.engine.attach_named(&key(), annotation).await.unwrap();
+    node.engine.attach_named(&key(), annotation, Moment::Live).await.unwrap();
     assert_eq!(node.shim.mounted(), ["extra@1", "tools@1", "tzdata@2"]);
     // Another entry is another wish.
     node.next_task().await;
-    node.engine.attach_named(&key(), "tzdata@1:/opt/tzdata").await.unwrap();
+    node.engine.attach_named(&key(), "tzdata@1:/opt/tzdata", Moment::Live).await.unwrap();
     assert_eq!(node.shim.mounted(), ["extra@1", "tzdata@1"]);
     assert_eq!(node.durable().await.len(), 2);
 }
@@ -86,7 +86,7 @@ async fn what_an_entry_made_comes_back_while_the_annotation_has_the_entry() {
 async fn an_entry_without_a_version_is_the_newest_beside_one_with_another() {
     for annotation in ["tzdata@1:/a, tzdata:/b", "tzdata:/b, tzdata@1:/a"] {
         let node = TestNode::start().await;
-        node.engine.attach_named(&key(), annotation).await.unwrap();
+        node.engine.attach_named(&key(), annotation, Moment::Live).await.unwrap();
         let mut made: Vec<_> =
             node.durable().await.iter().map(|a| format!("{} {}", a.label(), a.target)).collect();
         made.sort();
@@ -99,7 +99,7 @@ async fn an_entry_with_a_tag_finds_what_a_person_attached() {
     let mut node = TestNode::start().await;
     node.attach(&["tzdata@2"]).await.unwrap();
     node.next_task().await;
-    node.engine.attach_named(&key(), "tzdata@latest").await.unwrap();
+    node.engine.attach_named(&key(), "tzdata@latest", Moment::Live).await.unwrap();
     assert_eq!(node.shim.calls(), ["attach tzdata@2"]);
     assert_eq!(node.durable().await.len(), 1);
 }

@@ -3,7 +3,13 @@
 use std::fs;
 
 use super::*;
-use crate::{attachments::DevicesError, devices::DeviceName};
+use crate::{
+    attachments::{
+        DevicesError,
+        creation::{AtCreation, Creation},
+    },
+    devices::{DeviceName, Edits},
+};
 
 const SPEC: &str = "cdiVersion: 0.6.0
 kind: example.com/dev
@@ -202,4 +208,75 @@ async fn a_capsule_brings_the_devices_that_it_declares() {
     assert_eq!(node.rollback(&["cuda"]).await.unwrap(), ["cuda 1.1 1"]);
     node.engine.detach(&choice("cuda"), false, None).await.unwrap();
     assert_eq!(node.listed().await, ["example.com/dev=one"]);
+}
+
+fn creation(devices: &[(&str, &str)], attachments: &str) -> Creation {
+    let devices = devices.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    Creation { devices: devices.collect(), attachments: attachments.to_owned(), takes_attachments: true }
+}
+
+fn paths(edits: &Edits) -> Vec<&str> {
+    edits.nodes.iter().map(|node| node.path.as_str()).collect()
+}
+
+#[tokio::test]
+async fn a_spec_is_told_what_annotations_name_and_attachments_bring() {
+    let mut node = TestNode::start().await;
+    node.write_spec(SPEC);
+    node.publish_with("1", &["example.com/dev=net"]);
+    let asked = creation(
+        &[
+            ("cdi.k8s.io/a", "example.com/dev=one"),
+            ("cdi.k8s.io/b", " example.com/dev=one, example.com/dev=two"),
+        ],
+        "cuda:/opt/cuda",
+    );
+    let told = node.engine.devices_at_creation(&key(), &asked).await.unwrap();
+    assert_eq!(paths(&told.own), ["/dev/ctl", "/dev/one", "/dev/two"]);
+    assert_eq!((paths(&told.attached), told.attached.hooks.len()), (vec!["/dev/ctl"], 1));
+    assert_eq!((node.shim.calls().len(), node.durable().await.len()), (0, 0));
+    // What only creation can give is refused by itself, and taken where the spec has it; the shim is asked for the rest.
+    let error = node.engine.attach_named(&key(), "cuda:/opt/cuda", Moment::Live).await.unwrap_err();
+    assert!(error.to_string().contains("poststart"), "{error}");
+    let made = node.engine.attach_named(&key(), "cuda:/opt/cuda", Moment::Created).await.unwrap();
+    let sent = node.shim.0.lock().unwrap().mounted[&made[0].id].clone();
+    assert_eq!((sent.devices.nodes.len(), sent.devices.hooks.len()), (1, 0));
+    // The next task has what this one has, whatever the annotation and the specs say by then.
+    fs::remove_file(node.dir.path().join("cdi/example.yaml")).unwrap();
+    let again = node.engine.devices_at_creation(&key(), &creation(&[], "cuda:/opt/cuda")).await.unwrap();
+    assert_eq!(again, AtCreation { own: Edits::default(), attached: told.attached });
+    // An entry that is gone brings nothing, and neither does anything where nothing is taken.
+    let none = node.engine.devices_at_creation(&key(), &creation(&[], "")).await.unwrap();
+    assert_eq!(none, AtCreation::default());
+    let refusing = Creation { takes_attachments: false, ..creation(&[], "no-such") };
+    assert_eq!(node.engine.devices_at_creation(&key(), &refusing).await.unwrap(), AtCreation::default());
+}
+
+#[tokio::test]
+async fn a_creation_is_refused_by_the_annotation_that_asks_too_much() {
+    let node = TestNode::start().await;
+    node.write_spec(SPEC);
+    let key_of = "resourcecapsules.io/devices";
+    for (asked, line) in [
+        (
+            creation(&[(key_of, "example.com=1")], ""),
+            "annotation resourcecapsules.io/devices: \"example.com=1\" names no CDI device",
+        ),
+        (
+            creation(&[(key_of, "example.com/dev=one,")], ""),
+            "annotation resourcecapsules.io/devices: \"\" names no CDI device",
+        ),
+        (
+            creation(&[(key_of, "example.com/dev=one"), ("cdi.k8s.io/x", "example.com/dev=9")], ""),
+            "annotation cdi.k8s.io/x: example.com/dev=9: this node has example.com/dev=gone",
+        ),
+        (
+            creation(&[(key_of, "example.com/dev=gone")], ""),
+            "annotation resourcecapsules.io/devices: device example.com/dev=gone of ",
+        ),
+        (creation(&[], "no-such"), "annotation resourcecapsules.io/attach: "),
+    ] {
+        let error = node.engine.devices_at_creation(&key(), &asked).await.unwrap_err().to_string();
+        assert!(error.starts_with(line) && !error.contains('\n'), "{error}");
+    }
 }

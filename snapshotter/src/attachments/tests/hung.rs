@@ -62,15 +62,15 @@ async fn until_a_shim_has_said_what_is_draining_nothing_is_removed() {
 #[tokio::test]
 async fn a_record_that_the_shim_does_not_confirm_is_not_taken_for_a_named_attachment() {
     let node = TestNode::start().await;
-    let first = node.engine.attach_named(&key(), "tzdata@1").await.unwrap();
-    let again = node.engine.attach_named(&key(), "tzdata@1").await.unwrap();
+    let first = node.engine.attach_named(&key(), "tzdata@1", Moment::Live).await.unwrap();
+    let again = node.engine.attach_named(&key(), "tzdata@1", Moment::Live).await.unwrap();
     assert_eq!(again, first, "a call that is repeated");
     // A new task of the container, which has nothing.
     node.shim.0.lock().unwrap().mounted.clear();
     node.shim.0.lock().unwrap().refuse.push("list".to_owned());
-    let refused = node.engine.attach_named(&key(), "tzdata@1").await.unwrap_err();
+    let refused = node.engine.attach_named(&key(), "tzdata@1", Moment::Live).await.unwrap_err();
     assert!(matches!(refused, AttachmentError::Unsettled { .. }), "{refused}");
     node.shim.0.lock().unwrap().refuse.clear();
-    node.engine.attach_named(&key(), "tzdata@1").await.unwrap();
+    node.engine.attach_named(&key(), "tzdata@1", Moment::Live).await.unwrap();
     assert_eq!(node.shim.mounted(), ["tzdata@1"]);
 }

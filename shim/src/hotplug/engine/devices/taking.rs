@@ -26,6 +26,9 @@ pub(super) fn find_users(scene: &Scene, record: &DeviceRecord) -> Result<Vec<Use
         devices: own.map(|node| (node.kind.file_type(), node.major, node.minor)).collect(),
         mounts: own_mounts(scene, record).map(Mounted::id).collect(),
     };
+    if held.devices.is_empty() && held.mounts.is_empty() {
+        return Ok(Vec::new());
+    }
     let cgroup = scene.cgroup.as_deref().ok_or(DevicesError::NotUnified)?;
     find_holders(cgroup, &held).map_err(EngineError::Users)
 }

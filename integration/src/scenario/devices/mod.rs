@@ -1,6 +1,12 @@
 //! Devices of CDI specs, given to containers that run: real character and block devices behind a spec of the shape that `nvidia-ctk`
 //! writes, on runc and crun, with both drivers of control groups.
 
+pub mod bench;
+pub mod created;
+mod rules;
+mod strangers;
+mod together;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -82,8 +88,8 @@ const BAD: &str = r#"{"cdiVersion": "0.6.0", "kind": "example.com/bad", "devices
 /// What nvidia-cdi-hook does, as far as it is asked for: it finds the container's root by the state on its standard input.
 const HOOK_TEXT: &str = r#"#!/bin/sh
 set -e
-read -r state || [ -n "$state" ]
-bundle=${state##*\"bundle\":\"}
+state=$(tr -d '\n' | sed 's|\\/|/|g')
+bundle=${state#*\"bundle\":}; bundle=${bundle#*\"}
 root=${bundle%%\"*}/rootfs
 case $1 in
 create-symlinks) ln -sf "${3%%::*}" "$root${3##*::}" ;;
@@ -117,9 +123,19 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
         reporter.check(&case, || life(binary, systemd));
     }
     reporter.check("what cannot be given is refused, and nothing has changed", mistakes);
-    reporter.check("devices and capsules are a set: all of it or nothing", sets);
-    reporter.check("what is open is told, and taken lazily only", in_use);
-    reporter.check("a capsule brings the devices that it declares", declared);
+    reporter.check("devices and capsules are a set: all of it or nothing", together::sets);
+    reporter.check("what is open is told, and taken lazily only", together::in_use);
+    reporter.check("a capsule brings the devices that it declares", together::declared);
+    rules::prepare()?;
+    for binary in ["runc", "crun"] {
+        for count in rules::COUNTS {
+            reporter
+                .check(&format!("{binary}: beside {count} rules of its own"), || rules::life(binary, count));
+        }
+    }
+    reporter.check("a stranger's program is kept behind a device, and told", strangers::kept);
+    reporter.check("what a stranger takes is back within seconds, and told", strangers::repaired);
+    reporter.check("with refuse_foreign_programs a stranger decides", || strangers::refusing(&mut world));
     reporter.check("devices outlive capsuled, and are there again for the next task", || again(&mut world));
     world.stop()
 }
@@ -302,83 +318,6 @@ fn mistakes() -> Result<String> {
     ensure!(!running.contains("sleep 611"), "the hook that hangs is left");
     container.remove()?;
     Ok(told.pop().unwrap_or_default())
-}
-
-fn sets() -> Result<String> {
-    let container = start("sets", "runc", false)?;
-    let mounts = container.mounts()?;
-    refused(
-        &["attach", "sets", "tool", "--device", "example.com/gpu=0", "--device", "example.com/bad=fails"],
-        &["status 3"],
-    )?;
-    // The capsule comes last, and its target is a file.
-    let target = ["attach", "sets", "tool", "--target", "/bin/sh", "--device", "example.com/gpu=0"];
-    let line = refused(&target, &["/bin/sh"])?;
-    ensure!(container.mounts()? == mounts && attached("sets")?.is_empty(), "half a set is there");
-    denied(&container, "none", "<", "/dev/example0", "o such file")?;
-    done(&["attach", "sets", "tool", "--device", "example.com/gpu=0", "--device", "example.com/gpu=1"])?;
-    ensure!(attached("sets")?.len() == 3, "{:?}", attached("sets")?);
-    opens(&container, "zero", "<>", "/dev/example0")?;
-    opens(&container, "one", "<", "/dev/example1")?;
-    denied(&container, "one-w", "<>", "/dev/example1", DENIED)?;
-    container.sh("tool", "cat /opt/tool/version")?;
-    // What both share goes with the last.
-    done(&["detach", "sets", "--device", "example.com/gpu=0"])?;
-    opens(&container, "ctl", "<>", "/dev/examplectl")?;
-    container.sh("lib", "cat /usr/lib/example/libexample.so.1")?;
-    done(&["detach", "sets", "tool"])?;
-    done(&["detach", "sets", "--device", "example.com/gpu=1"])?;
-    ensure!(container.mounts()? == mounts && attached("sets")?.is_empty(), "something is left");
-    container.remove()?;
-    Ok(line)
-}
-
-fn in_use() -> Result<String> {
-    let container = start("used", "crun", false)?;
-    done(&["attach", "used", "--device", "example.com/gpu=0"])?;
-    container.spawn("holder", &["/bin/sh", "-c", "exec 9<>/dev/example0; exec sleep 1000"])?;
-    let mut line = String::new();
-    let detach = ["detach", "used", "--device", "example.com/gpu=0"];
-    until("the device is held open", || holds_fd_9("used"))?;
-    line += &refused(&detach, &["example.com/gpu=0", "(sleep) has /dev/example0 (fd 9)", "--lazy"])?;
-    opens(&container, "still", "<>", "/dev/example0")?;
-    let said = done(&[&detach[..], &["--lazy"]].concat())?;
-    ensure!(said.contains("what is open stays open: in use by sleep"), "{said}");
-    denied(&container, "gone", "<", "/dev/example0", "o such file")?;
-    container.remove()?;
-    Ok(format!("{line} | {}", said.trim()))
-}
-
-/// Whether a process of the container's control group has a descriptor 9.
-fn holds_fd_9(id: &str) -> Result<bool> {
-    let processes = ctr(&["task", "ps", id])?.success("ctr task ps")?;
-    let pids = processes.lines().filter_map(|line| line.split_ascii_whitespace().next()?.parse::<u32>().ok());
-    Ok(pids.into_iter().any(|pid| fs::symlink_metadata(format!("/proc/{pid}/fd/9")).is_ok()))
-}
-
-fn declared() -> Result<String> {
-    let tree = format!("{FILES}/cuda");
-    fs::create_dir_all(&tree).context("a tree")?;
-    let toml = "name = 'cuda'\nversion = '1'\ntarget = '/opt/cuda'\ndevices = ['example.com/gpu=0']\n";
-    fs::write(format!("{tree}/capsule.toml"), toml).context("a declaration")?;
-    fs::write(format!("{tree}/file"), "cuda").context("a file")?;
-    done(&["build", &tree])?;
-    fs::write(format!("{tree}/file"), "other").context("a file")?;
-    fs::write(format!("{tree}/capsule.toml"), toml.replace("'1'", "'2'").replace("gpu=0", "gpu=1"))
-        .context("a declaration")?;
-    done(&["build", &tree])?;
-    let container = start("cuda", "runc", false)?;
-    let mounts = container.mounts()?;
-    let said = done(&["attach", "cuda", "cuda@1"])?;
-    opens(&container, "open", "<>", "/dev/example0")?;
-    used_by("cuda", "example.com/gpu=0", true)?;
-    let other = refused(&["upgrade", "cuda", "cuda@2"], &["cuda@2", "other devices", "example.com/gpu=1"])?;
-    refused(&["detach", "cuda", "--device", "example.com/gpu=0"], &["by itself", "with cuda"])?;
-    done(&["detach", "cuda", "cuda"])?;
-    denied(&container, "gone", "<", "/dev/example0", "o such file")?;
-    ensure!(container.mounts()? == mounts, "the mount table is another one");
-    container.remove()?;
-    Ok(format!("{} | {other}", said.trim()))
 }
 
 fn again(world: &mut World) -> Result<String> {

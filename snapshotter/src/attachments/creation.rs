@@ -1,0 +1,159 @@
+//! Devices of a container that is being created: what its spec is to have before there is anything to attach to.
+
+use std::collections::BTreeMap;
+
+use tonic::Status;
+
+use super::{
+    Attachments,
+    devices::{DevicesError, Moment},
+    error::AttachmentError,
+    model::{Attachment, ContainerKey},
+    named::parse_named,
+    plan,
+};
+use crate::{
+    devices::{DeviceName, Edits, InvalidName, ResolveError},
+    full::one_line,
+};
+
+/// What a container that is being created asks for.
+#[derive(Debug, Clone, Default)]
+pub struct Creation {
+    /// Annotations that name devices, by key.
+    pub devices: Vec<(String, String)>,
+    /// The value of the annotation that names attachments, or nothing.
+    pub attachments: String,
+    /// Whether it is given attachments before its first process.
+    pub takes_attachments: bool,
+}
+
+/// What a spec is to have.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AtCreation {
+    /// Of the devices that annotations name.
+    pub own: Edits,
+    /// Of those that attachments bring, each thing once.
+    pub attached: Edits,
+}
+
+/// Why a container cannot be created as it asks. Nothing has changed.
+#[derive(Debug, thiserror::Error)]
+pub enum CreationError {
+    /// An annotation names what is no device.
+    #[error("annotation {key}: {source}")]
+    Name {
+        /// The annotation.
+        key: String,
+        /// What is wrong.
+        source: InvalidName,
+    },
+    /// An annotation names a device that cannot be had.
+    #[error("annotation {key}: {}", one_line(.source))]
+    Device {
+        /// The annotation.
+        key: String,
+        /// What is wrong.
+        source: Box<ResolveError>,
+    },
+    /// An attachment cannot be made.
+    #[error("{}{}", if *.named { "annotation resourcecapsules.io/attach: " } else { "" }, one_line(.source))]
+    Attachment {
+        /// There is an annotation that names some.
+        named: bool,
+        /// Why.
+        source: Box<AttachmentError>,
+    },
+    /// The specs could not be read.
+    #[error(transparent)]
+    Devices(Box<DevicesError>),
+}
+
+impl From<CreationError> for Status {
+    fn from(error: CreationError) -> Self {
+        let message = error.to_string();
+        match error {
+            CreationError::Attachment { source, .. } => Self::new(Self::from(*source).code(), message),
+            CreationError::Name { .. } => Self::invalid_argument(message),
+            CreationError::Device { .. } => Self::failed_precondition(message),
+            CreationError::Devices(_) => Self::internal(message),
+        }
+    }
+}
+
+impl Attachments {
+    /// What the spec of a container that is being created is to have: of the devices that its annotations name, and of those of
+    /// attachments that [`Attachments::restore`] and [`Attachments::attach_named`] will make. Changes nothing.
+    ///
+    /// # Errors
+    /// [`CreationError`].
+    pub async fn devices_at_creation(
+        &self,
+        container: &ContainerKey,
+        creation: &Creation,
+    ) -> Result<AtCreation, CreationError> {
+        let own = self.own_devices(&creation.devices).await?;
+        let named = !creation.attachments.is_empty();
+        let attached = match creation.takes_attachments {
+            true => self.devices_to_come(container, &creation.attachments).await,
+            false => Ok(Edits::default()),
+        };
+        let attached =
+            attached.map_err(|source| CreationError::Attachment { named, source: Box::new(source) })?;
+        Ok(AtCreation { own, attached })
+    }
+
+    async fn own_devices(&self, annotations: &[(String, String)]) -> Result<Edits, CreationError> {
+        let mut keys: BTreeMap<DeviceName, &str> = BTreeMap::new();
+        let mut names = Vec::new();
+        for (key, value) in annotations {
+            for text in value.split(',').map(str::trim) {
+                let name: DeviceName =
+                    text.parse().map_err(|source| CreationError::Name { key: key.clone(), source })?;
+                names.push(text.to_owned());
+                keys.entry(name).or_insert(key);
+            }
+        }
+        if names.is_empty() {
+            return Ok(Edits::default());
+        }
+        self.resolve_edits(names).await.map_err(|error| match error {
+            DevicesError::Resolve(source) => {
+                let key = match &source {
+                    ResolveError::Unknown { name, .. } | ResolveError::Node { name, .. } => keys.get(name),
+                    ResolveError::Name(_) => None,
+                };
+                CreationError::Device { key: (*key.unwrap_or(&"")).to_owned(), source: Box::new(source) }
+            }
+            other => CreationError::Devices(Box::new(other)),
+        })
+    }
+
+    /// Of what is on record, as it was; of what the annotation names besides, as the specs say now.
+    async fn devices_to_come(&self, container: &ContainerKey, named: &str) -> Result<Edits, AttachmentError> {
+        let annotation = if named.is_empty() { Vec::new() } else { parse_named(named)? };
+        let mut present = self.records.shown(container);
+        if present.iter().any(|a| a.created.is_some()) {
+            // Another container may have the id by now.
+            self.containers.refresh(container).await?;
+        }
+        let known = self.containers.known(container);
+        present.retain(|a| plan::is_of(a, known.as_ref()) && plan::is_wanted(a, &annotation));
+        let specs = self.missing(annotation, &present).await?;
+        let mut edits: Vec<Edits> = present.iter().filter_map(edits_of).collect();
+        if !specs.is_empty() {
+            for planned in self.plan_set(&specs, &present).await?.iter().filter(|planned| !planned.present) {
+                let devices = self.devices_of(&planned.version, Moment::Created).await?;
+                edits.extend(devices.map(|devices| devices.edits));
+            }
+        }
+        Ok(edits.into_iter().fold(Edits::default(), |mut all, more| {
+            all.append(more);
+            all
+        }))
+    }
+}
+
+fn edits_of(attachment: &Attachment) -> Option<Edits> {
+    attachment.devices.as_ref().map(|devices| devices.edits.clone())
+}

@@ -1,0 +1,86 @@
+//! What shims notice by themselves: asked for while there are devices, and told as events.
+//!
+//! A shim that is asked looks whether its containers' programs still allow what is attached, and puts right what somebody has changed:
+//! the kernel tells nobody of that. So each container with devices is asked every few seconds.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use tokio::time::{sleep, timeout};
+
+use super::{
+    Attachments,
+    model::{ContainerKey, Phase},
+};
+use crate::{
+    events::{Event, Kind},
+    shims::Notice,
+};
+
+/// How long a container may be without a device that somebody has taken from it, about.
+const EVERY: Duration = Duration::from_secs(5);
+/// How long a shim may take before the next container is asked.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+impl Attachments {
+    /// Asks the shims of all containers with devices, every few seconds, until the daemon ends.
+    pub async fn watch_devices(self) {
+        let mut published: BTreeMap<ContainerKey, u64> = BTreeMap::new();
+        loop {
+            sleep(EVERY).await;
+            let mut containers: Vec<ContainerKey> = self
+                .with_any_devices()
+                .into_iter()
+                .filter(|attachment| attachment.phase == Phase::Attached)
+                .map(|attachment| attachment.container)
+                .collect();
+            containers.dedup();
+            published.retain(|container, _| containers.contains(container));
+            for container in containers {
+                let last = published.entry(container.clone()).or_default();
+                self.ask_notices(&container, last).await;
+            }
+        }
+    }
+
+    /// Publishes what a container's shim has noticed since the notice of number `last`, which becomes the newest.
+    pub(super) async fn ask_notices(&self, container: &ContainerKey, last: &mut u64) {
+        let notices = match timeout(PATIENCE, self.shims.notices(container, *last)).await {
+            Ok(Ok(notices)) => notices,
+            Ok(Err(error)) => {
+                tracing::debug!(%container, %error, "cannot ask what its shim has noticed");
+                return;
+            }
+            Err(_) => return,
+        };
+        let Some(newest) = notices.iter().map(|notice| notice.number).max() else { return };
+        let attachments = self.records.shown(container);
+        let events = notices.iter().filter_map(|notice| {
+            let attachment = attachments.iter().find(|attachment| attachment.id == notice.attachment)?;
+            tracing::warn!(%container, attachment = attachment.label(), "{}", notice.text);
+            Some(event(Event::of(attachment, kind(notice)?), notice))
+        });
+        self.ledger.found(Vec::new(), events.collect());
+        // Once they are written, the shim may forget them.
+        self.ledger.flush().await;
+        *last = newest;
+    }
+}
+
+/// None for one of a kind that a newer shim tells of.
+fn kind(notice: &Notice) -> Option<Kind> {
+    use capsule_proto::hotplug::NoticeKind;
+    match notice.kind {
+        NoticeKind::REPAIRED => Some(Kind::Repaired),
+        NoticeKind::FOREIGN_PROGRAM => Some(Kind::ForeignProgram),
+        NoticeKind::NOTICE_UNSPECIFIED => None,
+    }
+}
+
+fn event(event: Event, notice: &Notice) -> Event {
+    let message = if event.message.is_empty() {
+        notice.text.clone()
+    } else {
+        format!("{}: {}", event.message, notice.text)
+    };
+    Event { at: notice.at, ..event.because(message) }
+}
