@@ -140,7 +140,7 @@ impl Attachments {
             self.end(&intents);
             return Err(error);
         }
-        self.carry_out(&key, &mut existing, intents, None).await
+        self.carry_out(&key, &mut existing, intents, "attach", None).await
     }
 
     /// Takes a capsule's attachments in a container away: all of them or none. Beside each, who still uses it.
@@ -243,7 +243,7 @@ impl Attachments {
                 Err(error) => {
                     unsure = !is_refusal(&error);
                     self.settle_if_unsure(key, &error);
-                    self.explain(key, error).await
+                    self.explain(key, error).await.of("detach", std::slice::from_ref(attachment))
                 }
             };
             let gone = &chosen[chosen.len() - done..];

@@ -40,6 +40,7 @@ impl Attachments {
         key: &ContainerKey,
         existing: &mut Locked,
         mut intents: Vec<Attachment>,
+        action: &'static str,
         proof: Option<&HealthCheck>,
     ) -> Result<Vec<Attachment>, AttachmentError> {
         if intents.is_empty() {
@@ -48,8 +49,8 @@ impl Attachments {
         let call = fresh_id();
         plan::plan_call(&mut intents, &call, proof.is_some());
         let done: Vec<Attachment> = intents.iter().filter_map(plan::plan_done).collect();
-        let carried_out = self.carry_out_call(key, existing, intents, &call, proof).await;
-        carried_out.map_err(|error| error.of("attach", &done))
+        let carried_out = self.carry_out_call(key, existing, intents, (&call, action), proof).await;
+        carried_out.map_err(|error| error.of(action, &done))
     }
 
     async fn carry_out_call(
@@ -57,7 +58,7 @@ impl Attachments {
         key: &ContainerKey,
         existing: &mut Locked,
         intents: Vec<Attachment>,
-        call: &str,
+        (call, action): (&str, &'static str),
         proof: Option<&HealthCheck>,
     ) -> Result<Vec<Attachment>, AttachmentError> {
         let intended = self.timed(Step::intend, self.ledger.intend(&intents)).await;
@@ -75,7 +76,7 @@ impl Attachments {
             let maybe_done = if is_refusal(&error) { &intents[..index] } else { &intents[..=index] };
             self.undo(key, existing, maybe_done, &intents, None).await;
             self.settle_if_unsure(key, &error);
-            return Err(self.explain(key, error).await);
+            return Err(self.explain(key, error).await.of(action, &done[index..=index]));
         }
         if let Err(error) = self.note_mounted(&done).await {
             self.undo(key, existing, &intents, &intents, None).await;

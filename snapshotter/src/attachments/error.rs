@@ -276,6 +276,18 @@ pub enum AttachmentError {
         /// What was being written, and who says that there is no room.
         cause: String,
     },
+    /// Somebody else's refusal, which knows of no capsule: the shim's, containerd's.
+    #[error("cannot {action} {what} in {container}: {}", full::one_line(.source))]
+    Failed {
+        /// "attach", "upgrade", "roll back" or "detach".
+        action: &'static str,
+        /// Capsules with their versions and targets, and devices.
+        what: String,
+        /// The container.
+        container: ContainerKey,
+        /// Why.
+        source: Box<AttachmentError>,
+    },
     /// The shim.
     #[error(transparent)]
     Shim(#[from] ShimError),
@@ -295,12 +307,13 @@ impl AttachmentError {
             Self::Store(error) => error.is_out_of_space(),
             Self::Shim(error) => error.is_disk_full(),
             Self::Again { source, .. } => source.is_disk_full(),
+            Self::Failed { source, .. } => source.is_disk_full(),
             error => full::is(error),
         }
     }
 
     /// What this is to whoever wanted to `action` these in a container: [`AttachmentError::DiskFull`] where that is why and
-    /// nothing has said so yet, else as it is.
+    /// nothing has said so yet, [`AttachmentError::Failed`] where who refuses knows of no capsule, else as it is.
     pub(super) fn of(self, action: &'static str, intents: &[Attachment]) -> Self {
         let said = matches!(self, Self::DiskFull { .. } | Self::Capsule(_) | Self::Again { .. });
         match intents.first() {
@@ -308,6 +321,11 @@ impl AttachmentError {
                 let labels = intents.iter().map(Attachment::label).collect::<Vec<_>>().join(", ");
                 let cause = full::one_line(&self);
                 Self::DiskFull { action, labels, container: first.container.clone(), cause }
+            }
+            Some(first) if matches!(self, Self::Shim(_) | Self::Containerd(_)) => {
+                let what = intents.iter().map(|a| format!("{}{}", a.label(), at_target(&a.target)));
+                let what = what.collect::<Vec<_>>().join(", ");
+                Self::Failed { action, what, container: first.container.clone(), source: Box::new(self) }
             }
             _ => self,
         }

@@ -96,7 +96,7 @@ impl Attachments {
         }
         let intents = self.intents(&key, &existing, steps, &mut reservation).await?;
         let before = existing.clone();
-        let done = self.carry_out(&key, &mut existing, intents, check).await?;
+        let done = self.carry_out(&key, &mut existing, intents, "upgrade", check).await?;
         Ok(Outcome::Done(compare(&before, &chosen, done)))
     }
 
@@ -133,7 +133,7 @@ impl Attachments {
         };
         let intents = self.intents(&key, &existing, steps, &mut reservation).await?;
         let before = existing.clone();
-        let done = self.carry_out(&key, &mut existing, intents, None).await?;
+        let done = self.carry_out(&key, &mut existing, intents, "roll back", None).await?;
         Ok(compare(&before, &chosen, done))
     }
 

@@ -116,7 +116,7 @@ async fn a_set_that_fails_in_the_middle_is_taken_back_in_reverse_order() {
     let node = TestNode::start().await;
     node.shim.0.lock().unwrap().refuse = vec!["attach extra@1".into()];
     let error = node.attach(&["tzdata@1", "tools@1", "extra@1"]).await.unwrap_err();
-    assert_eq!(error.to_string(), "no attach extra@1");
+    assert_eq!(error.to_string(), "cannot attach extra@1 at /opt/extra in default/c1: no attach extra@1");
     assert_eq!(
         node.shim.calls(),
         ["attach tzdata@1", "attach tools@1", "attach extra@1", "detach tools", "detach tzdata"]

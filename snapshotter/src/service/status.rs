@@ -46,6 +46,14 @@ impl From<CapsuleError> for Status {
 
 impl From<AttachmentError> for Status {
     fn from(error: AttachmentError) -> Self {
+        if let AttachmentError::Failed { source, .. } = &error {
+            let code = match &**source {
+                AttachmentError::Shim(error) => shim(error),
+                AttachmentError::Containerd(error) => containerd(error),
+                _ => Code::Internal,
+            };
+            return answer(code, &error, error.is_disk_full());
+        }
         let code = match &error {
             AttachmentError::UnknownContainer { .. } | AttachmentError::NotAttached { .. } => Code::NotFound,
             AttachmentError::AmbiguousContainer { .. }
@@ -83,7 +91,9 @@ impl From<AttachmentError> for Status {
             AttachmentError::Store(_) | AttachmentError::Mark { .. } => Code::Internal,
             AttachmentError::DiskFull { .. } => Code::ResourceExhausted,
             AttachmentError::Containerd(e) => containerd(e),
-            AttachmentError::Capsule(_) | AttachmentError::Upper(_) => Code::Unknown,
+            AttachmentError::Capsule(_) | AttachmentError::Upper(_) | AttachmentError::Failed { .. } => {
+                Code::Unknown
+            }
         };
         match error {
             AttachmentError::Upper(e) => e.into(),

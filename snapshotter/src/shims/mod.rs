@@ -59,7 +59,9 @@ pub enum ShimError {
         found: u32,
     },
     /// It does not answer.
-    #[error("the shim of {container} does not answer on {address}: {reason}")]
+    #[error(
+        "the shim of {container} does not answer on {address}: {reason}; if its task is gone, start the container anew"
+    )]
     Unreachable {
         /// The container.
         container: ContainerKey,

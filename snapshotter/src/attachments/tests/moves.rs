@@ -67,7 +67,7 @@ async fn a_set_that_fails_in_the_middle_moves_back() {
     let before = node.durable().await;
     node.shim.0.lock().unwrap().refuse = vec!["replace app@2".into()];
     let error = node.upgrade(&["app"]).await.unwrap_err();
-    assert_eq!(error.to_string(), "no replace app@2");
+    assert_eq!(error.to_string(), "cannot upgrade app@2 at /opt/app in default/c1: no replace app@2");
     assert_eq!(node.shim.mounted(), ["app@1", "lib@1"]);
     assert_eq!(node.durable().await, before);
     // What only the failed call needed can be removed.
