@@ -296,6 +296,10 @@ fn memory() -> Result<String> {
     let killed = kills(&bin)?;
     ensure!(take(&bin, "within", 80)? == 0 && kills(&bin)? == killed, "80 MiB do not fit in 112");
     ensure!(take(&bin, "past", 150)? != 0 && kills(&bin)? > killed, "150 MiB fit in 112");
+    until("that is told of the attachment", || {
+        let told = done(&["events", "--all", "--no-follow", "--container", "eats"])?;
+        Ok(told.lines().any(|line| line.contains("out-of-memory") && line.contains("one")))
+    })?;
     let killed = kills(&bin)?;
     bin.container.wait_for("RUNNING")?;
     ensure!(kills(&beside)? == 0 && take(&beside, "small", 20)? == 0, "the neighbour was hurt");

@@ -6,7 +6,7 @@ use super::{
     journal::State,
     model::{AttachmentId, Content},
 };
-use crate::limits::{Amounts, Change, LimitError, effective};
+use crate::limits::{Amounts, Change, File, LimitError, effective};
 
 /// What one attachment does to the container's limits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,7 +80,9 @@ impl Limits {
                 .iter()
                 .any(|record| of(&record.change) || record.next.as_ref().is_some_and(|(_, next)| of(next)))
         };
-        self.own.retain(|file, _| changed(file));
+        // Swap is told with memory: see `limits::put_in_force`.
+        let with_memory = changed(&File::MemoryMax);
+        self.own.retain(|file, _| changed(file) || (with_memory && *file == File::MemorySwapMax));
         let own = &self.own;
         self.written.retain(|file, _| own.contains_key(file));
     }

@@ -300,6 +300,7 @@ fn code(error: &EngineError) -> Code {
         },
         EngineError::Limits(error) => match error {
             LimitError::NotUnified
+            | LimitError::Above { .. }
             | LimitError::Gone
             | LimitError::Missing { .. }
             | LimitError::NoCpus { .. }

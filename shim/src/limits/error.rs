@@ -55,6 +55,19 @@ pub enum LimitError {
         /// What is in use.
         used: u64,
     },
+    /// A group above has less.
+    #[error(
+        "memory.max would become {wanted}, and {} holds {above} for it and its neighbours together: raise that first (of a pod: its resources), or grant less",
+        path.display()
+    )]
+    Above {
+        /// What it would be.
+        wanted: u64,
+        /// The file of the group above.
+        path: PathBuf,
+        /// What that holds.
+        above: String,
+    },
     /// The request of an update cannot be understood, where it is about limits that attachments change.
     #[error("{field} {value} cannot be understood, and attachments change that limit")]
     Request {

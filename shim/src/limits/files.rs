@@ -51,7 +51,7 @@ impl Groups {
     /// What others share with it, the nearest first.
     fn above(&self) -> impl Iterator<Item = &Path> {
         let outermost = self.outer.as_deref().unwrap_or(&self.inner);
-        outermost.ancestors().skip(1).take_while(|path| *path != Path::new(TOP) && path.starts_with(TOP))
+        outermost.ancestors().skip(1).take_while(|path| *path != Path::new(TOP))
     }
 
     /// The limit that a file is: of two groups, what is left by both. (crun with systemd has systemd's `TasksMax` on the scope and
@@ -88,26 +88,33 @@ impl Groups {
         Ok(files)
     }
 
-    /// Writes what differs, and sees that it is there.
+    /// Writes what differs, and sees that it is there: all that can be, and the first that cannot is the error.
     ///
     /// # Errors
     /// As [`Self::read`]; and [`LimitError::Ignored`].
     pub fn write(&self, wanted: &Amounts) -> Result<(), LimitError> {
+        let mut failed = Ok(());
         for (file, value) in wanted {
             for group in self.all() {
-                let before = read(group, file)?;
-                if self.is_exact(file, value, &before) {
-                    continue;
-                }
-                write(group, file, &before, value)?;
-                let found = read(group, file)?;
-                if !self.is_same(file, value, &found) {
-                    let (wanted, found) = (value.to_string(), found.to_string());
-                    return Err(LimitError::Ignored { path: group.join(file.to_string()), wanted, found });
-                }
+                // One file that cannot be written is no reason to leave another as it is.
+                failed = failed.and(self.write_one(group, file, value));
             }
         }
-        Ok(())
+        failed
+    }
+
+    fn write_one(&self, group: &Path, file: &File, value: &Value) -> Result<(), LimitError> {
+        let before = read(group, file)?;
+        if self.is_exact(file, value, &before) {
+            return Ok(());
+        }
+        write(group, file, &before, value)?;
+        let found = read(group, file)?;
+        if self.is_same(file, value, &found) {
+            return Ok(());
+        }
+        let (wanted, found) = (value.to_string(), found.to_string());
+        Err(LimitError::Ignored { path: group.join(file.to_string()), wanted, found })
     }
 
     fn is_exact(&self, file: &File, wanted: &Value, found: &Value) -> bool {

@@ -19,7 +19,7 @@
 //!
 //! Whatever the runtime has made of it, the files are read afterwards, and written where they do not hold what they should.
 //!
-//! A limit above the container's (a pod's) is not touched: a grant beyond it has no effect, and is logged.
+//! A limit above the container's (a pod's) is not touched: memory beyond it is refused, other grants have no effect then, which is logged.
 //!
 //! Memory and processes in use are not cut: a limit that would be below what is in use is refused, after the kernel was asked to reclaim the
 //! difference. A lazy detach goes on: the kernel then reclaims, and kills in the container when that does not do.

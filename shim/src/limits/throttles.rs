@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::value::number;
+use super::value::{MAX_AMOUNT, number};
 
 /// What a device may do, by the keys of `io.max`. What is not there is not limited.
 pub type Throttles = BTreeMap<(u32, u32), BTreeMap<IoKey, u64>>;
@@ -47,7 +47,11 @@ pub fn parse_io(text: &str, shown: bool) -> Result<Throttles, &'static str> {
             if shown && amount == "max" {
                 continue;
             }
-            let amount = number(amount).map_err(|_| SHAPE)?;
+            let amount = match shown {
+                // The kernel takes more than can be asked for here.
+                true => amount.parse::<u64>().map_err(|_| SHAPE)?.min(MAX_AMOUNT),
+                false => number(amount).map_err(|_| SHAPE)?,
+            };
             if !shown && amount == 0 {
                 return Err("0 is no rate");
             }

@@ -25,7 +25,7 @@ const MAX_PERIOD: u64 = 1_000_000;
 /// The kernel's period where none is named.
 pub const PERIOD: u64 = 100_000;
 /// No amount is larger; sums of those that are, are no limit.
-const MAX_AMOUNT: u64 = i64::MAX.cast_unsigned() / 2;
+pub(super) const MAX_AMOUNT: u64 = i64::MAX.cast_unsigned() / 2;
 
 /// The amount of one file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,7 +119,7 @@ impl Value {
                     let Some(limited) = own.get_mut(device) else { continue };
                     for (key, amount) in keys {
                         if let Some(own) = limited.get_mut(key) {
-                            *own = own.saturating_add(*amount);
+                            *own = own.saturating_add(*amount).min(MAX_AMOUNT);
                         }
                     }
                 }
@@ -355,5 +355,11 @@ mod tests {
         assert_eq!(read("cpuset.cpus", "0").capped(&parse("cpuset.cpus", "1").unwrap()), None);
         let huge = Value::Number(Some(MAX_AMOUNT));
         assert_eq!(huge.clone().plus(&huge), Value::Number(None));
+        // A rate that nobody reaches stays one that can be read again.
+        let rate = |text: &str| Value::read(&File::IoMax, text).unwrap();
+        let much = rate(&format!("8:0 rbps={MAX_AMOUNT}"));
+        let sum = much.clone().plus(&much);
+        assert_eq!(rate(&sum.to_string()), sum);
+        assert_eq!(rate(&format!("8:0 rbps={}", u64::MAX)), much);
     }
 }

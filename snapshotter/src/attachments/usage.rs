@@ -2,12 +2,19 @@
 
 use capsule_proto::containerd::cgroups::Metrics;
 
+use std::time::Duration;
+
+use tokio::time::timeout;
+
 use super::{
     Attachments,
     error::AttachmentError,
     model::{Attachment, ContainerKey},
 };
 use crate::containerd::Measured;
+
+/// How long containerd may take to measure the tasks of one namespace.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// One container.
 #[derive(Debug, Clone)]
@@ -39,7 +46,13 @@ impl Attachments {
         for of_namespace in all.chunk_by_mut(|a, b| a.container.namespace == b.container.namespace) {
             let namespace = of_namespace[0].container.namespace.clone();
             let ids: Vec<String> = of_namespace.iter().map(|one| one.container.id.clone()).collect();
-            let mut measured = self.containerd.namespace(&namespace)?.metrics(&ids).await?;
+            let measured = self.containerd.namespace(&namespace)?;
+            // A shim that hangs holds up containerd's answer: the others' containers are told without.
+            let Ok(measured) = timeout(PATIENCE, measured.metrics(&ids)).await else {
+                tracing::warn!(namespace, "containerd takes long to measure what its tasks use");
+                continue;
+            };
+            let mut measured = measured?;
             for one in of_namespace {
                 one.measured = measured.remove(&one.container.id);
             }

@@ -57,7 +57,8 @@ where
             let code = status.map_or(Code::Ok, |status| Code::from_bytes(status.as_bytes()));
             // Names that nobody serves are the caller's: any number of them.
             if code != Code::Unimplemented {
-                meters.call(&method, &format!("{code:?}"), began);
+                let name = if code == Code::Ok { "OK".to_owned() } else { format!("{code:?}") };
+                meters.call(&method, &name, began);
             }
             Ok(answer)
         })

@@ -41,7 +41,14 @@ impl Engine {
                 Some(devices) => detach_with_devices(scene, devices, lazy),
                 None => detach_in(scene, id, lazy),
             };
-            limits::left(scene, id, done.as_ref().is_ok_and(|done| done.detached)).and(done)
+            if let Err(error) = limits::left(scene, id, done.as_ref().is_ok_and(|done| done.detached)) {
+                // It is gone. The journal has what is to be put back, and the next call tries again.
+                log::error!(
+                    "container {container}: the limits of {id} stay: {}",
+                    crate::engine::chain(&error)
+                );
+            }
+            done
         });
         match done {
             // The mounts went with the mount namespace.

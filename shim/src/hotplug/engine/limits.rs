@@ -60,11 +60,15 @@ impl Engine {
                 return Ok(Vec::new());
             }
             look_first(scene);
-            let differing = groups(scene)?.differing(&scene.journal.limits.wanted()?)?;
+            // What cannot be read is not in force, and is no reason to say nothing of the rest.
+            let differing = differing(scene).inspect_err(|error| {
+                log::error!("container {container}: its limits cannot be looked at: {}", chain(error));
+            });
+            let holds = |file: &File| differing.as_ref().is_ok_and(|differing| !differing.contains(file));
             let one = |record: &LimitRecord| Limited {
                 container: container.to_owned(),
                 id: record.id.clone(),
-                in_force: !record.change.files().any(|file| differing.contains(file)),
+                in_force: record.change.files().all(holds),
                 alone: !has_more(scene, &record.id),
             };
             Ok(scene.journal.limits.records.iter().map(one).collect())
@@ -74,6 +78,10 @@ impl Engine {
             other => other,
         }
     }
+}
+
+fn differing(scene: &Scene) -> Result<Vec<File>, EngineError> {
+    Ok(groups(scene)?.differing(&scene.journal.limits.wanted()?)?)
 }
 
 fn chain(error: &EngineError) -> String {
@@ -251,8 +259,18 @@ fn put_in_force(scene: &mut Scene, record: LimitRecord) -> Result<(), EngineErro
             scene.journal.limits.own.insert(file.clone(), own);
         }
     }
+    // With memory, runtimes are told of swap: an update that names it must be kept, too.
+    if scene.journal.limits.own.contains_key(&File::MemoryMax)
+        && !scene.journal.limits.own.contains_key(&File::MemorySwapMax)
+        && let Ok(own) = groups.read(&File::MemorySwapMax)
+    {
+        scene.journal.limits.own.insert(File::MemorySwapMax, own);
+    }
+    let grants_memory = next.unwrap_or(&record.change).grants.contains_key(&File::MemoryMax);
     scene.journal.limits.put(record);
-    if let Err(refused) = check_cpus(scene, &groups).and_then(|()| check_use(scene)) {
+    let checked = check_cpus(scene, &groups).and_then(|()| check_use(scene));
+    let checked = checked.and_then(|()| if grants_memory { check_above(scene, &groups) } else { Ok(()) });
+    if let Err(refused) = checked {
         scene.journal.limits = before;
         return Err(refused);
     }
@@ -279,6 +297,19 @@ fn check_cpus(scene: &Scene, groups: &Groups) -> Result<(), EngineError> {
         return Err(LimitError::NoCpus { granted, cap }.into());
     }
     Ok(())
+}
+
+/// Refuses memory that the groups above have not: it would be taken from neighbours, of which the kernel would kill one.
+fn check_above(scene: &Scene, groups: &Groups) -> Result<(), EngineError> {
+    let mut wanted = scene.journal.limits.wanted()?;
+    wanted.retain(|file, _| *file == File::MemoryMax);
+    let Some(Value::Number(Some(memory))) = wanted.get(&File::MemoryMax) else { return Ok(()) };
+    match groups.lower_above(&wanted).into_iter().next() {
+        Some((path, above)) => {
+            Err(LimitError::Above { wanted: *memory, path, above: above.to_string() }.into())
+        }
+        None => Ok(()),
+    }
 }
 
 /// Refuses what would be less than what is in use, once the kernel has taken back what it can.

@@ -441,3 +441,51 @@ fn privileged_any_sequence_leads_to_what_is_defined() {
         }
     });
 }
+
+#[test]
+fn privileged_limits_keep_an_update_of_swap_beside_memory() {
+    on_host(|dir| {
+        let limited = Limited::start(dir);
+        let engine = limited.engine();
+        give(&engine, "a", change(&[("memory.max", "67108864")], &[])).unwrap();
+        limited.update(&engine, &json!({"memory": {"limit": 314_572_800, "swap": 629_145_600}})).unwrap();
+        assert_eq!([limited.read("memory.max"), limited.read("memory.swap.max")], ["381681664", "314572800"]);
+        limited.update(&engine, &json!({"unified": {"memory.swap.max": "4096000"}})).unwrap();
+        assert_eq!([limited.read("memory.max"), limited.read("memory.swap.max")], ["381681664", "4096000"]);
+        engine.detach("c", &id("a"), false).unwrap();
+        assert_eq!([limited.read("memory.max"), limited.read("memory.swap.max")], ["314572800", "4096000"]);
+    });
+}
+
+#[test]
+fn privileged_limits_take_no_memory_from_neighbours() {
+    on_host(|dir| {
+        let limited = Limited::start(dir);
+        let (engine, before) = (limited.engine(), limited.all());
+        fs::write(dir.join("group/memory.max"), "300000000\n").unwrap();
+        let refused = give(&engine, "a", change(&[("memory.max", "67108864")], &[])).unwrap_err();
+        assert!(
+            matches!(refused, EngineError::Limits(LimitError::Above { wanted: 335_544_320, .. })),
+            "{refused}"
+        );
+        assert_eq!((limited.all(), in_force(&engine)), (before, vec![]));
+        give(&engine, "a", change(&[("memory.max", "31000000")], &[])).unwrap();
+        assert_eq!(limited.read("memory.max"), "299435456");
+    });
+}
+
+#[test]
+fn privileged_limits_that_cannot_be_read_are_not_in_force_and_hide_nothing_else() {
+    on_host(|dir| {
+        let limited = Limited::start(dir);
+        let engine = limited.engine();
+        give(&engine, "a", change(&[], &[("pids.max", "20")])).unwrap();
+        limited.set("pids.max", "many");
+        assert_eq!(in_force(&engine), [("a".to_owned(), false)]);
+        // It goes all the same, and what is to be put back is, once it can be.
+        assert_eq!(engine.detach("c", &id("a"), true).unwrap(), gone());
+        limited.set("pids.max", "20");
+        assert_eq!(in_force(&engine), []);
+        assert_eq!(limited.read("pids.max"), "max");
+    });
+}
