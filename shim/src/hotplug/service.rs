@@ -69,7 +69,8 @@ impl wire::Hotplug for Service {
         };
         let (id, content, change) = parse().map_err(|e: InvalidRequest| status(&e.into()))?;
         let (container, has_resources) = (req.container_id, !change.is_empty());
-        let replace = move |engine: &Engine| engine.replace_all(&container, &id, content, change);
+        let undoing = req.undoing;
+        let replace = move |engine: &Engine| engine.replace_all(&container, &id, content, change, undoing);
         let (now, replaced) = self.run(replace).await?;
         let now = wire::Attachment { has_resources, ..wire_attachment(now) };
         let (attachment, replaced) = (Some(now).into(), Some(wire_content(replaced)).into());
@@ -125,10 +126,11 @@ fn attach(
 fn parse_wanted(mut req: wire::AttachRequest) -> Result<(AttachmentId, Wanted), InvalidRequest> {
     let id = AttachmentId::parse(req.attachment_id.clone())?;
     let devices = req.devices.take().map(devices::parse_edits).transpose()?;
+    let undoing = req.undoing;
     let change = parse_change(req.resources.take().map(Box::new))?;
     let alone = (devices.is_some() || !change.is_empty()) && req.content.is_none();
     let spec = if alone { None } else { Some(parse_spec(req)?) };
-    Ok((id, Wanted { spec, devices, change }))
+    Ok((id, Wanted { spec, devices, change, undoing }))
 }
 
 fn parse_change(resources: Option<Box<wire::Resources>>) -> Result<Change, InvalidRequest> {

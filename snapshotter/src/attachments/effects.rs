@@ -160,7 +160,7 @@ impl Attachments {
         let mut stuck = Vec::new();
         for intent in maybe_done.iter().rev() {
             let undone = match &intent.phase {
-                Phase::Replacing { .. } => self.shims.replace(intent, &intent.current).await,
+                Phase::Replacing { .. } => self.shims.replace_back(intent).await,
                 // Lazily: a process may have opened a file of it already, and must not keep half a set alive.
                 _ => self.shims.detach(intent, true).await.map(drop),
             };
@@ -218,7 +218,7 @@ impl Attachments {
     ) {
         let mut changes = puts(chosen);
         for attachment in gone.iter().filter(|a| !is_waiting(a)) {
-            if let Err(undo) = self.shims.attach(attachment).await {
+            if let Err(undo) = self.shims.attach_back(attachment).await {
                 tracing::error!(attachment = attachment.id, %undo, "could not put {} back", attachment.label());
                 if !is_refusal(&undo) || self.is_gone(&attachment.container).await.unwrap_or(false) {
                     // It may be there, or waits for the next task: on record until it is known.

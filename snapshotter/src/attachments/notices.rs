@@ -1,7 +1,8 @@
-//! What shims notice by themselves: asked for while there are devices, and told as events.
+//! What shims notice by themselves: asked for while there are devices or changed limits, and told as events.
 //!
 //! A shim that is asked looks whether its containers' programs still allow what is attached, and puts right what somebody has changed:
-//! the kernel tells nobody of that. So each container with devices is asked every few seconds.
+//! the kernel tells nobody of that. Limits, which systemd and others write, it puts right as well. So each such container is asked
+//! every few seconds.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -9,7 +10,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{
     Attachments,
-    model::{ContainerKey, Phase},
+    model::{Attachment, ContainerKey, Phase},
 };
 use crate::{
     events::{Event, Kind},
@@ -22,24 +23,28 @@ const EVERY: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Attachments {
-    /// Asks the shims of all containers with devices, every few seconds, until the daemon ends.
+    /// Asks the shims of all containers with devices or changed limits, every few seconds, until the daemon ends.
     pub async fn watch_devices(self) {
         let mut published: BTreeMap<ContainerKey, u64> = BTreeMap::new();
         loop {
             sleep(EVERY).await;
-            let mut containers: Vec<ContainerKey> = self
-                .with_any_devices()
-                .into_iter()
-                .filter(|attachment| attachment.phase == Phase::Attached)
-                .map(|attachment| attachment.container)
-                .collect();
-            containers.dedup();
+            let containers = self.containers_given();
             published.retain(|container, _| containers.contains(container));
             for container in containers {
                 let last = published.entry(container.clone()).or_default();
                 self.ask_notices(&container, last).await;
             }
         }
+    }
+
+    /// Containers with something attached that others can take away unseen.
+    fn containers_given(&self) -> Vec<ContainerKey> {
+        let is_given = |attachment: &Attachment| {
+            let given = attachment.devices.is_some() || !attachment.current.resources.is_empty();
+            attachment.phase == Phase::Attached && given
+        };
+        let all = self.records.containers().into_iter();
+        all.filter(|container| self.records.shown(container).iter().any(is_given)).collect()
     }
 
     /// Publishes what a container's shim has noticed since the notice of number `last`, which becomes the newest.

@@ -164,8 +164,8 @@ impl Attachments {
         let is_done = plan::is_done(intent, seen);
         let undone = match &intent.phase {
             Phase::Attaching if is_done => self.shims.detach(intent, true).await.map(drop),
-            Phase::Replacing { .. } if is_done => self.shims.replace(intent, &intent.current).await,
-            Phase::Detaching { .. } if is_done => self.shims.attach(intent).await,
+            Phase::Replacing { .. } if is_done => self.shims.replace_back(intent).await,
+            Phase::Detaching { .. } if is_done => self.shims.attach_back(intent).await,
             _ => return plan::plan_recovered(intent, seen),
         };
         match undone {

@@ -212,9 +212,22 @@ impl Shims {
     /// # Errors
     /// [`ShimError`].
     pub async fn attach(&self, attachment: &Attachment) -> Result<(), ShimError> {
+        self.attach_as(attachment, false).await
+    }
+
+    /// Mounts again what was there a moment ago, whatever the container uses by now.
+    ///
+    /// # Errors
+    /// [`ShimError`].
+    pub async fn attach_back(&self, attachment: &Attachment) -> Result<(), ShimError> {
+        self.attach_as(attachment, true).await
+    }
+
+    async fn attach_as(&self, attachment: &Attachment, undoing: bool) -> Result<(), ShimError> {
         let mut request = AttachRequest::new();
         request.container_id = attachment.container.id.clone();
         request.attachment_id = attachment.id.clone();
+        request.undoing = undoing;
         if attachment.has_capsule() {
             request.content = MessageField::some(wire_content(attachment, &attachment.current));
         }
@@ -249,11 +262,29 @@ impl Shims {
 
     /// Puts `content` in the place of what the attachment has mounted.
     pub async fn replace(&self, attachment: &Attachment, content: &Content) -> Result<(), ShimError> {
+        self.replace_as(attachment, content, false).await
+    }
+
+    /// Puts the attachment's current content back, whatever the container uses by now.
+    ///
+    /// # Errors
+    /// [`ShimError`].
+    pub async fn replace_back(&self, attachment: &Attachment) -> Result<(), ShimError> {
+        self.replace_as(attachment, &attachment.current, true).await
+    }
+
+    async fn replace_as(
+        &self,
+        attachment: &Attachment,
+        content: &Content,
+        undoing: bool,
+    ) -> Result<(), ShimError> {
         let mut request = ReplaceRequest::new();
         request.container_id = attachment.container.id.clone();
         request.attachment_id = attachment.id.clone();
         request.content = MessageField::some(wire_content(attachment, content));
         request.resources = wire_resources(&content.resources).into();
+        request.undoing = undoing;
         let asks = request.resources.is_some();
         let replace = async |request: ReplaceRequest| {
             self.call(&attachment.container, request, |client, request| async move {

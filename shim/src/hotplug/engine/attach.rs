@@ -34,7 +34,7 @@ impl Engine {
         wanted: Wanted,
     ) -> Result<Option<Attached>, EngineError> {
         self.with_scene(container, |scene| {
-            let is_new = limits::give(scene, container, id, wanted.change)?;
+            let is_new = limits::give(scene, container, id, wanted.change, wanted.undoing)?;
             let attached = match (wanted.devices, wanted.spec) {
                 (Some(edits), spec) => self.attach_with_devices(scene, container, id, edits, spec),
                 (None, Some(spec)) => attach_in(container, scene, spec).map(Some),
@@ -59,6 +59,8 @@ pub struct Wanted {
     pub devices: Option<Edits>,
     /// What it does to limits.
     pub change: Change,
+    /// It was there a moment ago: limits are not looked at beside what is in use.
+    pub undoing: bool,
 }
 
 /// Whether processes of the container still have what an attachment of this id had.

@@ -106,6 +106,7 @@ pub(super) fn give(
     container: &str,
     id: &AttachmentId,
     change: Change,
+    undoing: bool,
 ) -> Result<bool, EngineError> {
     match scene.journal.limits.find(id) {
         Some(there) if there.change == change => {
@@ -120,7 +121,7 @@ pub(super) fn give(
         return Err(EngineError::Disabled(container.to_owned()));
     }
     let record = LimitRecord { id: id.clone(), change, next: None, state: State::Attaching };
-    put_in_force(scene, record)?;
+    put_in_force(scene, record, undoing)?;
     tell_lower_above(scene, id);
     Ok(true)
 }
@@ -183,6 +184,7 @@ pub(super) fn replace(
     id: &AttachmentId,
     content: &Content,
     change: Change,
+    undoing: bool,
 ) -> Result<(), EngineError> {
     let there = scene.journal.limits.find(id).cloned();
     let now = there.as_ref().map(|record| record.change.clone()).unwrap_or_default();
@@ -195,7 +197,7 @@ pub(super) fn replace(
         next: None,
         state: State::Attached,
     });
-    put_in_force(scene, LimitRecord { next: Some((content.clone(), change)), ..record })?;
+    put_in_force(scene, LimitRecord { next: Some((content.clone(), change)), ..record }, undoing)?;
     tell_lower_above(scene, id);
     Ok(())
 }
@@ -248,8 +250,9 @@ pub(super) fn recover(scene: &mut Scene) {
     }
 }
 
-/// Puts a record in the journal and what follows in force.
-fn put_in_force(scene: &mut Scene, record: LimitRecord) -> Result<(), EngineError> {
+/// Puts a record in the journal and what follows in force. When something is undone, whatever is in use: the kernel then takes back
+/// what it can.
+fn put_in_force(scene: &mut Scene, record: LimitRecord, undoing: bool) -> Result<(), EngineError> {
     look_again(scene)?;
     let (groups, before) = (groups(scene)?, scene.journal.limits.clone());
     let next = record.next.as_ref().map(|(_, next)| next);
@@ -268,8 +271,12 @@ fn put_in_force(scene: &mut Scene, record: LimitRecord) -> Result<(), EngineErro
     }
     let grants_memory = next.unwrap_or(&record.change).grants.contains_key(&File::MemoryMax);
     scene.journal.limits.put(record);
-    let checked = check_cpus(scene, &groups).and_then(|()| check_use(scene));
-    let checked = checked.and_then(|()| if grants_memory { check_above(scene, &groups) } else { Ok(()) });
+    let check = || {
+        check_cpus(scene, &groups)?;
+        check_use(scene)?;
+        if grants_memory { check_above(scene, &groups) } else { Ok(()) }
+    };
+    let checked = if undoing { Ok(()) } else { check() };
     if let Err(refused) = checked {
         scene.journal.limits = before;
         return Err(refused);

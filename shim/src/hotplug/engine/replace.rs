@@ -30,7 +30,8 @@ use crate::{
 
 impl Engine {
     /// Replaces the content of an attachment, and what it does to limits; returns it, and the content it had. The new limits
-    /// are in force before the new content is.
+    /// are in force before the new content is. `undoing`: the content was there a moment ago, and limits are not looked at beside what
+    /// is in use.
     ///
     /// # Errors
     /// [`EngineError`]; then the old content is in place.
@@ -40,6 +41,7 @@ impl Engine {
         id: &AttachmentId,
         content: Content,
         change: LimitChange,
+        undoing: bool,
     ) -> Result<(Attached, Content), EngineError> {
         self.with_scene(container, |scene| {
             let old = find_record(scene, id)?;
@@ -48,7 +50,7 @@ impl Engine {
                 // Two overlays with one upper directory would not see what the other writes, and the old one drains.
                 return Err(EngineError::Writable(id.clone()));
             }
-            limits::replace(scene, id, &content, change)?;
+            limits::replace(scene, id, &content, change, undoing)?;
             let record = if replaced == content { Ok(old) } else { replace_content(scene, old, content) };
             limits::replaced(scene, id, record.is_ok());
             Ok((super::list::checked(container, scene, record?)?, replaced))

@@ -45,7 +45,7 @@ impl Engine {
         id: &AttachmentId,
         content: Content,
     ) -> Result<(Attached, Content), EngineError> {
-        self.replace_all(container, id, content, Change::default())
+        self.replace_all(container, id, content, Change::default(), false)
     }
 }
 

@@ -242,6 +242,7 @@ fn privileged_what_cannot_be_limited_changes_nothing() {
         limited.set("memory.current", "1048576");
         // The capsule cannot be put there, once limits are in force.
         let wanted = |target| Wanted {
+            undoing: false,
             spec: Some(spec("a", content(dir, "1", &["f"]), target, Mode::Ro)),
             change: change(&[("memory.max", "67108864")], &[("pids.max", "20")]),
             devices: None,
@@ -267,6 +268,7 @@ fn privileged_a_grant_in_use_is_taken_lazily_only() {
         let limited = Limited::start(dir);
         let engine = limited.engine();
         let wanted = Wanted {
+            undoing: false,
             spec: Some(spec("a", content(dir, "1", &["f"]), "/opt/tz", Mode::Ro)),
             change: change(&[("memory.max", "67108864"), ("pids.max", "1")], &[]),
             devices: None,
@@ -298,24 +300,25 @@ fn privileged_a_replace_has_the_limits_of_what_is_there() {
         let limited = Limited::start(dir);
         let engine = limited.engine();
         let wanted = Wanted {
+            undoing: false,
             spec: Some(spec("a", content(dir, "1", &["f"]), "/opt/tz", Mode::Ro)),
             change: change(&[("memory.max", "1048576")], &[("pids.max", "20")]),
             devices: None,
         };
         engine.attach_all("c", &id("a"), wanted).unwrap();
         let more = change(&[("memory.max", "2097152"), ("cpu.weight", "1")], &[]);
-        engine.replace_all("c", &id("a"), content(dir, "2", &["f"]), more.clone()).unwrap();
+        engine.replace_all("c", &id("a"), content(dir, "2", &["f"]), more.clone(), false).unwrap();
         let read = || ["memory.max", "pids.max", "cpu.weight"].map(|file| limited.read(file));
         assert_eq!(read(), ["270532608", "max", "101"]);
         let gone = Content { layers: vec![dir.join("nothing")], ..content(dir, "3", &["f"]) };
         engine
-            .replace_all("c", &id("a"), gone, change(&[("pids.max", "3")], &[("pids.max", "9")]))
+            .replace_all("c", &id("a"), gone, change(&[("pids.max", "3")], &[("pids.max", "9")]), false)
             .unwrap_err();
         assert_eq!(read(), ["270532608", "max", "101"]);
         assert_eq!(in_force(&engine), [("a".to_owned(), true)]);
         engine.replace("c", &id("a"), content(dir, "2", &["f"])).unwrap();
         assert_eq!((read(), in_force(&engine)), (["268435456", "max", "100"].map(str::to_owned), vec![]));
-        engine.replace_all("c", &id("a"), content(dir, "2", &["f"]), more).unwrap();
+        engine.replace_all("c", &id("a"), content(dir, "2", &["f"]), more, false).unwrap();
         assert_eq!(engine.detach("c", &id("a"), false).unwrap(), super::gone());
         assert_eq!(read(), ["268435456", "max", "100"]);
     });
@@ -365,8 +368,12 @@ fn privileged_half_a_change_is_finished_or_undone() {
         }
         // Its limits were to go with a capsule that did not.
         let spec = Some(spec("b", content(dir, "1", &["f"]), "/opt/tz", Mode::Ro));
-        let wanted =
-            Wanted { spec, change: change(&[("pids.max", "3")], &[("pids.max", "9")]), devices: None };
+        let wanted = Wanted {
+            spec,
+            change: change(&[("pids.max", "3")], &[("pids.max", "9")]),
+            devices: None,
+            undoing: false,
+        };
         engine.attach_all("c", &id("b"), wanted).unwrap();
         let there = fs::read_to_string(limited.journal()).unwrap();
         let (head, limits) = there.split_once("\"limits\"").unwrap();
@@ -487,5 +494,23 @@ fn privileged_limits_that_cannot_be_read_are_not_in_force_and_hide_nothing_else(
         limited.set("pids.max", "20");
         assert_eq!(in_force(&engine), []);
         assert_eq!(limited.read("pids.max"), "max");
+    });
+}
+
+#[test]
+fn privileged_limits_are_undone_whatever_is_in_use() {
+    on_host(|dir| {
+        let limited = Limited::start(dir);
+        let engine = limited.engine();
+        let more = change(&[("memory.max", "67108864")], &[]);
+        let (one, two) = (content(dir, "1", &["f"]), content(dir, "2", &["f"]));
+        engine.attach("c", spec("a", one.clone(), "/opt", Mode::Ro)).unwrap();
+        engine.replace_all("c", &id("a"), two, more, false).unwrap();
+        limited.set("memory.current", "300000000");
+        let back = |undoing| engine.replace_all("c", &id("a"), one.clone(), Change::default(), undoing);
+        assert!(matches!(back(false).unwrap_err(), EngineError::Limits(LimitError::InUse { .. })));
+        assert_eq!(limited.read("memory.max"), "335544320");
+        back(true).unwrap();
+        assert_eq!(limited.read("memory.max"), "268435456");
     });
 }
