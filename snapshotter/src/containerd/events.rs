@@ -222,8 +222,15 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_was_killed_for_memory_is_of_its_container() {
+        let oom = wire::TaskOom { container_id: "c".into() };
+        let event = Event::OutOfMemory { namespace: "default".into(), id: "c".into() };
+        assert_eq!(parse_event(&envelope("/tasks/oom", &oom)), Some(event));
+    }
+
+    #[test]
     fn unknown_topics_and_bodies_are_passed_over() {
-        assert_eq!(parse_event(&envelope("/tasks/oom", &wire::TaskOom::default())), None);
+        assert_eq!(parse_event(&envelope("/tasks/paused", &wire::TaskPaused::default())), None);
         let garbage = Envelope {
             topic: "/images/create".into(),
             event: Some(Any { type_url: String::new(), value: vec![0xff, 0xff] }),

@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod created;
+mod cut;
 pub mod programs;
 mod rules;
 mod strangers;
@@ -127,6 +128,9 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     reporter.check("devices and capsules are a set: all of it or nothing", together::sets);
     reporter.check("what is open is told, and taken lazily only", together::in_use);
     reporter.check("a capsule brings the devices that it declares", together::declared);
+    reporter.check("a set of everything is there as a whole or not at all, whatever is killed", || {
+        cut::sets(&mut world)
+    });
     reporter.check("devices outlive capsuled, and are there again for the next task", || again(&mut world));
     world.stop()
 }
