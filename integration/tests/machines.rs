@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use capsule_integration::machine::{Job, Kind, Machine};
 use capsule_integration::rootfs::Suite;
-use capsule_integration::scenario::docs::{PAGES, UNIFIED_PAGES};
+use capsule_integration::scenario::docs::PAGES;
 use capsule_integration::scenario::runtime::{campaigns_of_environment, scenario_of_environment};
 use capsule_integration::workspace::{Workspace, require_root};
 
@@ -87,7 +87,7 @@ fn privileged_native_forky_docs() -> Result<()> {
 /// The pages whose examples need control groups of version 2.
 #[test]
 fn privileged_vm_forky_docs() -> Result<()> {
-    UNIFIED_PAGES.iter().try_for_each(|(page, ..)| run(Kind::Vm, Suite::Forky, &format!("docs-{page}")))
+    run(Kind::Vm, Suite::Forky, "docs-unified")
 }
 
 /// A thousand operations at random, with daemons killed in the middle of a third of them.
@@ -265,21 +265,16 @@ fn privileged_native_forky_devices() -> Result<()> {
     run(Kind::Native, Suite::Forky, "devices")
 }
 
-/// Beside many rules, and programs of others.
+/// Beside many rules, and programs of others; and of containers that are created.
 #[test]
-fn privileged_vm_forky_programs() -> Result<()> {
-    run(Kind::Vm, Suite::Forky, "programs")
+fn privileged_vm_forky_devices_more() -> Result<()> {
+    run(Kind::Vm, Suite::Forky, "devices-more")
 }
 
 /// Devices of containers that are created, with what annotations and capsules bring.
 #[test]
 fn privileged_native_forky_created() -> Result<()> {
     run(Kind::Native, Suite::Forky, "created")
-}
-
-#[test]
-fn privileged_vm_forky_created() -> Result<()> {
-    run(Kind::Vm, Suite::Forky, "created")
 }
 
 /// With systemd, and the units as they are shipped: capsuled is replaced, and the machine restarts, in order and by a power cut.

@@ -111,6 +111,8 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "bench-devices" => devices::bench::run(reporter),
         "programs" => devices::programs::run(reporter),
         "created" => devices::created::run(reporter),
+        // Both in one machine, as below.
+        "devices-more" => devices::programs::run(reporter).and_then(|()| devices::created::run(reporter)),
         "limits" => limits::run(reporter),
         "sets" => sets::run(reporter),
         "moves" => moves::run(reporter),

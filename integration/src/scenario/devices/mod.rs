@@ -334,8 +334,9 @@ fn again(world: &mut World) -> Result<String> {
     done(&["detach", "again", "--device", "example.com/gpu=0"])?;
     fs::write("/etc/cdi/example.yaml", SPEC).context("a spec")?;
     let told = done(&["events", "--no-follow", "--all"])?;
-    let line = told.lines().find(|line| line.contains("restored")).context("no event of it")?.to_owned();
-    ensure!(line.contains("default/again") && line.contains("example.com/gpu=0"), "{line}");
+    let of_it = |line: &&str| line.contains("restored") && line.contains("default/again");
+    let line = told.lines().find(of_it).context("no event of it")?.to_owned();
+    ensure!(line.contains("example.com/gpu=0"), "{line}");
     container.remove()?;
     Ok(line)
 }
