@@ -107,11 +107,9 @@ async fn keep_following(
 }
 
 async fn refresh(to: Target<'_>, client: &mut Option<Client>) -> Result<v1::ListUsageResponse, Error> {
-    if client.is_none() {
-        *client = Some(to.connect().await?);
-    }
-    match client {
-        Some(client) => ask(client).await,
-        None => Ok(v1::ListUsageResponse::default()),
-    }
+    let client = match client {
+        Some(client) => client,
+        none => none.insert(to.connect().await?),
+    };
+    ask(client).await
 }

@@ -6,6 +6,8 @@ use capsule_proto::node as wire;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+use crate::hotplug::is_variable;
+
 /// Something that no spec can have.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("a device's {field} {value:?} cannot be used: {reason}")]
@@ -134,10 +136,7 @@ fn parse_path(field: &'static str, path: String) -> Result<String, InvalidEdit> 
 }
 
 fn parse_env(field: &'static str, env: Vec<String>) -> Result<Vec<String>, InvalidEdit> {
-    let is_variable = |entry: &&String| {
-        entry.contains('\0') || entry.split_once('=').is_none_or(|(name, _)| name.is_empty())
-    };
-    match env.iter().find(is_variable) {
+    match env.iter().find(|entry| !is_variable(entry)) {
         Some(wrong) => Err(invalid(field, wrong, "it is no NAME=VALUE")),
         None => Ok(env),
     }

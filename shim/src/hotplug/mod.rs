@@ -35,6 +35,7 @@ use std::{
 };
 
 pub use error::JournalError;
+pub use model::is_variable;
 use thiserror::Error;
 
 use crate::{caller, creation, oci::RuntimeError, reaper::Reaper};

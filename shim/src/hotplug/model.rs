@@ -131,9 +131,6 @@ impl Content {
     /// # Errors
     /// [`InvalidRequest::Variable`].
     pub fn with_env(self, env: Vec<String>) -> Result<Self, InvalidRequest> {
-        let is_variable = |entry: &&String| {
-            !entry.contains('\0') && entry.split_once('=').is_some_and(|(name, _)| !name.is_empty())
-        };
         match env.iter().find(|entry| !is_variable(entry)) {
             Some(entry) => Err(InvalidRequest::Variable(entry.clone())),
             None => Ok(Self { env, ..self }),
@@ -169,6 +166,11 @@ fn checked(field: &'static str, value: String) -> Result<String, InvalidRequest>
 
 fn parse_layer(layer: String) -> Result<PathBuf, InvalidRequest> {
     if is_plain(&layer) { Ok(layer.into()) } else { Err(InvalidRequest::Layer(layer)) }
+}
+
+/// Whether a process can be given it as a variable, `NAME=VALUE`.
+pub fn is_variable(entry: &str) -> bool {
+    !entry.contains('\0') && entry.split_once('=').is_some_and(|(name, _)| !name.is_empty())
 }
 
 /// Whether a path of the node means the same whoever reads it.

@@ -324,8 +324,9 @@ impl Attachments {
     ) -> Result<Attachment, AttachmentError> {
         let marked = self.mark(key);
         let Planned { version, target, mode, writable, resources: asked, named, .. } = planned;
-        let resources = self.resources_of(&version, &asked)?;
-        let devices = self.devices_of(&version, moment).await?;
+        let declared = version.declared()?;
+        let resources = self.resources_of(&version, &declared, &asked)?;
+        let devices = self.devices_of(&declared, moment).await?;
         let mut intent = Attachment {
             id: fresh_id(),
             container: key.clone(),
@@ -343,7 +344,7 @@ impl Attachments {
                 layers: Vec::new(),
                 since: SystemTime::now(),
                 resources,
-                env: environment(&version),
+                env: environment(&declared),
             },
             history: Vec::new(),
             replaced: false,

@@ -145,9 +145,10 @@ impl Attachments {
         edits.extend(present.iter().map(|attachment| variables(attachment.current.env.clone())));
         if !specs.is_empty() {
             for planned in self.plan_set(&specs, &present).await?.iter().filter(|planned| !planned.present) {
-                let devices = self.devices_of(&planned.version, Moment::Created).await?;
+                let declared = planned.version.declared()?;
+                let devices = self.devices_of(&declared, Moment::Created).await?;
                 edits.extend(devices.map(|devices| devices.edits));
-                edits.push(variables(environment(&planned.version)));
+                edits.push(variables(environment(&declared)));
             }
         }
         Ok(edits.into_iter().fold(Edits::default(), |mut all, more| {

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     capsules::{
         Resolved,
+        declared::Declared,
         model::{CapsuleName, Digest, Mode, OrNone, Version},
     },
     devices::{DeviceName, Edits, ResolveError},
@@ -67,14 +68,6 @@ pub enum DevicesError {
         name: DeviceName,
         /// The capsule that has it, if one does.
         capsule: Option<CapsuleName>,
-    },
-    /// What a capsule declares is not to be understood.
-    #[error("the devices that {label} declares cannot be read: {reason}")]
-    Declared {
-        /// Capsule and version.
-        label: String,
-        /// Why.
-        reason: String,
     },
     /// Another version declares other devices.
     #[error(
@@ -192,10 +185,10 @@ impl Attachments {
     /// What the devices that a version declares ask for; nothing when it declares none.
     pub(super) async fn devices_of(
         &self,
-        version: &Resolved,
+        declared: &Declared,
         moment: Moment,
     ) -> Result<Option<Devices>, AttachmentError> {
-        let names = declared(version)?;
+        let names = declared.devices.clone();
         if names.is_empty() { Ok(None) } else { self.resolve_devices(names, moment).await.map(Some) }
     }
 
@@ -221,26 +214,21 @@ impl Attachments {
     }
 }
 
-fn declared(version: &Resolved) -> Result<Vec<String>, DevicesError> {
-    let declared = version.image.declared().map_err(|reason| DevicesError::Declared {
-        label: format!("{}@{}", version.name, version.version),
-        reason,
-    })?;
-    Ok(declared.devices)
-}
-
 /// Refuses to move an attachment to a version that declares other devices: they would have to change with no instant at which one is
 /// missing, which nothing here can do.
-pub(super) fn check_same_devices(attachment: &Attachment, to: &Resolved) -> Result<(), AttachmentError> {
-    let declared = declared(to)?;
-    if declared == attachment.device_names() {
+pub(super) fn check_same_devices(
+    attachment: &Attachment,
+    to: &Resolved,
+    declared: &Declared,
+) -> Result<(), AttachmentError> {
+    if declared.devices == attachment.device_names() {
         return Ok(());
     }
     let other = DevicesError::Other {
         capsule: to.name.clone(),
         version: to.version.clone(),
         label: attachment.label(),
-        declared,
+        declared: declared.devices.clone(),
         has: attachment.device_names().to_vec(),
     };
     Err(other.into())

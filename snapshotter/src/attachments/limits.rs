@@ -6,21 +6,21 @@ use super::{
     model::{Attachment, ContainerKey},
 };
 use crate::{
-    capsules::Resolved,
+    capsules::{Resolved, declared::Declared},
     events::{Event, Kind},
-    resources::{BudgetError, DiskError, Holding, Reservation, Resources, Usage, Wanted},
+    resources::{BudgetError, DiskError, Holding, InvalidAmount, Reservation, Resources, Usage, Wanted},
 };
 
 /// Why limits cannot be changed as asked for. Nothing has changed.
 #[derive(Debug, thiserror::Error)]
 pub enum LimitsError {
-    /// What a capsule declares is not to be understood.
-    #[error("the resources that {label} declares cannot be used: {reason}")]
+    /// What a capsule declares is no amount.
+    #[error("the resources that {label} declares cannot be used: {source}")]
     Declared {
         /// Capsule and version.
         label: String,
         /// Why.
-        reason: String,
+        source: InvalidAmount,
     },
     /// A limit of I/O is about no disk of this node.
     #[error(transparent)]
@@ -35,15 +35,13 @@ impl Attachments {
     pub(super) fn resources_of(
         &self,
         version: &Resolved,
+        declared: &Declared,
         asked: &Wanted,
     ) -> Result<Resources, AttachmentError> {
-        let unusable = |reason: String| {
+        let declared = Wanted::parse(&declared.resources, &declared.caps).map_err(|source| {
             let label = format!("{}@{}", version.name, version.version);
-            LimitsError::Declared { label, reason }
-        };
-        let declared = version.image.declared().map_err(unusable)?;
-        let declared = Wanted::parse(&declared.resources, &declared.caps);
-        let declared = declared.map_err(|error| unusable(error.to_string()))?;
+            LimitsError::Declared { label, source }
+        })?;
         Ok(self.disks.settle(&declared.overlaid(asked)).map_err(LimitsError::from)?)
     }
 
@@ -53,6 +51,9 @@ impl Attachments {
         reservation: &mut Reservation,
         intents: &[Attachment],
     ) -> Result<(), AttachmentError> {
+        if !intents.iter().any(Attachment::grants) {
+            return Ok(());
+        }
         let asked = intents.iter().map(|intent| self.holding_of(intent)).collect();
         Ok(reservation.take(asked, || self.holdings_of_all()).map_err(LimitsError::from)?)
     }
@@ -65,11 +66,11 @@ impl Attachments {
     /// Tells of a process that was killed for want of memory, where attachments change the limits of its container.
     pub(super) fn tell_out_of_memory(&self, container: &ContainerKey) {
         let told = |attachment: &Attachment| {
-            let resources = &attachment.current.resources;
-            let event = Event::of(attachment, Kind::OutOfMemory);
-            resources.is_of_memory().then(|| event.because("the kernel killed a process of the container"))
+            Event::of(attachment, Kind::OutOfMemory).because("the kernel killed a process of the container")
         };
-        let events: Vec<Event> = self.records.shown(container).iter().filter_map(told).collect();
+        let is_of_it = |attachment: &&Attachment| attachment.current.resources.is_of_memory();
+        let events =
+            self.records.look(container, |all| all.iter().filter(is_of_it).map(told).collect::<Vec<_>>());
         if !events.is_empty() {
             self.ledger.found(Vec::new(), events);
         }

@@ -222,9 +222,10 @@ impl Attachments {
             Step::Back(attachment) => plan::plan_rollback(&attachment, SystemTime::now()).map(Some),
             Step::New(planned) => self.intend(key, *planned, Moment::Live).await.map(Some),
             Step::To(attachment, to, _) => {
-                check_same_devices(&attachment, &to)?;
+                let declared = to.declared()?;
+                check_same_devices(&attachment, &to, &declared)?;
                 let asked = attachment.asked.wanted().unwrap_or_default();
-                let resources = self.resources_of(&to, &asked)?;
+                let resources = self.resources_of(&to, &declared, &asked)?;
                 let layers = match self.capsules.pin_published(&to, &attachment.pin_owner()).await {
                     Ok(layers) => layers,
                     Err(error) => {
@@ -232,7 +233,7 @@ impl Attachments {
                         return Err(error.into());
                     }
                 };
-                let (since, env) = (SystemTime::now(), environment(&to));
+                let (since, env) = (SystemTime::now(), environment(&declared));
                 let (version, digest) = (to.version, to.digest);
                 let content = Content { version, digest, layers, since, resources, env };
                 Ok(plan::plan_upgrade(&attachment, &content))

@@ -44,7 +44,7 @@ impl Attachments {
             attachment.phase == Phase::Attached && given
         };
         let all = self.records.containers().into_iter();
-        all.filter(|container| self.records.shown(container).iter().any(is_given)).collect()
+        all.filter(|container| self.records.look(container, |all| all.iter().any(is_given))).collect()
     }
 
     /// Publishes what a container's shim has noticed since the notice of number `last`, which becomes the newest.

@@ -98,8 +98,15 @@ impl Records {
 
     /// The container's records as no call under way has changed them. Waits for nothing.
     pub fn shown(&self, container: &ContainerKey) -> OfContainer {
-        let cell = self.containers.get(container).map(|cell| cell.clone());
-        cell.map(|c| c.shown.read().unwrap_or_else(PoisonError::into_inner).clone()).unwrap_or_default()
+        self.look(container, <[Attachment]>::to_vec)
+    }
+
+    /// The same where a look at them will do: they are not to be waited for meanwhile.
+    pub fn look<T>(&self, container: &ContainerKey, look: impl FnOnce(&[Attachment]) -> T) -> T {
+        match self.containers.get(container).map(|cell| cell.clone()) {
+            Some(cell) => look(&cell.shown.read().unwrap_or_else(PoisonError::into_inner)),
+            None => look(&[]),
+        }
     }
 
     /// Drops the container's entry if it has no records.

@@ -1,9 +1,8 @@
 //! What containers use that have something attached.
 
-use capsule_proto::containerd::cgroups::Metrics;
-
 use std::time::Duration;
 
+use capsule_proto::containerd::cgroups::Metrics;
 use tokio::time::timeout;
 
 use super::{

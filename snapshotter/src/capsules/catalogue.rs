@@ -15,6 +15,7 @@ use std::{
 use super::{
     CapsuleError, Capsules,
     claim::Claim,
+    declared::Declared,
     model::{CapsuleName, Digest, Version},
     oci::Image,
     told::{Key, Known},
@@ -57,6 +58,20 @@ pub struct Resolved {
     pub digest: Digest,
     /// What the image says.
     pub image: Image,
+}
+
+impl Resolved {
+    /// What the version says of itself beside its tree.
+    ///
+    /// # Errors
+    /// [`CapsuleError::Declared`].
+    pub fn declared(&self) -> Result<Declared, CapsuleError> {
+        self.image.declared().map_err(|reason| CapsuleError::Declared {
+            name: self.name.clone(),
+            version: self.version.clone(),
+            reason,
+        })
+    }
 }
 
 /// A moving name of a version.
@@ -130,6 +145,11 @@ impl Catalogue {
             .filter(|(n, _)| name.is_none_or(|wanted| wanted == *n))
             .flat_map(|(_, all)| all.values().rev().filter_map(|claims| claims.first()).cloned())
             .collect()
+    }
+
+    /// How many versions there are, of all capsules.
+    pub fn count(&self) -> usize {
+        self.read().versions.values().map(BTreeMap::len).sum()
     }
 
     /// The version asked for: by its own name, by a tag, or by [`LATEST`] where no tag is called that. With no name the

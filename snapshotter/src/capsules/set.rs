@@ -140,11 +140,7 @@ pub struct Has {
 }
 
 fn requirements(version: &Resolved) -> Result<Vec<Requirement>, CapsuleError> {
-    version.image.declared().map(|declared| declared.requires).map_err(|reason| CapsuleError::Declared {
-        name: version.name.clone(),
-        version: version.version.clone(),
-        reason,
-    })
+    Ok(version.declared()?.requires)
 }
 
 fn candidate(published: &Published) -> Candidate {

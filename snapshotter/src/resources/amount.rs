@@ -150,12 +150,6 @@ impl Amount {
         parsed.map_err(|reason| InvalidAmount { file: file.to_string(), value: text.to_owned(), reason })
     }
 
-    /// The disks that it is about.
-    pub fn disks(&self) -> impl Iterator<Item = &str> {
-        let disks = if let Self::Io(disks) = self { Some(disks) } else { None };
-        disks.into_iter().flatten().map(|(disk, _)| disk.as_str())
-    }
-
     /// With the device's numbers for the name of each disk. Two names of one disk are refused, as its second name.
     ///
     /// # Errors

@@ -126,10 +126,7 @@ fn settle(configured: &Configured, capacity: Capacity, disks: &Disks) -> Result<
                 Amount::Cpu { quota, period: 100_000 }
             }
             Ceiling::Percent(percent) => Amount::Number(capacity.memory / 100 * u64::from(*percent)),
-            Ceiling::Amount(amount) => {
-                let twice = |disk: &str| DiskError::Twice { disk: disk.to_owned() };
-                amount.clone().with_disks(|disk| disks.find(disk), twice)?
-            }
+            Ceiling::Amount(amount) => disks.settle_amount(amount)?,
         };
         budget.extend(Dimension::amounts(file, &amount));
     }

@@ -53,11 +53,16 @@ impl Disks {
     /// # Errors
     /// [`DiskError`].
     pub fn settle(&self, wanted: &Wanted) -> Result<Resources, DiskError> {
-        let settle = |amount: &Amount| {
-            let twice = |disk: &str| DiskError::Twice { disk: disk.to_owned() };
-            amount.clone().with_disks(|disk| self.find(disk), twice)
-        };
-        wanted.settle(settle)
+        wanted.settle(|amount| self.settle_amount(amount))
+    }
+
+    /// The same of one amount.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    pub fn settle_amount(&self, amount: &Amount) -> Result<Amount, DiskError> {
+        let twice = |disk: &str| DiskError::Twice { disk: disk.to_owned() };
+        amount.clone().with_disks(|disk| self.find(disk), twice)
     }
 
     /// The numbers of the whole disk.

@@ -40,7 +40,7 @@ impl wire::metrics_server::Metrics for MetricsService {
         let present = Present {
             containers,
             budgets: self.attachments.budget_usage(),
-            versions: self.capsules.catalogue().list(None).len(),
+            versions: self.capsules.catalogue().count(),
             events: self.feed.newest(),
             following: self.attachments.is_following(),
         };

@@ -46,60 +46,53 @@ impl From<CapsuleError> for Status {
 
 impl From<AttachmentError> for Status {
     fn from(error: AttachmentError) -> Self {
-        if let AttachmentError::Failed { source, .. } = &error {
-            let code = match &**source {
-                AttachmentError::Shim(error) => shim(error),
-                AttachmentError::Containerd(error) => containerd(error),
-                _ => Code::Internal,
-            };
-            return answer(code, &error, error.is_disk_full());
-        }
-        let code = match &error {
-            AttachmentError::UnknownContainer { .. } | AttachmentError::NotAttached { .. } => Code::NotFound,
-            AttachmentError::AmbiguousContainer { .. }
-            | AttachmentError::NoSpecs
-            | AttachmentError::Named { .. }
-            | AttachmentError::Target(_)
-            | AttachmentError::RoRoot
-            | AttachmentError::KeepOne { .. }
-            | AttachmentError::WhichTarget { .. }
-            | AttachmentError::NoTarget { .. }
-            | AttachmentError::NoTargetOfRequired { .. }
-            | AttachmentError::Model(_) => Code::InvalidArgument,
-            AttachmentError::OtherRuntime { .. }
-            | AttachmentError::NotRunning { .. }
-            | AttachmentError::NoHistory { .. }
-            | AttachmentError::Waiting { .. }
-            | AttachmentError::Unmet { .. }
-            | AttachmentError::ReadOnly { .. }
-            | AttachmentError::Undecided { .. }
-            | AttachmentError::NothingToDecide { .. }
-            | AttachmentError::Writable { .. }
-            | AttachmentError::InUse { .. } => Code::FailedPrecondition,
-            AttachmentError::Devices(error) => devices(error),
-            AttachmentError::Limits(error) => limits(error),
-            AttachmentError::Occupied { .. } => Code::AlreadyExists,
-            AttachmentError::Shim(error) => shim(error),
-            AttachmentError::Again { source, .. } => shim(source),
-            AttachmentError::Unsettled { .. } => Code::Unavailable,
-            AttachmentError::Unhealthy { .. } => Code::Aborted,
-            AttachmentError::Store(error) if error.has_failed_before() => {
-                return Self::unavailable(
-                    "the metadata store has failed a moment ago and is being opened again: try again",
-                );
-            }
-            AttachmentError::Store(_) | AttachmentError::Mark { .. } => Code::Internal,
-            AttachmentError::DiskFull { .. } => Code::ResourceExhausted,
-            AttachmentError::Containerd(e) => containerd(e),
-            AttachmentError::Capsule(_) | AttachmentError::Upper(_) | AttachmentError::Failed { .. } => {
-                Code::Unknown
-            }
-        };
         match error {
             AttachmentError::Upper(e) => e.into(),
             AttachmentError::Capsule(e) => e.into(),
-            other => answer(code, &other, other.is_disk_full()),
+            AttachmentError::Store(error) if error.has_failed_before() => Self::unavailable(
+                "the metadata store has failed a moment ago and is being opened again: try again",
+            ),
+            other => answer(attachment(&other), &other, other.is_disk_full()),
         }
+    }
+}
+
+fn attachment(error: &AttachmentError) -> Code {
+    match error {
+        AttachmentError::UnknownContainer { .. } | AttachmentError::NotAttached { .. } => Code::NotFound,
+        AttachmentError::AmbiguousContainer { .. }
+        | AttachmentError::NoSpecs
+        | AttachmentError::Named { .. }
+        | AttachmentError::Target(_)
+        | AttachmentError::RoRoot
+        | AttachmentError::KeepOne { .. }
+        | AttachmentError::WhichTarget { .. }
+        | AttachmentError::NoTarget { .. }
+        | AttachmentError::NoTargetOfRequired { .. }
+        | AttachmentError::Model(_) => Code::InvalidArgument,
+        AttachmentError::OtherRuntime { .. }
+        | AttachmentError::NotRunning { .. }
+        | AttachmentError::NoHistory { .. }
+        | AttachmentError::Waiting { .. }
+        | AttachmentError::Unmet { .. }
+        | AttachmentError::ReadOnly { .. }
+        | AttachmentError::Undecided { .. }
+        | AttachmentError::NothingToDecide { .. }
+        | AttachmentError::Writable { .. }
+        | AttachmentError::InUse { .. } => Code::FailedPrecondition,
+        AttachmentError::Devices(error) => devices(error),
+        AttachmentError::Limits(error) => limits(error),
+        AttachmentError::Occupied { .. } => Code::AlreadyExists,
+        AttachmentError::Shim(error) => shim(error),
+        AttachmentError::Again { source, .. } => shim(source),
+        AttachmentError::Unsettled { .. } => Code::Unavailable,
+        AttachmentError::Unhealthy { .. } => Code::Aborted,
+        AttachmentError::Store(_) | AttachmentError::Mark { .. } => Code::Internal,
+        AttachmentError::DiskFull { .. } => Code::ResourceExhausted,
+        AttachmentError::Containerd(e) => containerd(e),
+        AttachmentError::Failed { source, .. } => attachment(source),
+        // They have their own.
+        AttachmentError::Capsule(_) | AttachmentError::Upper(_) => Code::Unknown,
     }
 }
 
@@ -113,7 +106,6 @@ fn devices(error: &DevicesError) -> Code {
         DevicesError::Resolve(ResolveError::Node { .. })
         | DevicesError::NotLive { .. }
         | DevicesError::Conflict { .. }
-        | DevicesError::Declared { .. }
         | DevicesError::Other { .. } => Code::FailedPrecondition,
         DevicesError::Thread(_) => Code::Internal,
     }

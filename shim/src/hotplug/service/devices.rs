@@ -9,7 +9,7 @@ use crate::{
     devices::{Access, Policy},
     hotplug::{
         edits::{Bind, Edits, Hook, Node, NodeKind},
-        model::{InvalidRequest, is_plain},
+        model::{InvalidRequest, is_plain, is_variable},
     },
 };
 
@@ -33,10 +33,6 @@ pub fn parse_edits(edits: wire::DeviceEdits) -> Result<Edits, InvalidRequest> {
 
 fn invalid(field: &'static str, value: &str, reason: &'static str) -> InvalidRequest {
     InvalidRequest::Edit { field, value: value.to_owned(), reason }
-}
-
-fn is_variable(entry: &str) -> bool {
-    !entry.contains('\0') && entry.split_once('=').is_some_and(|(name, _)| !name.is_empty())
 }
 
 /// A path in a container that something can be put at.
