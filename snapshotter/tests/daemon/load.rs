@@ -14,13 +14,17 @@ use capsule_proto::containerd::services::snapshots::v1::{
     RemoveSnapshotRequest, StatSnapshotRequest, UpdateSnapshotRequest, snapshots_client::SnapshotsClient,
 };
 use hyper_util::rt::TokioIo;
-use tokio::{net::UnixStream, task::JoinHandle};
+use tokio::{
+    net::UnixStream,
+    task::{JoinHandle, yield_now},
+    time::timeout,
+};
 use tonic::{
     Status,
     transport::{Channel, Endpoint},
 };
 
-use super::site::Site;
+use super::site::{PATIENCE, Site};
 
 pub type Client = SnapshotsClient<Channel>;
 
@@ -58,9 +62,9 @@ impl Load {
     }
 
     /// Ends the clients after the calls that they are at. Fails if a call failed, and says how many there were.
-    pub async fn end(self, what: &str) -> u64 {
+    pub async fn end(mut self, what: &str) -> u64 {
         self.tally.end.store(true, Ordering::Relaxed);
-        for client in self.clients {
+        for client in std::mem::take(&mut self.clients) {
             client.await.unwrap();
         }
         let failures = std::mem::take(&mut *self.tally.failures.lock().unwrap());
@@ -69,6 +73,15 @@ impl Load {
         println!("{what}: {calls} calls, {} failed, {again} made again before they left", failures.len());
         assert!(failures.is_empty(), "{what}: {} of {calls} failed: {failures:#?}", failures.len());
         calls
+    }
+}
+
+/// A test that fails has no capsuled any more. Clients that went on would fail without a pause, and a runtime that ends
+/// waits for them: the test would hang, and not say why it failed.
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.tally.end.store(true, Ordering::Relaxed);
+        self.clients.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -93,12 +106,20 @@ impl Tally {
     async fn call<F: Future<Output = Result<(), Status>>>(&self, name: &str, call: impl Fn() -> F) {
         self.calls.fetch_add(1, Ordering::Relaxed);
         loop {
-            match call().await {
-                Ok(_) => return,
-                Err(status) if never_left(&status) => _ = self.again.fetch_add(1, Ordering::Relaxed),
-                Err(status) => return self.failures.lock().unwrap().push(format!("{name}: {status:?}")),
+            match timeout(PATIENCE, call()).await {
+                Ok(Ok(())) => return,
+                Ok(Err(status)) if never_left(&status) => {
+                    self.again.fetch_add(1, Ordering::Relaxed);
+                    yield_now().await; // where an abandoned client ends
+                }
+                Ok(Err(status)) => return self.failed(format!("{name}: {status:?}")),
+                Err(_) => return self.failed(format!("{name}: no answer in {} s", PATIENCE.as_secs())),
             }
         }
+    }
+
+    fn failed(&self, failure: String) {
+        self.failures.lock().unwrap().push(failure);
     }
 }
 
