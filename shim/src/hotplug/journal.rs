@@ -4,6 +4,8 @@
 //! container and with the machine, so the file is renamed into place and not synced: it has to survive this process only.
 
 use std::{
+    collections::HashMap,
+    ffi::OsStr,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -20,7 +22,7 @@ use super::{
 use crate::devices::Ledger;
 
 /// The file's name in the bundle.
-const FILE: &str = "capsule-hotplug.json";
+pub(super) const FILE: &str = "capsule-hotplug.json";
 /// Its format. Raised when a shim of before could not read it.
 const VERSION: u32 = 1;
 
@@ -252,10 +254,13 @@ impl Journal {
         })
     }
 
-    /// The attachment that has a mount at this path.
+    /// The attachments, by the paths of their mounts.
     #[must_use]
-    pub fn owner_at(&self, path: &Path) -> Option<&Record> {
-        self.attachments.iter().find(|r| r.mounts.iter().any(|m| m.path.as_ref() == path))
+    pub fn owners(&self) -> HashMap<&OsStr, &Record> {
+        let pairs = self.attachments.iter().flat_map(|record| {
+            record.mounts.iter().map(move |mounted| (OsStr::new(mounted.path.as_str()), record))
+        });
+        pairs.collect()
     }
 }
 
@@ -317,7 +322,7 @@ mod tests {
         journal.draining.push(Draining { id, content, target, blocks: vec![block], since: 5 });
         journal.write(dir.path()).unwrap();
         assert_eq!(Journal::read(dir.path(), init).unwrap(), journal);
-        assert_eq!(journal.owner_at(Path::new("/usr/share/zoneinfo")).unwrap().spec.id.to_string(), "a");
+        assert_eq!(journal.owners()[OsStr::new("/usr/share/zoneinfo")].spec.id.to_string(), "b");
         // Another process with the same number is another container's life.
         let other = Init { pid: 1, start_time: 3 };
         assert_eq!(Journal::read(dir.path(), other).unwrap(), Journal::new(other));

@@ -19,6 +19,7 @@ mod error;
 mod execs;
 mod journal;
 mod kernel;
+mod known;
 mod limited;
 mod model;
 mod notices;

@@ -18,6 +18,7 @@ use super::{
     error::EngineError,
     journal::{Init, Journal, Mounted, Record},
     kernel::Kernel,
+    known::Known,
     plan::{Place, Seen, There},
 };
 
@@ -30,6 +31,15 @@ const EMPTY: &str = "capsule-empty";
 /// version; without a pin, users of the new one would be taken for users of the old.
 pub type Pins = Vec<(SuperBlock, DetachedMount)>;
 
+/// What the process keeps of a container from one call to the next.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// What keeps draining filesystems alive.
+    pub pins: Pins,
+    /// The journal as it was last read or written.
+    known: Known,
+}
+
 /// One container during one call.
 #[derive(Debug)]
 pub struct Scene {
@@ -41,8 +51,8 @@ pub struct Scene {
     pub journal: Journal,
     /// How layers are told to the kernel.
     pub kernel: Kernel,
-    /// What keeps draining filesystems alive.
-    pub pins: Pins,
+    /// What is kept from call to call.
+    pub kept: Kept,
     /// Whether anything may be attached.
     pub takes_capsules: bool,
     /// Its control group, where the hierarchy is unified.
@@ -58,16 +68,16 @@ impl Scene {
     ///
     /// # Errors
     /// [`EngineError`] when the task has ended, or the journal is unreadable.
-    pub fn open(live: &LiveTask, kernel: Kernel, pins: Pins) -> Result<Self, EngineError> {
+    pub fn open(live: &LiveTask, kernel: Kernel, mut kept: Kept) -> Result<Self, EngineError> {
         let task = PinnedTask::of(Arc::clone(&live.init), live.init_pid)?;
         let host = ContainerRoot::open(&live.rootfs)
             .map_err(|e| EngineError::Rootfs { path: live.rootfs.clone(), source: e.into() })?;
         let init = Init { pid: task.pid(), start_time: task.start_time() };
-        let journal = Journal::read(&live.bundle, init)?;
+        let journal = kept.known.read(&live.bundle, init)?;
         let (takes_capsules, bundle) = (live.takes_capsules, live.bundle.clone());
         let (cgroup, rootfs) = (live.cgroup.clone(), live.rootfs.clone());
         let runtime = Arc::clone(&live.runtime);
-        Ok(Self { task, host, journal, kernel, pins, takes_capsules, cgroup, runtime, bundle, rootfs })
+        Ok(Self { task, host, journal, kernel, kept, takes_capsules, cgroup, runtime, bundle, rootfs })
     }
 
     /// The bundle.
@@ -86,8 +96,8 @@ impl Scene {
     ///
     /// # Errors
     /// [`EngineError::Journal`].
-    pub fn write_journal(&self) -> Result<(), EngineError> {
-        Ok(self.journal.write(&self.bundle)?)
+    pub fn write_journal(&mut self) -> Result<(), EngineError> {
+        Ok(self.kept.known.write(&self.journal, &self.bundle)?)
     }
 
     /// The container's mount table as it is now.
@@ -167,7 +177,11 @@ impl Scene {
     /// Names a mount to a person.
     #[must_use]
     pub fn name_mount(&self, entry: &MountEntry) -> String {
-        match self.journal.owner_at(&entry.mount_point) {
+        self.name_owned(entry, self.journal.owners().get(entry.mount_point.as_os_str()).copied())
+    }
+
+    fn name_owned(&self, entry: &MountEntry, owner: Option<&Record>) -> String {
+        match owner {
             Some(record) => name_attachment(record),
             None if self.is_of_devices(&entry.mount_point) => "a file of attached devices".to_owned(),
             None if entry.source.is_empty() || entry.source == "none" => {
@@ -188,8 +202,10 @@ impl Scene {
             |path: &Path| except.is_some_and(|record| record.mounts.iter().any(|m| m.path.as_ref() == path));
         let others =
             table.entries().iter().filter(|m| m.mount_point != Path::new("/") && !own(&m.mount_point));
+        let owners = self.journal.owners();
+        let name = |m: &MountEntry| self.name_owned(m, owners.get(m.mount_point.as_os_str()).copied());
         let mut seen: Vec<Seen> = others
-            .map(|m| Seen { path: m.mount_point.to_string_lossy().into_owned(), what: self.name_mount(m) })
+            .map(|m| Seen { path: m.mount_point.to_string_lossy().into_owned(), what: name(m) })
             .collect();
         // The outermost first, so that a refusal names the mount that stands in the way.
         seen.sort_by(|a, b| a.path.cmp(&b.path));

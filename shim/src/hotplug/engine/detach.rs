@@ -115,7 +115,7 @@ pub(super) fn remove_created(scene: &mut Scene, created: &[Created]) {
 }
 
 /// If this fails the journal says "detaching", and recovery finishes it.
-fn write_after(scene: &Scene) {
+fn write_after(scene: &mut Scene) {
     if let Err(unwritten) = scene.write_journal() {
         log::warn!("after a detach: {unwritten}");
     }

@@ -275,7 +275,7 @@ fn undo(scene: &mut Scene, mut record: DeviceRecord) {
 }
 
 /// If this fails the journal says "detaching" or "attaching", and recovery finishes it.
-fn write_after(scene: &Scene) {
+fn write_after(scene: &mut Scene) {
     if let Err(unwritten) = scene.write_journal() {
         log::warn!("after a change of devices: {unwritten}");
     }

@@ -418,7 +418,7 @@ fn tell_lower_above(scene: &Scene, id: &AttachmentId) {
 }
 
 /// If this fails, recovery finishes what the journal says.
-fn write_after(scene: &Scene) {
+fn write_after(scene: &mut Scene) {
     if let Err(unwritten) = scene.write_journal() {
         log::warn!("after a change of limits: {unwritten}");
     }

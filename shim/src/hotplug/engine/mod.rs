@@ -34,7 +34,7 @@ use super::{
     kernel::Kernel,
     model::AttachmentId,
     notices::Notices,
-    scene::{Pins, Scene},
+    scene::{Kept, Pins, Scene},
 };
 use crate::{limits::LimitError, reaper::Reaper};
 
@@ -76,7 +76,7 @@ pub struct Detached {
 pub struct Engine {
     tasks: Arc<dyn Tasks>,
     kernel: Kernel,
-    containers: Mutex<HashMap<String, Arc<Mutex<Pins>>>>,
+    containers: Mutex<HashMap<String, Arc<Mutex<Kept>>>>,
     reaper: Option<Arc<Reaper>>,
     notices: Notices,
 }
@@ -106,19 +106,19 @@ impl Engine {
         call: impl FnOnce(&mut Scene) -> Result<T, EngineError>,
     ) -> Result<T, EngineError> {
         let own = self.own(container);
-        let mut pins = own.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = own.lock().unwrap_or_else(PoisonError::into_inner);
         // A container that has ended, or cannot be looked at, drops its pins here.
-        let held = std::mem::take(&mut *pins);
+        let held = std::mem::take(&mut *kept);
         let live = self.tasks.live(container)?;
         let ended = |error| as_not_running(container, error);
         let mut scene = Scene::open(&live, self.kernel.clone(), held).map_err(ended)?;
         let done = recover::recover(&mut scene).and_then(|()| call(&mut scene));
-        *pins = scene.pins;
+        *kept = scene.kept;
         done.map_err(ended)
     }
 
-    /// What this engine keeps for a container: the lock that calls take in turn, around its pins.
-    fn own(&self, container: &str) -> Arc<Mutex<Pins>> {
+    /// What this engine keeps for a container, in the lock that calls take in turn.
+    fn own(&self, container: &str) -> Arc<Mutex<Kept>> {
         let mut containers: MutexGuard<'_, _> =
             self.containers.lock().unwrap_or_else(PoisonError::into_inner);
         if !containers.contains_key(container) {
@@ -165,7 +165,7 @@ fn prune_draining(scene: &mut Scene) -> Result<Vec<Vec<User>>, EngineError> {
     scene.journal.draining.retain(|_| used.next().unwrap_or(true));
     if scene.journal.draining.len() != before {
         let draining = &scene.journal.draining;
-        scene.pins.retain(|(block, _)| draining.iter().any(|d| d.blocks.contains(block)));
+        scene.kept.pins.retain(|(block, _)| draining.iter().any(|d| d.blocks.contains(block)));
         scene.write_journal()?;
     }
     Ok(users.into_iter().filter(|list| !list.is_empty()).collect())
@@ -173,7 +173,7 @@ fn prune_draining(scene: &mut Scene) -> Result<Vec<Vec<User>>, EngineError> {
 
 /// Notes that the mounts of `record` are out of reach from now on.
 fn add_draining(scene: &mut Scene, record: &Record, pins: Pins) {
-    scene.pins.extend(pins);
+    scene.kept.pins.extend(pins);
     let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     scene.journal.draining.push(Draining {
         id: record.spec.id.clone(),
