@@ -117,6 +117,7 @@ impl Node {
                 .with_docker(&config.containerd.docker_namespaces)
                 .with_drains(drains)
                 .with_devices(registry.clone(), config.devices.refuse_foreign)
+                .with_devices_for_pods(&config.devices.pods_may_name)
                 .with_budgets(budgets, disks)
                 .with_meters(meters.clone());
         attachments.pin_recorded(&recorded);

@@ -6,8 +6,7 @@ use overlayfs_utils::{BpfError, BpfStep, DeviceCgroup, DeviceProgram, ProgramId}
 
 use super::{
     DeviceError,
-    ledger::Grants,
-    plan::{Change, Expected, Policy, Situation, plan_programs, plan_redundant},
+    plan::{Change, Expected, Situation, Wish, plan_programs, plan_redundant},
     program::NAME,
 };
 
@@ -43,22 +42,17 @@ impl fmt::Display for Adopted {
     }
 }
 
-/// Has `cgroup` allow what is in `wanted`, and everything else as the programs say that others put there.
+/// Has `cgroup` allow what is wished, and everything else as the programs say that others put there.
 ///
 /// It looks, changes, and looks again until nothing is left to change, so that a program which somebody attaches at the same time
-/// is either allowed for or refused. The next call with the same `wanted` does nothing, unless somebody took it away.
+/// is either allowed for or refused. The next call with the same wish does nothing, unless somebody took it away.
 /// A process that dies in here leaves each program either replaced or as it was, and the next call goes on.
 ///
 /// # Errors
 /// [`DeviceError`]. But for [`DeviceError::Half`], the programs are those from before the call.
-pub fn apply(
-    cgroup: &DeviceCgroup,
-    expected: &Expected,
-    wanted: &Grants,
-    policy: Policy,
-) -> Result<Applied, DeviceError> {
+pub fn apply(cgroup: &DeviceCgroup, expected: &Expected, wish: Wish<'_>) -> Result<Applied, DeviceError> {
     let (mut done, mut adopted) = (Vec::new(), Vec::new());
-    let outcome = replace_until_done(cgroup, expected, wanted, policy, &mut done, &mut adopted);
+    let outcome = replace_until_done(cgroup, expected, wish, &mut done, &mut adopted);
     match outcome {
         Ok(()) => {
             let loaded = done.iter().map(|swap: &Swap| swap.new_id).collect();
@@ -78,14 +72,13 @@ struct Swap {
 fn replace_until_done(
     cgroup: &DeviceCgroup,
     expected: &Expected,
-    wanted: &Grants,
-    policy: Policy,
+    wish: Wish<'_>,
     done: &mut Vec<Swap>,
     adopted: &mut Vec<Adopted>,
 ) -> Result<(), DeviceError> {
     for _ in 0..ATTEMPTS {
         let Some(situation) = gone_is_none(read_situation(cgroup))?.flatten() else { continue };
-        let changes = plan_programs(&situation, expected, wanted, policy)?;
+        let changes = plan_programs(&situation, expected, wish)?;
         if changes.is_empty() {
             remove_redundant(cgroup, &situation);
             return Ok(());

@@ -25,5 +25,5 @@ pub mod tests;
 pub use apply::{Applied, apply};
 pub use error::DeviceError;
 pub use ledger::Ledger;
-pub use plan::{Expected, Policy};
+pub use plan::{Aim, Expected, Policy, Wish};
 pub use rules::{Access, Device, DeviceKind, Grant, InvalidRule, parse_rules};

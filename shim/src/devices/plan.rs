@@ -28,6 +28,27 @@ pub enum Policy {
     Refuse,
 }
 
+/// What a plan is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aim {
+    /// What is wanted is allowed in the end, or nothing changes.
+    Give,
+    /// What is not wanted any more is allowed no longer. What others deny of the rest stays denied: it was so before, and a device
+    /// that is in the way of another must be one that can be taken.
+    Take,
+}
+
+/// What is to be so.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish<'a> {
+    /// The devices of all attachments.
+    pub wanted: &'a Grants,
+    /// About programs of others.
+    pub policy: Policy,
+    /// What happens to devices that cannot be had.
+    pub aim: Aim,
+}
+
 /// The programs that the container's own rules would give it.
 #[derive(Debug, Clone, Default)]
 pub struct Expected(Vec<Vec<Instruction>>);
@@ -86,27 +107,27 @@ pub enum Refusal {
     NotShared,
 }
 
-/// What is to be done so that `wanted` is allowed and all else is as it was. Empty when it is so.
+/// What is to be done so that what is wanted is allowed and all else is as it was. Empty when it is so.
 ///
 /// # Errors
 /// [`Refusal`].
 pub fn plan_programs(
     situation: &Situation,
     expected: &Expected,
-    wanted: &Grants,
-    policy: Policy,
+    wish: Wish<'_>,
 ) -> Result<Vec<Change>, Refusal> {
-    for program in &situation.above {
+    let above = situation.above.iter().filter(|_| wish.aim == Aim::Give);
+    for program in above {
         let allowed = |device, access| {
             program.instructions.as_deref().and_then(|code| allows(code, device, access)) == Some(true)
         };
-        if let Some(denied) = wanted.iter().find(|grant| !allowed(grant.device, grant.access)) {
+        if let Some(denied) = wish.wanted.iter().find(|grant| !allowed(grant.device, grant.access)) {
             return Err(Refusal::Above { device: denied.device, program: program.id });
         }
     }
     let mut changes = Vec::new();
     for program in &situation.own {
-        changes.extend(plan_program(program, expected, wanted, policy)?);
+        changes.extend(plan_program(program, expected, wish)?);
     }
     if !changes.is_empty() && situation.sharing != Sharing::Shared {
         return Err(Refusal::NotShared);
@@ -136,14 +157,19 @@ pub fn plan_redundant(situation: &Situation) -> Vec<ProgramId> {
 fn plan_program(
     program: &ProgramInfo,
     expected: &Expected,
-    wanted: &Grants,
-    policy: Policy,
+    wish: Wish<'_>,
 ) -> Result<Option<Change>, Refusal> {
+    let Wish { wanted, policy, aim } = wish;
     let opaque = || Refusal::Opaque { program: program.id, name: program.name.clone() };
     let Some(present) = program.instructions.as_deref() else {
-        return if wanted.is_empty() { Ok(None) } else { Err(opaque()) };
+        // One of ours may allow what is to be taken.
+        let nothing_of_ours = program.name != NAME && (wanted.is_empty() || aim == Aim::Take);
+        return if nothing_of_ours { Ok(None) } else { Err(opaque()) };
     };
     let own = decode_base(&program.name, present);
+    if own.is_none() && aim == Aim::Take {
+        return Ok(None);
+    }
     let base = own.unwrap_or(present);
     // What the base allows by itself needs no help, and nothing is taken back of it later.
     let denied = |grant: &_| {

@@ -16,6 +16,8 @@ pub enum Kind {
     Repaired,
     /// Somebody else's device program is kept behind an attachment's devices.
     ForeignProgram,
+    /// Devices of an attachment are denied, and cannot be given again.
+    Denied,
 }
 
 /// One notice.

@@ -38,6 +38,8 @@ pub struct Kept {
     pub pins: Pins,
     /// The journal as it was last read or written.
     known: Known,
+    /// Why its devices were denied when they were last looked at.
+    pub denied: Option<String>,
 }
 
 /// One container during one call.

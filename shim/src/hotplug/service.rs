@@ -242,6 +242,7 @@ fn wire_notice(notice: Notice) -> wire::Notice {
     let kind = match notice.kind {
         Kind::Repaired => wire::NoticeKind::REPAIRED,
         Kind::ForeignProgram => wire::NoticeKind::FOREIGN_PROGRAM,
+        Kind::Denied => wire::NoticeKind::DENIED,
     };
     wire::Notice {
         number: notice.number,

@@ -18,6 +18,11 @@ use crate::{
     full::one_line,
 };
 
+/// The kubelet's containerd namespace (containerd, `internal/cri/constants`).
+const PODS: &str = "k8s.io";
+/// Our annotation, which whoever makes a pod writes. Those of CDI (`cdi.k8s.io/*`) are of the kubelet's device plugins.
+const DEVICES: &str = "resourcecapsules.io/devices";
+
 /// What a container that is being created asks for.
 #[derive(Debug, Clone, Default)]
 pub struct Creation {
@@ -57,6 +62,14 @@ pub enum CreationError {
         /// What is wrong.
         source: Box<ResolveError>,
     },
+    /// A pod names a device that pods may not.
+    #[error(
+        "annotation {DEVICES}: pods may not name devices of the kind {kind}: add it to devices.pods_may_name in capsuled's configuration, or let a device plugin give it"
+    )]
+    NotForPods {
+        /// The device's kind.
+        kind: String,
+    },
     /// An attachment cannot be made.
     #[error("{}{}", if *.named { "annotation resourcecapsules.io/attach: " } else { "" }, one_line(.source))]
     Attachment {
@@ -77,9 +90,21 @@ impl From<CreationError> for Status {
             CreationError::Attachment { source, .. } => Self::new(Self::from(*source).code(), message),
             CreationError::Name { .. } => Self::invalid_argument(message),
             CreationError::Device { .. } => Self::failed_precondition(message),
+            CreationError::NotForPods { .. } => Self::permission_denied(message),
             CreationError::Devices(_) => Self::internal(message),
         }
     }
+}
+
+/// Whether pods may name what an annotation of theirs names. Pure; what is no name is judged elsewhere.
+fn check_pods(may_name: &[String], annotations: &[(String, String)]) -> Result<(), CreationError> {
+    let names = annotations.iter().filter(|(key, _)| key == DEVICES).flat_map(|(_, value)| value.split(','));
+    for name in names.filter_map(|text| text.trim().parse::<DeviceName>().ok()) {
+        if !may_name.iter().any(|kind| kind == "*" || kind == name.kind()) {
+            return Err(CreationError::NotForPods { kind: name.kind().to_owned() });
+        }
+    }
+    Ok(())
 }
 
 impl Attachments {
@@ -93,6 +118,9 @@ impl Attachments {
         container: &ContainerKey,
         creation: &Creation,
     ) -> Result<AtCreation, CreationError> {
+        if container.namespace == PODS {
+            check_pods(&self.pods_may_name, &creation.devices)?;
+        }
         let own = self.own_devices(&creation.devices).await?;
         let named = !creation.attachments.is_empty();
         let attached = match creation.takes_attachments {

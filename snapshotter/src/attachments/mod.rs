@@ -77,6 +77,8 @@ pub struct Attachments {
     meters: Meters,
     /// What is done about others' device programs.
     refuse_foreign: bool,
+    /// Kinds of devices that pods may name.
+    pods_may_name: Arc<[String]>,
 }
 
 impl Attachments {
@@ -107,6 +109,7 @@ impl Attachments {
             disks: Disks::new(run),
             meters: Meters::default(),
             refuse_foreign: false,
+            pods_may_name: Arc::default(),
         }
     }
 
@@ -120,6 +123,12 @@ impl Attachments {
     #[must_use]
     pub fn with_devices(self, registry: Arc<Registry>, refuse_foreign: bool) -> Self {
         Self { registry, refuse_foreign, ..self }
+    }
+
+    /// With kinds of devices, or `*`, that pods may name by annotation.
+    #[must_use]
+    pub fn with_devices_for_pods(self, kinds: &[String]) -> Self {
+        Self { pods_may_name: kinds.into(), ..self }
     }
 
     /// With these budgets; `disks` says which disk is meant by a name.

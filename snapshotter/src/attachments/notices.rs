@@ -77,6 +77,7 @@ fn kind(notice: &Notice) -> Option<Kind> {
     match notice.kind {
         NoticeKind::REPAIRED => Some(Kind::Repaired),
         NoticeKind::FOREIGN_PROGRAM => Some(Kind::ForeignProgram),
+        NoticeKind::DENIED => Some(Kind::Denied),
         NoticeKind::NOTICE_UNSPECIFIED => None,
     }
 }

@@ -108,6 +108,9 @@ pub struct Devices {
     /// Device programs that neither a runtime nor a shim made are left alone, and the devices that they deny are refused, rather
     /// than kept with the devices before them. Default no.
     pub refuse_foreign: bool,
+    /// Kinds of devices (`VENDOR/CLASS`), or `*`, that a pod may name in `resourcecapsules.io/devices`: whoever may make a pod may
+    /// have them. Default none.
+    pub pods_may_name: Vec<String>,
 }
 
 /// The containerd that this daemon belongs to.
@@ -202,6 +205,7 @@ impl Default for Config {
             devices: Devices {
                 spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
                 refuse_foreign: false,
+                pods_may_name: Vec::new(),
             },
             budgets: Settings::default(),
             log: Log { level: Level::Info },

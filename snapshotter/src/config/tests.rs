@@ -113,11 +113,15 @@ fn devices_are_described_where_it_is_said() {
     assert_eq!(dirs, [Path::new("/run/cdi")]);
     assert_eq!(parse_config("[devices]\nspec_dirs = []\n").unwrap().devices.spec_dirs.len(), 0);
     assert!(parse_config("[devices]\nrefuse_foreign_programs = true\n").unwrap().devices.refuse_foreign);
+    let kinds = |text| parse_config(text).unwrap().devices.pods_may_name;
+    assert_eq!(kinds("[devices]\npods_may_name = ['nvidia.com/gpu', '*']\n"), ["nvidia.com/gpu", "*"]);
+    assert_eq!(kinds("[devices]\n"), [""; 0]);
     for (text, word) in [
         ("[devices]\nspec_dirs = '/etc/cdi'\n", "must be an array"),
         ("[devices]\nspec_dirs = ['cdi']\n", "absolute path"),
         ("[devices]\ndirs = []\n", "unknown key devices.dirs"),
         ("[devices]\nrefuse_foreign_programs = 1\n", "devices.refuse_foreign_programs"),
+        ("[devices]\npods_may_name = ['gpu']\n", "as vendor.com/gpu"),
     ] {
         assert!(mistakes(text)[0].1.contains(word), "{text}: {:?}", mistakes(text));
     }

@@ -39,6 +39,8 @@ pub enum Kind {
     Repaired,
     /// Somebody else's device program is kept behind an attachment's devices.
     ForeignProgram,
+    /// Devices of an attachment are denied, and cannot be given again.
+    Denied,
     /// A version is there.
     Published,
     /// A version is gone.
@@ -68,6 +70,7 @@ impl Kind {
             Self::Undone => "undone",
             Self::Repaired => "repaired",
             Self::ForeignProgram => "foreign-program",
+            Self::Denied => "denied",
             Self::Published => "published",
             Self::Removed => "removed",
             Self::Tagged => "tagged",

@@ -118,6 +118,7 @@ fn kind(kind: Kind) -> wire::EventKind {
         Kind::Undone => wire::EventKind::Undone,
         Kind::Repaired => wire::EventKind::Repaired,
         Kind::ForeignProgram => wire::EventKind::ForeignProgram,
+        Kind::Denied => wire::EventKind::Denied,
         Kind::Published => wire::EventKind::Published,
         Kind::Removed => wire::EventKind::Removed,
         Kind::Tagged => wire::EventKind::Tagged,

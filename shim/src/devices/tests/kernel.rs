@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{
     super::{
-        Access, Applied, Device, DeviceError, DeviceKind, Expected, Grant, Policy, apply,
+        Access, Aim, Applied, Device, DeviceError, DeviceKind, Expected, Grant, Policy, Wish,
         ledger::Grants,
         plan::Refusal,
         program::{NAME, encode_decisions, encode_grants},
@@ -24,6 +24,15 @@ use super::{
 };
 
 const OPERATION_NOT_PERMITTED: &str = "Operation not permitted";
+
+fn apply(
+    cgroup: &DeviceCgroup,
+    expected: &Expected,
+    wanted: &Grants,
+    policy: Policy,
+) -> Result<Applied, DeviceError> {
+    super::super::apply(cgroup, expected, Wish { wanted, policy, aim: Aim::Give })
+}
 
 /// A control group with a shell in it that opens what it is told.
 struct Container {

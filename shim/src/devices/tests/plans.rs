@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{
     super::{
-        Access, Device, DeviceKind, Expected, Grant, Ledger, Policy,
+        Access, Aim, Device, DeviceKind, Expected, Grant, Ledger, Policy, Wish,
         ledger::Grants,
         plan::{Change, Refusal, Situation, plan_programs},
         program::{NAME, decode_base, encode_decisions},
@@ -49,7 +49,12 @@ fn situation(own: Vec<ProgramInfo>) -> Situation {
 }
 
 fn plan(situation: &Situation, wanted: &Grants, policy: Policy) -> Result<Vec<Change>, Refusal> {
-    plan_programs(situation, &Expected::new(&[], &[]), wanted, policy)
+    plan_programs(situation, &Expected::new(&[], &[]), Wish { wanted, policy, aim: Aim::Give })
+}
+
+/// The same, where something is taken away.
+fn plan_taking(situation: &Situation, wanted: &Grants, policy: Policy) -> Result<Vec<Change>, Refusal> {
+    plan_programs(situation, &Expected::new(&[], &[]), Wish { wanted, policy, aim: Aim::Take })
 }
 
 /// What is attached after a plan, which is to leave nothing to do.
@@ -125,6 +130,33 @@ fn a_program_that_replaced_ours_is_merged_again_or_refused() {
     assert_eq!(plan(&beside, &fuse(), Policy::Refuse).unwrap(), []);
 }
 
+/// Whatever stands in the way of one device, another can be taken away.
+#[test]
+fn a_device_is_taken_while_another_is_denied() {
+    let null = Grant { device: Device { minor: 99, major: 1, ..FUSE }, access: access("rw") };
+    let both: Grants = fuse().iter().chain([null]).collect();
+    let ours = after(&situation(vec![program(1, "", of_runc())]), &both, Policy::Merge).own.remove(0);
+    let mut hidden = program(3, "theirs", of_runc());
+    hidden.instructions = None;
+    let mut counting = program(4, "counter", of_runc());
+    counting.map_count = 1;
+    for stranger in [program(2, "theirs", foreign(98)), hidden, counting] {
+        let beside = situation(vec![ours.clone(), stranger.clone()]);
+        let above = Situation { above: vec![stranger], ..situation(vec![ours.clone()]) };
+        for container in [beside, above] {
+            plan(&container, &fuse(), Policy::Refuse).unwrap_err();
+            let changes = plan_taking(&container, &fuse(), Policy::Refuse).unwrap();
+            assert!(matches!(&changes[..], [Change { adopts: false, .. }]), "{changes:?}");
+            assert_eq!(changes[0].replaced, ours.id);
+            assert_eq!(allows(&changes[0].instructions, FUSE, access("rw")), Some(true));
+            assert_eq!(allows(&changes[0].instructions, null.device, null.access), Some(false));
+            // And the last one.
+            let changes = plan_taking(&container, &Grants::default(), Policy::Refuse).unwrap();
+            assert_eq!(changes[0].instructions, of_runc());
+        }
+    }
+}
+
 #[test]
 fn what_cannot_be_kept_is_refused_by_name() {
     let mut hidden = program(3, "theirs", of_runc());
@@ -138,6 +170,14 @@ fn what_cannot_be_kept_is_refused_by_name() {
         let refused = plan(&container, &fuse(), Policy::Merge).unwrap_err();
         assert!(matches!(&refused, Refusal::Opaque { program, .. } if *program == id), "{refused}");
         assert_eq!(plan(&container, &Grants::default(), Policy::Merge).unwrap(), []);
+    }
+    // One of ours that cannot be read may allow anything.
+    let mut unreadable = program(6, NAME, of_runc());
+    unreadable.instructions = None;
+    let container = situation(vec![unreadable]);
+    for plan in [plan, plan_taking] {
+        let refused = plan(&container, &Grants::default(), Policy::Merge).unwrap_err();
+        assert!(matches!(&refused, Refusal::Opaque { program: ProgramId(6), .. }), "{refused}");
     }
     let alone = Situation { sharing: Sharing::Alone, ..situation(vec![program(1, "", of_runc())]) };
     assert_eq!(plan(&alone, &fuse(), Policy::Merge).unwrap_err(), Refusal::NotShared);

@@ -17,7 +17,7 @@ use self::{
 };
 use super::{Attached, Detached, Engine, attach::attach_in, detach::detach_in, hooks};
 use crate::{
-    devices::{self, Applied, Expected, parse_rules},
+    devices::{self, Aim, Applied, Expected, Wish, parse_rules},
     hotplug::{
         TaskLookupError,
         config::Config,
@@ -55,7 +55,7 @@ impl Engine {
         spec: Option<Spec>,
     ) -> Result<Option<Attached>, EngineError> {
         let is_new = match scene.journal.find_devices(id) {
-            Some(there) if *there.asked() == edits => false,
+            Some(there) if there.state == State::Attached && *there.asked() == edits => false,
             Some(_) => return Err(EngineError::Conflict(id.clone())),
             None if !scene.takes_capsules => return Err(EngineError::Disabled(container.to_owned())),
             None => true,
@@ -96,9 +96,8 @@ impl Engine {
 
     fn list_devices_of(&self, container: &str) -> Result<Vec<(String, Given)>, EngineError> {
         let listed = self.with_scene(container, |scene| {
-            if let Err(error) = self.apply_again(scene, container) {
-                log::error!("container {container}: its devices cannot be looked at: {}", chain(&error));
-            }
+            let denied = self.apply_again(scene, container).err().map(|error| chain(&error));
+            self.tell_denied(scene, container, denied);
             let alone = |record: &&DeviceRecord| scene.journal.find(&record.id).is_none();
             let given = |record: &DeviceRecord| {
                 Ok((container.to_owned(), Given { id: record.id.clone(), there: is_there(scene, record)? }))
@@ -123,7 +122,7 @@ impl Engine {
         if scene.journal.devices.is_empty() {
             return Ok(Applied::default());
         }
-        let applied = apply(scene)?;
+        let applied = apply(scene, Aim::Give)?;
         if !applied.loaded.is_empty() {
             let text = "somebody changed the container's device programs, and they allow its devices again";
             log::warn!("container {container}: {text}");
@@ -134,6 +133,16 @@ impl Engine {
             }
         }
         Ok(applied)
+    }
+
+    /// Tells of devices that are denied, once for each reason.
+    fn tell_denied(&self, scene: &mut Scene, container: &str, denied: Option<String>) {
+        let before = std::mem::replace(&mut scene.kept.denied, denied);
+        let Some(why) = scene.kept.denied.as_ref().filter(|why| before.as_ref() != Some(why)) else { return };
+        log::error!("container {container}: its devices are denied: {why}");
+        for record in &scene.journal.devices {
+            self.notices.add(container, &record.id.to_string(), Kind::Denied, why.clone());
+        }
     }
 
     fn tell_foreign(&self, container: &str, id: &AttachmentId, applied: &Applied) {
@@ -156,7 +165,7 @@ fn chain(error: &EngineError) -> String {
 }
 
 /// Has the control group's programs allow what the journal says.
-fn apply(scene: &Scene) -> Result<Applied, EngineError> {
+fn apply(scene: &Scene, aim: Aim) -> Result<Applied, EngineError> {
     let wanted = scene.journal.device_ledger().wanted();
     let Some(path) = scene.cgroup.as_deref() else {
         // What the container has by itself its own rules allow.
@@ -169,7 +178,8 @@ fn apply(scene: &Scene) -> Result<Applied, EngineError> {
     let mut all = Applied::default();
     for path in own_cgroups(path) {
         let cgroup = DeviceCgroup::open(path).map_err(devices::DeviceError::from);
-        let applied = cgroup.and_then(|cgroup| devices::apply(&cgroup, &expected, &wanted, policy));
+        let applied = cgroup
+            .and_then(|cgroup| devices::apply(&cgroup, &expected, Wish { wanted: &wanted, policy, aim }));
         let applied = applied.map_err(DevicesError::from)?;
         all.loaded.extend(applied.loaded);
         all.adopted.extend(applied.adopted);
@@ -228,7 +238,7 @@ fn give_all(
     record: &mut DeviceRecord,
     binds: Vec<DetachedMount>,
 ) -> Result<Applied, EngineError> {
-    let applied = apply(scene)?;
+    let applied = apply(scene, Aim::Give)?;
     let config = Config::read(scene.bundle())?;
     let made = make_nodes(scene, record, config.user);
     // What was made before an error is to be taken back, too.
@@ -259,19 +269,31 @@ fn mount_placed(scene: &Scene, placed: &[Placed]) -> Result<(), EngineError> {
     })?
 }
 
-/// Takes back what was done. What cannot be is told: the call has failed already.
+/// Takes back what was done. What cannot be is told: the call has failed already. As long as a program may allow what was given,
+/// the record stays, and each later call tries again.
 fn undo(scene: &mut Scene, mut record: DeviceRecord) {
     record.state = State::Detaching;
     scene.journal.put_devices(record.clone());
     if let Err(error) = take_mounts_lazily(scene, &record) {
         log::error!("undoing devices of {}: {}", record.id, chain(&error));
     }
-    if let Err(error) = apply(scene) {
-        log::error!("undoing devices of {}: {}", record.id, chain(&error));
+    match apply(scene, Aim::Take) {
+        Ok(_) => scene.journal.remove_devices(&record.id),
+        Err(error) => log::error!("undoing devices of {}: {}", record.id, chain(&error)),
     }
-    scene.journal.remove_devices(&record.id);
     remove_files(scene, &record);
     write_after(scene);
+}
+
+/// Has the container keep its devices over an update of its limits: with systemd's driver, that has systemd put its own program
+/// back.
+pub(super) fn keep(scene: &Scene) {
+    if scene.journal.devices.is_empty() {
+        return;
+    }
+    if let Err(error) = apply(scene, Aim::Give) {
+        log::error!("after an update of the container's limits, its devices: {}", chain(&error));
+    }
 }
 
 /// If this fails the journal says "detaching" or "attaching", and recovery finishes it.
@@ -315,7 +337,7 @@ fn take(scene: &mut Scene, mut record: DeviceRecord, lazy: bool) -> Result<Vec<U
     record.state = State::Detaching;
     scene.journal.put_devices(record.clone());
     scene.write_journal()?;
-    let taken = apply(scene).and_then(|_| find_users(scene, &record));
+    let taken = apply(scene, Aim::Take).and_then(|_| find_users(scene, &record));
     let taken = taken.and_then(|users| match (lazy, users.is_empty()) {
         (false, false) => Ok((users, false)),
         (true, _) => take_mounts_lazily(scene, &record).map(|()| (users, true)),
@@ -332,7 +354,7 @@ fn take(scene: &mut Scene, mut record: DeviceRecord, lazy: bool) -> Result<Vec<U
             record.state = State::Attached;
             scene.journal.put_devices(record.clone());
             write_after(scene);
-            if let Err(error) = apply(scene) {
+            if let Err(error) = apply(scene, Aim::Give) {
                 log::error!("undoing a detach, devices of {}: {}", record.id, chain(&error));
             }
             refused.map(|(users, _)| users)
@@ -340,8 +362,11 @@ fn take(scene: &mut Scene, mut record: DeviceRecord, lazy: bool) -> Result<Vec<U
     }
 }
 
-/// Whether everything that was made for the devices is there.
+/// Whether everything that was made for the devices is there, and nobody was seen to deny them.
 pub(super) fn is_there(scene: &Scene, record: &DeviceRecord) -> Result<bool, EngineError> {
+    if scene.kept.denied.is_some() {
+        return Ok(false);
+    }
     let nodes = record.nodes.iter().all(|node| scene.task.root().has_file(node));
     let mounts = record.mounts.iter().map(|m| scene.is_there(m)).collect::<Result<Vec<_>, _>>()?;
     Ok(nodes && mounts.into_iter().all(|is| is))

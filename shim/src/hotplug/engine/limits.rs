@@ -382,7 +382,9 @@ fn tell(scene: &Scene, groups: &Groups, request: &Request, wanted: &Amounts) -> 
     let all_cpus = groups.all_cpus().map(|cpus| cpus.to_string()).unwrap_or_default();
     let words = Words { all_cpus: &all_cpus, no_quota: &|period| groups.no_quota(period) };
     let told = serde_json::Value::Object(patch(request, wanted, &now, &words)).to_string();
-    scene.runtime.update(told.as_bytes()).map_err(EngineError::Runtime)
+    let updated = scene.runtime.update(told.as_bytes()).map_err(EngineError::Runtime);
+    super::devices::keep(scene);
+    updated
 }
 
 /// Writes what the runtime has left, and notes what the files hold.

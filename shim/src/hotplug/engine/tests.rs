@@ -1,6 +1,7 @@
 //! The engine on the real kernel.
 
 mod container;
+mod denied;
 mod devices;
 mod limits;
 mod writable;

@@ -280,3 +280,20 @@ async fn a_creation_is_refused_by_the_annotation_that_asks_too_much() {
         assert!(error.starts_with(line) && !error.contains('\n'), "{error}");
     }
 }
+
+/// Whoever may make a pod may not have every device of the node.
+#[tokio::test]
+async fn a_pod_names_what_pods_may_name() {
+    let mut node = TestNode::start().await;
+    node.write_spec(SPEC);
+    let pods = ContainerKey { namespace: "k8s.io".into(), ..key() };
+    let asked = creation(&[("resourcecapsules.io/devices", "example.com/dev=one")], "");
+    let error = node.engine.devices_at_creation(&pods, &asked).await.unwrap_err();
+    assert!(error.to_string().contains("example.com/dev: add it to devices.pods_may_name"), "{error}");
+    let by_kubelet = creation(&[("cdi.k8s.io/x", "example.com/dev=one")], "");
+    assert_eq!(paths(&node.engine.devices_at_creation(&pods, &by_kubelet).await.unwrap().own).len(), 2);
+    for kind in ["example.com/dev", "*"] {
+        node.engine = node.engine.clone().with_devices_for_pods(&[kind.to_owned()]);
+        assert_eq!(paths(&node.engine.devices_at_creation(&pods, &asked).await.unwrap().own).len(), 2);
+    }
+}

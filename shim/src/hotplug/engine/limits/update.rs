@@ -35,6 +35,14 @@ impl Engine {
 }
 
 fn update_in(scene: &mut Scene, resources: &[u8]) -> Result<(), UpdateError> {
+    let kept;
+    let resources = match scene.journal.devices.is_empty() {
+        true => resources,
+        false => {
+            kept = without_devices(resources);
+            &kept
+        }
+    };
     if scene.journal.limits.is_empty() {
         return Ok(scene.runtime.update(resources)?);
     }
@@ -50,6 +58,15 @@ fn update_in(scene: &mut Scene, resources: &[u8]) -> Result<(), UpdateError> {
         return Err(error.into());
     }
     Ok(())
+}
+
+/// The kubelet's updates repeat the rules of devices that the container was created with (containerd's
+/// `internal/cri/server/container_update_resources.go`). runc does not look at them, crun would put a program of them in the place
+/// of the one that allows attached devices.
+fn without_devices(resources: &[u8]) -> Vec<u8> {
+    let mut request: Request = serde_json::from_slice(resources).unwrap_or_default();
+    request.remove("devices");
+    serde_json::Value::Object(request).to_string().into_bytes()
 }
 
 fn update_with(scene: &mut Scene, request: &Request) -> Result<(), EngineError> {

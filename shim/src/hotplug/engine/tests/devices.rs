@@ -22,17 +22,17 @@ use crate::{
 };
 
 /// A container in a control group of its own.
-struct Confined {
-    container: Container,
-    cgroup: PathBuf,
+pub(super) struct Confined {
+    pub(super) container: Container,
+    pub(super) cgroup: PathBuf,
 }
 
 impl Confined {
-    fn start(dir: &Path, name: &str) -> Self {
+    pub(super) fn start(dir: &Path, name: &str) -> Self {
         Self::start_in(dir, new_cgroup(&format!("hotplug-{name}")))
     }
 
-    fn start_in(dir: &Path, cgroup: PathBuf) -> Self {
+    pub(super) fn start_in(dir: &Path, cgroup: PathBuf) -> Self {
         let container = Container::start(dir, "");
         fs::write(cgroup.join("cgroup.procs"), container.pid().to_string()).unwrap();
         drop(attach_program_of_runc(&DeviceCgroup::open(&cgroup).unwrap()));
@@ -41,7 +41,7 @@ impl Confined {
         Self { container, cgroup }
     }
 
-    fn engine(&self) -> Engine {
+    pub(super) fn engine(&self) -> Engine {
         let live = LiveTask { cgroup: Some(self.cgroup.clone()), ..self.container.live() };
         Engine::new(Arc::new(One(live)), Kernel::known(LayersBy::Descriptor))
     }
@@ -57,7 +57,7 @@ impl Confined {
     }
 
     /// Whether a process in it can open a file, or why not.
-    fn opens(&self, mode: &str, path: &str) -> Result<(), String> {
+    pub(super) fn opens(&self, mode: &str, path: &str) -> Result<(), String> {
         let output = self.command(&format!(": {mode}{path}")).output().unwrap();
         if output.status.success() {
             Ok(())
@@ -72,7 +72,7 @@ impl Confined {
     }
 
     /// Everything that a call could change.
-    fn all(&self) -> (Vec<String>, Vec<PathBuf>, Vec<ProgramTag>) {
+    pub(super) fn all(&self) -> (Vec<String>, Vec<PathBuf>, Vec<ProgramTag>) {
         (self.container.mounts(), self.container.tree(), self.programs())
     }
 
@@ -94,12 +94,12 @@ impl Drop for Confined {
     }
 }
 
-fn path(path: &str) -> ContainerPath {
+pub(super) fn path(path: &str) -> ContainerPath {
     ContainerPath::parse(path).unwrap()
 }
 
 /// `/dev/kmsg` (1:11 on every Linux, in neither runtime's defaults), for reading.
-fn kmsg(at: &str) -> Node {
+pub(super) fn kmsg(at: &str) -> Node {
     Node {
         path: path(at),
         kind: NodeKind::Char,
@@ -117,13 +117,13 @@ fn bind(source: &Path, target: &str) -> Bind {
     Bind { source: source.into(), target: path(target), options }
 }
 
-fn hook(script: &str, timeout: Option<u32>) -> Hook {
+pub(super) fn hook(script: &str, timeout: Option<u32>) -> Hook {
     let args = ["sh", "-c", script].map(str::to_owned).to_vec();
     let env = vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())];
     Hook { path: "/bin/sh".into(), args, env, timeout }
 }
 
-fn listed(engine: &Engine) -> Vec<Given> {
+pub(super) fn listed(engine: &Engine) -> Vec<Given> {
     let all = engine.list_devices(None).unwrap();
     assert_eq!(engine.list_devices(Some("c")).unwrap(), all);
     all.into_iter().map(|(_, given)| given).collect()
