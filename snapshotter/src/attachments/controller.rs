@@ -325,7 +325,7 @@ impl Attachments {
         let marked = self.mark(key);
         let Planned { version, target, mode, writable, resources: asked, named, .. } = planned;
         let declared = version.declared()?;
-        let resources = self.resources_of(&version, &declared, &asked)?;
+        let (wanted, resources) = self.resources_of(&version, &declared, &asked)?;
         let devices = self.devices_of(&declared, moment).await?;
         let mut intent = Attachment {
             id: fresh_id(),
@@ -343,6 +343,7 @@ impl Attachments {
                 digest: version.digest.clone(),
                 layers: Vec::new(),
                 since: SystemTime::now(),
+                wanted,
                 resources,
                 env: environment(&declared),
             },

@@ -42,7 +42,10 @@ pub struct Content {
     pub layers: Vec<PathBuf>,
     /// When it was attached.
     pub since: SystemTime,
-    /// What it does to the container's limits while it is mounted.
+    /// What it is to do to the container's limits, declared or asked for: disks by the names that were written.
+    #[serde(default)]
+    pub wanted: Resources,
+    /// What it does to them while it is mounted: disks by the numbers that they have until the node is restarted.
     #[serde(default)]
     pub resources: Resources,
     /// Variables of processes that are started while it is mounted, as `NAME=VALUE`.

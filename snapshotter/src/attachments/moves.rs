@@ -219,13 +219,19 @@ impl Attachments {
             plan::plan_movable(attachment)?;
         }
         match step {
-            Step::Back(attachment) => plan::plan_rollback(&attachment, SystemTime::now()).map(Some),
+            Step::Back(attachment) => {
+                let mut intent = plan::plan_rollback(&attachment, SystemTime::now())?;
+                if let Phase::Replacing { current, .. } = &mut intent.phase {
+                    *current = self.settled_anew(current)?;
+                }
+                Ok(Some(intent))
+            }
             Step::New(planned) => self.intend(key, *planned, Moment::Live).await.map(Some),
             Step::To(attachment, to, _) => {
                 let declared = to.declared()?;
                 check_same_devices(&attachment, &to, &declared)?;
                 let asked = attachment.asked.wanted().unwrap_or_default();
-                let resources = self.resources_of(&to, &declared, &asked)?;
+                let (wanted, resources) = self.resources_of(&to, &declared, &asked)?;
                 let layers = match self.capsules.pin_published(&to, &attachment.pin_owner()).await {
                     Ok(layers) => layers,
                     Err(error) => {
@@ -235,7 +241,7 @@ impl Attachments {
                 };
                 let (since, env) = (SystemTime::now(), environment(&declared));
                 let (version, digest) = (to.version, to.digest);
-                let content = Content { version, digest, layers, since, resources, env };
+                let content = Content { version, digest, layers, since, wanted, resources, env };
                 Ok(plan::plan_upgrade(&attachment, &content))
             }
         }

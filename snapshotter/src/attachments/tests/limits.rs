@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     attachments::{LimitsError, creation},
     events::Kind,
-    resources::{Budgets, Capacity, Ceiling, Disks, Resources, Settings, Wanted},
+    resources::{Budgets, Capacity, Ceiling, DiskError, Disks, Resources, Settings, Wanted},
     store,
 };
 
@@ -35,6 +35,19 @@ impl TestNode {
         self.engine.attach(&wanted(), &[AttachSpec { resources, ..spec(what) }]).await
     }
 
+    /// As after a reboot: nothing is mounted any more, and `/dev/data` has other numbers, or none.
+    async fn reboot(&mut self, numbers: &'static str) {
+        self.durable().await;
+        self.shim.0.lock().unwrap().mounted.clear();
+        let mut recorded = read_all(&self.store).unwrap();
+        recorded.values_mut().for_each(|attachment| attachment.phase = Phase::Waiting);
+        let stores = [&self.store, &self.kept];
+        let engine = node::open_engine(self.dir.path(), stores, &self.snapshots, &self.published).await;
+        self.engine = engine.with_budgets(Budgets::default(), disks(numbers));
+        self.engine.pin_recorded(&recorded);
+        self.engine.recover(recorded).await;
+    }
+
     /// What the shim was given last.
     fn given(&self) -> Vec<String> {
         let state = self.shim.0.lock().unwrap();
@@ -45,6 +58,14 @@ impl TestNode {
         };
         state.mounted.values().filter_map(|request| request.resources.as_ref()).map(limits).collect()
     }
+}
+
+/// A node with one disk, `/dev/data`.
+fn disks(numbers: &'static str) -> Disks {
+    Disks::of(move |disk| match disk {
+        "/dev/data" if !numbers.is_empty() => Ok(numbers.to_owned()),
+        other => Err(DiskError::NoDisk { disk: other.to_owned(), reason: "is not there".to_owned() }),
+    })
 }
 
 fn refusal(error: &AttachmentError) -> &LimitsError {
@@ -113,6 +134,38 @@ async fn what_is_declared_badly_or_is_of_no_disk_is_refused() {
         assert!(error.contains(reason), "{error}");
     }
     assert_eq!((node.shim.calls(), node.durable().await), (Vec::new(), Vec::new()));
+}
+
+#[tokio::test]
+async fn a_disk_has_the_numbers_of_this_boot_whatever_it_had_when_it_was_asked_for() {
+    let mut node = TestNode::start().await;
+    node.engine = node.engine.clone().with_budgets(Budgets::default(), disks("8:16"));
+    node.publish_with_resources("1", "{}", r#"{"io.max": "/dev/data rbps=1"}"#);
+    node.publish_with_resources("2", r#"{"io.max": "/dev/data wbps=2"}"#, "{}");
+    node.attach(&["heavy@1"]).await.unwrap();
+    assert_eq!(node.given(), ["io.max<8:16 rbps=1"]);
+    node.upgrade(&["heavy@2"]).await.unwrap();
+    assert_eq!(node.given(), ["io.max+8:16 wbps=2"]);
+    node.reboot("8:32").await;
+    let counted = |node: &TestNode| -> Vec<String> {
+        let usage = node.engine.budget_usage();
+        usage.iter().filter(|one| one.used > 0).map(|one| one.dimension.to_string()).collect()
+    };
+    assert_eq!(counted(&node)[0], "io.max 8:32 wbps");
+    node.engine.restore_named(&key(), "").await.unwrap();
+    assert_eq!(node.given(), ["io.max+8:32 wbps=2"]);
+    node.rollback(&["heavy"]).await.unwrap();
+    assert_eq!(node.given(), ["io.max<8:32 rbps=1"]);
+    // One that is not there is said, and nothing is done of what it was to limit.
+    node.reboot("").await;
+    let error = node.engine.restore_named(&key(), "").await.unwrap_err().to_string();
+    for word in ["/dev/data is not there", "heavy@1 at /opt/heavy", "capsulectl detach default/c1 heavy"] {
+        assert!(error.contains(word), "{error}");
+    }
+    assert_eq!(node.shim.mounted(), Vec::<String>::new());
+    node.reboot("8:48").await;
+    node.engine.restore_named(&key(), "").await.unwrap();
+    assert_eq!(node.given(), ["io.max<8:48 rbps=1"]);
 }
 
 #[tokio::test]
