@@ -169,9 +169,13 @@ impl Attachment {
         self.devices.as_ref().map_or(&[], |devices| &devices.names)
     }
 
-    /// What it holds of budgets: what is mounted now, and what is about to be.
+    /// What it holds of budgets: what is mounted now, and what is about to be, by whose version it is called.
     pub fn holding(&self, pod: Option<String>) -> Holding {
-        Holding::new(&self.id, &self.container, pod, self.label(), self.in_force())
+        let label = match &self.phase {
+            Phase::Replacing { current, .. } => format!("{}@{}", self.capsule, current.version),
+            Phase::Attaching | Phase::Attached | Phase::Detaching { .. } | Phase::Waiting => self.label(),
+        };
+        Holding::new(&self.id, &self.container, pod, label, self.in_force())
     }
 
     /// Whether it holds anything of a budget.

@@ -108,7 +108,7 @@ async fn what_exceeds_a_budget_is_refused_before_anything_is_touched() {
     let said = "tools@1 asks for 5MiB of memory.max, and the budget of the node is 10MiB, of which 6MiB is used (6MiB by heavy@1 in default/c1)";
     assert!(error.to_string().contains(said), "{error}");
     let error = node.upgrade(&["heavy@2"]).await.unwrap_err();
-    assert!(error.to_string().contains("heavy@1 asks for 11MiB"), "{error}");
+    assert!(error.to_string().contains("heavy@2 asks for 11MiB of memory.max"), "{error}");
     assert_eq!((node.shim.calls(), node.durable().await), (Vec::new(), before));
     // What was refused is not reserved, and what goes is free again.
     node.ask("tools@1", &[("memory.max", "4M")]).await.unwrap();
