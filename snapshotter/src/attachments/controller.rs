@@ -136,7 +136,7 @@ impl Attachments {
             }
         }
         drop(preparing);
-        if let Err(error) = self.take_budget(&mut reservation, &intents) {
+        if let Err(error) = self.take_budget(&mut reservation, &intents).await {
             self.end(&intents);
             return Err(error);
         }

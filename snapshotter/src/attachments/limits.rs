@@ -9,7 +9,9 @@ use super::{
 };
 use crate::{
     capsules::{Resolved, declared::Declared},
+    containerd::ContainerdError,
     events::{Event, Kind},
+    full::one_line,
     resources::{BudgetError, DiskError, Holding, InvalidAmount, Reservation, Resources, Usage, Wanted},
 };
 
@@ -30,6 +32,12 @@ pub enum LimitsError {
     /// A budget would be exceeded.
     #[error(transparent)]
     Budget(#[from] Box<BudgetError>),
+    /// It is not known whose pods' budgets are used.
+    #[error(
+        "pods have budgets, and what is used of them is not known before containerd says which containers they have: try again once it answers ({})",
+        one_line(.0)
+    )]
+    Pods(Box<ContainerdError>),
 }
 
 impl Attachments {
@@ -76,7 +84,7 @@ impl Attachments {
     }
 
     /// Has what these intents ask for counted until the reservation is dropped; refuses what exceeds a budget.
-    pub(super) fn take_budget(
+    pub(super) async fn take_budget(
         &self,
         reservation: &mut Reservation,
         intents: &[Attachment],
@@ -84,8 +92,23 @@ impl Attachments {
         if !intents.iter().any(Attachment::grants) {
             return Ok(());
         }
+        self.know_pods().await?;
         let asked = intents.iter().map(|intent| self.holding_of(intent)).collect();
         Ok(reservation.take(asked, || self.holdings_of_all()).map_err(LimitsError::from)?)
+    }
+
+    /// Has the pods of all containers known that hold something, where pods have budgets. They are once containerd was listed, and
+    /// kept so by its events; between a start and the first of that, they may not be.
+    async fn know_pods(&self) -> Result<(), LimitsError> {
+        if !self.budgets.has_pods() || self.containers.is_followed() {
+            return Ok(());
+        }
+        let grants = |key: &ContainerKey| self.records.look(key, |all| all.iter().any(Attachment::grants));
+        let is_unknown = |key: &ContainerKey| grants(key) && self.containers.known(key).is_none();
+        if self.records.containers().iter().any(is_unknown) {
+            self.containers.reload().await.map_err(|source| LimitsError::Pods(Box::new(source)))?;
+        }
+        Ok(())
     }
 
     /// What is used of each budget.

@@ -201,8 +201,11 @@ impl Attachments {
         let (new, moved): (Vec<Attachment>, Vec<Attachment>) =
             intents.iter().cloned().partition(|intent| intent.phase == Phase::Attaching);
         let moved: Vec<_> = moved.iter().map(|intent| (intent, plan::next_version(intent))).collect();
-        let checked = self.check_requirements(existing, &moved, &new);
-        if let Err(error) = checked.and_then(|()| self.take_budget(reservation, &intents)) {
+        let checked = match self.check_requirements(existing, &moved, &new) {
+            Ok(()) => self.take_budget(reservation, &intents).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = checked {
             self.let_go(existing, &intents);
             return Err(error);
         }

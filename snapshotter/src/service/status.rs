@@ -115,6 +115,7 @@ fn limits(error: &LimitsError) -> Code {
     match error {
         LimitsError::Declared { .. } | LimitsError::Disk(_) => Code::FailedPrecondition,
         LimitsError::Budget(_) => Code::ResourceExhausted,
+        LimitsError::Pods(_) => Code::Unavailable,
     }
 }
 

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     attachments::{LimitsError, creation},
     events::Kind,
-    resources::{Budgets, Capacity, Ceiling, DiskError, Disks, Resources, Settings, Wanted},
+    resources::{Budgets, Capacity, Ceiling, Configured, DiskError, Disks, Resources, Settings, Wanted},
     store,
 };
 
@@ -20,9 +20,13 @@ impl TestNode {
     }
 
     fn with_budget(&mut self, file: &str, much: &str) {
+        self.with_budgets(|budget| Settings { node: budget, ..Settings::default() }, file, much);
+    }
+
+    fn with_budgets(&mut self, of: impl Fn(Configured) -> Settings, file: &str, much: &str) {
         let file = file.parse().unwrap();
         let ceiling = Ceiling::parse(&file, much).unwrap();
-        let settings = Settings { node: BTreeMap::from([(file, ceiling)]), ..Settings::default() };
+        let settings = of(Configured::from([(file, ceiling)]));
         let disks = Disks::new(self.dir.path());
         let ceilings = settings.settle(Capacity { memory: 1 << 30, cpus: 2 }, &disks).unwrap();
         self.engine = self.engine.clone().with_budgets(Budgets::new(ceilings), disks);
@@ -120,6 +124,33 @@ async fn what_exceeds_a_budget_is_refused_before_anything_is_touched() {
     node.shim.0.lock().unwrap().refuse = vec!["attach heavy@1".into()];
     assert!(node.attach(&["heavy@1"]).await.is_err());
     assert_eq!(used(&node), 4 << 20);
+}
+
+#[tokio::test]
+async fn a_pods_budget_is_not_looked_at_before_it_is_known_what_is_of_the_pod() {
+    let mut node = TestNode::start().await;
+    node.with_budgets(|budget| Settings { pod: budget, ..Settings::default() }, "memory.max", "10M");
+    let of_pod = Known { pod: Some("shop/p".to_owned()), ..node.engine.containers.known(&key()).unwrap() };
+    node.engine.containers.put(&key(), of_pod.clone());
+    // What an earlier capsuled has left of another container of the pod, which containerd has not told of yet.
+    let other = ContainerKey { namespace: "default".into(), id: "c2".into() };
+    let held = node.ask("tools@1", &[("memory.max", "6M")]).await.unwrap().remove(0);
+    let held = Attachment { id: "other".to_owned(), container: other.clone(), ..held };
+    node.engine.detach(&choice("tools"), false, None).await.unwrap();
+    node.engine.records.lock(&other).await.push(held);
+    node.shim.calls();
+    let error = node.ask("tools@1", &[("memory.max", "5M")]).await.unwrap_err();
+    assert!(matches!(refusal(&error), LimitsError::Pods(_)));
+    for word in ["pods have budgets", "try again", "no-containerd.sock"] {
+        assert!(error.to_string().contains(word), "{error}");
+    }
+    assert_eq!(node.shim.calls(), Vec::<String>::new());
+    // What grants nothing asks nobody.
+    node.attach(&["extra@1"]).await.unwrap();
+    node.engine.containers.put(&other, of_pod);
+    let error = node.ask("tools@1", &[("memory.max", "5M")]).await.unwrap_err().to_string();
+    assert!(error.contains("the pod shop/p is 10MiB, of which 6MiB is used"), "{error}");
+    node.ask("tools@1", &[("memory.max", "4M")]).await.unwrap();
 }
 
 #[tokio::test]
