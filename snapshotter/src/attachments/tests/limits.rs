@@ -28,7 +28,7 @@ impl TestNode {
         let ceiling = Ceiling::parse(&file, much).unwrap();
         let settings = of(Configured::from([(file, ceiling)]));
         let disks = Disks::new(self.dir.path());
-        let ceilings = settings.settle(Capacity { memory: 1 << 30, cpus: 2 }, &disks).unwrap();
+        let ceilings = settings.settle(Capacity { memory: 1 << 30, swap: 0, cpus: 2, pids: 1000 }, &disks).unwrap();
         self.engine = self.engine.clone().with_budgets(Budgets::new(ceilings), disks);
     }
 
