@@ -203,6 +203,7 @@ impl Attachments {
         reserved.stay();
         self.ledger.done(removals(&chosen), detached(&chosen, &draining)).await;
         existing.retain(|a| !chosen.iter().any(|c| c.id == a.id));
+        self.look_after_limits(&key, &chosen);
         let may_drain = chosen.iter().any(|a| a.replaced) || draining.iter().any(|users| !users.is_empty());
         if may_drain {
             self.hold_draining(&key).await;

@@ -183,6 +183,11 @@ impl Attachment {
         self.in_force().any(|resources| !resources.grants.is_empty())
     }
 
+    /// Whether it changes limits.
+    pub fn changes_limits(&self) -> bool {
+        self.in_force().any(|resources| !resources.is_empty())
+    }
+
     fn in_force(&self) -> impl Iterator<Item = &Resources> {
         let next = match &self.phase {
             Phase::Replacing { current, .. } => Some(&current.resources),

@@ -105,6 +105,9 @@ impl Attachments {
             },
         };
         self.hold(container, &report.draining);
+        if report.limits_left {
+            self.limits_left.note(container);
+        }
         let before = records.clone();
         *records = self.recovered(before, &report).await;
         drop(records);

@@ -54,6 +54,21 @@ impl Engine {
         Ok(all)
     }
 
+    /// Whether limits that no attachment changes any more are still to be put back, of one container or of any. The look itself tries.
+    ///
+    /// # Errors
+    /// As [`Self::list_limits`].
+    pub fn has_limits_left(&self, container: Option<&str>) -> Result<bool, EngineError> {
+        if let Some(container) = container {
+            return match self.with_scene(container, |scene| Ok(scene.journal.limits.has_left())) {
+                Err(EngineError::Task(TaskLookupError::NotRunning { .. })) => Ok(false),
+                other => other,
+            };
+        }
+        // Those that cannot be looked at were logged by the list.
+        Ok(self.tasks.ids().iter().any(|id| self.has_limits_left(Some(id)).unwrap_or(false)))
+    }
+
     fn list_limits_of(&self, container: &str) -> Result<Vec<Limited>, EngineError> {
         let listed = self.with_scene(container, |scene| {
             if scene.journal.limits.is_empty() {
@@ -237,9 +252,7 @@ pub(super) fn recover(scene: &mut Scene) {
             all.put(record);
         }
     }
-    let mut pruned = all.clone();
-    pruned.prune();
-    if all == scene.journal.limits && pruned == all {
+    if all == scene.journal.limits && !all.has_left() {
         return;
     }
     log::warn!("the limits of the container were left half changed");

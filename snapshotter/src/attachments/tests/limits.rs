@@ -28,7 +28,8 @@ impl TestNode {
         let ceiling = Ceiling::parse(&file, much).unwrap();
         let settings = of(Configured::from([(file, ceiling)]));
         let disks = Disks::new(self.dir.path());
-        let ceilings = settings.settle(Capacity { memory: 1 << 30, swap: 0, cpus: 2, pids: 1000 }, &disks).unwrap();
+        let ceilings =
+            settings.settle(Capacity { memory: 1 << 30, swap: 0, cpus: 2, pids: 1000 }, &disks).unwrap();
         self.engine = self.engine.clone().with_budgets(Budgets::new(ceilings), disks);
     }
 
@@ -70,6 +71,11 @@ fn disks(numbers: &'static str) -> Disks {
         "/dev/data" if !numbers.is_empty() => Ok(numbers.to_owned()),
         other => Err(DiskError::NoDisk { disk: other.to_owned(), reason: "is not there".to_owned() }),
     })
+}
+
+fn pids(much: &str) -> Wanted {
+    let grants = BTreeMap::from([("pids.max".to_owned(), much.to_owned())]);
+    Wanted::parse(&grants, &BTreeMap::new()).unwrap()
 }
 
 fn refusal(error: &AttachmentError) -> &LimitsError {
@@ -214,6 +220,35 @@ async fn an_older_shim_is_not_taken_for_one_that_has_done_it() {
     assert!(error.to_string().contains("of a release before resources"), "{error}");
     assert_eq!(node.shim.mounted(), ["heavy@1"]);
     assert_eq!(node.listed().await, ["heavy@1"]);
+}
+
+#[tokio::test]
+async fn a_container_is_asked_until_its_limits_are_put_back() {
+    let mut node = TestNode::start().await;
+    let asked = |node: &TestNode| node.engine.containers_to_ask().into_iter().collect::<Vec<_>>();
+    node.attach(&["tools@1"]).await.unwrap();
+    node.engine.detach(&choice("tools"), false, None).await.unwrap();
+    assert_eq!(asked(&node), [], "it has changed no limits");
+    node.ask("tools@1", &[("pids.max", "1")]).await.unwrap();
+    node.shim.0.lock().unwrap().limits_left = true;
+    node.engine.detach(&choice("tools"), false, None).await.unwrap();
+    let mut last = 0;
+    for refused in [vec![], vec!["list".to_owned()], vec![]] {
+        node.shim.0.lock().unwrap().refuse = refused;
+        assert_eq!(asked(&node), [key()]);
+        node.engine.ask_notices(&key(), &mut last).await;
+    }
+    // Whoever starts anew asks as well.
+    node.restart().await;
+    assert_eq!(asked(&node), [key()]);
+    node.shim.0.lock().unwrap().limits_left = false;
+    node.engine.ask_notices(&key(), &mut last).await;
+    assert_eq!(asked(&node), []);
+    // What was attached and taken back at once has put limits back, too.
+    node.shim.0.lock().unwrap().refuse = vec!["attach extra@1".into()];
+    let limited = AttachSpec { resources: pids("2"), ..spec("tools@1") };
+    node.engine.attach(&wanted(), &[limited, spec("extra@1")]).await.unwrap_err();
+    assert_eq!(asked(&node), [key()]);
 }
 
 #[tokio::test]

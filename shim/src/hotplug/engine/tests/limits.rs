@@ -514,3 +514,25 @@ fn privileged_limits_are_undone_whatever_is_in_use() {
         assert_eq!(limited.read("memory.max"), "268435456");
     });
 }
+
+#[test]
+fn privileged_limits_that_cannot_be_put_back_are_left_until_they_can() {
+    on_host(|dir| {
+        let limited = Limited::start(dir);
+        let engine = limited.engine();
+        give(&engine, "a", change(&[], &[("pids.max", "20")])).unwrap();
+        assert_eq!((limited.read("pids.max"), engine.has_limits_left(Some("c")).unwrap()), ("20".into(), false));
+        let [file, aside] = ["pids.max", "aside"].map(|name| limited.folder.at.join(name));
+        fs::rename(&file, &aside).unwrap();
+        fs::create_dir(&file).unwrap();
+        assert!(engine.detach("c", &id("a"), true).unwrap().detached);
+        assert!(engine.has_limits_left(Some("c")).unwrap() && engine.has_limits_left(None).unwrap());
+        // Another shim's, too: it is in the journal.
+        let engine = limited.engine();
+        assert!(engine.has_limits_left(Some("c")).unwrap());
+        fs::remove_dir(&file).unwrap();
+        fs::rename(&aside, &file).unwrap();
+        assert!(!engine.has_limits_left(Some("c")).unwrap() && !engine.has_limits_left(None).unwrap());
+        assert_eq!(limited.read("pids.max"), "max");
+    });
+}
