@@ -133,6 +133,15 @@ impl Value {
         }
     }
 
+    /// Not above what a file takes.
+    #[must_use]
+    pub fn within(self, file: &File) -> Self {
+        match self {
+            Self::Weight(weight) => Self::Weight(weight.min(file.heaviest())),
+            other => other,
+        }
+    }
+
     /// Not above a cap; none where that leaves no CPU.
     #[must_use]
     pub fn capped(self, cap: &Self) -> Option<Self> {

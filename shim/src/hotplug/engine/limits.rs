@@ -107,6 +107,14 @@ fn groups(scene: &Scene) -> Result<Groups, LimitError> {
     scene.cgroup.as_deref().map(Groups::new).ok_or(LimitError::NotUnified)
 }
 
+/// A change in the files that the kernel has. Without control groups it is refused later, if it is one.
+fn adapted(scene: &Scene, change: Change) -> Change {
+    match groups(scene) {
+        Ok(groups) => groups.adapt(change),
+        Err(_) => change,
+    }
+}
+
 /// Whether the journal has something else of an attachment.
 fn has_more(scene: &Scene, id: &AttachmentId) -> bool {
     scene.journal.find(id).is_some() || scene.journal.find_devices(id).is_some()
@@ -123,6 +131,7 @@ pub(super) fn give(
     change: Change,
     undoing: bool,
 ) -> Result<bool, EngineError> {
+    let change = adapted(scene, change);
     match scene.journal.limits.find(id) {
         Some(there) if there.change == change => {
             look_first(scene);
@@ -201,6 +210,7 @@ pub(super) fn replace(
     change: Change,
     undoing: bool,
 ) -> Result<(), EngineError> {
+    let change = adapted(scene, change);
     let there = scene.journal.limits.find(id).cloned();
     let now = there.as_ref().map(|record| record.change.clone()).unwrap_or_default();
     if now == change {
