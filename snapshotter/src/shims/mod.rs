@@ -20,6 +20,7 @@ use protobuf::MessageField;
 use serde::Deserialize;
 use tonic::Code;
 use wire::{draining, mounted, notice, user, wire_content, wire_devices, wire_resources, wire_upper};
+pub use wire::{wire_hook, wire_node};
 
 use crate::{
     attachments::model::{Attachment, ContainerKey, Content},
