@@ -57,6 +57,7 @@ pub struct Content {
 /// effect, so that a restarted capsuled knows what it may find half done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "one of each attachment, beside contents that are as large")]
 pub enum Phase {
     /// The shim is asked to mount it.
     Attaching,

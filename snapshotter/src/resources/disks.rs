@@ -37,10 +37,13 @@ pub enum DiskError {
     },
 }
 
+/// Gives the numbers of a disk for its name.
+type Find = dyn Fn(&str) -> Result<String, DiskError> + Send + Sync;
+
 /// The disks of this node: which numbers one has that is called so now. Over a reboot they may be another disk's.
 #[derive(Clone)]
 pub struct Disks {
-    find: Arc<dyn Fn(&str) -> Result<String, DiskError> + Send + Sync>,
+    find: Arc<Find>,
 }
 
 impl fmt::Debug for Disks {
