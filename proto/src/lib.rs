@@ -94,6 +94,8 @@ pub mod hotplug {
 /// `capsule.node.v1`: what a shim asks of capsuled, over ttrpc.
 #[cfg(feature = "hotplug")]
 pub mod node {
+    // Named by the generated code: nodes and hooks of devices are the same messages.
+    use super::hotplug;
     mod node {
         include!(concat!(env!("OUT_DIR"), "/ttrpc/node.rs"));
     }

@@ -14,6 +14,7 @@ mod command;
 mod connection;
 mod creation;
 mod devices;
+mod edits;
 mod engine;
 mod events;
 mod exit;

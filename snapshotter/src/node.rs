@@ -49,7 +49,7 @@ pub enum NodeError {
     #[error("the budget of {0}")]
     Disk(#[from] DiskError),
     /// What the node has could not be read.
-    #[error("look how much memory the node has: {0}")]
+    #[error("look at what the node has of memory, CPUs and processes: {0}")]
     Capacity(#[source] io::Error),
     /// The attachment records could not be read.
     #[error("read the attachment records: {0}")]

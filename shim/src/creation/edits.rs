@@ -4,18 +4,8 @@ use std::path::Path;
 
 use capsule_proto::node as wire;
 use serde_json::{Map, Value};
-use thiserror::Error;
 
-use crate::hotplug::is_variable;
-
-/// Something that no spec can have.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("a device's {field} {value:?} cannot be used: {reason}")]
-pub struct InvalidEdit {
-    field: &'static str,
-    value: String,
-    reason: &'static str,
-}
+use crate::edits::{Hook, InvalidEdit, Node, Point, parse_env, parse_hook, parse_node};
 
 /// All that devices ask of a spec.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,29 +16,14 @@ pub struct SpecEdits {
     pub mounts: Vec<Mount>,
     /// `NAME=VALUE`.
     pub env: Vec<String>,
-    /// Programs of the node.
-    pub hooks: Vec<Hook>,
+    /// Programs of the node, and when they are run.
+    pub hooks: Vec<(Point, Hook)>,
     /// Groups of the container's process.
     pub additional_gids: Vec<u32>,
     /// `linux.intelRdt`.
     pub intel_rdt: Option<Map<String, Value>>,
     /// Network interfaces: on the node, in the container.
     pub net_devices: Vec<(String, String)>,
-}
-
-/// An entry of `linux.devices`, and what is allowed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Node {
-    pub path: String,
-    /// `b`, `c` or `p`.
-    pub kind: &'static str,
-    pub major: u32,
-    pub minor: u32,
-    pub file_mode: Option<u32>,
-    pub uid: Option<u32>,
-    pub gid: Option<u32>,
-    /// Letters of `rwm`.
-    pub access: String,
 }
 
 /// An entry of `mounts`.
@@ -59,22 +34,6 @@ pub struct Mount {
     pub kind: String,
     pub options: Vec<String>,
 }
-
-/// An entry of one of the lists of `hooks`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hook {
-    /// The list's name.
-    pub point: &'static str,
-    pub path: String,
-    pub args: Vec<String>,
-    pub env: Vec<String>,
-    pub timeout: Option<u32>,
-}
-
-/// The point of hooks that a live container can be given, too.
-const LIVE_POINT: &str = "createContainer";
-const POINTS: [&str; 6] =
-    ["prestart", "createRuntime", LIVE_POINT, "startContainer", "poststart", "poststop"];
 
 impl SpecEdits {
     /// Validates what devices ask for.
@@ -100,7 +59,7 @@ impl SpecEdits {
     pub fn beyond_live(mut self) -> Self {
         self.nodes.clear();
         self.mounts.retain(|mount| !mount.is_bind());
-        self.hooks.retain(|hook| hook.point != LIVE_POINT);
+        self.hooks.retain(|(point, _)| *point != Point::CreateContainer);
         self
     }
 
@@ -124,45 +83,11 @@ impl Mount {
     }
 }
 
-fn invalid(field: &'static str, value: &str, reason: &'static str) -> InvalidEdit {
-    InvalidEdit { field, value: value.to_owned(), reason }
-}
-
 fn parse_path(field: &'static str, path: String) -> Result<String, InvalidEdit> {
     match Path::new(&path).is_absolute() && !path.contains('\0') {
         true => Ok(path),
-        false => Err(invalid(field, &path, "it is no absolute path")),
+        false => Err(InvalidEdit::new(field, &path, "it is no absolute path")),
     }
-}
-
-fn parse_env(field: &'static str, env: Vec<String>) -> Result<Vec<String>, InvalidEdit> {
-    match env.iter().find(|entry| !is_variable(entry)) {
-        Some(wrong) => Err(invalid(field, wrong, "it is no NAME=VALUE")),
-        None => Ok(env),
-    }
-}
-
-fn parse_node(node: wire::SpecNode) -> Result<Node, InvalidEdit> {
-    let kinds = ["b", "c", "p"];
-    let Some(kind) = kinds.into_iter().find(|kind| *kind == node.type_) else {
-        return Err(invalid("type", &node.type_, "it is none of b, c and p"));
-    };
-    if node.access.contains(|letter| !"rwm".contains(letter)) {
-        return Err(invalid("access", &node.access, "it is made of the letters r, w and m"));
-    }
-    if let Some(mode) = node.file_mode.filter(|mode| *mode > 0o7777) {
-        return Err(invalid("mode", &format!("{mode:o}"), "it has more than permission bits"));
-    }
-    Ok(Node {
-        path: parse_path("node", node.path)?,
-        kind,
-        major: node.major,
-        minor: node.minor,
-        file_mode: node.file_mode,
-        uid: node.uid,
-        gid: node.gid,
-        access: node.access,
-    })
 }
 
 /// Of a bind mount the type and an option say that it is one: runtimes look at either.
@@ -181,32 +106,18 @@ fn parse_mount(mount: wire::SpecMount) -> Result<Mount, InvalidEdit> {
     })
 }
 
-fn parse_hook(hook: wire::SpecHook) -> Result<Hook, InvalidEdit> {
-    let Some(point) = POINTS.into_iter().find(|point| *point == hook.point) else {
-        return Err(invalid("hook's point", &hook.point, "this shim knows of none of the name"));
-    };
-    if let Some(wrong) = hook.args.iter().find(|arg| arg.contains('\0')) {
-        return Err(invalid("hook's argument", wrong, "it has a NUL byte"));
-    }
-    Ok(Hook {
-        point,
-        path: parse_path("hook", hook.path)?,
-        args: hook.args,
-        env: parse_env("hook's variable", hook.env)?,
-        timeout: (hook.timeout > 0).then_some(hook.timeout),
-    })
-}
-
 fn parse_rdt(json: &str) -> Result<Option<Map<String, Value>>, InvalidEdit> {
     if json.is_empty() {
         return Ok(None);
     }
-    let parsed = serde_json::from_str(json).map_err(|_| invalid("intelRdt", json, "it is no JSON object"))?;
+    let parsed =
+        serde_json::from_str(json).map_err(|_| InvalidEdit::new("intelRdt", json, "it is no JSON object"))?;
     Ok(Some(parsed))
 }
 
 #[cfg(test)]
 mod tests {
+    use capsule_proto::hotplug::{DeviceHook, DeviceNode};
     use proptest::prelude::*;
     use protobuf::Message;
 
@@ -214,7 +125,7 @@ mod tests {
 
     fn good() -> wire::SpecEdits {
         let mut edits = wire::SpecEdits::new();
-        let mut node = wire::SpecNode::new();
+        let mut node = DeviceNode::new();
         (node.path, node.type_, node.access) = ("/dev/fuse".into(), "c".into(), "rw".into());
         edits.nodes.push(node);
         for (source, destination, kind) in [("/usr/lib/a", "/usr/lib/b", ""), ("tmpfs", "/run/x", "tmpfs")] {
@@ -225,7 +136,7 @@ mod tests {
         }
         edits.env.push("A=b=c".into());
         for point in ["createContainer", "poststop"] {
-            let mut hook = wire::SpecHook::new();
+            let mut hook = DeviceHook::new();
             (hook.point, hook.path) = (point.into(), "/bin/true".into());
             edits.hooks.push(hook);
         }
@@ -239,7 +150,7 @@ mod tests {
         assert_eq!(edits.mounts[0].options, ["bind"]);
         let beyond = edits.clone().beyond_live();
         assert_eq!((beyond.nodes.len(), beyond.mounts.len(), beyond.hooks.len()), (0, 1, 1));
-        assert_eq!((beyond.mounts[0].kind.as_str(), beyond.hooks[0].point), ("tmpfs", "poststop"));
+        assert_eq!((beyond.mounts[0].kind.as_str(), beyond.hooks[0].0), ("tmpfs", Point::Poststop));
         assert_eq!((beyond.env, beyond.intel_rdt), (edits.env, edits.intel_rdt));
     }
 
@@ -278,9 +189,9 @@ mod tests {
             let Ok(wire) = wire::SpecEdits::parse_from_bytes(&bytes) else { return Ok(()) };
             match SpecEdits::parse(wire) {
                 Ok(edits) => {
-                    prop_assert!(edits.nodes.iter().all(|node| node.path.starts_with('/')));
+                    prop_assert!(edits.nodes.iter().all(|node| node.path.as_str().starts_with('/')));
                     prop_assert!(edits.mounts.iter().all(|mount| mount.destination.starts_with('/')));
-                    prop_assert!(edits.hooks.iter().all(|hook| POINTS.contains(&hook.point)));
+                    prop_assert!(edits.hooks.iter().all(|(_, hook)| hook.path.is_absolute()));
                     let mut config = serde_json::json!({});
                     if edits.net_devices.is_empty() {
                         prop_assert!(super::super::patch::apply(&mut config, &edits).is_ok());

@@ -17,9 +17,10 @@ use thiserror::Error;
 use crate::{
     bundle::{Bundle, BundleError, Spec},
     cgroup,
+    edits::InvalidEdit,
     node::{self, NodeError},
 };
-pub use edits::{InvalidEdit, SpecEdits};
+pub use edits::SpecEdits;
 pub use patch::PatchError;
 
 /// Why a container is not created with its devices. Its bundle is as it was.

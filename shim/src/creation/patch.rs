@@ -5,7 +5,8 @@
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
-use super::edits::{Hook, Mount, Node, SpecEdits};
+use super::edits::{Mount, SpecEdits};
+use crate::edits::{Hook, Node, NodeKind};
 
 /// A spec that does not take devices.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -49,8 +50,8 @@ pub fn apply(config: &mut Value, edits: &SpecEdits) -> Result<(), PatchError> {
     if !edits.mounts.is_empty() {
         put_mounts(list(config, "mounts")?, &edits.mounts);
     }
-    for hook in &edits.hooks {
-        let hooks = list(object(config, "hooks")?, hook.point)?;
+    for (point, hook) in &edits.hooks {
+        let hooks = list(object(config, "hooks")?, point.name())?;
         let hook = oci_hook(hook);
         if !hooks.iter().any(|other| same_hook(other, &hook)) {
             hooks.push(hook);
@@ -120,13 +121,13 @@ fn put_env(env: &mut Vec<Value>, entries: &[String]) {
 
 /// A node belongs to the container's user where it does not say otherwise.
 fn put_node(devices: &mut Vec<Value>, node: &Node, user: (Option<u64>, Option<u64>)) {
-    let mut device = json!({ "path": node.path, "type": node.kind });
-    if node.kind != "p" {
+    let mut device = json!({ "path": node.path.as_str(), "type": node.kind.letter() });
+    if node.kind != NodeKind::Fifo {
         device["major"] = json!(node.major);
         device["minor"] = json!(node.minor);
     }
     let fields = [
-        ("fileMode", node.file_mode.map(u64::from)),
+        ("fileMode", node.mode.map(u64::from)),
         ("uid", node.uid.map(u64::from).or(user.0)),
         ("gid", node.gid.map(u64::from).or(user.1)),
     ];
@@ -147,16 +148,18 @@ fn is_node(entry: &Value, node: &Node) -> bool {
     let number = |name: &str| entry[name].as_u64().unwrap_or(0);
     // `u` is another word for `c`.
     let kind = if entry["type"] == "u" { "c" } else { entry["type"].as_str().unwrap_or_default() };
-    kind == node.kind
-        && (node.kind == "p" || (number("major"), number("minor")) == (node.major.into(), node.minor.into()))
+    kind == node.kind.letter()
+        && (node.kind == NodeKind::Fifo
+            || (number("major"), number("minor")) == (node.major.into(), node.minor.into()))
 }
 
 fn put_rule(rules: &mut Vec<Value>, node: &Node) {
-    if node.kind == "p" || node.access.is_empty() {
+    if node.kind == NodeKind::Fifo || node.access.is_empty() {
         return;
     }
     let rule = json!({
-        "allow": true, "type": node.kind, "major": node.major, "minor": node.minor, "access": node.access,
+        "allow": true, "type": node.kind.letter(), "major": node.major, "minor": node.minor,
+        "access": node.access.to_string(),
     });
     if !rules.contains(&rule) {
         rules.push(rule);
@@ -201,7 +204,8 @@ fn oci_hook(hook: &Hook) -> Value {
         value["args"] = json!(hook.args);
     }
     if !hook.env.is_empty() {
-        value["env"] = json!(hook.env);
+        let env = hook.env.iter().map(|(name, value)| format!("{name}={value}"));
+        value["env"] = json!(env.collect::<Vec<_>>());
     }
     if let Some(timeout) = hook.timeout {
         value["timeout"] = json!(timeout);

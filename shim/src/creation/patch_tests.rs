@@ -1,37 +1,38 @@
 use proptest::prelude::*;
 
+use overlayfs_utils::ContainerPath;
+
 use super::*;
+use crate::{devices::Access, edits::Point};
 
 fn edits() -> SpecEdits {
+    let path = |text: &str| ContainerPath::parse(text).unwrap();
     let node = Node {
-        path: "/dev/fuse".into(),
-        kind: "c",
+        path: path("/dev/fuse"),
+        kind: NodeKind::Char,
         major: 10,
         minor: 229,
-        file_mode: Some(0o660),
+        mode: Some(0o660),
         uid: None,
         gid: Some(44),
-        access: "rw".into(),
+        access: Access::parse("rw").unwrap(),
     };
-    let fifo = Node { path: "/dev/f".into(), kind: "p", access: String::new(), ..node.clone() };
+    let fifo = Node { path: path("/dev/f"), kind: NodeKind::Fifo, access: Access::NONE, ..node.clone() };
     let mount = |source: &str, destination: &str| Mount {
         source: source.into(),
         destination: destination.into(),
         kind: "bind".into(),
         options: vec!["ro".into(), "rbind".into()],
     };
-    let hook = |point| Hook {
-        point,
-        path: "/bin/h".into(),
-        args: vec!["h".into()],
-        env: Vec::new(),
-        timeout: Some(3),
+    let hook = |point| {
+        let args = vec!["h".into()];
+        (point, Hook { path: "/bin/h".into(), args, env: Vec::new(), timeout: Some(3) })
     };
     SpecEdits {
         nodes: vec![node, fifo],
         mounts: vec![mount("/lib/x", "/usr/lib/deep/x"), mount("/lib/dir", "/usr/lib")],
         env: vec!["GPU=0".into(), "NEW=1".into()],
-        hooks: vec![hook("createContainer"), hook("poststop")],
+        hooks: vec![hook(Point::CreateContainer), hook(Point::Poststop)],
         additional_gids: vec![44, 5],
         intel_rdt: Some(json!({"closID": "a"}).as_object().cloned().unwrap_or_default()),
         net_devices: Vec::new(),

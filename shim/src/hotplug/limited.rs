@@ -87,6 +87,14 @@ impl Limits {
         self.written.retain(|file, _| own.contains_key(file));
     }
 
+    /// Whether there are files that nobody changes any more, and that are to be put back.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        let mut pruned = self.clone();
+        pruned.prune();
+        pruned != *self
+    }
+
     /// Whether nothing is changed, and nothing is to be put back.
     #[must_use]
     pub fn is_empty(&self) -> bool {

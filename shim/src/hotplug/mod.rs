@@ -36,7 +36,6 @@ use std::{
 };
 
 pub use error::JournalError;
-pub use model::is_variable;
 use thiserror::Error;
 
 use crate::{caller, creation, oci::RuntimeError, reaper::Reaper};

@@ -6,6 +6,8 @@ use overlayfs_utils::{ContainerPath, InvalidPath};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::edits::{InvalidEdit, is_variable};
+
 /// Longest source that a mount may be given: the kernel takes 256 bytes with the NUL (`fsconfig(2)`).
 const MAX_SOURCE: usize = 255;
 
@@ -31,15 +33,8 @@ pub enum InvalidRequest {
     #[error("the place {0:?} for what is written is not an absolute path without NUL and \"..\"")]
     Upper(String),
     /// Something that devices ask for.
-    #[error("a device's {field} {value:?} cannot be used: {reason}")]
-    Edit {
-        /// What it is.
-        field: &'static str,
-        /// Its value.
-        value: String,
-        /// What is wrong.
-        reason: &'static str,
-    },
+    #[error(transparent)]
+    Edit(#[from] InvalidEdit),
     /// A change of a limit.
     #[error("the {what} {file} {value:?} cannot be used: {reason}")]
     Limit {
@@ -166,11 +161,6 @@ fn checked(field: &'static str, value: String) -> Result<String, InvalidRequest>
 
 fn parse_layer(layer: String) -> Result<PathBuf, InvalidRequest> {
     if is_plain(&layer) { Ok(layer.into()) } else { Err(InvalidRequest::Layer(layer)) }
-}
-
-/// Whether a process can be given it as a variable, `NAME=VALUE`.
-pub fn is_variable(entry: &str) -> bool {
-    !entry.contains('\0') && entry.split_once('=').is_some_and(|(name, _)| !name.is_empty())
 }
 
 /// Whether a path of the node means the same whoever reads it.

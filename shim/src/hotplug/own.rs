@@ -78,7 +78,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::hotplug::edits::NodeKind;
+    use crate::edits::NodeKind;
 
     fn edits() -> Edits {
         let path = |text: &str| ContainerPath::parse(text).unwrap();

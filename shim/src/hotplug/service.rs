@@ -96,18 +96,19 @@ impl wire::Hotplug for Service {
             let limits = engine.list_limits(one.as_deref())?;
             let (attached, draining) = engine.list(one.as_deref())?;
             let devices = engine.list_devices(one.as_deref())?;
+            let limits_left = engine.has_limits_left(one.as_deref())?;
             // What the look itself has found is among them.
             let notices = engine.notices().take_after(one.as_deref(), after);
-            Ok((attached, devices, limits, draining, notices))
+            Ok((attached, devices, limits, draining, notices, limits_left))
         });
-        let (attached, devices, limits, draining, notices) = listed.await?;
+        let (attached, devices, limits, draining, notices, limits_left) = listed.await?;
         let devices = devices.iter().map(|(container, given)| wire_devices(container, given));
         let alone = limits.iter().filter(|limited| limited.alone).map(wire_alone);
         let all = attached.into_iter().map(wire_attachment).chain(devices).chain(alone);
         let attachments = all.map(|attachment| with_limits(attachment, &limits)).collect();
         let draining = draining.into_iter().map(|d| wire_draining(d, with_users)).collect();
         let notices = notices.into_iter().map(wire_notice).collect();
-        Ok(wire::ListResponse { attachments, draining, notices, ..Default::default() })
+        Ok(wire::ListResponse { attachments, draining, notices, limits_left, ..Default::default() })
     }
 }
 

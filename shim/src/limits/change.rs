@@ -25,6 +25,13 @@ impl Change {
         self.grants.is_empty() && self.caps.is_empty()
     }
 
+    /// With the files that `of` says for those that are named.
+    #[must_use]
+    pub fn renamed(self, of: impl Fn(File) -> File) -> Self {
+        let all = |amounts: Amounts| amounts.into_iter().map(|(file, value)| (of(file), value)).collect();
+        Self { grants: all(self.grants), caps: all(self.caps) }
+    }
+
     /// The files that it changes.
     pub fn files(&self) -> impl Iterator<Item = &File> {
         self.grants.keys().chain(self.caps.keys())
@@ -49,7 +56,7 @@ pub fn effective<'a>(
                 .capped(cap)
                 .ok_or_else(|| LimitError::NoCpus { granted: granted.to_string(), cap: cap.to_string() })?;
         }
-        Ok((file.clone(), value))
+        Ok((file.clone(), value.within(file)))
     };
     own.iter().map(of).collect()
 }

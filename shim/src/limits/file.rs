@@ -26,8 +26,10 @@ pub enum File {
     CpuWeight,
     /// `cpuset.cpus`.
     CpusetCpus,
-    /// `io.weight`, the default one.
+    /// `io.weight`, the default one: as it is asked for.
     IoWeight,
+    /// `io.bfq.weight`, which a kernel with BFQ has for it: see [`super::Groups::adapt`].
+    IoBfqWeight,
     /// `io.max`.
     IoMax,
 }
@@ -39,7 +41,7 @@ pub enum Kind {
     Number,
     /// `QUOTA PERIOD`.
     Quota,
-    /// 1 to 10000.
+    /// 1 to [`File::heaviest`].
     Weight,
     /// A list of CPUs.
     Cpus,
@@ -48,7 +50,7 @@ pub enum Kind {
 }
 
 /// Those without a part of their own.
-const PLAIN: [(&str, File); 10] = [
+const PLAIN: [(&str, File); 11] = [
     ("memory.max", File::MemoryMax),
     ("memory.high", File::MemoryHigh),
     ("memory.low", File::MemoryLow),
@@ -58,6 +60,7 @@ const PLAIN: [(&str, File); 10] = [
     ("cpu.weight", File::CpuWeight),
     ("cpuset.cpus", File::CpusetCpus),
     ("io.weight", File::IoWeight),
+    ("io.bfq.weight", File::IoBfqWeight),
     ("io.max", File::IoMax),
 ];
 
@@ -85,10 +88,16 @@ impl File {
             | Self::Hugetlb(_)
             | Self::PidsMax => Kind::Number,
             Self::CpuMax => Kind::Quota,
-            Self::CpuWeight | Self::IoWeight => Kind::Weight,
+            Self::CpuWeight | Self::IoWeight | Self::IoBfqWeight => Kind::Weight,
             Self::CpusetCpus => Kind::Cpus,
             Self::IoMax => Kind::Io,
         }
+    }
+
+    /// The heaviest weight: `CGROUP_WEIGHT_MAX`, and BFQ's own (`BFQ_MAX_WEIGHT`).
+    #[must_use]
+    pub fn heaviest(&self) -> u64 {
+        if *self == Self::IoBfqWeight { 1000 } else { 10_000 }
     }
 
     /// The controller that makes it.
@@ -100,7 +109,7 @@ impl File {
             Self::PidsMax => "pids",
             Self::CpuMax | Self::CpuWeight => "cpu",
             Self::CpusetCpus => "cpuset",
-            Self::IoWeight | Self::IoMax => "io",
+            Self::IoWeight | Self::IoBfqWeight | Self::IoMax => "io",
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    change::Amounts,
+    change::{Amounts, Change},
     error::LimitError,
     file::File,
     throttles::{IoKey, Throttles, key_name},
@@ -52,6 +52,15 @@ impl Groups {
     fn above(&self) -> impl Iterator<Item = &Path> {
         let outermost = self.outer.as_deref().unwrap_or(&self.inner);
         outermost.ancestors().skip(1).take_while(|path| *path != Path::new(TOP))
+    }
+
+    /// A change in the files that this kernel has for it. With BFQ, the weight that runtimes set and that its disks go by is
+    /// `io.bfq.weight`; `io.weight` is left as it is then. In both, twice the weight is twice the share.
+    #[must_use]
+    pub fn adapt(&self, change: Change) -> Change {
+        let has_bfq = self.inner.join(File::IoBfqWeight.to_string()).exists();
+        let of = |file| if has_bfq && file == File::IoWeight { File::IoBfqWeight } else { file };
+        change.renamed(of)
     }
 
     /// The limit that a file is: of two groups, what is left by both. (crun with systemd has systemd's `TasksMax` on the scope and
@@ -368,6 +377,34 @@ mod tests {
         );
         let (file, none) = value("cpuset.cpus", "");
         assert_eq!(lines(&file, &none, &none), ["\n"]);
+    }
+
+    #[test]
+    fn a_kernel_with_bfq_has_a_file_of_its_own_for_the_weight() {
+        let folder = tempfile::tempdir().unwrap();
+        let groups = Groups::new(folder.path());
+        let put = |file: &str, text: &str| fs::write(folder.path().join(file), text).unwrap();
+        let weight = |file: File, text: &str| (file, Value::read(&File::IoWeight, text).unwrap());
+        let asked = Change {
+            grants: Amounts::from([weight(File::IoWeight, "50"), value("pids.max", "3")]),
+            caps: Amounts::from([weight(File::IoWeight, "5000")]),
+        };
+        put("io.weight", "default 70\n8:0 9\n");
+        assert_eq!(groups.adapt(asked.clone()), asked);
+        // As the kernel shows it since 5.4, and as it did before.
+        for shown in ["default 100\n8:0 30\n", "100\n"] {
+            put("io.bfq.weight", shown);
+            let change = groups.adapt(asked.clone());
+            assert_eq!(change.grants.keys().collect::<Vec<_>>(), [&File::PidsMax, &File::IoBfqWeight]);
+            assert_eq!(change.caps, Amounts::from([weight(File::IoBfqWeight, "5000")]));
+            assert_eq!(groups.read(&File::IoBfqWeight).unwrap(), Value::Weight(100));
+        }
+        groups.write(&Amounts::from([weight(File::IoBfqWeight, "150")])).unwrap();
+        let read = |file: &str| fs::read_to_string(folder.path().join(file)).unwrap();
+        assert_eq!(
+            (read("io.bfq.weight").trim(), read("io.weight").lines().next()),
+            ("150", Some("default 70"))
+        );
     }
 
     #[test]

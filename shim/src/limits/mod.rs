@@ -15,6 +15,7 @@
 //! - crun with systemd has a control group in systemd's scope, and limits in both. A quota of -1 does not reach the scope, nor systemd: it is
 //!   told one that nobody reaches, and `max` is written. As the scope's swap limit it takes the sum with memory; `unified` puts that right.
 //! - systemd has `io.weight` of runc's containers at 100 after `daemon-reload`: nobody tells it of that one.
+//! - With BFQ in the kernel, both write OCI's weight of I/O to `io.bfq.weight`, and to `io.weight` without: so that is the limit then.
 //! - The kernel rounds bytes down to pages.
 //!
 //! Whatever the runtime has made of it, the files are read afterwards, and written where they do not hold what they should.

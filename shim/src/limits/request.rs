@@ -26,8 +26,10 @@ pub fn indirect(request: &Request) -> Vec<File> {
     if set("cpu", "shares") && unified(request, &File::CpuWeight).is_none() {
         files.push(File::CpuWeight);
     }
-    if set("blockIO", "weight") && unified(request, &File::IoWeight).is_none() {
-        files.push(File::IoWeight);
+    for file in [File::IoWeight, File::IoBfqWeight] {
+        if set("blockIO", "weight") && unified(request, &file).is_none() {
+            files.push(file);
+        }
     }
     files
 }
@@ -61,7 +63,8 @@ pub fn merge(own: &Amounts, request: &Request) -> Result<Amounts, LimitError> {
             }
             File::Hugetlb(size) => replace_number(value, hugepages(request, size)),
             File::IoMax => merge_throttles(value, request),
-            File::MemoryHigh | File::MemorySwapMax | File::CpuWeight | File::IoWeight => {}
+            File::MemoryHigh | File::MemorySwapMax | File::CpuWeight | File::IoWeight | File::IoBfqWeight => {
+            }
         }
     }
     merge_swap(&mut merged, request);
@@ -105,7 +108,7 @@ pub fn patch(request: &Request, effective: &Amounts, now: &Amounts, words: &Word
                 set(&mut told, "cpu", "cpus", json!(list));
             }
             (File::IoWeight, _) => set(&mut told, "unified", "io.weight", json!(format!("default {value}"))),
-            (File::CpuWeight | File::MemoryHigh, _) => {
+            (File::CpuWeight | File::MemoryHigh | File::IoBfqWeight, _) => {
                 set(&mut told, "unified", &file.to_string(), json!(value.to_string()));
             }
             // Neither do runtimes keep them, nor does systemd know of them: written by us.
@@ -363,6 +366,8 @@ mod tests {
             })
         );
         assert_eq!(indirect(&asked), [File::CpuWeight]);
+        let weight = request(json!({"blockIO": {"weight": 500}, "unified": {"io.weight": "7"}}));
+        assert_eq!(indirect(&weight), [File::IoBfqWeight]);
         let without_swap =
             patch(&Request::new(), &amounts(&[("memory.max", "400")]), &Amounts::new(), &WORDS);
         assert_eq!(Json::Object(without_swap), json!({"memory": {"limit": 400, "swap": -1}}));
@@ -379,6 +384,7 @@ mod tests {
             ("memory.high", "9"),
             ("cpu.weight", "250"),
             ("io.weight", "300"),
+            ("io.bfq.weight", "400"),
             ("cpuset.cpus", ""),
             ("io.max", "8:0 rbps=1"),
             ("hugetlb.2MB.max", "0"),
@@ -390,7 +396,7 @@ mod tests {
                 "cpu": {"cpus": "0-1"},
                 "unified": {
                     "memory.swap.max": "50", "memory.low": "0", "memory.high": "9", "cpu.weight": "250",
-                    "io.weight": "default 300",
+                    "io.weight": "default 300", "io.bfq.weight": "400",
                 },
             })
         );

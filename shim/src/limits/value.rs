@@ -63,7 +63,10 @@ impl Value {
             Kind::Io => Self::Io(parse_io(text, false)?),
         };
         // Nothing could run with them, and runtimes take 0 for "not named".
-        if matches!((file, &value), (File::MemoryMax | File::PidsMax, Self::Number(Some(0)))) {
+        if matches!(
+            (file, &value),
+            (File::MemoryMax | File::MemoryHigh | File::PidsMax, Self::Number(Some(0)))
+        ) {
             return Err("nothing runs with 0");
         }
         Ok(value)
@@ -127,6 +130,15 @@ impl Value {
             }
             // What is not limited stays so.
             (own, _) => own,
+        }
+    }
+
+    /// Not above what a file takes.
+    #[must_use]
+    pub fn within(self, file: &File) -> Self {
+        match self {
+            Self::Weight(weight) => Self::Weight(weight.min(file.heaviest())),
+            other => other,
         }
     }
 
@@ -270,6 +282,8 @@ mod tests {
         for (file, text) in [
             ("memory.max", "67108864"),
             ("memory.swap.max", "0"),
+            ("memory.low", "0"),
+            ("hugetlb.2MB.max", "0"),
             ("hugetlb.2MB.max", "4194304"),
             ("pids.max", "20"),
             ("cpu.max", "50000 100000"),
@@ -282,6 +296,7 @@ mod tests {
         for (file, text) in [
             ("memory.max", "max"),
             ("memory.max", "0"),
+            ("memory.high", "0"),
             ("memory.max", "+5"),
             ("memory.max", "64M"),
             ("memory.max", "18446744073709551615"),

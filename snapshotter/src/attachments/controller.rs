@@ -136,7 +136,7 @@ impl Attachments {
             }
         }
         drop(preparing);
-        if let Err(error) = self.take_budget(&mut reservation, &intents) {
+        if let Err(error) = self.take_budget(&mut reservation, &intents).await {
             self.end(&intents);
             return Err(error);
         }
@@ -203,6 +203,7 @@ impl Attachments {
         reserved.stay();
         self.ledger.done(removals(&chosen), detached(&chosen, &draining)).await;
         existing.retain(|a| !chosen.iter().any(|c| c.id == a.id));
+        self.look_after_limits(&key, &chosen);
         let may_drain = chosen.iter().any(|a| a.replaced) || draining.iter().any(|users| !users.is_empty());
         if may_drain {
             self.hold_draining(&key).await;
@@ -325,7 +326,7 @@ impl Attachments {
         let marked = self.mark(key);
         let Planned { version, target, mode, writable, resources: asked, named, .. } = planned;
         let declared = version.declared()?;
-        let resources = self.resources_of(&version, &declared, &asked)?;
+        let (wanted, resources) = self.resources_of(&version, &declared, &asked)?;
         let devices = self.devices_of(&declared, moment).await?;
         let mut intent = Attachment {
             id: fresh_id(),
@@ -343,6 +344,7 @@ impl Attachments {
                 digest: version.digest.clone(),
                 layers: Vec::new(),
                 since: SystemTime::now(),
+                wanted,
                 resources,
                 env: environment(&declared),
             },

@@ -172,6 +172,7 @@ impl Attachments {
                 digest: Digest::none(),
                 layers: Vec::new(),
                 since: SystemTime::now(),
+                wanted: Resources::default(),
                 resources: Resources::default(),
                 env: Vec::new(),
             },

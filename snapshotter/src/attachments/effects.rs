@@ -158,6 +158,7 @@ impl Attachments {
         told: Option<&str>,
     ) {
         let mut stuck = Vec::new();
+        self.look_after_limits(key, maybe_done);
         for intent in maybe_done.iter().rev() {
             let undone = match &intent.phase {
                 Phase::Replacing { .. } => self.shims.replace_back(intent).await,

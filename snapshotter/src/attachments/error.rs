@@ -84,7 +84,7 @@ pub enum AttachmentError {
         /// What waits for it.
         attachment: Box<Attachment>,
         /// Why.
-        source: Box<ShimError>,
+        source: Box<AttachmentError>,
     },
     /// The attachment is on record for the container's next task only.
     #[error(

@@ -3,11 +3,15 @@
 use super::{
     Attachments,
     error::AttachmentError,
-    model::{Attachment, ContainerKey},
+    model::{Attachment, ContainerKey, Content},
+    records::OfContainer,
+    restore::is_waiting,
 };
 use crate::{
     capsules::{Resolved, declared::Declared},
+    containerd::ContainerdError,
     events::{Event, Kind},
+    full::one_line,
     resources::{BudgetError, DiskError, Holding, InvalidAmount, Reservation, Resources, Usage, Wanted},
 };
 
@@ -28,25 +32,59 @@ pub enum LimitsError {
     /// A budget would be exceeded.
     #[error(transparent)]
     Budget(#[from] Box<BudgetError>),
+    /// It is not known whose pods' budgets are used.
+    #[error(
+        "pods have budgets, and what is used of them is not known before containerd says which containers they have: try again once it answers ({})",
+        one_line(.0)
+    )]
+    Pods(Box<ContainerdError>),
 }
 
 impl Attachments {
-    /// What an attachment of a version does: what is asked for, and of the limits that are not named there what the version declares.
+    /// What an attachment of a version is to do, and what that is on this node: what is asked for, and of the limits that are not named
+    /// there what the version declares.
     pub(super) fn resources_of(
         &self,
         version: &Resolved,
         declared: &Declared,
         asked: &Wanted,
-    ) -> Result<Resources, AttachmentError> {
+    ) -> Result<(Resources, Resources), AttachmentError> {
         let declared = Wanted::parse(&declared.resources, &declared.caps).map_err(|source| {
             let label = format!("{}@{}", version.name, version.version);
             LimitsError::Declared { label, source }
         })?;
-        Ok(self.disks.settle(&declared.overlaid(asked)).map_err(LimitsError::from)?)
+        let wanted = declared.overlaid(asked);
+        let settled = self.disks.settle(&wanted).map_err(LimitsError::from)?;
+        Ok((wanted.record(), settled))
+    }
+
+    /// A content of a record with the numbers that its disks have now.
+    pub(super) fn settled_anew(&self, content: &Content) -> Result<Content, LimitsError> {
+        let wanted = content.wanted.wanted().map_err(|source| {
+            let label = content.version.to_string();
+            LimitsError::Declared { label, source }
+        })?;
+        Ok(Content { resources: self.disks.settle(&wanted)?, ..content.clone() })
+    }
+
+    /// The same of what waits for a task, for budgets to count. A disk that is not there has its name meanwhile, and none of its own.
+    pub(super) fn with_disks_of_now(&self, records: OfContainer) -> OfContainer {
+        let settled = |attachment: Attachment| {
+            if !is_waiting(&attachment) {
+                return attachment;
+            }
+            let current = self.settled_anew(&attachment.current).unwrap_or_else(|error| {
+                tracing::warn!(container = %attachment.container, capsule = attachment.label(), %error, "its limits cannot be as they were");
+                let resources = attachment.current.wanted.clone();
+                Content { resources, ..attachment.current.clone() }
+            });
+            Attachment { current, ..attachment }
+        };
+        records.into_iter().map(settled).collect()
     }
 
     /// Has what these intents ask for counted until the reservation is dropped; refuses what exceeds a budget.
-    pub(super) fn take_budget(
+    pub(super) async fn take_budget(
         &self,
         reservation: &mut Reservation,
         intents: &[Attachment],
@@ -54,8 +92,23 @@ impl Attachments {
         if !intents.iter().any(Attachment::grants) {
             return Ok(());
         }
+        self.know_pods().await?;
         let asked = intents.iter().map(|intent| self.holding_of(intent)).collect();
         Ok(reservation.take(asked, || self.holdings_of_all()).map_err(LimitsError::from)?)
+    }
+
+    /// Has the pods of all containers known that hold something, where pods have budgets. They are once containerd was listed, and
+    /// kept so by its events; between a start and the first of that, they may not be.
+    async fn know_pods(&self) -> Result<(), LimitsError> {
+        if !self.budgets.has_pods() || self.containers.is_followed() {
+            return Ok(());
+        }
+        let grants = |key: &ContainerKey| self.records.look(key, |all| all.iter().any(Attachment::grants));
+        let is_unknown = |key: &ContainerKey| grants(key) && self.containers.known(key).is_none();
+        if self.records.containers().iter().any(is_unknown) {
+            self.containers.reload().await.map_err(|source| LimitsError::Pods(Box::new(source)))?;
+        }
+        Ok(())
     }
 
     /// What is used of each budget.

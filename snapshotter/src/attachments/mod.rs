@@ -43,7 +43,7 @@ use crate::{
     uppers::Uppers,
 };
 
-use self::{containers::Containers, health::Checks, marks::Marks, records::Records};
+use self::{containers::Containers, health::Checks, marks::Marks, notices::LimitsLeft, records::Records};
 pub use self::{
     controller::{AttachSpec, Choice, Listed},
     devices::{DevicesError, Moment},
@@ -74,6 +74,7 @@ pub struct Attachments {
     registry: Arc<Registry>,
     budgets: Budgets,
     disks: Disks,
+    limits_left: LimitsLeft,
     meters: Meters,
     /// What is done about others' device programs.
     refuse_foreign: bool,
@@ -107,6 +108,7 @@ impl Attachments {
             registry: Arc::default(),
             budgets: Budgets::default(),
             disks: Disks::new(run),
+            limits_left: LimitsLeft::default(),
             meters: Meters::default(),
             refuse_foreign: false,
             pods_may_name: Arc::default(),

@@ -42,7 +42,10 @@ pub struct Content {
     pub layers: Vec<PathBuf>,
     /// When it was attached.
     pub since: SystemTime,
-    /// What it does to the container's limits while it is mounted.
+    /// What it is to do to the container's limits, declared or asked for: disks by the names that were written.
+    #[serde(default)]
+    pub wanted: Resources,
+    /// What it does to them while it is mounted: disks by the numbers that they have until the node is restarted.
     #[serde(default)]
     pub resources: Resources,
     /// Variables of processes that are started while it is mounted, as `NAME=VALUE`.
@@ -54,6 +57,7 @@ pub struct Content {
 /// effect, so that a restarted capsuled knows what it may find half done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "one of each attachment, beside contents that are as large")]
 pub enum Phase {
     /// The shim is asked to mount it.
     Attaching,
@@ -166,14 +170,23 @@ impl Attachment {
         self.devices.as_ref().map_or(&[], |devices| &devices.names)
     }
 
-    /// What it holds of budgets: what is mounted now, and what is about to be.
+    /// What it holds of budgets: what is mounted now, and what is about to be, by whose version it is called.
     pub fn holding(&self, pod: Option<String>) -> Holding {
-        Holding::new(&self.id, &self.container, pod, self.label(), self.in_force())
+        let label = match &self.phase {
+            Phase::Replacing { current, .. } => format!("{}@{}", self.capsule, current.version),
+            Phase::Attaching | Phase::Attached | Phase::Detaching { .. } | Phase::Waiting => self.label(),
+        };
+        Holding::new(&self.id, &self.container, pod, label, self.in_force())
     }
 
     /// Whether it holds anything of a budget.
     pub fn grants(&self) -> bool {
         self.in_force().any(|resources| !resources.grants.is_empty())
+    }
+
+    /// Whether it changes limits.
+    pub fn changes_limits(&self) -> bool {
+        self.in_force().any(|resources| !resources.is_empty())
     }
 
     fn in_force(&self) -> impl Iterator<Item = &Resources> {

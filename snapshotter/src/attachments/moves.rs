@@ -201,8 +201,11 @@ impl Attachments {
         let (new, moved): (Vec<Attachment>, Vec<Attachment>) =
             intents.iter().cloned().partition(|intent| intent.phase == Phase::Attaching);
         let moved: Vec<_> = moved.iter().map(|intent| (intent, plan::next_version(intent))).collect();
-        let checked = self.check_requirements(existing, &moved, &new);
-        if let Err(error) = checked.and_then(|()| self.take_budget(reservation, &intents)) {
+        let checked = match self.check_requirements(existing, &moved, &new) {
+            Ok(()) => self.take_budget(reservation, &intents).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = checked {
             self.let_go(existing, &intents);
             return Err(error);
         }
@@ -219,13 +222,19 @@ impl Attachments {
             plan::plan_movable(attachment)?;
         }
         match step {
-            Step::Back(attachment) => plan::plan_rollback(&attachment, SystemTime::now()).map(Some),
+            Step::Back(attachment) => {
+                let mut intent = plan::plan_rollback(&attachment, SystemTime::now())?;
+                if let Phase::Replacing { current, .. } = &mut intent.phase {
+                    *current = self.settled_anew(current)?;
+                }
+                Ok(Some(intent))
+            }
             Step::New(planned) => self.intend(key, *planned, Moment::Live).await.map(Some),
             Step::To(attachment, to, _) => {
                 let declared = to.declared()?;
                 check_same_devices(&attachment, &to, &declared)?;
                 let asked = attachment.asked.wanted().unwrap_or_default();
-                let resources = self.resources_of(&to, &declared, &asked)?;
+                let (wanted, resources) = self.resources_of(&to, &declared, &asked)?;
                 let layers = match self.capsules.pin_published(&to, &attachment.pin_owner()).await {
                     Ok(layers) => layers,
                     Err(error) => {
@@ -235,7 +244,7 @@ impl Attachments {
                 };
                 let (since, env) = (SystemTime::now(), environment(&declared));
                 let (version, digest) = (to.version, to.digest);
-                let content = Content { version, digest, layers, since, resources, env };
+                let content = Content { version, digest, layers, since, wanted, resources, env };
                 Ok(plan::plan_upgrade(&attachment, &content))
             }
         }

@@ -59,7 +59,7 @@ impl Attachments {
         self.marks.clear_but(|container| by_container.get(container).is_some_and(|all| !all.is_empty()));
         let mut settling = Vec::with_capacity(by_container.len());
         for (container, mut records) in by_container {
-            records = self.without_kept(records);
+            records = self.with_disks_of_now(self.without_kept(records));
             records.sort_by_key(|a| a.current.since);
             if let (false, Err(error)) = (records.is_empty(), self.marks.set(&container)) {
                 tracing::error!(%container, %error, "its next start will not ask for its attachments");
@@ -105,6 +105,9 @@ impl Attachments {
             },
         };
         self.hold(container, &report.draining);
+        if report.limits_left {
+            self.limits_left.note(container);
+        }
         let before = records.clone();
         *records = self.recovered(before, &report).await;
         drop(records);

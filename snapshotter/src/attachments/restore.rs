@@ -47,6 +47,8 @@ impl Attachments {
         for Attachment { capsule, current, .. } in waiting.iter().filter(|a| a.has_capsule()) {
             self.capsules.verify(capsule, &current.version, &current.digest).await?;
         }
+        let waiting: Vec<Attachment> =
+            waiting.into_iter().map(|a| self.ready_again(a)).collect::<Result<_, _>>()?;
         for (index, attachment) in waiting.iter().enumerate() {
             if let Err(source) = self.shims.attach(attachment).await {
                 for done in waiting[..=index].iter().rev() {
@@ -54,7 +56,7 @@ impl Attachments {
                     let _ = self.shims.detach(done, true).await;
                 }
                 let attachment = Box::new(attachment.clone());
-                return Err(AttachmentError::Again { attachment, source: Box::new(source) });
+                return Err(AttachmentError::Again { attachment, source: Box::new(source.into()) });
             }
         }
         if let Err(error) = self.note_mounted(&waiting).await {
@@ -74,6 +76,16 @@ impl Attachments {
             records::put(&mut records, attachment.clone());
         }
         Ok(done)
+    }
+
+    /// With the disks of this boot.
+    fn ready_again(&self, waiting: Attachment) -> Result<Attachment, AttachmentError> {
+        match self.settled_anew(&waiting.current) {
+            Ok(current) => Ok(Attachment { current, ..waiting }),
+            Err(error) => {
+                Err(AttachmentError::Again { attachment: Box::new(waiting), source: Box::new(error.into()) })
+            }
+        }
     }
 
     /// What becomes of a container's records once its task has ended: they wait for its next one.

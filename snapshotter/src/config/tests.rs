@@ -278,7 +278,13 @@ fn budgets_are_of_a_node_namespaces_pods_and_containers() {
     // What is not named is the default.
     assert_eq!(
         shown(&budgets.node),
-        ["memory.max Percent(75)", "memory.low Percent(25)", "pids.max Amount(Number(100))"]
+        [
+            "memory.max Percent(75)",
+            "memory.low Percent(25)",
+            "memory.swap.max Percent(50)",
+            "cpu.max Percent(100)",
+            "pids.max Amount(Number(100))",
+        ]
     );
     assert_eq!(shown(&budgets.namespaces["k8s.io"]).len(), 1);
     assert_eq!((shown(&budgets.pod), budgets.container.len()), (vec!["memory.low None".to_owned()], 1));

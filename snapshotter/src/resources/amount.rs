@@ -132,7 +132,32 @@ pub enum Amount {
 }
 
 impl Amount {
-    /// Judges what was written.
+    /// Judges what was written of a cap: as an amount, and 0 where a container can run with it.
+    ///
+    /// # Errors
+    /// [`InvalidAmount`].
+    pub fn parse_cap(file: &File, text: &str) -> Result<Self, InvalidAmount> {
+        let digits = text.trim().trim_end_matches(|c: char| c.is_ascii_alphabetic() || c == ' ');
+        let is_zero = !digits.is_empty() && digits.bytes().all(|byte| byte == b'0');
+        let reason = match file {
+            _ if !is_zero => return Self::parse(file, text),
+            // No swap, no protection, no huge pages.
+            File::SwapMax | File::MemoryLow | File::Hugetlb(_) => return Ok(Self::Number(0)),
+            File::MemoryMax => {
+                "with 0 the kernel kills every process of the container: write what it may use, as 64MiB"
+            }
+            File::MemoryHigh => {
+                "with 0 the kernel takes all memory back and holds up whoever asks for some, so that nothing runs: write how much, as 64MiB"
+            }
+            File::PidsMax => {
+                "with 0 no process of the container can start another, and none can be started in it: write 1 or more"
+            }
+            _ => return Self::parse(file, text),
+        };
+        Err(InvalidAmount { file: file.to_string(), value: text.trim().to_owned(), reason })
+    }
+
+    /// Judges what was written of a grant or of a budget.
     ///
     /// # Errors
     /// [`InvalidAmount`].
@@ -326,6 +351,31 @@ mod tests {
             // The kernel's words are understood too: records and annotations have them.
             assert_eq!(parse(file, words).unwrap().len(), words.len());
         }
+    }
+
+    #[test]
+    fn a_cap_is_0_where_a_container_can_run_with_it() {
+        for (file, text) in [("memory.swap.max", "0"), ("memory.low", "0KiB"), ("hugetlb.2MB.max", " 0 ")] {
+            let file: File = file.parse().unwrap();
+            assert_eq!(Amount::parse_cap(&file, text), Ok(Amount::Number(0)), "{file}");
+            assert!(Amount::parse(&file, text).is_err(), "{file}: nothing is granted with 0");
+        }
+        for (file, text, reason) in [
+            ("memory.max", "0", "kills every process"),
+            ("memory.max", "0MiB", "as 64MiB"),
+            ("memory.high", "0", "nothing runs"),
+            ("pids.max", "0", "write 1 or more"),
+            ("cpu.max", "0cpus", "0.01cpus"),
+            ("cpu.max", "0 100000", "0.5cpus"),
+            ("cpu.weight", "0", "from 1 to 10000"),
+            ("io.max", "store rbps=0", "KEY=N"),
+            ("cpuset.cpus", "", "0-3,8"),
+            ("memory.max", "", "512MiB"),
+        ] {
+            let error = Amount::parse_cap(&file.parse().unwrap(), text).unwrap_err().to_string();
+            assert!(error.contains(reason) && error.contains(file), "{file} {text}: {error}");
+        }
+        assert_eq!(Amount::parse_cap(&File::PidsMax, "1"), Ok(Amount::Number(1)));
     }
 
     #[test]

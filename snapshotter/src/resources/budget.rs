@@ -266,6 +266,11 @@ impl Budgets {
         Self { ceilings: Arc::new(ceilings), reserved: Arc::default() }
     }
 
+    /// Whether pods have any.
+    pub fn has_pods(&self) -> bool {
+        !self.ceilings.pod.is_empty()
+    }
+
     /// Of no attachment yet; see [`Reservation::take`].
     pub fn open(&self) -> Reservation {
         Reservation { budgets: self.clone(), ids: BTreeSet::new() }

@@ -3,9 +3,10 @@
 //! `io.max` takes whole disks by their numbers and refuses partitions with `ENODEV` (`block/blk-cgroup.c`, `blkg_conf_open_bdev`).
 
 use std::{
-    fs, io,
+    fmt, fs, io,
     os::unix::fs::{FileTypeExt, MetadataExt},
-    path::{Path, PathBuf},
+    path::Path,
+    sync::Arc,
 };
 
 use super::{
@@ -36,16 +37,32 @@ pub enum DiskError {
     },
 }
 
-/// The disks of this node.
-#[derive(Debug, Clone)]
+/// Gives the numbers of a disk for its name.
+type Find = dyn Fn(&str) -> Result<String, DiskError> + Send + Sync;
+
+/// The disks of this node: which numbers one has that is called so now. Over a reboot they may be another disk's.
+#[derive(Clone)]
 pub struct Disks {
-    root: PathBuf,
+    find: Arc<Find>,
+}
+
+impl fmt::Debug for Disks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Disks").finish_non_exhaustive()
+    }
 }
 
 impl Disks {
     /// `root` is on the disk that is called `store`.
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        let root = root.to_owned();
+        Self { find: Arc::new(move |disk| find(&root, disk)) }
+    }
+
+    /// Disks that there need not be.
+    #[cfg(test)]
+    pub fn of(find: impl Fn(&str) -> Result<String, DiskError> + Send + Sync + 'static) -> Self {
+        Self { find: Arc::new(find) }
     }
 
     /// With numbers for the names of disks.
@@ -70,23 +87,27 @@ impl Disks {
     /// # Errors
     /// [`DiskError::NoDisk`].
     pub fn find(&self, disk: &str) -> Result<String, DiskError> {
-        let no_disk = |reason: String| DiskError::NoDisk { disk: disk.to_owned(), reason };
-        let number = match disk {
-            STORE => fs::metadata(&self.root).map(|meta| meta.dev()).map_err(|e| no_disk(e.to_string()))?,
-            path if path.starts_with('/') => {
-                let meta = fs::metadata(path).map_err(|e| no_disk(format!("cannot be looked at: {e}")))?;
-                if !meta.file_type().is_block_device() {
-                    return Err(no_disk("is no block device".to_owned()));
-                }
-                meta.rdev()
-            }
-            numbers => return whole(numbers).map_err(|e| no_disk(format!("is no block device here ({e})"))),
-        };
-        let numbers = format!("{}:{}", rustix::fs::major(number), rustix::fs::minor(number));
-        whole(&numbers).map_err(|_| {
-            no_disk(format!("({numbers}) is a file system of no single disk: name the disk, as /dev/vda"))
-        })
+        (self.find)(disk)
     }
+}
+
+fn find(root: &Path, disk: &str) -> Result<String, DiskError> {
+    let no_disk = |reason: String| DiskError::NoDisk { disk: disk.to_owned(), reason };
+    let number = match disk {
+        STORE => fs::metadata(root).map(|meta| meta.dev()).map_err(|e| no_disk(e.to_string()))?,
+        path if path.starts_with('/') => {
+            let meta = fs::metadata(path).map_err(|e| no_disk(format!("cannot be looked at: {e}")))?;
+            if !meta.file_type().is_block_device() {
+                return Err(no_disk("is no block device".to_owned()));
+            }
+            meta.rdev()
+        }
+        numbers => return whole(numbers).map_err(|e| no_disk(format!("is no block device here ({e})"))),
+    };
+    let numbers = format!("{}:{}", rustix::fs::major(number), rustix::fs::minor(number));
+    whole(&numbers).map_err(|_| {
+        no_disk(format!("({numbers}) is a file system of no single disk: name the disk, as /dev/vda"))
+    })
 }
 
 /// Of a partition, its disk.

@@ -22,8 +22,9 @@ impl Wanted {
         grants: impl IntoIterator<Item = (&'a String, &'a String)>,
         caps: impl IntoIterator<Item = (&'a String, &'a String)>,
     ) -> Result<Self, InvalidAmount> {
-        let grants = grants.into_iter().map(parse_one).collect::<Result<_, _>>()?;
-        let caps = caps.into_iter().map(parse_one).collect::<Result<_, _>>()?;
+        let grants = grants.into_iter().map(|one| parse_one(one, Amount::parse));
+        let caps = caps.into_iter().map(|one| parse_one(one, Amount::parse_cap));
+        let (grants, caps) = (grants.collect::<Result<_, _>>()?, caps.collect::<Result<_, _>>()?);
         Ok(Self { grants, caps })
     }
 
@@ -58,10 +59,13 @@ impl Wanted {
     }
 }
 
-fn parse_one((file, amount): (&String, &String)) -> Result<(File, Amount), InvalidAmount> {
+fn parse_one(
+    (file, amount): (&String, &String),
+    parse: impl Fn(&File, &str) -> Result<Amount, InvalidAmount>,
+) -> Result<(File, Amount), InvalidAmount> {
     let parsed: File =
         file.parse().map_err(|reason| InvalidAmount { file: file.clone(), value: amount.clone(), reason })?;
-    let amount = Amount::parse(&parsed, amount)?;
+    let amount = parse(&parsed, amount)?;
     Ok((parsed, amount))
 }
 
@@ -113,6 +117,10 @@ mod tests {
         assert_eq!(both.grants, map(&[("memory.max", "2097152"), ("pids.max", "8")]));
         assert_eq!(both.caps, map(&[("cpu.weight", "5"), ("pids.max", "3")]));
         assert_eq!(both.wanted().unwrap().record(), both);
+        // A cap of 0 is read again from a record; a grant of 0 is none.
+        let no_swap = Wanted::parse(&map(&[]), &map(&[("memory.swap.max", "0")])).unwrap().record();
+        assert_eq!(no_swap.wanted().unwrap().record(), no_swap);
+        assert!(Wanted::parse(&map(&[("memory.swap.max", "0")]), &map(&[])).is_err());
         assert!(both.is_of_memory() && !both.is_empty());
     }
 

@@ -5,7 +5,8 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     attachments::creation::{AtCreation, Creation},
-    devices::{Edits, Hook, IntelRdt, Mount, NetDevice, Node},
+    devices::{Edits, IntelRdt, Mount, NetDevice},
+    shims::{wire_hook, wire_node},
 };
 
 /// What a container asks for.
@@ -29,27 +30,13 @@ pub fn at_creation(answer: AtCreation) -> wire::DevicesAtCreationResponse {
 fn edits(edits: Edits) -> wire::SpecEdits {
     let Edits { env, nodes, net_devices, mounts, hooks, additional_gids, intel_rdt } = edits;
     wire::SpecEdits {
-        nodes: nodes.into_iter().map(node).collect(),
+        nodes: nodes.iter().map(wire_node).collect(),
         mounts: mounts.into_iter().map(mount).collect(),
         env,
-        hooks: hooks.into_iter().map(hook).collect(),
+        hooks: hooks.iter().map(wire_hook).collect(),
         additional_gids,
         intel_rdt: intel_rdt.map(|rdt| oci_rdt(&rdt).to_string()).unwrap_or_default(),
         net_devices: net_devices.into_iter().map(net_device).collect(),
-        ..Default::default()
-    }
-}
-
-fn node(node: Node) -> wire::SpecNode {
-    wire::SpecNode {
-        path: node.path,
-        type_: node.kind.letter().to_owned(),
-        major: node.major,
-        minor: node.minor,
-        file_mode: node.file_mode,
-        uid: node.uid,
-        gid: node.gid,
-        access: node.access,
         ..Default::default()
     }
 }
@@ -60,17 +47,6 @@ fn mount(mount: Mount) -> wire::SpecMount {
         container_path: mount.container_path,
         options: mount.options,
         type_: mount.kind,
-        ..Default::default()
-    }
-}
-
-fn hook(hook: Hook) -> wire::SpecHook {
-    wire::SpecHook {
-        point: hook.point.name().to_owned(),
-        path: hook.path,
-        args: hook.args,
-        env: hook.env,
-        timeout: hook.timeout.unwrap_or_default(),
         ..Default::default()
     }
 }

@@ -84,7 +84,7 @@ fn attachment(error: &AttachmentError) -> Code {
         AttachmentError::Limits(error) => limits(error),
         AttachmentError::Occupied { .. } => Code::AlreadyExists,
         AttachmentError::Shim(error) => shim(error),
-        AttachmentError::Again { source, .. } => shim(source),
+        AttachmentError::Again { source, .. } => attachment(source),
         AttachmentError::Unsettled { .. } => Code::Unavailable,
         AttachmentError::Unhealthy { .. } => Code::Aborted,
         AttachmentError::Store(_) | AttachmentError::Mark { .. } => Code::Internal,
@@ -115,6 +115,7 @@ fn limits(error: &LimitsError) -> Code {
     match error {
         LimitsError::Declared { .. } | LimitsError::Disk(_) => Code::FailedPrecondition,
         LimitsError::Budget(_) => Code::ResourceExhausted,
+        LimitsError::Pods(_) => Code::Unavailable,
     }
 }
 

@@ -20,6 +20,7 @@ use protobuf::MessageField;
 use serde::Deserialize;
 use tonic::Code;
 use wire::{draining, mounted, notice, user, wire_content, wire_devices, wire_resources, wire_upper};
+pub use wire::{wire_hook, wire_node};
 
 use crate::{
     attachments::model::{Attachment, ContainerKey, Content},
@@ -164,6 +165,17 @@ pub struct Report {
     pub mounted: Vec<Mounted>,
     /// What is draining.
     pub draining: Vec<Draining>,
+    /// Limits that no attachment changes any more are still to be put back.
+    pub limits_left: bool,
+}
+
+/// What came of a look at a container, by its shim.
+#[derive(Debug, Clone, Default)]
+pub struct Look {
+    /// What the shim has noticed.
+    pub notices: Vec<Notice>,
+    /// As of [`Report`].
+    pub limits_left: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -329,6 +341,7 @@ impl Shims {
         Ok(Report {
             mounted: reply.attachments.into_iter().map(mounted).collect(),
             draining: reply.draining.into_iter().map(draining).collect(),
+            limits_left: reply.limits_left,
         })
     }
 
@@ -336,14 +349,15 @@ impl Shims {
     ///
     /// # Errors
     /// [`ShimError`].
-    pub async fn notices(&self, container: &ContainerKey, after: u64) -> Result<Vec<Notice>, ShimError> {
+    pub async fn notices(&self, container: &ContainerKey, after: u64) -> Result<Look, ShimError> {
         let mut request = ListRequest::new();
         request.container_id = container.id.clone();
         request.notices_after = after;
         let reply = self
             .call(container, request, |client, request| async move { client.list(context(), &request).await })
             .await?;
-        Ok(reply.notices.into_iter().map(notice).collect())
+        let limits_left = reply.limits_left;
+        Ok(Look { notices: reply.notices.into_iter().map(notice).collect(), limits_left })
     }
 
     /// Calls the container's shim, once more if the connection turns out to be that of an earlier shim: every call

@@ -64,7 +64,8 @@ pub fn wire_devices(devices: &Devices) -> DeviceEdits {
     wire
 }
 
-fn wire_node(node: &Node) -> DeviceNode {
+/// A node, for a live container or a spec.
+pub fn wire_node(node: &Node) -> DeviceNode {
     let mut wire = DeviceNode::new();
     wire.path = node.path.clone();
     wire.type_ = node.kind.letter().to_owned();
@@ -82,8 +83,10 @@ fn wire_mount(mount: &Mount) -> DeviceMount {
     wire
 }
 
-fn wire_hook(hook: &Hook) -> DeviceHook {
+/// A hook, likewise.
+pub fn wire_hook(hook: &Hook) -> DeviceHook {
     let mut wire = DeviceHook::new();
+    wire.point = hook.point.name().to_owned();
     wire.path = hook.path.clone();
     (wire.args, wire.env) = (hook.args.clone(), hook.env.clone());
     wire.timeout = hook.timeout.unwrap_or_default();

@@ -235,6 +235,7 @@ mod tests {
                 digest: Digest::from_sha256(&[1; 32]),
                 layers: vec!["/a".into(), "/b".into()],
                 since: SystemTime::now(),
+                wanted: Default::default(),
                 resources: Default::default(),
                 env: Vec::new(),
             },

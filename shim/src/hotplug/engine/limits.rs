@@ -3,12 +3,14 @@
 //! The journal holds the container's own limits and what each attachment does to them; what is to be in force follows from that, so
 //! every change is: note it, apply. An attachment's limits are in force before anything of it is seen, and until nothing of it is.
 
+mod list;
 mod update;
+
+pub use list::Limited;
 
 use super::Engine;
 use crate::{
     hotplug::{
-        TaskLookupError,
         error::EngineError,
         journal::State,
         limited::LimitRecord,
@@ -21,75 +23,20 @@ use crate::{
 /// How often the kernel is asked to take memory back: it may stop before it has what it could have.
 const RECLAIMS: u32 = 3;
 
-/// The limits of an attachment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limited {
-    /// The container.
-    pub container: String,
-    /// The attachment.
-    pub id: AttachmentId,
-    /// Its limits are in force.
-    pub in_force: bool,
-    /// It has neither a capsule nor devices.
-    pub alone: bool,
-}
-
-impl Engine {
-    /// The attachments that change limits: of one container, or of all. Limits that somebody else has set since are taken for the
-    /// container's own, with the changes on top.
-    ///
-    /// # Errors
-    /// [`EngineError`] for one container; of all containers, those that cannot be looked at are logged and left out.
-    pub fn list_limits(&self, container: Option<&str>) -> Result<Vec<Limited>, EngineError> {
-        if let Some(container) = container {
-            return self.list_limits_of(container);
-        }
-        let mut all = Vec::new();
-        for id in self.tasks.ids() {
-            match self.list_limits_of(&id) {
-                Ok(limited) => all.extend(limited),
-                Err(error) => log::warn!("container {id} is left out of a list: {}", chain(&error)),
-            }
-        }
-        Ok(all)
-    }
-
-    fn list_limits_of(&self, container: &str) -> Result<Vec<Limited>, EngineError> {
-        let listed = self.with_scene(container, |scene| {
-            if scene.journal.limits.is_empty() {
-                return Ok(Vec::new());
-            }
-            look_first(scene);
-            // What cannot be read is not in force, and is no reason to say nothing of the rest.
-            let differing = differing(scene).inspect_err(|error| {
-                log::error!("container {container}: its limits cannot be looked at: {}", chain(error));
-            });
-            let holds = |file: &File| differing.as_ref().is_ok_and(|differing| !differing.contains(file));
-            let one = |record: &LimitRecord| Limited {
-                container: container.to_owned(),
-                id: record.id.clone(),
-                in_force: record.change.files().all(holds),
-                alone: !has_more(scene, &record.id),
-            };
-            Ok(scene.journal.limits.records.iter().map(one).collect())
-        });
-        match listed {
-            Err(EngineError::Task(TaskLookupError::NotRunning { .. })) => Ok(Vec::new()),
-            other => other,
-        }
-    }
-}
-
-fn differing(scene: &Scene) -> Result<Vec<File>, EngineError> {
-    Ok(groups(scene)?.differing(&scene.journal.limits.wanted()?)?)
-}
-
 fn chain(error: &EngineError) -> String {
     crate::engine::chain(error)
 }
 
 fn groups(scene: &Scene) -> Result<Groups, LimitError> {
     scene.cgroup.as_deref().map(Groups::new).ok_or(LimitError::NotUnified)
+}
+
+/// A change in the files that the kernel has. Without control groups it is refused later, if it is one.
+fn adapted(scene: &Scene, change: Change) -> Change {
+    match groups(scene) {
+        Ok(groups) => groups.adapt(change),
+        Err(_) => change,
+    }
 }
 
 /// Whether the journal has something else of an attachment.
@@ -108,6 +55,7 @@ pub(super) fn give(
     change: Change,
     undoing: bool,
 ) -> Result<bool, EngineError> {
+    let change = adapted(scene, change);
     match scene.journal.limits.find(id) {
         Some(there) if there.change == change => {
             look_first(scene);
@@ -186,6 +134,7 @@ pub(super) fn replace(
     change: Change,
     undoing: bool,
 ) -> Result<(), EngineError> {
+    let change = adapted(scene, change);
     let there = scene.journal.limits.find(id).cloned();
     let now = there.as_ref().map(|record| record.change.clone()).unwrap_or_default();
     if now == change {
@@ -237,9 +186,7 @@ pub(super) fn recover(scene: &mut Scene) {
             all.put(record);
         }
     }
-    let mut pruned = all.clone();
-    pruned.prune();
-    if all == scene.journal.limits && pruned == all {
+    if all == scene.journal.limits && !all.has_left() {
         return;
     }
     log::warn!("the limits of the container were left half changed");

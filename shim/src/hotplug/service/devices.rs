@@ -1,15 +1,14 @@
 //! What devices ask of a container, from the wire.
 
-use std::path::Path;
-
 use capsule_proto::hotplug as wire;
-use overlayfs_utils::{BindOptions, ContainerPath};
+use overlayfs_utils::BindOptions;
 
 use crate::{
-    devices::{Access, Policy},
+    devices::Policy,
+    edits::{Hook, InvalidEdit, Point, parse_env, parse_hook, parse_node, parse_place},
     hotplug::{
-        edits::{Bind, Edits, Hook, Node, NodeKind},
-        model::{InvalidRequest, is_plain, is_variable},
+        edits::{Bind, Edits},
+        model::{InvalidRequest, is_plain},
     },
 };
 
@@ -18,51 +17,25 @@ use crate::{
 /// # Errors
 /// [`InvalidRequest`].
 pub fn parse_edits(edits: wire::DeviceEdits) -> Result<Edits, InvalidRequest> {
-    if let Some(wrong) = edits.env.iter().find(|entry| !is_variable(entry)) {
-        return Err(invalid("variable", wrong, "it is no NAME=VALUE"));
-    }
     Ok(Edits {
         nodes: edits.nodes.into_iter().map(parse_node).collect::<Result<_, _>>()?,
         mounts: edits.mounts.iter().map(parse_mount).collect::<Result<_, _>>()?,
-        env: edits.env,
-        hooks: edits.hooks.into_iter().map(parse_hook).collect::<Result<_, _>>()?,
+        env: parse_env("variable", edits.env)?,
+        hooks: edits.hooks.into_iter().map(parse_live_hook).collect::<Result<_, _>>()?,
         additional_gids: edits.additional_gids,
         policy: if edits.refuse_foreign { Policy::Refuse } else { Policy::Merge },
     })
 }
 
 fn invalid(field: &'static str, value: &str, reason: &'static str) -> InvalidRequest {
-    InvalidRequest::Edit { field, value: value.to_owned(), reason }
+    InvalidEdit::new(field, value, reason).into()
 }
 
-/// A path in a container that something can be put at.
-fn parse_place(field: &'static str, path: &str) -> Result<ContainerPath, InvalidRequest> {
-    let parsed = ContainerPath::parse(path)?;
-    if parsed.is_root() { Err(invalid(field, path, "it is the container's root")) } else { Ok(parsed) }
-}
-
-fn parse_node(node: wire::DeviceNode) -> Result<Node, InvalidRequest> {
-    let kind = match node.type_.as_str() {
-        "b" => NodeKind::Block,
-        "c" => NodeKind::Char,
-        "p" => NodeKind::Fifo,
-        other => return Err(invalid("type", other, "it is none of b, c and p")),
-    };
-    let access = Access::parse(&node.access)
-        .map_err(|_| invalid("access", &node.access, "it is made of the letters r, w and m"))?;
-    if let Some(mode) = node.file_mode.filter(|mode| *mode > 0o7777) {
-        return Err(invalid("mode", &format!("{mode:o}"), "it has more than permission bits"));
+fn parse_live_hook(hook: wire::DeviceHook) -> Result<Hook, InvalidRequest> {
+    match parse_hook(hook)? {
+        (Point::CreateContainer, hook) => Ok(hook),
+        (other, _) => Err(invalid("hook's point", other.name(), "a live container is given none of it")),
     }
-    Ok(Node {
-        path: parse_place("node", &node.path)?,
-        kind,
-        major: node.major,
-        minor: node.minor,
-        mode: node.file_mode,
-        uid: node.uid,
-        gid: node.gid,
-        access,
-    })
 }
 
 /// The options of a bind mount. Where a mount's changes are passed on to (`rprivate` and its like) is not for the container to
@@ -93,26 +66,6 @@ fn parse_mount(mount: &wire::DeviceMount) -> Result<Bind, InvalidRequest> {
     }
     let target = parse_place("mount", &mount.container_path)?;
     Ok(Bind { source: mount.host_path.clone().into(), target, options })
-}
-
-fn parse_hook(hook: wire::DeviceHook) -> Result<Hook, InvalidRequest> {
-    if !Path::new(&hook.path).is_absolute() || hook.path.contains('\0') {
-        return Err(invalid("hook", &hook.path, "it is no absolute path"));
-    }
-    let env = hook.env.iter().map(|entry| {
-        let variable = entry.split_once('=').filter(|_| is_variable(entry));
-        let variable = variable.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        variable.ok_or_else(|| invalid("hook's variable", entry, "it is no NAME=VALUE"))
-    });
-    if let Some(wrong) = hook.args.iter().find(|arg| arg.contains('\0')) {
-        return Err(invalid("hook's argument", wrong, "it has a NUL byte"));
-    }
-    Ok(Hook {
-        env: env.collect::<Result<_, _>>()?,
-        path: hook.path.into(),
-        args: hook.args,
-        timeout: (hook.timeout > 0).then_some(hook.timeout),
-    })
 }
 
 #[cfg(test)]
@@ -165,10 +118,11 @@ mod tests {
     #[test]
     fn what_means_nothing_is_refused() {
         type Spoil = fn(&mut wire::DeviceEdits);
-        let bad: [(Spoil, &str); 11] = [
+        let bad: [(Spoil, &str); 12] = [
+            (|e| e.hooks[0].point = "poststop".into(), "poststop"),
             (|e| e.nodes[0].type_ = "u".into(), "\"u\""),
             (|e| e.nodes[0].access = "rx".into(), "\"rx\""),
-            (|e| e.nodes[0].path = "dev/fuse".into(), "target"),
+            (|e| e.nodes[0].path = "dev/fuse".into(), "absolute"),
             (|e| e.nodes[0].path = "/".into(), "root"),
             (|e| e.nodes[0].file_mode = Some(0o20660), "20660"),
             (|e| e.mounts[0].host_path = "/a/../b".into(), "/a/../b"),

@@ -20,7 +20,9 @@ fn parse_all(what: &'static str, limits: Vec<wire::Limit>) -> Result<Amounts, In
     for wire::Limit { file: name, value, .. } in limits {
         let invalid =
             |reason| InvalidRequest::Limit { what, file: name.clone(), value: value.clone(), reason };
-        let file = File::parse(&name).ok_or_else(|| invalid("this shim changes no such limit"))?;
+        // The weight is asked for as io.weight, whatever the kernel has for it.
+        let file = File::parse(&name).filter(|file| *file != File::IoBfqWeight);
+        let file = file.ok_or_else(|| invalid("this shim changes no such limit"))?;
         let amount = Value::parse(&file, &value).map_err(invalid)?;
         if amounts.insert(file, amount).is_some() {
             return Err(invalid("the file is named twice"));
@@ -53,6 +55,7 @@ mod tests {
         for (bad, word) in [
             (&[("memory.max", "max")][..], "memory.max \"max\""),
             (&[("memory.min", "5")], "no such limit"),
+            (&[("io.bfq.weight", "5")], "no such limit"),
             (&[("../memory.max", "5")], "no such limit"),
             (&[("pids.max", "5"), ("pids.max", "6")], "twice"),
         ] {

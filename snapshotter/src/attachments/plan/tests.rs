@@ -18,6 +18,7 @@ fn content(n: u8) -> Content {
         digest: Digest::from_sha256(&[n; 32]),
         layers: vec![format!("/s/{n}/fs").into()],
         since: SystemTime::UNIX_EPOCH,
+        wanted: Resources::default(),
         resources: Resources::default(),
         env: Vec::new(),
     }

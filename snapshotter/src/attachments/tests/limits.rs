@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     attachments::{LimitsError, creation},
     events::Kind,
-    resources::{Budgets, Capacity, Ceiling, Disks, Resources, Settings, Wanted},
+    resources::{Budgets, Capacity, Ceiling, Configured, DiskError, Disks, Resources, Settings, Wanted},
     store,
 };
 
@@ -20,11 +20,16 @@ impl TestNode {
     }
 
     fn with_budget(&mut self, file: &str, much: &str) {
+        self.with_budgets(|budget| Settings { node: budget, ..Settings::default() }, file, much);
+    }
+
+    fn with_budgets(&mut self, of: impl Fn(Configured) -> Settings, file: &str, much: &str) {
         let file = file.parse().unwrap();
         let ceiling = Ceiling::parse(&file, much).unwrap();
-        let settings = Settings { node: BTreeMap::from([(file, ceiling)]), ..Settings::default() };
+        let settings = of(Configured::from([(file, ceiling)]));
         let disks = Disks::new(self.dir.path());
-        let ceilings = settings.settle(Capacity { memory: 1 << 30, cpus: 2 }, &disks).unwrap();
+        let ceilings =
+            settings.settle(Capacity { memory: 1 << 30, swap: 0, cpus: 2, pids: 1000 }, &disks).unwrap();
         self.engine = self.engine.clone().with_budgets(Budgets::new(ceilings), disks);
     }
 
@@ -33,6 +38,19 @@ impl TestNode {
             grants.iter().map(|(file, much)| ((*file).to_owned(), (*much).to_owned())).collect();
         let resources = Wanted::parse(&grants, &BTreeMap::new()).unwrap();
         self.engine.attach(&wanted(), &[AttachSpec { resources, ..spec(what) }]).await
+    }
+
+    /// As after a reboot: nothing is mounted any more, and `/dev/data` has other numbers, or none.
+    async fn reboot(&mut self, numbers: &'static str) {
+        self.durable().await;
+        self.shim.0.lock().unwrap().mounted.clear();
+        let mut recorded = read_all(&self.store).unwrap();
+        recorded.values_mut().for_each(|attachment| attachment.phase = Phase::Waiting);
+        let stores = [&self.store, &self.kept];
+        let engine = node::open_engine(self.dir.path(), stores, &self.snapshots, &self.published).await;
+        self.engine = engine.with_budgets(Budgets::default(), disks(numbers));
+        self.engine.pin_recorded(&recorded);
+        self.engine.recover(recorded).await;
     }
 
     /// What the shim was given last.
@@ -45,6 +63,19 @@ impl TestNode {
         };
         state.mounted.values().filter_map(|request| request.resources.as_ref()).map(limits).collect()
     }
+}
+
+/// A node with one disk, `/dev/data`.
+fn disks(numbers: &'static str) -> Disks {
+    Disks::of(move |disk| match disk {
+        "/dev/data" if !numbers.is_empty() => Ok(numbers.to_owned()),
+        other => Err(DiskError::NoDisk { disk: other.to_owned(), reason: "is not there".to_owned() }),
+    })
+}
+
+fn pids(much: &str) -> Wanted {
+    let grants = BTreeMap::from([("pids.max".to_owned(), much.to_owned())]);
+    Wanted::parse(&grants, &BTreeMap::new()).unwrap()
 }
 
 fn refusal(error: &AttachmentError) -> &LimitsError {
@@ -87,7 +118,7 @@ async fn what_exceeds_a_budget_is_refused_before_anything_is_touched() {
     let said = "tools@1 asks for 5MiB of memory.max, and the budget of the node is 10MiB, of which 6MiB is used (6MiB by heavy@1 in default/c1)";
     assert!(error.to_string().contains(said), "{error}");
     let error = node.upgrade(&["heavy@2"]).await.unwrap_err();
-    assert!(error.to_string().contains("heavy@1 asks for 11MiB"), "{error}");
+    assert!(error.to_string().contains("heavy@2 asks for 11MiB of memory.max"), "{error}");
     assert_eq!((node.shim.calls(), node.durable().await), (Vec::new(), before));
     // What was refused is not reserved, and what goes is free again.
     node.ask("tools@1", &[("memory.max", "4M")]).await.unwrap();
@@ -99,6 +130,33 @@ async fn what_exceeds_a_budget_is_refused_before_anything_is_touched() {
     node.shim.0.lock().unwrap().refuse = vec!["attach heavy@1".into()];
     assert!(node.attach(&["heavy@1"]).await.is_err());
     assert_eq!(used(&node), 4 << 20);
+}
+
+#[tokio::test]
+async fn a_pods_budget_is_not_looked_at_before_it_is_known_what_is_of_the_pod() {
+    let mut node = TestNode::start().await;
+    node.with_budgets(|budget| Settings { pod: budget, ..Settings::default() }, "memory.max", "10M");
+    let of_pod = Known { pod: Some("shop/p".to_owned()), ..node.engine.containers.known(&key()).unwrap() };
+    node.engine.containers.put(&key(), of_pod.clone());
+    // What an earlier capsuled has left of another container of the pod, which containerd has not told of yet.
+    let other = ContainerKey { namespace: "default".into(), id: "c2".into() };
+    let held = node.ask("tools@1", &[("memory.max", "6M")]).await.unwrap().remove(0);
+    let held = Attachment { id: "other".to_owned(), container: other.clone(), ..held };
+    node.engine.detach(&choice("tools"), false, None).await.unwrap();
+    node.engine.records.lock(&other).await.push(held);
+    node.shim.calls();
+    let error = node.ask("tools@1", &[("memory.max", "5M")]).await.unwrap_err();
+    assert!(matches!(refusal(&error), LimitsError::Pods(_)));
+    for word in ["pods have budgets", "try again", "no-containerd.sock"] {
+        assert!(error.to_string().contains(word), "{error}");
+    }
+    assert_eq!(node.shim.calls(), Vec::<String>::new());
+    // What grants nothing asks nobody.
+    node.attach(&["extra@1"]).await.unwrap();
+    node.engine.containers.put(&other, of_pod);
+    let error = node.ask("tools@1", &[("memory.max", "5M")]).await.unwrap_err().to_string();
+    assert!(error.contains("the pod shop/p is 10MiB, of which 6MiB is used"), "{error}");
+    node.ask("tools@1", &[("memory.max", "4M")]).await.unwrap();
 }
 
 #[tokio::test]
@@ -116,6 +174,38 @@ async fn what_is_declared_badly_or_is_of_no_disk_is_refused() {
 }
 
 #[tokio::test]
+async fn a_disk_has_the_numbers_of_this_boot_whatever_it_had_when_it_was_asked_for() {
+    let mut node = TestNode::start().await;
+    node.engine = node.engine.clone().with_budgets(Budgets::default(), disks("8:16"));
+    node.publish_with_resources("1", "{}", r#"{"io.max": "/dev/data rbps=1"}"#);
+    node.publish_with_resources("2", r#"{"io.max": "/dev/data wbps=2"}"#, "{}");
+    node.attach(&["heavy@1"]).await.unwrap();
+    assert_eq!(node.given(), ["io.max<8:16 rbps=1"]);
+    node.upgrade(&["heavy@2"]).await.unwrap();
+    assert_eq!(node.given(), ["io.max+8:16 wbps=2"]);
+    node.reboot("8:32").await;
+    let counted = |node: &TestNode| -> Vec<String> {
+        let usage = node.engine.budget_usage();
+        usage.iter().filter(|one| one.used > 0).map(|one| one.dimension.to_string()).collect()
+    };
+    assert_eq!(counted(&node)[0], "io.max 8:32 wbps");
+    node.engine.restore_named(&key(), "").await.unwrap();
+    assert_eq!(node.given(), ["io.max+8:32 wbps=2"]);
+    node.rollback(&["heavy"]).await.unwrap();
+    assert_eq!(node.given(), ["io.max<8:32 rbps=1"]);
+    // One that is not there is said, and nothing is done of what it was to limit.
+    node.reboot("").await;
+    let error = node.engine.restore_named(&key(), "").await.unwrap_err().to_string();
+    for word in ["/dev/data is not there", "heavy@1 at /opt/heavy", "capsulectl detach default/c1 heavy"] {
+        assert!(error.contains(word), "{error}");
+    }
+    assert_eq!(node.shim.mounted(), Vec::<String>::new());
+    node.reboot("8:48").await;
+    node.engine.restore_named(&key(), "").await.unwrap();
+    assert_eq!(node.given(), ["io.max<8:48 rbps=1"]);
+}
+
+#[tokio::test]
 async fn an_older_shim_is_not_taken_for_one_that_has_done_it() {
     let mut node = TestNode::start().await;
     node.publish_with_resources("1", "{}", "{}");
@@ -130,6 +220,35 @@ async fn an_older_shim_is_not_taken_for_one_that_has_done_it() {
     assert!(error.to_string().contains("of a release before resources"), "{error}");
     assert_eq!(node.shim.mounted(), ["heavy@1"]);
     assert_eq!(node.listed().await, ["heavy@1"]);
+}
+
+#[tokio::test]
+async fn a_container_is_asked_until_its_limits_are_put_back() {
+    let mut node = TestNode::start().await;
+    let asked = |node: &TestNode| node.engine.containers_to_ask().into_iter().collect::<Vec<_>>();
+    node.attach(&["tools@1"]).await.unwrap();
+    node.engine.detach(&choice("tools"), false, None).await.unwrap();
+    assert_eq!(asked(&node), [], "it has changed no limits");
+    node.ask("tools@1", &[("pids.max", "1")]).await.unwrap();
+    node.shim.0.lock().unwrap().limits_left = true;
+    node.engine.detach(&choice("tools"), false, None).await.unwrap();
+    let mut last = 0;
+    for refused in [vec![], vec!["list".to_owned()], vec![]] {
+        node.shim.0.lock().unwrap().refuse = refused;
+        assert_eq!(asked(&node), [key()]);
+        node.engine.ask_notices(&key(), &mut last).await;
+    }
+    // Whoever starts anew asks as well.
+    node.restart().await;
+    assert_eq!(asked(&node), [key()]);
+    node.shim.0.lock().unwrap().limits_left = false;
+    node.engine.ask_notices(&key(), &mut last).await;
+    assert_eq!(asked(&node), []);
+    // What was attached and taken back at once has put limits back, too.
+    node.shim.0.lock().unwrap().refuse = vec!["attach extra@1".into()];
+    let limited = AttachSpec { resources: pids("2"), ..spec("tools@1") };
+    node.engine.attach(&wanted(), &[limited, spec("extra@1")]).await.unwrap_err();
+    assert_eq!(asked(&node), [key()]);
 }
 
 #[tokio::test]

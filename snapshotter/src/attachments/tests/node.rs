@@ -115,7 +115,7 @@ async fn serve(dir: &Path, shim: FakeShim) -> ttrpc::r#async::Server {
     server
 }
 
-async fn open_engine(
+pub(super) async fn open_engine(
     dir: &Path,
     [store, kept]: [&Store; 2],
     snapshots: &Snapshots,

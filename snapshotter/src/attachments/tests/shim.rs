@@ -19,6 +19,8 @@ pub(super) struct FakeState {
     pub(super) unmounted: Vec<String>,
     /// It knows of no upper directories, of no devices and of no resources.
     pub(super) old: bool,
+    /// Limits could not be put back.
+    pub(super) limits_left: bool,
 }
 
 #[derive(Clone, Default)]
@@ -128,6 +130,7 @@ impl Hotplug for FakeShim {
             return Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::INTERNAL, "no list")));
         }
         let mut reply = wire::ListResponse::new();
+        reply.limits_left = state.limits_left;
         for (id, request) in &state.mounted {
             let mut attachment = wire::Attachment::new();
             attachment.attachment_id = id.clone();

@@ -15,8 +15,9 @@ use crate::{
         Access,
         tests::kernel::{attach_program_of_runc, new_cgroup},
     },
+    edits::NodeKind,
     hotplug::{
-        edits::{Bind, Edits, Hook, Node, NodeKind},
+        edits::{Bind, Edits, Hook, Node},
         error::DevicesError,
     },
 };

@@ -514,3 +514,52 @@ fn privileged_limits_are_undone_whatever_is_in_use() {
         assert_eq!(limited.read("memory.max"), "268435456");
     });
 }
+
+#[test]
+fn privileged_limits_that_cannot_be_put_back_are_left_until_they_can() {
+    on_host(|dir| {
+        let limited = Limited::start(dir);
+        let engine = limited.engine();
+        give(&engine, "a", change(&[], &[("pids.max", "20")])).unwrap();
+        assert_eq!(
+            (limited.read("pids.max"), engine.has_limits_left(Some("c")).unwrap()),
+            ("20".into(), false)
+        );
+        let [file, aside] = ["pids.max", "aside"].map(|name| limited.folder.at.join(name));
+        fs::rename(&file, &aside).unwrap();
+        fs::create_dir(&file).unwrap();
+        assert!(engine.detach("c", &id("a"), true).unwrap().detached);
+        assert!(engine.has_limits_left(Some("c")).unwrap() && engine.has_limits_left(None).unwrap());
+        // Another shim's, too: it is in the journal.
+        let engine = limited.engine();
+        assert!(engine.has_limits_left(Some("c")).unwrap());
+        fs::remove_dir(&file).unwrap();
+        fs::rename(&aside, &file).unwrap();
+        assert!(!engine.has_limits_left(Some("c")).unwrap() && !engine.has_limits_left(None).unwrap());
+        assert_eq!(limited.read("pids.max"), "max");
+    });
+}
+
+#[test]
+fn privileged_limits_of_a_kernel_with_bfq_are_its_weight() {
+    on_host(|dir| {
+        let limited = Limited::start(dir);
+        limited.set("io.weight", "default 100");
+        limited.set("io.bfq.weight", "100");
+        let engine = limited.engine();
+        let weight = |grant: &str| change(&[("io.weight", grant)], &[]);
+        give(&engine, "a", weight("50")).unwrap();
+        let both = || (limited.read("io.bfq.weight"), limited.read("io.weight"));
+        assert_eq!(both(), ("150".into(), "default 100".into()));
+        // A repeated call does it once, and BFQ's weights end at 1000.
+        give(&engine, "a", weight("50")).unwrap();
+        give(&engine, "b", weight("5000")).unwrap();
+        assert_eq!(both().0, "1000");
+        assert!(in_force(&engine).iter().all(|(_, in_force)| *in_force));
+        engine.detach("c", &id("b"), false).unwrap();
+        limited.update(&engine, &json!({"unified": {"io.bfq.weight": "40"}})).unwrap();
+        assert_eq!(both(), ("90".into(), "default 100".into()));
+        engine.detach("c", &id("a"), false).unwrap();
+        assert_eq!(both(), ("40".into(), "default 100".into()));
+    });
+}
