@@ -9,7 +9,7 @@ use crate::{
         catalogue::{Published, image_name},
         claim::Arriving,
         oci,
-        tags::{self, Undo},
+        tags::Undo,
         unpack::check_layers,
     },
     containerd::{ImageRecord, Scope},
@@ -127,7 +127,7 @@ impl Capsules {
             if self.catalogue().version(&one.name, tag).is_some() {
                 tracing::warn!(capsule = %one.name, %tag, of = %one.version, "the tag of what came is a version here: left out");
             } else {
-                undo.extend(tags::apply(scope, &record, (&one.name, &one.version), tag).await?);
+                undo.extend(self.apply_tag(scope, &record, (&one.name, &one.version), tag).await?);
             }
         }
         Ok(existed)
