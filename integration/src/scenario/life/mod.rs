@@ -43,6 +43,9 @@ const CALLS: [&str; 17] = [
 /// How many operations are told of at a time.
 const ROUND: usize = 100;
 
+/// How many operations a failure tells of.
+const LATELY: usize = 8;
+
 /// How long containerd may take for a call whose caller was killed.
 const LATE: Duration = Duration::from_millis(400);
 
@@ -131,6 +134,8 @@ struct Life {
     cut_off: usize,
     /// By the call's name: in the middle of how many a daemon was killed, and how many of these were cut off.
     calls: BTreeMap<String, (usize, usize)>,
+    /// Every operation, with what was killed in the middle of it.
+    lately: Vec<String>,
     /// containerd may not have connected to the capsuled that was started last.
     behind: bool,
 }
@@ -154,6 +159,7 @@ impl Life {
             under_way: 0,
             cut_off: 0,
             calls: BTreeMap::new(),
+            lately: Vec::new(),
             behind: false,
         };
         let twice = PLAIN.into_iter().chain(["app", OUTER]).flat_map(|name| [(name, 1), (name, 2)]);
@@ -174,12 +180,13 @@ impl Life {
         for index in 0..ROUND {
             let op = self.node.choose(&mut self.random, &VESSELS);
             let victim = self.victim(&op);
-            self.step(&op, victim)
-                .with_context(|| format!("operation {index}: {op:?}, killed: {victim:?}"))?;
+            self.lately.push(format!("{op:?}, killed: {victim:?}"));
+            let step = self.step(&op, victim);
+            step.with_context(|| format!("operation {index}: {}", self.told_lately()))?;
             self.done += 1;
             if victim.is_some() || index % 20 == 0 {
-                self.check()
-                    .with_context(|| format!("after operation {index}: {op:?}, killed: {victim:?}"))?;
+                let check = self.check();
+                check.with_context(|| format!("after operation {index}: {}", self.told_lately()))?;
             }
         }
         let kills = |victim| {
@@ -192,6 +199,11 @@ impl Life {
             kills(Victim::Containerd),
             kills(Victim::Shim)
         ))
+    }
+
+    /// The last operations, newest first: what is late is not of the last alone.
+    fn told_lately(&self) -> String {
+        self.lately.iter().rev().take(LATELY).cloned().collect::<Vec<_>>().join("; before that ")
     }
 
     fn killed(&self) -> usize {
