@@ -9,6 +9,7 @@ use anyhow::Result;
 use capsule_integration::machine::{Job, Kind, Machine};
 use capsule_integration::rootfs::Suite;
 use capsule_integration::scenario::docs::PAGES;
+use capsule_integration::scenario::life;
 use capsule_integration::scenario::runtime::{campaigns_of_environment, scenario_of_environment};
 use capsule_integration::workspace::{Workspace, require_root};
 
@@ -93,7 +94,7 @@ fn privileged_vm_forky_docs() -> Result<()> {
 /// A thousand operations at random, with daemons killed in the middle of a third of them.
 #[test]
 fn privileged_native_forky_life() -> Result<()> {
-    run(Kind::Native, Suite::Forky, "life")
+    run(Kind::Native, Suite::Forky, &life::scenario_of_environment()?)
 }
 
 /// Attach, memory and recovery on a node that fills.

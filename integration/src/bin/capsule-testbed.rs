@@ -205,10 +205,10 @@ fn timed<T>(what: &str, make: impl FnOnce() -> Result<T>) -> Result<T> {
 
 fn run(scenario: &str, machine: Machine, events: Option<&Path>) -> Result<()> {
     // As the tests do it.
-    let scenario = if scenario == "runtime" {
-        scenario::runtime::scenario_of_environment()
-    } else {
-        scenario.to_owned()
+    let scenario = match scenario {
+        "runtime" => scenario::runtime::scenario_of_environment(),
+        scenario::life::NAME => scenario::life::scenario_of_environment()?,
+        other => other.to_owned(),
     };
     let job = Job { scenario: scenario.clone(), silence: Duration::from_secs(480) };
     let mut copy = match events {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::capsulectl::{Seen, build, done, json, ps, publish, refused, tzdata};
+use super::capsulectl::{self, Seen, build, done, json, ps, publish, tzdata};
 use super::ctr::{Container, OURS, REFERENCE, ctr, run as run_program};
 use super::readers::{SHARED, VOLUMES};
 use super::world::{World, until, with_logs};
@@ -60,6 +60,25 @@ fn node_mounts() -> Result<BTreeSet<String>> {
     Ok(table.lines().map(str::to_owned).collect())
 }
 
+/// One call that must be refused in one line with these words. Of an attachment the line names, besides, the container that was
+/// asked for, a capsule, and the target where the call names one.
+fn refused(args: &[&str], words: &[&str]) -> Result<String> {
+    let line = capsulectl::refused(args, words)?;
+    if let ["attach" | "upgrade" | "rollback" | "detach", container, capsules @ ..] = args {
+        let target = capsules.iter().position(|word| *word == "--target").and_then(|at| capsules.get(at + 1));
+        let capsules: Vec<&str> =
+            capsules.iter().take_while(|word| !word.starts_with("--")).copied().collect();
+        let bare = |capsule: &str| capsule.split('@').next().is_some_and(|name| line.contains(name));
+        ensure!(line.contains(container), "does not name the container {container}: {line}");
+        ensure!(capsules.iter().any(|capsule| bare(capsule)), "names none of {capsules:?}: {line}");
+        ensure!(
+            target.is_none_or(|target| line.contains(target)),
+            "does not name the target {target:?}: {line}"
+        );
+    }
+    Ok(line)
+}
+
 /// One call that must be refused in one line with these words, and change nothing.
 fn case(reporter: &mut Reporter, name: &str, container: &Container, args: &[&str], words: &[&str]) {
     reporter.check(name, || {
@@ -103,6 +122,8 @@ fn refusals(reporter: &mut Reporter, shop: &Container) {
         done(&["attach", "shop", "tzdata"])?;
         let line = refused(&["rollback", "shop", "tzdata"], &["tzdata"]);
         let again = refused(&["attach", "shop", "tzdata"], &["/usr/share/zoneinfo"]);
+        let other = ["attach", "shop", "debug-tools", "--target", "/usr/share/zoneinfo"];
+        refused(&other, &["is taken by tzdata"])?;
         done(&["detach", "shop", "tzdata"])?;
         Ok(format!("{}; attached again: {}", line?, again?))
     });
@@ -159,7 +180,7 @@ fn targets(reporter: &mut Reporter, shop: &Container) {
 /// Attaches at `target` or is refused; either way nothing of the node is touched.
 fn inside_only(shop: &Container, target: &str, leads_to: &str) -> Result<String> {
     let before = Before::read(shop)?;
-    let output = super::capsulectl::capsulectl(&["attach", "shop", "tzdata", "--target", target])?;
+    let output = capsulectl::capsulectl(&["attach", "shop", "tzdata", "--target", target])?;
     ensure!(node_mounts()? == before.node, "the node's mount table changed");
     ensure!(!Path::new(leads_to).exists(), "{leads_to} appeared on the node");
     if output.code == 0 {
@@ -192,7 +213,7 @@ fn swapped_links(shop: &Container) -> Result<String> {
     let (mut attached, mut refusals) = (0, 0);
     for _ in 0..150 {
         let args = ["attach", "shop", "tzdata", "--target", "/srv/swap/planted"];
-        let output = super::capsulectl::capsulectl(&args)?;
+        let output = capsulectl::capsulectl(&args)?;
         ensure!(node_mounts()? == before.node, "the node's mount table changed");
         if output.code == 0 {
             attached += 1;

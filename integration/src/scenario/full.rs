@@ -119,7 +119,13 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     });
     reporter.check("a version that there is no room to unpack is not attached", || unpacking(&shop));
     reporter.check("what was written is not published, and stays", || committing(&shop));
-    reporter.check("an attachment without room for its record", || recording(&shop));
+    reporter.check("a target directory that there is no room for", || targeting(&shop));
+    reporter.check("an upper directory that there is no room for", || upper(&shop));
+    reporter.check("an upgrade that there is no room to unpack", || upgrading(&shop));
+    reporter.check("an upgrade that brings what there is no room for moves nothing", || moving(&shop));
+    reporter.check("an attachment, an upgrade and a rollback without room for their records", || {
+        recording(&shop)
+    });
     reporter.check("the API has a code for it", || coded(&shop));
     shop.remove()?;
     world.stop()
@@ -151,6 +157,28 @@ impl Before {
     }
 }
 
+impl Before {
+    /// With what each mount of the container is, and not which one it is.
+    fn anew(mut self) -> Self {
+        for line in &mut self.container {
+            // Mount, parent, and device of its own (proc_pid_mountinfo(5)).
+            *line = line.split(' ').skip(3).collect::<Vec<_>>().join(" ");
+        }
+        self.container.sort();
+        self
+    }
+
+    /// The lines of the one that the other has not.
+    fn differs(&self, now: &Self) -> String {
+        let (before, now) = (format!("{self:#?}"), format!("{now:#?}"));
+        let only = |these: &str, others: &str| {
+            let lines = these.lines().filter(|line| !others.lines().any(|other| other == *line));
+            lines.map(str::trim).collect::<Vec<_>>().join(" ")
+        };
+        format!("gone: {}; new: {}", only(&before, &now), only(&now, &before))
+    }
+}
+
 /// Runs something that must fail, after which all is as it was: looked at while the disk is still full.
 fn leaves_nothing<T>(container: &Container, fails: impl FnOnce() -> Result<T>) -> Result<T> {
     let (before, kept) = (Before::read(container)?, held()?);
@@ -162,9 +190,13 @@ fn leaves_nothing<T>(container: &Container, fails: impl FnOnce() -> Result<T>) -
 fn same_as(container: &Container, before: &Before, kept: &Held) -> Result<()> {
     same(kept)?;
     // Directories go when containerd has collected.
+    settles(container, before)
+}
+
+fn settles(container: &Container, before: &Before) -> Result<()> {
     let now = || Before::read(container);
-    let settled = until("all as it was", || Ok(now()? == *before));
-    settled.with_context(|| format!("before {before:#?}, now {:#?}", now()))
+    let settled = until("all as it was", || Ok(now().is_ok_and(|now| now == *before)));
+    settled.with_context(|| now().map_or_else(|error| format!("{error:#}"), |now| before.differs(&now)))
 }
 
 /// A call that must say that the disk is full, with all of `words`, and leave nothing.
@@ -208,15 +240,7 @@ fn building(shop: &Container, label: &str, more: &[&str], disk: &Disk) -> Result
 }
 
 fn unpacking(shop: &Container) -> Result<String> {
-    // A version as a pull without unpacking leaves it.
-    let inspected = json(&["inspect", "large@1"])?;
-    let layer = &inspected["layers"][0];
-    let chain = layer["diff_id"].as_str().or(layer["digest"].as_str()).context("a layer")?;
-    let snapshots = || Ok::<_, anyhow::Error>(fs::read_dir("/var/lib/capsule/snapshots")?.count());
-    let before = snapshots()?;
-    ctr(&["-n", "capsules", "snapshots", "--snapshotter", "capsule", "rm", chain])?.success("ctr rm")?;
-    // The snapshotter is told by containerd's garbage collector, in its own time.
-    until("its snapshot is gone", || Ok(snapshots()? < before))?;
+    forget("large@1")?;
     let attach = ["attach", "shop", "large@1"];
     let cannot = ["cannot unpack large@1: "];
     let line = OWN.while_full(LITTLE, || told(shop, &attach, &cannot))?;
@@ -243,36 +267,158 @@ fn committing(shop: &Container) -> Result<String> {
     Ok(line)
 }
 
+/// The directory would lie in the container's own upper directory.
+fn targeting(shop: &Container) -> Result<String> {
+    let target = "/made/by/an/attach";
+    let attach = ["attach", "shop", "tool@1", "--target", target];
+    let line = OWN.while_full(0, || {
+        let line = told(shop, &attach, &["cannot attach tool@1 at /made/by/an/attach in default/shop: "])?;
+        shop.sh("look", "test ! -e /made")?;
+        Ok(line)
+    })?;
+    done(&attach)?;
+    done(&["detach", "shop", "tool", "--target", target])?;
+    Ok(line)
+}
+
+fn upper(shop: &Container) -> Result<String> {
+    let cannot = ["tool@1", "default/shop"];
+    let (mine, kept) = (
+        ["attach", "shop", "tool@1", "--writable"],
+        ["attach", "shop", "tool@1", "--persist", "kept", "--size", "8MiB"],
+    );
+    let line = OWN.while_full(0, || {
+        told(shop, &mine, &cannot)?;
+        told(shop, &kept, &cannot)
+    })?;
+    for attach in [&mine[..], &kept] {
+        done(attach)?;
+        let drop: &[&str] = if attach.contains(&"--writable") { &["--drop"] } else { &[] };
+        done(&[&["detach", "shop", "tool"], drop].concat())?;
+    }
+    done(&["uppers", "rm", "kept"])?;
+    Ok(line)
+}
+
+fn upgrading(shop: &Container) -> Result<String> {
+    for label in ["grows@1", "grows@2"] {
+        tree(label, if label == "grows@2" { LARGE } else { 0 })?;
+        build(label, &[])?;
+    }
+    forget("grows@2")?;
+    done(&["attach", "shop", "grows@1"])?;
+    let upgrade = ["upgrade", "shop", "grows"];
+    let line = OWN.while_full(LITTLE, || told(shop, &upgrade, &["grows@2", "shop"]))?;
+    OWN.while_full(0, || told(shop, &upgrade, &["grows@2", "shop"]))?;
+    done(&upgrade)?;
+    ensure!(shop.sh("read", "cat /opt/grows/version")? == "grows@2", "its content");
+    // Nothing needs room to go back.
+    OWN.while_full(0, || done(&["rollback", "shop", "grows"]))?;
+    ensure!(shop.sh("read", "cat /opt/grows/version")? == "grows@1", "what it had");
+    done(&["detach", "shop", "grows"])?;
+    Ok(line)
+}
+
+/// What a new version requires would be attached at a directory that is not there.
+fn moving(shop: &Container) -> Result<String> {
+    for (label, more) in [("mover@1", &[][..]), ("extra@1", &[]), ("mover@2", &["--require", "extra"])] {
+        tree(label, 0)?;
+        build(label, more)?;
+    }
+    done(&["attach", "shop", "mover@1"])?;
+    let upgrade = ["upgrade", "shop", "mover"];
+    let line = OWN.while_full(0, || {
+        let line = told(shop, &upgrade, &["mover", "extra@1 at /opt/extra", "default/shop"])?;
+        shop.sh("look", "test ! -e /opt/extra && test $(cat /opt/mover/version) = mover@1")?;
+        Ok(line)
+    })?;
+    done(&upgrade)?;
+    done(&["rollback", "shop", "mover"])?;
+    done(&["detach", "shop", "mover"])?;
+    done(&["detach", "shop", "extra"])?;
+    Ok(line)
+}
+
+/// A version as a pull without unpacking leaves it.
+fn forget(label: &str) -> Result<()> {
+    let inspected = json(&["inspect", label])?;
+    let layer = &inspected["layers"][0];
+    let chain = layer["diff_id"].as_str().or(layer["digest"].as_str()).context("a layer")?;
+    let snapshots = || Ok::<_, anyhow::Error>(fs::read_dir("/var/lib/capsule/snapshots")?.count());
+    let before = snapshots()?;
+    ctr(&["-n", "capsules", "snapshots", "--snapshotter", "capsule", "rm", chain])?.success("ctr rm")?;
+    // The snapshotter is told by containerd's garbage collector, in its own time.
+    until("its snapshot is gone", || Ok(snapshots()? < before))
+}
+
+/// On a disk without room a call is done, or says so and changes nothing.
+fn done_or_told(shop: &Container, args: &[&str], words: &[&str]) -> Result<bool> {
+    let before = Before::read(shop)?.anew();
+    let output = capsulectl(args)?;
+    if output.code == 0 {
+        return Ok(true);
+    }
+    let line = output.err.trim();
+    ensure!(output.code == 1 && line.lines().count() == 1, "{output:?}");
+    ensure!([&[TOLD], words].concat().iter().all(|word| line.contains(word)), "{line}");
+    // A store that has failed is opened again, and a version that was moved back is mounted anew.
+    let settled = until("all as it was", || Ok(Before::read(shop).is_ok_and(|now| now.anew() == before)));
+    settled.with_context(|| {
+        let now = Before::read(shop).map(|now| before.differs(&now.anew()));
+        format!("{line}: {}", now.unwrap_or_else(|error| format!("{error:#}")))
+    })?;
+    Ok(false)
+}
+
 /// Records have what the store has grown to, which takes some; then there is none left.
 fn recording(shop: &Container) -> Result<String> {
     const MANY: usize = 1000;
     // Long records, so that a few of them do.
     let many = format!("/many/{}", vec!["d".repeat(200); 12].join("/"));
     shop.sh("make", &format!("mkdir -p {many} && cd {many} && mkdir $(seq 1 {MANY})"))?;
-    let mut made = 0;
-    let line = OWN.while_full(0, || {
+    for label in ["moved@1", "moved@2"] {
+        tree(label, 0)?;
+        build(label, &[])?;
+    }
+    done(&["attach", "shop", "moved@1"])?;
+    let upgrade = ["upgrade", "shop", "moved"];
+    let rollback = ["rollback", "shop", "moved"];
+    let (mut made, mut refused, mut moves) = (0, 0, [0; 2]);
+    OWN.while_full(0, || {
         for n in 1..=MANY {
             let target = format!("{many}/{n}");
             let attach = ["attach", "shop", "tool@1", "--target", &target];
-            let before = Before::read(shop)?;
-            match capsulectl(&attach)? {
-                output if output.code == 0 => made = n,
-                output => {
-                    let line = output.err.trim().to_owned();
-                    let words = ["cannot attach tool@1 in default/shop: ", TOLD];
-                    ensure!(output.code == 1 && line.lines().count() == 1, "{output:?}");
-                    ensure!(words.iter().all(|word| line.contains(word)), "{line}");
-                    until("all as it was", || Ok(Before::read(shop).is_ok_and(|now| now == before)))?;
-                    return Ok(line);
-                }
+            if done_or_told(shop, &attach, &["cannot attach tool@1 at ", &target, " in default/shop: "])? {
+                made = n;
+                continue;
             }
+            refused = n;
+            break;
         }
-        bail!("a full disk takes {MANY} records")
+        ensure!(refused > 0, "a full disk takes {MANY} records");
+        // A record takes the place of another here, and so there may be room, for a while.
+        for _ in 0..20 {
+            if !done_or_told(shop, &upgrade, &["moved@", "/opt/moved", "default/shop"])? {
+                break;
+            }
+            moves[0] += 1;
+            if !done_or_told(shop, &rollback, &["moved@", "/opt/moved", "default/shop"])? {
+                break;
+            }
+            moves[1] += 1;
+        }
+        Ok(())
     })?;
-    let target = format!("{many}/{}", made + 1);
     until("its store is there again", || Ok(json(&["ps"]).is_ok()))?;
+    let next = if moves[0] == moves[1] { [&upgrade, &rollback] } else { [&rollback, &upgrade] };
+    for call in next {
+        done(call)?;
+    }
+    let version = if moves[0] == moves[1] { "moved@1" } else { "moved@2" };
+    ensure!(shop.sh("read", "cat /opt/moved/version")? == version, "its content");
+    let target = format!("{many}/{}", made + 1);
     done(&["attach", "shop", "tool@1", "--target", &target])?;
-    Ok(format!("{line} (after {made})"))
+    Ok(format!("after {made} attachments, {} upgrades and {} rollbacks", moves[0], moves[1]))
 }
 
 fn coded(shop: &Container) -> Result<String> {

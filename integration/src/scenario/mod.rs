@@ -86,6 +86,9 @@ use crate::native::{self, Site};
 
 /// Runs the scenario `name` in this machine.
 pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
+    if let Some(seed) = life::seed_of(name) {
+        return life::run(reporter, seed, 10);
+    }
     match name {
         "reference" => runtime::run_basics(reporter, &[ctr::REFERENCE]),
         "conformance" => runtime::run_basics(reporter, &[ctr::REFERENCE, ctr::SNAPSHOTTER, ctr::OURS]),
@@ -118,7 +121,6 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "moves" => moves::run(reporter),
         "keep" => keep::run(reporter),
         "written" => written::run(reporter),
-        "life" => life::run(reporter, 1, 10),
         "collect" => collect::run(reporter),
         "scale" => scale::run(reporter, scale::FULL),
         "scale-quick" => scale::run(reporter, scale::QUICK),

@@ -269,7 +269,7 @@ pub enum AttachmentError {
     DiskFull {
         /// "attach" or "detach".
         action: &'static str,
-        /// Capsules with their versions, and devices.
+        /// Capsules with their versions and targets, and devices.
         labels: String,
         /// The container.
         container: ContainerKey,
@@ -312,24 +312,71 @@ impl AttachmentError {
         }
     }
 
+    /// Whether the message says which capsule or device it is about, and in which container. Where it does not, who knows what was
+    /// asked for has to say it.
+    pub fn says_of_what(&self) -> bool {
+        match self {
+            Self::Again { .. }
+            | Self::Waiting { .. }
+            | Self::Unmet { .. }
+            | Self::NotAttached { .. }
+            | Self::NoHistory { .. }
+            | Self::InUse { .. }
+            | Self::Devices(_)
+            | Self::Limits(_)
+            | Self::Undecided { .. }
+            | Self::ReadOnly { .. }
+            | Self::Writable { .. }
+            | Self::DiskFull { .. }
+            | Self::Failed { .. } => true,
+            Self::UnknownContainer { .. }
+            | Self::AmbiguousContainer { .. }
+            | Self::OtherRuntime { .. }
+            | Self::NotRunning { .. }
+            | Self::NoSpecs
+            | Self::Named { .. }
+            | Self::Unsettled { .. }
+            | Self::Mark { .. }
+            | Self::Occupied { .. }
+            | Self::Target(_)
+            | Self::RoRoot
+            | Self::NoTarget { .. }
+            | Self::NoTargetOfRequired { .. }
+            | Self::Unhealthy { .. }
+            | Self::NothingToDecide { .. }
+            | Self::WhichTarget { .. }
+            | Self::KeepOne { .. }
+            | Self::Upper(_)
+            | Self::Model(_)
+            | Self::Capsule(_)
+            | Self::Shim(_)
+            | Self::Store(_)
+            | Self::Containerd(_) => false,
+        }
+    }
+
     /// What this is to whoever wanted to `action` these in a container: [`AttachmentError::DiskFull`] where that is why and
     /// nothing has said so yet, [`AttachmentError::Failed`] where who refuses knows of no capsule, else as it is.
     pub(super) fn of(self, action: &'static str, intents: &[Attachment]) -> Self {
         let said = matches!(self, Self::DiskFull { .. } | Self::Capsule(_) | Self::Again { .. });
         match intents.first() {
             Some(first) if !said && self.is_disk_full() => {
-                let labels = intents.iter().map(Attachment::label).collect::<Vec<_>>().join(", ");
+                let labels = with_targets(intents);
                 let cause = full::one_line(&self);
                 Self::DiskFull { action, labels, container: first.container.clone(), cause }
             }
             Some(first) if matches!(self, Self::Shim(_) | Self::Containerd(_)) => {
-                let what = intents.iter().map(|a| format!("{}{}", a.label(), at_target(&a.target)));
-                let what = what.collect::<Vec<_>>().join(", ");
+                let what = with_targets(intents);
                 Self::Failed { action, what, container: first.container.clone(), source: Box::new(self) }
             }
             _ => self,
         }
     }
+}
+
+fn with_targets(all: &[Attachment]) -> String {
+    let what = all.iter().map(|a| format!("{}{}", a.label(), at_target(&a.target)));
+    what.collect::<Vec<_>>().join(", ")
 }
 
 impl From<LimitsError> for AttachmentError {

@@ -53,6 +53,7 @@ pub async fn read_claim(
         None => match read_image(scope, &record.media_type, &digest).await {
             Ok(image) => Ok(image),
             Err(ReadError::Unusable(why)) => Err(why),
+            Err(ReadError::Containerd(e @ ContainerdError::Altered { .. })) => Err(e.to_string()),
             Err(ReadError::Containerd(e)) => return Err(e.into()),
         },
     };
@@ -102,7 +103,7 @@ pub struct Arriving {
 /// Reads what has come in.
 ///
 /// # Errors
-/// [`MoveError::Unusable`], [`MoveError::Anonymous`]; containerd's.
+/// [`MoveError::Unusable`], [`MoveError::Altered`], [`MoveError::Anonymous`]; containerd's.
 pub async fn read_arriving(
     scope: &Scope,
     record: ImageRecord,
@@ -113,6 +114,10 @@ pub async fn read_arriving(
     let image = match read_image(scope, &record.media_type, &digest).await {
         Ok(image) => image,
         Err(ReadError::Unusable(why)) => return Err(unusable(why).into()),
+        Err(ReadError::Containerd(e @ ContainerdError::Altered { .. })) => {
+            let (action, reference) = ("take", record.name.clone());
+            return Err(MoveError::Altered { action, reference, reason: e.to_string() }.into());
+        }
         Err(ReadError::Containerd(e)) => return Err(e.into()),
     };
     let said = identify(&record, Some(&image.annotations));

@@ -183,6 +183,19 @@ pub enum CapsuleError {
         /// What the configuration says.
         expected: Digest,
     },
+    /// What containerd has of it is not what its digests say.
+    #[error("cannot {action} {name}@{version}: {source}")]
+    Damaged {
+        /// "publish" or "unpack".
+        action: &'static str,
+        /// The capsule.
+        name: CapsuleName,
+        /// The version.
+        version: Version,
+        /// Which part.
+        #[source]
+        source: Box<CapsuleError>,
+    },
     /// The image's JSON is not that of a capsule.
     #[error(transparent)]
     Oci(#[from] OciError),
@@ -210,10 +223,15 @@ pub enum CapsuleError {
 }
 
 impl CapsuleError {
-    /// What this is to whoever wanted `name@version`: [`CapsuleError::DiskFull`] where that is why, else as it is.
+    /// What this is to whoever wanted `name@version`: [`CapsuleError::DiskFull`] or [`CapsuleError::Damaged`] where that is
+    /// why, else as it is.
     pub(super) fn of(self, action: &'static str, name: &CapsuleName, version: &Version) -> Self {
         match self {
             Self::Move(_) | Self::DiskFull { .. } => self,
+            source @ (Self::DiffId { .. } | Self::Containerd(ContainerdError::Altered { .. })) => {
+                let (name, version) = (name.clone(), version.clone());
+                Self::Damaged { action, name, version, source: Box::new(source) }
+            }
             error if full::is(&error) => {
                 let cause = full::one_line(&error);
                 Self::DiskFull { action, name: name.clone(), version: version.clone(), cause }

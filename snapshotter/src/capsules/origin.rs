@@ -9,6 +9,7 @@ use super::{
     model::{CapsuleName, Digest, Version},
     oci::{Declaration, Descriptor, Stack},
     publish::store_layer,
+    unpack::{check_layers, missing},
 };
 use crate::containerd::Scope;
 
@@ -112,15 +113,14 @@ impl Capsules {
             Err(ReadError::Unusable(why)) => return Err(refuse(why)),
             Err(ReadError::Containerd(error)) => return Err(error.into()),
         };
+        if let Some(lost) = check_layers(&from, &image).await? {
+            return Err(refuse(lost));
+        }
         if let Some(lost) = share(scope, &from, id, &image.layers).await? {
             return Err(refuse(missing(&lost)));
         }
         Ok(Stack { layers: image.layers, diff_ids: image.diff_ids, base: Some((reference, digest)) })
     }
-}
-
-fn missing(layer: &Digest) -> String {
-    format!("layer {layer} is not in containerd's content store")
 }
 
 /// Brings layers from a namespace into the scope's, held by its lease; the first that is not there.

@@ -287,6 +287,9 @@ impl Capsules {
 }
 
 /// The signatures that an image holds. One that is not as it should be holds none: anybody may have made it.
+///
+/// # Errors
+/// containerd's; of an image that is altered, too: it may have held some.
 pub(super) async fn read_signatures(scope: &Scope, digest: &str) -> Result<Vec<Signature>, CapsuleError> {
     let Some(bytes) = scope.read_blob(digest, JSON_LIMIT).await? else { return Ok(Vec::new()) };
     let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) else { return Ok(Vec::new()) };

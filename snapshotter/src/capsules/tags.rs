@@ -133,7 +133,7 @@ impl Capsules {
         })?;
         let mut undo = Vec::new();
         for tag in tags {
-            match apply(&scope, &of, (name, &published.version), tag).await {
+            match self.apply_tag(&scope, &of, (name, &published.version), tag).await {
                 Ok(Some(one)) => undo.push(one),
                 Ok(None) => {}
                 Err(error) => {
@@ -169,6 +169,9 @@ impl Capsules {
             }
             .into());
         }
+        if let Some(record) = scope.image(&reference).await? {
+            self.keep_version(&scope, &record).await?;
+        }
         scope.delete_image(&reference).await?;
         self.refresh(&reference).await?;
         Ok(self.catalogue().version(name, &tagged.version))
@@ -187,37 +190,62 @@ impl Capsules {
             self.refresh(name).await.ok();
         }
     }
-}
 
-/// `None` where the tag stands for it already. `names` are held.
-pub(super) async fn apply(
-    scope: &Scope,
-    of: &ImageRecord,
-    (name, version): (&CapsuleName, &Version),
-    tag: &Version,
-) -> Result<Option<Undo>, CapsuleError> {
-    let record = ImageRecord {
-        name: image_name(name, tag),
-        labels: HashMap::from([
-            (oci::NAME.to_owned(), name.to_string()),
-            (oci::VERSION.to_owned(), version.to_string()),
-            (oci::TAG.to_owned(), tag.to_string()),
-        ]),
-        created_at: None,
-        ..of.clone()
-    };
-    match scope.image(&record.name).await? {
-        None => {
-            scope.create_image(&record).await?;
-            Ok(Some(Undo::Delete(record.name)))
+    /// `None` where the tag stands for it already. `names` are held.
+    pub(super) async fn apply_tag(
+        &self,
+        scope: &Scope,
+        of: &ImageRecord,
+        (name, version): (&CapsuleName, &Version),
+        tag: &Version,
+    ) -> Result<Option<Undo>, CapsuleError> {
+        let record = ImageRecord {
+            name: image_name(name, tag),
+            labels: HashMap::from([
+                (oci::NAME.to_owned(), name.to_string()),
+                (oci::VERSION.to_owned(), version.to_string()),
+                (oci::TAG.to_owned(), tag.to_string()),
+            ]),
+            created_at: None,
+            ..of.clone()
+        };
+        match scope.image(&record.name).await? {
+            None => {
+                scope.create_image(&record).await?;
+                Ok(Some(Undo::Delete(record.name)))
+            }
+            Some(old) if !old.labels.contains_key(oci::TAG) => {
+                Err(TagError::IsVersion { name: name.clone(), tag: tag.clone() }.into())
+            }
+            Some(old) if old.digest == record.digest && old.labels == record.labels => Ok(None),
+            Some(old) => {
+                self.keep_version(scope, &old).await?;
+                scope.update_image(&record).await?;
+                Ok(Some(Undo::Restore(old)))
+            }
         }
-        Some(old) if !old.labels.contains_key(oci::TAG) => {
-            Err(TagError::IsVersion { name: name.clone(), tag: tag.clone() }.into())
+    }
+
+    /// Gives the version that a tag stands for a record of its own, where the tag's is the only one: a removal that was broken off
+    /// has left it so, and no version goes because a tag does.
+    async fn keep_version(&self, scope: &Scope, tag: &ImageRecord) -> Result<(), CapsuleError> {
+        let label = |key| tag.labels.get(key).map(String::as_str).unwrap_or_default();
+        let (Ok(name), Ok(version)) = (label(oci::NAME).parse(), label(oci::VERSION).parse()) else {
+            return Ok(());
+        };
+        let own = image_name(&name, &version);
+        // The event of its end may be on its way.
+        self.refresh(&own).await?;
+        if self.catalogue().images_of(&name, &version).iter().any(|image| *image != tag.name) {
+            return Ok(());
         }
-        Some(old) if old.digest == record.digest && old.labels == record.labels => Ok(None),
-        Some(old) => {
-            scope.update_image(&record).await?;
-            Ok(Some(Undo::Restore(old)))
+        let mut labels = tag.labels.clone();
+        labels.remove(oci::TAG);
+        let own = ImageRecord { name: own, labels, created_at: None, ..tag.clone() };
+        tracing::info!(capsule = %name, %version, "a version that was left by its tag alone has its own record again");
+        match scope.create_image(&own).await {
+            Err(error) if !error.is_already_exists() => Err(error.into()),
+            _ => self.refresh(&own.name).await,
         }
     }
 }

@@ -4,8 +4,11 @@ use std::{collections::HashMap, path::PathBuf};
 
 use capsule_proto::containerd::types::Mount;
 
-use super::{CapsuleError, Capsules, catalogue::Resolved, oci::Image};
-use crate::{containerd::Scope, fresh_id};
+use super::{CapsuleError, Capsules, catalogue::Resolved, model::Digest, oci::Image};
+use crate::{
+    containerd::{ContainerdError, Scope},
+    fresh_id,
+};
 
 /// How long what an unpack makes is kept before something refers to it, in seconds.
 const LEASE_SECONDS: u64 = 3600;
@@ -50,7 +53,7 @@ impl Capsules {
             return Ok(layers);
         }
         let scope = self.containerd.namespace(&self.namespace)?;
-        if let Some(missing) = self.missing_blob(&scope, &version.image).await? {
+        if let Some(missing) = check_layers(&scope, &version.image).await? {
             return Err(self.incomplete(&version.name, &version.version, missing));
         }
         let lease = self.lease("unpack");
@@ -94,7 +97,7 @@ impl Capsules {
     ) -> Result<Option<String>, CapsuleError> {
         for layer in &image.layers {
             if scope.blob_labels(layer.digest.as_str()).await?.is_none() {
-                return Ok(Some(format!("layer {} is not in containerd's content store", layer.digest)));
+                return Ok(Some(missing(&layer.digest)));
             }
         }
         Ok(None)
@@ -155,6 +158,24 @@ impl Capsules {
         }
         Ok(committed)
     }
+}
+
+/// As [`Capsules::missing_blob`], with every layer read: what comes in is what its digests say, also where containerd has had it
+/// before and looks at it no more.
+///
+/// # Errors
+/// [`ContainerdError::Altered`]; containerd's.
+pub(super) async fn check_layers(scope: &Scope, image: &Image) -> Result<Option<String>, ContainerdError> {
+    for layer in &image.layers {
+        if !scope.check_blob(layer.digest.as_str()).await? {
+            return Ok(Some(missing(&layer.digest)));
+        }
+    }
+    Ok(None)
+}
+
+pub(super) fn missing(layer: &Digest) -> String {
+    format!("layer {layer} is not in containerd's content store")
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, CapsuleError> {

@@ -7,11 +7,12 @@ use capsule_proto::containerd::services::content::v1::{
     WriteContentResponse, content_client::ContentClient,
 };
 use prost_types::FieldMask;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Streaming};
+use tonic::{Code, Status, Streaming};
 
-use super::{ContainerdError, Scope};
+use super::{ContainerdError, Scope, archive::sha256_text};
 
 /// Largest piece of a blob in one message: well under gRPC's usual limit of 4 MiB.
 const CHUNK: usize = 1 << 20;
@@ -34,27 +35,61 @@ impl Scope {
 
     /// A whole small blob (manifest, configuration); `None` if the namespace has no such blob. More than `limit`
     /// bytes are an error.
+    ///
+    /// # Errors
+    /// As [`Scope::check_blob`].
     pub async fn read_blob(&self, digest: &str, limit: usize) -> Result<Option<Vec<u8>>, ContainerdError> {
+        let mut bytes = Vec::new();
+        let found = self.read_checked(digest, |piece| {
+            if bytes.len() + piece.len() > limit {
+                return Err(Status::out_of_range(format!("it is larger than {limit} bytes")));
+            }
+            bytes.extend_from_slice(piece);
+            Ok(())
+        });
+        Ok(found.await?.then_some(bytes))
+    }
+
+    /// Reads a blob of any size for its digest alone; false if the namespace has no such blob.
+    ///
+    /// # Errors
+    /// [`ContainerdError::Altered`]: containerd hashes what it writes, and not what it reads.
+    pub async fn check_blob(&self, digest: &str) -> Result<bool, ContainerdError> {
+        self.read_checked(digest, |_| Ok(())).await
+    }
+
+    /// Every way to a blob's bytes that are used here: `take` gets them in order, and they are what the digest says if this
+    /// succeeds.
+    async fn read_checked(
+        &self,
+        digest: &str,
+        mut take: impl FnMut(&[u8]) -> Result<(), Status>,
+    ) -> Result<bool, ContainerdError> {
         let what = format!("read the blob {digest}");
         let request = self.request(ReadContentRequest { digest: digest.to_owned(), ..Default::default() });
         let mut stream = match ContentClient::new(self.channel()).read(request).await {
             Ok(reply) => reply.into_inner(),
-            Err(status) if status.code() == Code::NotFound => return Ok(None),
+            Err(status) if status.code() == Code::NotFound => return Ok(false),
             Err(status) => return Err(self.failed(&what, status)),
         };
-        let mut bytes = Vec::new();
+        let mut sum = Sha256::new();
         loop {
             match stream.message().await {
-                Ok(Some(part)) if bytes.len() + part.data.len() > limit => {
-                    let status = tonic::Status::out_of_range(format!("it is larger than {limit} bytes"));
-                    return Err(self.failed(&what, status));
+                Ok(Some(part)) => {
+                    sum.update(&part.data);
+                    take(&part.data).map_err(|status| self.failed(&what, status))?;
                 }
-                Ok(Some(part)) => bytes.extend_from_slice(&part.data),
-                Ok(None) => return Ok(Some(bytes)),
-                Err(status) if status.code() == Code::NotFound => return Ok(None),
+                Ok(None) => break,
+                Err(status) if status.code() == Code::NotFound => return Ok(false),
                 Err(status) => return Err(self.failed(&what, status)),
             }
         }
+        let found = sha256_text(sum);
+        if found == digest {
+            return Ok(true);
+        }
+        let namespace = String::from_utf8_lossy(self.namespace.as_bytes()).into_owned();
+        Err(ContainerdError::Altered { digest: digest.to_owned(), namespace, found })
     }
 
     /// Begins to write a blob under an ingest reference of the caller's choice (unique in the namespace).
@@ -249,7 +284,7 @@ impl BlobWriter {
             return Ok(());
         };
         other.abort().await.ok(); // the error below is the one to tell
-        let status = tonic::Status::data_loss("what arrived does not have this digest");
+        let status = Status::data_loss("what arrived does not have this digest");
         Err(self.scope.failed(&format!("write the blob {digest}"), status))
     }
 

@@ -4,6 +4,7 @@
 //! Every call names its containerd namespace (header `containerd-namespace`) and, where content must survive the
 //! garbage collector until something refers to it, a lease (`containerd-lease`).
 
+mod archive;
 mod containers;
 mod content;
 mod events;
@@ -28,6 +29,7 @@ use tonic::{
 };
 
 pub use self::{
+    archive::{AlteredMember, Watched},
     containers::Container,
     content::BlobWriter,
     events::{Event, EventStream},
@@ -66,6 +68,20 @@ pub enum ContainerdError {
         /// What is not there.
         missing: &'static str,
     },
+    /// What containerd has under a digest has another one.
+    #[error(
+        "blob {digest} of the containerd namespace {namespace} is altered: its bytes have the digest {found}; remove it \
+         with \"ctr -n {namespace} content rm {digest}\", there and in every namespace that has it, and pull, load or \
+         publish it again"
+    )]
+    Altered {
+        /// What was asked for.
+        digest: String,
+        /// Where.
+        namespace: String,
+        /// What is there.
+        found: String,
+    },
     /// What was to be sent to containerd could not be had.
     #[error("{0}")]
     Source(String),
@@ -84,7 +100,7 @@ impl ContainerdError {
             Self::Call { source, .. } | Self::Unreachable { source, .. } => Some(source.code()),
             Self::Source(_) => Some(Code::Aborted),
             Self::Abandoned => Some(Code::Cancelled),
-            Self::Incomplete { .. } | Self::Header(_) => None,
+            Self::Incomplete { .. } | Self::Header(_) | Self::Altered { .. } => None,
         }
     }
 

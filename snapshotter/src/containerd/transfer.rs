@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 
 use super::{
     ContainerdError, Scope,
+    archive::Tar,
     streams::{Stream, pack},
 };
 
@@ -148,7 +149,7 @@ impl Scope {
         let store =
             ImageStore { extra_references: names.iter().map(reference).collect(), ..Default::default() };
         let what = format!("write {}", names.join(", "));
-        let (mut incoming, mut end) = (stream.bytes_in(), TarEnd::default());
+        let (mut incoming, mut end) = (stream.bytes_in(), Tar::default());
         let call = self.transfer(&what, pack(&store), pack(&destination), None);
         tokio::pin!(call);
         let mut called = false;
@@ -167,7 +168,7 @@ impl Scope {
                         let missing = "the archive's end";
                         return Err(ContainerdError::Incomplete { what: what.clone(), missing });
                     };
-                    end.take(&piece);
+                    end.take(&piece, |_| {});
                     if pieces.send(Ok(piece)).await.is_err() {
                         return Err(ContainerdError::Abandoned);
                     }
@@ -265,90 +266,9 @@ fn here() -> Platform {
     Platform { os: "linux".to_owned(), architecture: crate::go_arch().to_owned(), ..Default::default() }
 }
 
-/// Finds the end of a tar that flows by (POSIX.1-2024 pax, "ustar Interchange Format"): two blocks of zeros where a
-/// header should be.
-#[derive(Debug, Default)]
-struct TarEnd {
-    header: Vec<u8>,
-    /// Bytes of a member still to come, with what fills its last block.
-    rest: u64,
-    zeros: u8,
-}
-
-impl TarEnd {
-    const BLOCK: usize = 512;
-
-    fn reached(&self) -> bool {
-        self.zeros >= 2
-    }
-
-    fn take(&mut self, mut piece: &[u8]) {
-        while !piece.is_empty() && !self.reached() {
-            if self.rest > 0 {
-                let most = usize::try_from(self.rest).unwrap_or(usize::MAX).min(piece.len());
-                piece = &piece[most..];
-                self.rest -= most as u64;
-                continue;
-            }
-            let most = (Self::BLOCK - self.header.len()).min(piece.len());
-            self.header.extend_from_slice(&piece[..most]);
-            piece = &piece[most..];
-            if self.header.len() == Self::BLOCK {
-                self.judge();
-                self.header.clear();
-            }
-        }
-    }
-
-    fn judge(&mut self) {
-        if self.header.iter().all(|byte| *byte == 0) {
-            self.zeros += 1;
-            return;
-        }
-        self.zeros = 0;
-        let block = Self::BLOCK as u64;
-        self.rest = size(&self.header[124..136]).div_ceil(block).saturating_mul(block);
-    }
-}
-
-/// A size in octal digits, or in bytes after one with its highest bit set (GNU tar, for 8 GiB and more).
-fn size(field: &[u8]) -> u64 {
-    if field.first().is_some_and(|first| first & 0x80 != 0) {
-        return field[4..].iter().fold(0, |size, byte| (size << 8) | u64::from(*byte));
-    }
-    let digits = field.iter().filter(|byte| (b'0'..=b'7').contains(*byte));
-    digits.fold(0, |size, digit| (size << 3) | u64::from(digit - b'0'))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_tar_ends_where_it_ends_however_it_is_cut() {
-        let mut builder = tar::Builder::new(Vec::new());
-        for (name, content) in [("a", &[0_u8; 2048][..]), ("b", b""), ("c", &[0; 513])] {
-            let mut header = tar::Header::new_gnu();
-            header.set_size(content.len() as u64);
-            builder.append_data(&mut header, name, content).unwrap();
-        }
-        let whole = builder.into_inner().unwrap();
-        for cut in [1, 7, 511, 512, 513, 4096, whole.len()] {
-            let mut end = TarEnd::default();
-            for (index, piece) in whole.chunks(cut).enumerate() {
-                assert!(!end.reached() || index * cut >= whole.len(), "{cut}: at {}", index * cut);
-                end.take(piece);
-            }
-            assert!(end.reached(), "{cut}");
-        }
-    }
-
-    #[test]
-    fn sizes_are_octal_or_binary() {
-        assert_eq!(size(b"00000002000\0"), 1024);
-        assert_eq!(size(b"        777 "), 511);
-        assert_eq!(size(&[0x80, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 1]), (2 << 32) + 1);
-    }
 
     #[test]
     fn passwords_are_not_shown() {

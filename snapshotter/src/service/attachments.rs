@@ -5,8 +5,8 @@ use tonic::{Request, Response, Status};
 
 use super::{convert, to_the_end};
 use crate::{
-    attachments::{Attachments, Moved, Outcome},
-    capsules::model::Version,
+    attachments::{AttachmentError, Attachments, Move, Moved, Outcome, containers::Wanted},
+    capsules::model::{CapsuleName, Version},
 };
 
 /// The service.
@@ -41,6 +41,46 @@ impl AttachmentsService {
     }
 }
 
+/// What a call asked for, for a refusal that does not say it.
+struct Asked {
+    action: &'static str,
+    /// Capsules, with their versions and targets, and devices.
+    what: Vec<String>,
+    container: String,
+}
+
+impl Asked {
+    fn new(action: &'static str, container: &Wanted, what: impl Iterator<Item = String>) -> Self {
+        let Wanted { id, namespace } = container;
+        let container = if namespace.is_empty() { id.clone() } else { format!("{namespace}/{id}") };
+        Self { action, what: what.collect(), container }
+    }
+
+    fn refused(&self, error: AttachmentError) -> Status {
+        let says = error.says_of_what();
+        let status = Status::from(error);
+        // A set may fail for one that another requires.
+        let is_said =
+            |one: &String| one.split(['@', ' ']).next().is_some_and(|name| status.message().contains(name));
+        if self.what.is_empty() || says && self.what.iter().any(is_said) {
+            return status;
+        }
+        let Self { action, what, container } = self;
+        let message = format!("cannot {action} {} in {container}: {}", what.join(", "), status.message());
+        Status::new(status.code(), message)
+    }
+}
+
+fn name(capsule: &CapsuleName, version: Option<&Version>, target: Option<&String>) -> String {
+    let version = version.map(|version| format!("@{version}")).unwrap_or_default();
+    let target = target.map(|target| format!(" at {target}")).unwrap_or_default();
+    format!("{capsule}{version}{target}")
+}
+
+fn names_of(moves: &[Move]) -> impl Iterator<Item = String> {
+    moves.iter().map(|one| name(&one.capsule, one.version.as_ref(), one.target.as_ref()))
+}
+
 fn moved(moved: &[Moved]) -> (Vec<wire::Attachment>, Vec<String>) {
     let from = |from: &Option<Version>| from.as_ref().map(ToString::to_string).unwrap_or_default();
     moved.iter().map(|(a, version)| (convert::attachment(a), from(version))).unzip()
@@ -56,9 +96,14 @@ impl wire::attachments_server::Attachments for AttachmentsService {
         let container = convert::parse_container(request.container)?;
         let specs = request.specs.into_iter().map(convert::parse_spec).collect::<Result<Vec<_>, _>>()?;
         let devices = convert::parse_devices(&request.devices)?;
+        let what = specs.iter().map(|one| name(&one.capsule, one.version.as_ref(), one.target.as_ref()));
+        let asked = Asked::new("attach", &container, what.chain(devices.iter().map(ToString::to_string)));
         let engine = self.engine.clone();
-        let attached =
-            to_the_end(async move { engine.attach_with(&container, &specs, &devices).await }).await?;
+        let attached = to_the_end(async move {
+            let attached = engine.attach_with(&container, &specs, &devices).await;
+            attached.map_err(|error| asked.refused(error))
+        });
+        let attached = attached.await?;
         let attachments = attached.iter().map(convert::attachment).collect();
         Ok(Response::new(wire::AttachResponse { attachments }))
     }
@@ -71,9 +116,12 @@ impl wire::attachments_server::Attachments for AttachmentsService {
         let container = convert::parse_container(request.container)?;
         let moves = request.specs.into_iter().map(convert::parse_move).collect::<Result<Vec<_>, _>>()?;
         let check = request.health.map(convert::parse_health).transpose()?;
+        let asked = Asked::new("upgrade", &container, names_of(&moves));
         let (engine, dry_run) = (self.engine.clone(), request.dry_run);
-        let outcome =
-            to_the_end(async move { engine.upgrade(&container, &moves, check.as_ref(), dry_run).await });
+        let outcome = to_the_end(async move {
+            let outcome = engine.upgrade(&container, &moves, check.as_ref(), dry_run).await;
+            outcome.map_err(|error| asked.refused(error))
+        });
         Ok(Response::new(match outcome.await? {
             Outcome::Planned(planned) => {
                 let planned = planned.iter().map(convert::planned).collect();
@@ -94,7 +142,11 @@ impl wire::attachments_server::Attachments for AttachmentsService {
         let container = convert::parse_container(request.container)?;
         let moves = request.specs.into_iter().map(convert::parse_move).collect::<Result<Vec<_>, _>>()?;
         let engine = self.engine.clone();
-        let done = to_the_end(async move { engine.rollback(&container, &moves).await }).await?;
+        let asked = Asked::new("roll back", &container, names_of(&moves));
+        let done = to_the_end(async move {
+            engine.rollback(&container, &moves).await.map_err(|error| asked.refused(error))
+        });
+        let done = done.await?;
         let (attachments, from_versions) = moved(&done);
         Ok(Response::new(wire::RollbackResponse { attachments, from_versions }))
     }
@@ -109,8 +161,14 @@ impl wire::attachments_server::Attachments for AttachmentsService {
         }
         let choice = convert::parse_choice(request.container, &request.capsule, request.target)?;
         let fate = convert::parse_fate(request.drop, request.keep)?;
+        let what = name(&choice.capsule, None, choice.target.as_ref());
+        let asked = Asked::new("detach", &choice.container, std::iter::once(what));
         let (engine, lazy) = (self.engine.clone(), request.lazy);
-        let detached = to_the_end(async move { engine.detach(&choice, lazy, fate.as_ref()).await }).await?;
+        let detached = to_the_end(async move {
+            let detached = engine.detach(&choice, lazy, fate.as_ref()).await;
+            detached.map_err(|error| asked.refused(error))
+        });
+        let detached = detached.await?;
         let attachments = detached.iter().map(|(a, users)| convert::detached(a, users)).collect();
         Ok(Response::new(wire::DetachResponse { attachments }))
     }

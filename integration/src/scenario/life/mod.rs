@@ -10,7 +10,7 @@ mod written;
 use std::collections::BTreeMap;
 use std::fs;
 use std::thread::{sleep, spawn};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 
@@ -26,6 +26,10 @@ use super::world::{World, with_logs};
 use crate::event::Reporter;
 use crate::power::random::Random;
 
+/// The scenario's name, before its seed.
+pub const NAME: &str = "life";
+/// As the campaigns of the snapshotter call it.
+const SEED: &str = "CAPSULE_TEST_SEED";
 const SLEEP: [&str; 2] = ["/bin/sleep", "100000"];
 const VESSELS: [&str; 3] = ["v0", "v1", "v2"];
 /// How many daemons are killed at least in ten rounds, and how many of these cut a call off.
@@ -38,6 +42,9 @@ const CALLS: [&str; 17] = [
 ];
 /// How many operations are told of at a time.
 const ROUND: usize = 100;
+
+/// How many operations a failure tells of.
+const LATELY: usize = 8;
 
 /// How long containerd may take for a call whose caller was killed.
 const LATE: Duration = Duration::from_millis(400);
@@ -53,19 +60,38 @@ enum Victim {
     Shim,
 }
 
-/// Runs `rounds` of a hundred operations, from `seed`.
+/// The scenario with the seed that `CAPSULE_TEST_SEED` names, or else one that no other run had: the time.
+pub fn scenario_of_environment() -> Result<String> {
+    let seed = match std::env::var(SEED) {
+        Ok(text) => text.parse().with_context(|| format!("{SEED}={text:?} is no number"))?,
+        Err(_) => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the time")?;
+            u64::try_from(now.as_micros()).context("the time")?
+        }
+    };
+    Ok(format!("{NAME}:{seed}"))
+}
+
+/// The seed that a scenario of this name has; `None` for another scenario.
+pub fn seed_of(scenario: &str) -> Option<u64> {
+    scenario.strip_prefix(NAME)?.strip_prefix(':')?.parse().ok()
+}
+
+/// Runs `rounds` of a hundred operations, from `seed`. It makes the same choices again; when a kill meets a call, nobody chooses.
 pub fn run(reporter: &mut Reporter, seed: u64, rounds: usize) -> Result<()> {
-    with_logs(reporter, |reporter| rounds_of(reporter, seed, rounds))
+    reporter.say(format!("life: {} operations, {SEED}={seed}", rounds * ROUND));
+    let lived = with_logs(reporter, |reporter| rounds_of(reporter, seed, rounds));
+    lived.with_context(|| format!("{SEED}={seed}"))
 }
 
 fn rounds_of(reporter: &mut Reporter, seed: u64, rounds: usize) -> Result<()> {
     let mut life = reporter.must("three containers, and capsules to begin with", || {
-        Ok((Life::start(seed)?, format!("seed {seed}")))
+        Ok((Life::start(seed)?, format!("{SEED}={seed}")))
     })?;
     for round in 1..=rounds {
         let name = format!("{} operations, daemons killed in the middle", round * ROUND);
         // What goes wrong once would go wrong ever after.
-        reporter.must(&name, || Ok(((), life.round()?)))?;
+        reporter.must(&name, || Ok(((), life.round().with_context(|| format!("{SEED}={seed}"))?)))?;
     }
     // As many kills as chance gave are not enough.
     let floor = |least: usize| least * rounds / 10;
@@ -74,7 +100,7 @@ fn rounds_of(reporter: &mut Reporter, seed: u64, rounds: usize) -> Result<()> {
             break;
         }
         let name = format!("{} operations: more kills are needed", round * ROUND);
-        reporter.must(&name, || Ok(((), life.round()?)))?;
+        reporter.must(&name, || Ok(((), life.round().with_context(|| format!("{SEED}={seed}"))?)))?;
     }
     reporter.must("enough was done, and enough was killed in the middle", || {
         let (killed, cut_off, done) = (life.killed(), life.cut_off, life.done);
@@ -108,6 +134,8 @@ struct Life {
     cut_off: usize,
     /// By the call's name: in the middle of how many a daemon was killed, and how many of these were cut off.
     calls: BTreeMap<String, (usize, usize)>,
+    /// Every operation, with what was killed in the middle of it.
+    lately: Vec<String>,
     /// containerd may not have connected to the capsuled that was started last.
     behind: bool,
 }
@@ -131,6 +159,7 @@ impl Life {
             under_way: 0,
             cut_off: 0,
             calls: BTreeMap::new(),
+            lately: Vec::new(),
             behind: false,
         };
         let twice = PLAIN.into_iter().chain(["app", OUTER]).flat_map(|name| [(name, 1), (name, 2)]);
@@ -151,12 +180,13 @@ impl Life {
         for index in 0..ROUND {
             let op = self.node.choose(&mut self.random, &VESSELS);
             let victim = self.victim(&op);
-            self.step(&op, victim)
-                .with_context(|| format!("operation {index}: {op:?}, killed: {victim:?}"))?;
+            self.lately.push(format!("{op:?}, killed: {victim:?}"));
+            let step = self.step(&op, victim);
+            step.with_context(|| format!("operation {index}: {}", self.told_lately()))?;
             self.done += 1;
             if victim.is_some() || index % 20 == 0 {
-                self.check()
-                    .with_context(|| format!("after operation {index}: {op:?}, killed: {victim:?}"))?;
+                let check = self.check();
+                check.with_context(|| format!("after operation {index}: {}", self.told_lately()))?;
             }
         }
         let kills = |victim| {
@@ -169,6 +199,11 @@ impl Life {
             kills(Victim::Containerd),
             kills(Victim::Shim)
         ))
+    }
+
+    /// The last operations, newest first: what is late is not of the last alone.
+    fn told_lately(&self) -> String {
+        self.lately.iter().rev().take(LATELY).cloned().collect::<Vec<_>>().join("; before that ")
     }
 
     fn killed(&self) -> usize {

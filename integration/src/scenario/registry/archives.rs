@@ -115,7 +115,7 @@ fn damaged() -> Result<String> {
     let mut told = Vec::new();
     for (name, bytes, word) in [
         ("cut", &whole[..whole.len() / 2], "cannot load the archive"),
-        ("flipped", &flipped[..], "is not in containerd's content store"),
+        ("flipped", &flipped[..], "is altered"),
         ("none", &b"no archive"[..], "cannot load the archive: it"),
         ("empty", &b""[..], "cannot load the archive: it is no OCI"),
     ] {

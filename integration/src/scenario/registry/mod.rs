@@ -5,12 +5,14 @@
 //! | [`tags`] | a tag is found wherever a version is, moves, and hides none |
 //! | [`moves`] | versions come through a registry as they were sent, or not at all and without a trace |
 //! | [`archives`] | the same in a file, and from one containerd namespace to another |
+//! | [`altered`] | bytes that are not what their digests say are taken by no way in, and told by their digest |
 //! | [`signed`] | signatures come along, and a policy that wants them refuses what has none |
 //! | [`terminal`] | a person sees how far a transfer is |
 //! | [`old`] | what containerd 1.7 cannot do is said |
 //! | [`daemon`] | nothing: a registry, and a bad line to it |
 //! | [`store`] | nothing: what containerd holds |
 
+mod altered;
 mod archives;
 pub(super) mod daemon;
 mod moves;
@@ -52,6 +54,7 @@ fn cases(reporter: &mut Reporter, old: bool) -> Result<()> {
         moves::run(reporter, &mut world)?;
     }
     archives::run(reporter)?;
+    altered::run(reporter, old)?;
     if !old {
         signed::run(reporter, &mut world)?;
     }

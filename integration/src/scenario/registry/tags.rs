@@ -23,9 +23,39 @@ pub fn run(reporter: &mut Reporter) -> Result<()> {
     reporter.check("a tag moves, and what is attached stays", || moved(&bench));
     reporter.check("no tag is called as a version, and no version as a tag", names);
     reporter.check("a tag goes, the version stays", untagged);
+    reporter.check(
+        "a version that a broken removal has left by its tag alone stays when that moves or goes",
+        left,
+    );
     reporter.check("images of others are what their annotations say, and tags of it", annotated);
     bench.remove()?;
     Ok(())
+}
+
+/// As a removal that was killed after the first image record leaves it.
+fn left() -> Result<String> {
+    for version in ["1", "2"] {
+        publish(&format!("left@{version}"), &[])?;
+    }
+    let is_there = || -> Result<bool> {
+        let all = json(&["ls", "left"])?;
+        let all = all["versions"].as_array().context("versions")?;
+        Ok(all.len() == 2 && all.iter().all(|one| one["complete"] == true))
+    };
+    let ways: [&[&str]; 2] = [&["tag", "left@2", "only"], &["untag", "left@only"]];
+    for way in ways {
+        done(&["tag", "left@1", "only"])?;
+        ctr(&["-n", "capsules", "image", "rm", "--sync", "localhost/capsules/left:1"])?
+            .success("ctr image rm")?;
+        ensure!(is_there()?, "the tag does not keep it");
+        done(way)?;
+        ensure!(is_there()?, "after {way:?} it is gone");
+        ensure!(tags("left@1")?.is_empty(), "{:?}", tags("left@1")?);
+    }
+    for version in ["1", "2"] {
+        done(&["rm", &format!("left@{version}")])?;
+    }
+    Ok(String::new())
 }
 
 /// The version of `tool` that the container has, by its file and by `ps`.

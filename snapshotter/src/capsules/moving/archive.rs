@@ -8,12 +8,12 @@ use super::{Arrived, MoveError, transit::Transit};
 use crate::{
     capsules::{
         CapsuleError, Capsules,
-        claim::{Arriving, Naming, is_aside, read_arriving},
+        claim::{Arriving, Naming, ReadError, is_aside, read_arriving, read_image},
         model::{CapsuleName, Digest, Version},
         oci::{self, OciError},
         signing::{read_signatures, signature_tag},
     },
-    containerd::{ContainerdError, ImageRecord, Scope},
+    containerd::{ContainerdError, ImageRecord, Scope, Watched},
 };
 
 /// Largest index of an archive.
@@ -64,19 +64,24 @@ impl Capsules {
     ) -> Result<Vec<Arrived>, CapsuleError> {
         self.listed().await?;
         let transit = self.begin().await?;
-        let outcome = self.load_into(&transit, archive, &Naming::default()).await;
+        let outcome = self.load_into(&transit, ("load", "the archive"), archive, &Naming::default()).await;
         self.finish(transit, outcome).await
     }
 
     async fn load_into(
         &self,
         transit: &Transit,
+        (action, what): (&'static str, &str),
         archive: impl Stream<Item = Result<Vec<u8>, String>> + Send + Unpin,
         naming: &Naming,
     ) -> Result<Vec<Arrived>, CapsuleError> {
         let Transit { scope, name, .. } = transit;
-        let told = |e| MoveError::failed("load", "the archive", e);
-        scope.import_archive(name, archive).await.map_err(told)?;
+        let mut archive = Watched::new(archive);
+        let imported = scope.import_archive(name, &mut archive).await;
+        if let Some(member) = archive.altered() {
+            return Err(MoveError::altered(action, what, &member).into());
+        }
+        imported.map_err(|e| MoveError::failed(action, what, e))?;
         let mut arriving: Vec<Arriving> = Vec::new();
         let (aside, images): (Vec<_>, Vec<_>) =
             read_archive(scope, name).await?.into_iter().partition(|record| is_aside(&record.name));
@@ -131,6 +136,7 @@ impl Capsules {
         image: &str,
         naming: &Naming,
     ) -> Result<Arrived, CapsuleError> {
+        check_parts(from, image).await?;
         let (pieces, archive) = mpsc::channel(PIECES);
         let images = [image.to_owned()];
         let export = async {
@@ -142,15 +148,32 @@ impl Capsules {
             drop(pieces);
             exported
         };
-        let load = self.load_into(transit, ReceiverStream::new(archive).boxed(), naming);
+        let load = self.load_into(transit, ("import", image), ReceiverStream::new(archive).boxed(), naming);
         let (exported, loaded) = tokio::join!(export, load);
         match exported {
             // Whose error it is: the archive was not taken.
             Ok(()) | Err(ContainerdError::Abandoned) => {}
+            Err(_) if matches!(&loaded, Err(CapsuleError::Move(MoveError::Altered { .. }))) => {}
             Err(error) => return Err(MoveError::failed("import", image, error).into()),
         }
         let missing = || ContainerdError::Incomplete { what: "import".to_owned(), missing: "the image" };
         Ok(loaded?.pop().ok_or_else(missing)?)
+    }
+}
+
+/// Refuses an image whose manifest or configuration is altered: containerd, which reads them to find what it is to send, takes them as
+/// they are. Layers are looked at as they flow by.
+async fn check_parts(from: &Scope, image: &str) -> Result<(), CapsuleError> {
+    let Some(record) = from.image(image).await? else { return Ok(()) };
+    let Ok(digest) = record.digest.parse::<Digest>() else { return Ok(()) };
+    match read_image(from, &record.media_type, &digest).await {
+        Err(ReadError::Containerd(e @ ContainerdError::Altered { .. })) => {
+            let (reference, reason) = (image.to_owned(), e.to_string());
+            Err(MoveError::Altered { action: "import", reference, reason }.into())
+        }
+        Err(ReadError::Containerd(e)) => Err(e.into()),
+        // What is wrong with it is said of what comes.
+        Ok(_) | Err(ReadError::Unusable(_)) => Ok(()),
     }
 }
 

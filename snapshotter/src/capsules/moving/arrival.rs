@@ -9,7 +9,8 @@ use crate::{
         catalogue::{Published, image_name},
         claim::Arriving,
         oci,
-        tags::{self, Undo},
+        tags::Undo,
+        unpack::check_layers,
     },
     containerd::{ImageRecord, Scope},
 };
@@ -39,11 +40,8 @@ impl Capsules {
             self.judge(scope, one, &arriving[..index]).await?;
         }
         for one in arriving {
-            if let Some(missing) = self.missing_blob(scope, &one.image).await? {
-                let reason = format!("{missing}: it did not come, or is not what its digest says");
-                return Err(MoveError::Unusable { reference: one.record.name.clone(), reason }.into());
-            }
-            self.unpack_to_stay(scope, &one.image).await?;
+            let unpacked = self.unpack_arriving(scope, one).await;
+            unpacked.map_err(|error| error.of("unpack", &one.name, &one.version))?;
         }
         let _names = self.names.lock().await;
         let (mut undo, mut arrived) = (Vec::new(), Vec::new());
@@ -66,6 +64,14 @@ impl Capsules {
             all.push(Arrived { published, existed, reference: one.record.name.clone() });
         }
         Ok(all)
+    }
+
+    async fn unpack_arriving(&self, scope: &Scope, one: &Arriving) -> Result<(), CapsuleError> {
+        if let Some(missing) = check_layers(scope, &one.image).await? {
+            let reason = format!("{missing}: it did not come, or is not what its digest says");
+            return Err(MoveError::Unusable { reference: one.record.name.clone(), reason }.into());
+        }
+        self.unpack_to_stay(scope, &one.image).await
     }
 
     /// Refuses what would change a version, be called as a tag, or contradict what came with it.
@@ -121,7 +127,7 @@ impl Capsules {
             if self.catalogue().version(&one.name, tag).is_some() {
                 tracing::warn!(capsule = %one.name, %tag, of = %one.version, "the tag of what came is a version here: left out");
             } else {
-                undo.extend(tags::apply(scope, &record, (&one.name, &one.version), tag).await?);
+                undo.extend(self.apply_tag(scope, &record, (&one.name, &one.version), tag).await?);
             }
         }
         Ok(existed)

@@ -4,7 +4,7 @@ use tonic::Code;
 
 use crate::{
     capsules::model::{CapsuleName, Digest, Version},
-    containerd::ContainerdError,
+    containerd::{AlteredMember, ContainerdError},
     full,
 };
 
@@ -45,6 +45,16 @@ pub enum MoveError {
         /// What was to come.
         reference: String,
         /// Why.
+        reason: String,
+    },
+    /// A part of it is not what its digest says.
+    #[error("cannot {action} {reference}: {reason}")]
+    Altered {
+        /// "take", "load" or "import".
+        action: &'static str,
+        /// What was to come.
+        reference: String,
+        /// Which part, and what to do.
         reason: String,
     },
     /// A version never changes.
@@ -140,6 +150,7 @@ impl Trouble {
             "failed size validation",
             "unexpected commit size",
             "digest mismatch",
+            "unexpected digest",
         ]) {
             Self::Altered
         } else if says(&[
@@ -193,6 +204,16 @@ impl MoveError {
         };
         let answer = Box::new(answer);
         Self::Failed { action, reference: reference.to_owned(), trouble, hint: String::new(), answer }
+    }
+
+    /// For an archive, or an image on its way as one, with a blob that is altered.
+    pub fn altered(action: &'static str, reference: &str, member: &AlteredMember) -> Self {
+        let AlteredMember { digest, found } = member;
+        let reason = format!(
+            "its blob {digest} is altered, with bytes of the digest {found}; nothing of it is taken: get it anew from where \
+             it comes from"
+        );
+        Self::Altered { action, reference: reference.to_owned(), reason }
     }
 
     /// With something to know beside it.
