@@ -34,7 +34,7 @@ pub fn run(reporter: &mut Reporter) -> Result<()> {
 
 /// As a removal that was killed after the first image record leaves it.
 fn left() -> Result<String> {
-    for version in ["1", "2"] {
+    for version in ["71", "72"] {
         publish(&format!("left@{version}"), &[])?;
     }
     let is_there = || -> Result<bool> {
@@ -42,17 +42,17 @@ fn left() -> Result<String> {
         let all = all["versions"].as_array().context("versions")?;
         Ok(all.len() == 2 && all.iter().all(|one| one["complete"] == true))
     };
-    let ways: [&[&str]; 2] = [&["tag", "left@2", "only"], &["untag", "left@only"]];
+    let ways: [&[&str]; 2] = [&["tag", "left@72", "only"], &["untag", "left@only"]];
     for way in ways {
-        done(&["tag", "left@1", "only"])?;
-        ctr(&["-n", "capsules", "image", "rm", "--sync", "localhost/capsules/left:1"])?
+        done(&["tag", "left@71", "only"])?;
+        ctr(&["-n", "capsules", "image", "rm", "--sync", "localhost/capsules/left:71"])?
             .success("ctr image rm")?;
         ensure!(is_there()?, "the tag does not keep it");
         done(way)?;
         ensure!(is_there()?, "after {way:?} it is gone");
-        ensure!(tags("left@1")?.is_empty(), "{:?}", tags("left@1")?);
+        ensure!(tags("left@71")?.is_empty(), "{:?}", tags("left@71")?);
     }
-    for version in ["1", "2"] {
+    for version in ["71", "72"] {
         done(&["rm", &format!("left@{version}")])?;
     }
     Ok(String::new())
