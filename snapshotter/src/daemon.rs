@@ -32,9 +32,10 @@ use crate::{
     store::{Store, StoreError, Watch},
 };
 
-/// How long calls that were dropped at the end of the drain may still take to let go of the stores. With the drains of
+/// How long calls that were dropped at the end of the drain may still take to let go of the stores: more than a virtual machine
+/// that is moved or short of processors stands still. With the drains of
 /// clients' and shims' calls it is shorter than `TimeoutStopSec` of `capsuled.service`.
-const CLOSING: Duration = Duration::from_secs(3);
+const CLOSING: Duration = Duration::from_secs(8);
 
 /// Why the daemon ended by itself.
 #[derive(Debug, thiserror::Error)]

@@ -35,7 +35,7 @@ pub const SOCKET: &str = "handover.sock";
 const VERSION: u32 = 1;
 
 /// How long the other side may take for an answer that needs no work.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The sockets that clients and successors connect to. A connection waits in them until somebody accepts it.
 #[derive(Debug)]

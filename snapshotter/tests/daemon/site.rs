@@ -15,7 +15,7 @@ use capsuled::handover;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// More than any step of capsuled takes on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Where one capsuled after the other runs.
 pub struct Site {
