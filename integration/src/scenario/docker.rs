@@ -133,6 +133,13 @@ impl Container {
         Ok(starts.trim_end_matches(".\n").rsplit(".\n").next().unwrap_or_default().to_owned())
     }
 
+    /// That its last start found this. Until the new one has written its line, the last is one of before.
+    fn starts_with(&self, expected: &str) -> Result<()> {
+        let found = || self.found_at_start();
+        until(&format!("at its start, {expected}"), || Ok(found()? == expected))
+            .with_context(|| format!("at its start: {:?}", found()))
+    }
+
     /// Its attachments, as `NAME@VERSION STATE`.
     fn has(&self) -> Result<Vec<String>> {
         let of_it = ps()?.into_iter().filter(|seen| seen.container == self.id);
@@ -170,12 +177,12 @@ fn restarted_by_policy() -> Result<String> {
     done(&["attach", &web.id[..12], "lib@1", "tool"])?;
     for _ in 0..3 {
         web.kill_and_wait()?;
-        ensure!(web.found_at_start()? == "11", "at its start: {:?}", web.found_at_start()?);
+        web.starts_with("11")?;
         web.expect(&["lib@1 attached", "tool@1 attached"])?;
     }
     done(&["upgrade", &web.id, "lib"])?;
     docker(&["restart", "-t", "0", "web"])?;
-    ensure!(web.found_at_start()? == "21", "at its start: {:?}", web.found_at_start()?);
+    web.starts_with("21")?;
     done(&["rollback", &web.id, "lib"])?;
     web.expect(&["lib@1 attached", "tool@1 attached"])?;
     web.inspect("restarted {{.RestartCount}} times")
@@ -191,7 +198,7 @@ fn stopped() -> Result<String> {
     refused(&["rm", "lib@1"], &["lib@1", "attachment"])?;
     done(&["detach", &web.id[..12], "tool"])?;
     docker(&["start", "web"])?;
-    ensure!(web.found_at_start()? == "1", "at its start: {:?}", web.found_at_start()?);
+    web.starts_with("1")?;
     web.expect(&["lib@1 attached"])?;
     Ok(said)
 }
@@ -211,18 +218,18 @@ fn daemons_restarted(world: &mut World, dockerd: &mut Daemon) -> Result<String> 
     // dockerd takes its time before it connects again.
     until("reached by dockerd", || Ok(docker(&["images"]).is_ok()))?;
     docker(&["start", "web"])?;
-    ensure!(web.found_at_start()? == "1", "at its start: {:?}", web.found_at_start()?);
+    web.starts_with("1")?;
     // capsuled is away for a restart as a whole: it is there again before the start is given up.
     let before = web.pid()?;
     world.kill_capsuled()?;
     kill(before)?;
     world.restart_capsuled()?;
     until("started again by Docker", || Ok(!matches!(web.pid()?, 0) && web.pid()? != before))?;
-    ensure!(web.found_at_start()? == "1", "at its start: {:?}", web.found_at_start()?);
+    web.starts_with("1")?;
     // dockerd is killed: the next one ends what runs, and starts it again.
     *dockerd = replace(dockerd)?;
     until("started again by Docker", || Ok(web.inspect("{{.State.Running}}")? == "true"))?;
-    ensure!(web.found_at_start()? == "1", "at its start: {:?}", web.found_at_start()?);
+    web.starts_with("1")?;
     web.expect(&["lib@1 attached"])?;
     Ok(String::new())
 }
@@ -251,11 +258,11 @@ fn rebooted(world: &mut World, dockerd: &mut Daemon) -> Result<String> {
     world.reboot_under(&running)?;
     *dockerd = start("capsule", true)?;
     until("started again by Docker", || Ok(web.inspect("{{.State.Running}}")? == "true"))?;
-    ensure!(web.found_at_start()? == "11", "at its start: {:?}", web.found_at_start()?);
+    web.starts_with("11")?;
     web.expect(&["lib@1 attached", "tool@1 attached"])?;
     idle.expect(&["lib@2 waiting"])?;
     docker(&["start", "idle"])?;
-    ensure!(idle.found_at_start()? == "2", "at its start: {:?}", idle.found_at_start()?);
+    idle.starts_with("2")?;
     Ok(String::new())
 }
 

@@ -156,8 +156,17 @@ fn tags_told() -> Result<String> {
 }
 
 fn not_kept() -> Result<String> {
-    let last: u64 = last()?.parse().context("a number")?;
-    refused(&["events", "--after", &(last + 1000).to_string()], &["has not happened", &last.to_string()])
+    // Others' events may come in between.
+    let newest = || last()?.parse::<u64>().context("a number");
+    let before = newest()?;
+    let said = refused(&["events", "--after", &(before + 1000).to_string()], &["has not happened"])?;
+    let told = said.rsplit(' ').next().and_then(|number| number.trim_end_matches('.').parse().ok());
+    let after = newest()?;
+    ensure!(
+        told.is_some_and(|told: u64| before <= told && told <= after),
+        "not the newest, {before}: {said}"
+    );
+    Ok(said)
 }
 
 fn restarted(world: &mut World) -> Result<String> {

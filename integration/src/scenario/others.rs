@@ -106,7 +106,7 @@ pub fn monitored() -> Result<String> {
     }
     ctr(&["container", "label", "shop", &format!("{status}=stopped")])?.success("ctr container label")?;
     // The monitor ends its task, and deletes it.
-    until("it is stopped", || Ok(shop.task()?.is_none_or(|(_, status)| status == "STOPPED")))?;
+    until("it is stopped, and deleted", || Ok(shop.task()?.is_none()))?;
     shop.remove()?;
     Ok(format!("processes {pids:?}"))
 }
