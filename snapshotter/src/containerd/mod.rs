@@ -8,6 +8,8 @@ mod containers;
 mod content;
 mod events;
 mod execs;
+#[cfg(test)]
+pub(crate) mod fake;
 mod images;
 mod leases;
 mod metrics;

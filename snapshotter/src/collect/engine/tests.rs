@@ -1,0 +1,156 @@
+//! Removal beside calls that come meanwhile, over a containerd that does as it is told.
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::{
+    attachments::Ledger,
+    containerd::fake::Fake,
+    dirs::Dirs,
+    snapshots::{Behaviour, Environment, OverlayOptions, Snapshots},
+    store::{Store, attachments::Journal},
+    uppers::Uppers,
+};
+
+struct Node {
+    _dir: TempDir,
+    fake: Fake,
+    capsules: Capsules,
+    collector: Collector,
+}
+
+impl Node {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (fake, containerd) = Fake::start(dir.path());
+        let dirs = Dirs::new(dir.path().join("lib"));
+        dirs.create().unwrap();
+        let store = Store::open(&dirs.metadata()).unwrap();
+        let (overlay, behaviour) = (OverlayOptions::default(), Behaviour::default());
+        let environment = Environment { store: store.clone(), dirs, overlay, behaviour };
+        let snapshots = Snapshots::open(environment).unwrap();
+        let live = Journal::start(store).unwrap();
+        let kept = Store::open(&dir.path().join("lib/kept.redb")).unwrap();
+        let ledger = Ledger::new(live.clone(), Journal::start(kept).unwrap());
+        let capsules = Capsules::new(containerd.clone(), snapshots.clone(), "capsules", "capsule", live);
+        let uppers = Uppers::open(&dir.path().join("root"), 8 << 20, &Default::default()).unwrap();
+        let (capsules_too, run) = (capsules.clone(), dir.path().join("run"));
+        let attachments =
+            Attachments::new(containerd.clone(), capsules_too, snapshots, ledger, uppers, &run);
+        let collector = Collector::new(containerd, capsules.clone(), attachments);
+        Self { _dir: dir, fake, capsules, collector }
+    }
+
+    /// What a prune makes of each version, by [`KEEP_TAGGED`].
+    async fn prune(&self) -> Vec<String> {
+        told(&self.collector.prune(&[], &KEEP_TAGGED, false).await.unwrap())
+    }
+
+    async fn tag(&self, version: &str, tag: &str) -> Result<Published, CapsuleError> {
+        let (name, version) = ("x".parse().unwrap(), version.parse().unwrap());
+        self.capsules.tag(&name, Some(&version), &[tag.parse().unwrap()]).await
+    }
+}
+
+const KEEP_TAGGED: Rules = Rules { keep_last: 0, keep_tagged: true, older_than: None };
+
+fn told(judged: &[Judged]) -> Vec<String> {
+    let line = |one: &Judged| match &one.verdict {
+        Verdict::Remove => one.label(),
+        Verdict::Keep(why) => format!("{} stays: {why}", one.label()),
+    };
+    judged.iter().map(line).collect()
+}
+
+/// While the first of three is being removed, `meanwhile` is done; what becomes of each then.
+async fn pruned_while<F: Future<Output = ()> + Send + 'static>(
+    node: &Node,
+    meanwhile: impl FnOnce() -> F,
+) -> Vec<String> {
+    for version in ["1", "2", "3"] {
+        node.fake.publish("x", version, &[]);
+    }
+    node.capsules.reload().await.unwrap();
+    let (removing, go_on) = node.fake.gate("delete localhost/capsules/x:3");
+    let collector = node.collector.clone();
+    let prune = tokio::spawn(async move { told(&collector.prune(&[], &KEEP_TAGGED, false).await.unwrap()) });
+    removing.await.unwrap();
+    let meanwhile = tokio::spawn(meanwhile());
+    // It has asked for what it wants by the time that the removal goes on.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    go_on.send(()).unwrap();
+    meanwhile.await.unwrap();
+    prune.await.unwrap()
+}
+
+#[tokio::test]
+async fn what_is_tagged_during_a_prune_stays() {
+    let node = Node::start().await;
+    let capsules = node.capsules.clone();
+    let told = pruned_while(&node, || async move {
+        let (name, version) = ("x".parse().unwrap(), "1".parse().unwrap());
+        capsules.tag(&name, Some(&version), &["stable".parse().unwrap()]).await.unwrap();
+    })
+    .await;
+    assert_eq!(told, ["x@3", "x@2", "x@1 stays: tagged stable"]);
+    assert_eq!(node.fake.images(), ["x:1", "x:stable"]);
+}
+
+#[tokio::test]
+async fn what_is_leased_or_pinned_during_a_prune_stays() {
+    let node = Node::start().await;
+    let fake = node.fake.clone();
+    let told = pruned_while(&node, || async move {
+        let two = fake.publish("x", "2", &[]);
+        fake.lease("backup", "content", two.as_str());
+        let one = fake.publish("x", "1", &[]);
+        fake.put_image("localhost/capsules/x:1", &one, &[
+            ("io.cri-containerd.pinned", "pinned"),
+            ("resourcecapsules.io/name", "x"),
+            ("resourcecapsules.io/version", "1"),
+        ]);
+    })
+    .await;
+    assert_eq!(told, [
+        "x@3",
+        "x@2 stays: in use: the lease backup of containerd",
+        "x@1 stays: in use: pinned by the label io.cri-containerd.pinned",
+    ]);
+}
+
+#[tokio::test]
+async fn what_somebody_requires_by_now_stays() {
+    let node = Node::start().await;
+    node.fake.publish("lib", "1", &[]);
+    let app = node.fake.publish("app", "1", &["x =1"]);
+    node.fake.lease("here-before", "content", app.as_str());
+    let (fake, zoo) = (node.fake.clone(), node.fake.publish("zoo", "1", &["x =2"]));
+    let told = pruned_while(&node, || async move { fake.lease("new", "content", zoo.as_str()) }).await;
+    assert!(told.contains(&"x@2 stays: required by zoo@1, which is in use".to_owned()), "{told:?}");
+    assert!(told.contains(&"x@1 stays: required by app@1, which is in use".to_owned()), "{told:?}");
+    assert!(told.contains(&"lib@1".to_owned()), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_was_given_is_never_taken_by_a_prune() {
+    let node = Node::start().await;
+    for round in 0..30 {
+        for version in ["1", "2", "3", "4"] {
+            node.fake.publish("x", version, &[]);
+        }
+        node.capsules.reload().await.unwrap();
+        let tags = ["1", "2", "3", "4"].map(|version| node.tag(version, "stable"));
+        let (told, given) = tokio::join!(node.prune(), futures::future::join_all(tags));
+        // The last one that was given it has it: the others' went when it moved.
+        let stands = node.fake.images().contains(&"x:stable".to_owned());
+        let is_given = given.iter().any(Result::is_ok);
+        assert_eq!(stands, is_given, "{round}: {told:?} {given:?} {:?}", node.fake.images());
+        for error in given.into_iter().filter_map(Result::err) {
+            let gone = matches!(error, CapsuleError::UnknownVersion { .. } | CapsuleError::UnknownCapsule { .. });
+            assert!(gone, "{error}");
+        }
+        node.capsules.untag(&"x".parse().unwrap(), &"stable".parse().unwrap()).await.ok();
+    }
+}
