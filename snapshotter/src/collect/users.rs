@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     capsules::{Published, model::Digest},
-    containerd::{ImageRecord, Scope},
+    containerd::{Held, ImageRecord, Scope},
 };
 
 /// By which containerd's CRI marks images that are not to be collected.
@@ -91,7 +91,7 @@ impl Collector {
             created_at: one.created_at,
             tags: self.capsules.catalogue().tags_of(one),
             requires: declared.map(|declared| declared.requires).unwrap_or_default(),
-            used: used.or_else(of_layers).or_else(of_image).or_else(|| users.leased.holds(one)),
+            used: used.or_else(of_layers).or_else(of_image).or_else(|| users.leased.holds(one, &images)),
         }
     }
 }
@@ -103,8 +103,8 @@ fn is_pinned(image: &ImageRecord) -> bool {
 /// What leases of the capsules' namespace hold.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Leased {
-    /// Digest of a blob or name of a snapshot → the lease.
-    resources: HashMap<String, String>,
+    /// What is held → the lease.
+    resources: HashMap<Held, String>,
 }
 
 impl Leased {
@@ -118,13 +118,63 @@ impl Leased {
         Ok(Self { resources })
     }
 
-    fn holds(&self, one: &Published) -> Option<String> {
-        let own = [one.digest.to_string()].into_iter();
+    /// The lease that holds a version, whose `images` these are: one of them, or a part.
+    fn holds(&self, one: &Published, images: &[String]) -> Option<String> {
+        let names = images.iter().cloned().map(Held::Image);
         let parts = one.image.iter().flat_map(|image| {
-            let blobs = image.layers.iter().chain([&image.config]).map(|blob| blob.digest.to_string());
-            blobs.chain(image.chain_ids().into_iter().map(|id| id.to_string())).collect::<Vec<_>>()
+            let blobs = image.layers.iter().chain([&image.config]).map(|blob| &blob.digest);
+            // Of several platforms, the version's own digest is the index's.
+            let blobs: Vec<Digest> = blobs.chain(&image.manifest).cloned().collect();
+            blobs.into_iter().chain(image.chain_ids())
         });
-        let lease = own.chain(parts).find_map(|part| self.resources.get(&part));
+        let parts = [one.digest.clone()].into_iter().chain(parts).map(|part| Held::Part(part.to_string()));
+        let lease = names.chain(parts).find_map(|held| self.resources.get(&held));
         lease.map(|lease| format!("the lease {lease} of containerd"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capsules::oci;
+
+    #[test]
+    fn a_lease_holds_a_version_by_any_of_its_parts() {
+        let digest = |byte| Digest::from_sha256(&[byte; 32]);
+        let blob = |byte| oci::Descriptor { media_type: String::new(), digest: digest(byte), size: 1 };
+        let one = Published {
+            name: "x".parse().unwrap(),
+            version: "1".parse().unwrap(),
+            digest: digest(1),
+            image_name: "x:1".to_owned(),
+            created_at: None,
+            image: Ok(oci::Image {
+                manifest: Some(digest(2)),
+                config: blob(3),
+                layers: vec![blob(4), blob(5)],
+                diff_ids: vec![digest(6), digest(7)],
+                annotations: std::collections::BTreeMap::new(),
+            }),
+        };
+        let chain = one.image.as_ref().unwrap().chain_ids();
+        let images = ["x:1".to_owned(), "host/x:stable".to_owned()];
+        let part = |digest: &Digest| Held::Part(digest.to_string());
+        for (held, holds) in [
+            (part(&digest(1)), true),
+            (part(&digest(2)), true),
+            (part(&digest(3)), true),
+            (part(&digest(5)), true),
+            (part(&chain[0]), true),
+            (part(&chain[1]), true),
+            // What a layer is once it is uncompressed is the name of no blob here, and but for the first of no snapshot.
+            (part(&digest(7)), false),
+            (Held::Image("x:1".to_owned()), true),
+            (Held::Image("host/x:stable".to_owned()), true),
+            (Held::Image("x:2".to_owned()), false),
+            (Held::Part("x:1".to_owned()), false),
+        ] {
+            let leased = Leased { resources: HashMap::from([(held.clone(), "backup".to_owned())]) };
+            assert_eq!(leased.holds(&one, &images).is_some(), holds, "{held:?}");
+        }
     }
 }

@@ -34,7 +34,7 @@ pub use self::{
     content::BlobWriter,
     events::{Event, EventStream},
     images::ImageRecord,
-    leases::{LEASE_LABEL, Lease},
+    leases::{Held, LEASE_LABEL, Lease},
     metrics::{Measured, Pressures},
     transfer::{Credential, Listener, Moved, RegistryImage},
 };

@@ -121,6 +121,17 @@ async fn what_is_leased_or_pinned_during_a_prune_stays() {
 }
 
 #[tokio::test]
+async fn an_image_that_is_leased_by_its_name_stays() {
+    let node = Node::start().await;
+    for version in ["1", "2"] {
+        node.fake.publish("x", version, &[]);
+    }
+    node.capsules.reload().await.unwrap();
+    node.fake.lease("backup", "images", "localhost/capsules/x:1");
+    assert_eq!(node.prune().await, ["x@2", "x@1 stays: in use: the lease backup of containerd"]);
+}
+
+#[tokio::test]
 async fn what_somebody_requires_by_now_stays() {
     let node = Node::start().await;
     node.fake.publish("lib", "1", &[]);
