@@ -19,7 +19,7 @@ use crate::containerd::{ImageRecord, Scope};
 
 /// Largest manifest or payload of signatures that is read, and most signatures of a version.
 const JSON_LIMIT: usize = 1 << 20;
-const MOST: usize = 64;
+pub(super) const MOST: usize = 64;
 /// How long it may take to write one, in seconds.
 const LEASE_SECONDS: u64 = 600;
 
@@ -299,7 +299,7 @@ pub(super) async fn read_signatures(scope: &Scope, digest: &str) -> Result<Vec<S
 }
 
 /// Writes the image that holds signatures; its digest and size.
-async fn write_signatures(
+pub(super) async fn write_signatures(
     scope: &Scope,
     signatures: impl Iterator<Item = Signature>,
 ) -> Result<(Digest, u64), CapsuleError> {

@@ -11,6 +11,7 @@ use capsule_proto::containerd::services::{
     content::v1::content_server::ContentServer,
     images::v1::{Image, images_server::ImagesServer},
     leases::v1::{Resource, leases_server::LeasesServer},
+    namespaces::v1::namespaces_server::NamespacesServer,
     streaming::v1::streaming_server::StreamingServer,
     transfer::v1::transfer_server::TransferServer,
 };
@@ -56,6 +57,7 @@ impl Fake {
         let server = Server::builder()
             .add_service(ImagesServer::new(fake.clone()))
             .add_service(LeasesServer::new(fake.clone()))
+            .add_service(NamespacesServer::new(fake.clone()))
             .add_service(ContentServer::new(fake.clone()))
             .add_service(TransferServer::new(fake.clone()))
             .add_service(StreamingServer::new(fake.clone()));
@@ -70,10 +72,11 @@ impl Fake {
     /// A version of nothing but its name, published.
     pub(crate) fn publish(&self, name: &str, version: &str, requires: &[&str]) -> Digest {
         let digest = self.blob_of_version(name, version, requires);
-        self.put_image(&format!("localhost/capsules/{name}:{version}"), &digest, &[
-            (oci::NAME, name),
-            (oci::VERSION, version),
-        ]);
+        self.put_image(
+            &format!("localhost/capsules/{name}:{version}"),
+            &digest,
+            &[(oci::NAME, name), (oci::VERSION, version)],
+        );
         digest
     }
 
@@ -111,8 +114,7 @@ impl Fake {
             ..Default::default()
         };
         let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let image =
-            Image { name: name.to_owned(), labels, target: Some(target), ..Default::default() };
+        let image = Image { name: name.to_owned(), labels, target: Some(target), ..Default::default() };
         self.state().images.insert(name.to_owned(), image);
     }
 
@@ -165,7 +167,11 @@ impl Fake {
                 return Err(Status::unknown("it was told to fail"));
             }
             state.done.push(call.clone());
-            if state.gate.as_ref().is_some_and(|(gated, ..)| *gated == call) { state.gate.take() } else { None }
+            if state.gate.as_ref().is_some_and(|(gated, ..)| *gated == call) {
+                state.gate.take()
+            } else {
+                None
+            }
         };
         if let Some((_, come, may_go)) = gate {
             come.send(()).ok();

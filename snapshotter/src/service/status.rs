@@ -149,7 +149,8 @@ fn moving(error: &MoveError) -> Code {
             Trouble::Other => Code::Internal,
         },
         MoveError::Unusable { .. } | MoveError::Empty => Code::FailedPrecondition,
-        MoveError::Differs { .. } => Code::AlreadyExists,
+        MoveError::Signatures { .. } => Code::FailedPrecondition,
+        MoveError::Differs { .. } | MoveError::Published { .. } => Code::AlreadyExists,
         MoveError::NoImage { .. } => Code::NotFound,
     }
 }

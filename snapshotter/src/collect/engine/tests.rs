@@ -1,54 +1,35 @@
 //! Removal beside calls that come meanwhile, over a containerd that does as it is told.
 
-use tempfile::TempDir;
-
 use super::*;
 use crate::{
     attachments::Ledger,
-    containerd::fake::Fake,
-    dirs::Dirs,
-    snapshots::{Behaviour, Environment, OverlayOptions, Snapshots},
+    capsules::rig::Rig,
     store::{Store, attachments::Journal},
     uppers::Uppers,
 };
 
 struct Node {
-    _dir: TempDir,
-    fake: Fake,
-    capsules: Capsules,
+    rig: Rig,
     collector: Collector,
 }
 
 impl Node {
     async fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let (fake, containerd) = Fake::start(dir.path());
-        let dirs = Dirs::new(dir.path().join("lib"));
-        dirs.create().unwrap();
-        let store = Store::open(&dirs.metadata()).unwrap();
-        let (overlay, behaviour) = (OverlayOptions::default(), Behaviour::default());
-        let environment = Environment { store: store.clone(), dirs, overlay, behaviour };
-        let snapshots = Snapshots::open(environment).unwrap();
-        let live = Journal::start(store).unwrap();
-        let kept = Store::open(&dir.path().join("lib/kept.redb")).unwrap();
-        let ledger = Ledger::new(live.clone(), Journal::start(kept).unwrap());
-        let capsules = Capsules::new(containerd.clone(), snapshots.clone(), "capsules", "capsule", live);
-        let uppers = Uppers::open(&dir.path().join("root"), 8 << 20, &Default::default()).unwrap();
-        let (capsules_too, run) = (capsules.clone(), dir.path().join("run"));
+        let rig = Rig::start();
+        let path = |name: &str| rig.dir.path().join(name);
+        let kept = Store::open(&path("lib/kept.redb")).unwrap();
+        let ledger = Ledger::new(rig.journal.clone(), Journal::start(kept).unwrap());
+        let uppers = Uppers::open(&path("root"), 8 << 20, &Default::default()).unwrap();
+        let (containerd, capsules) = (rig.containerd.clone(), rig.capsules.clone());
+        let (snapshots, run) = (rig.snapshots.clone(), path("run"));
         let attachments =
-            Attachments::new(containerd.clone(), capsules_too, snapshots, ledger, uppers, &run);
-        let collector = Collector::new(containerd, capsules.clone(), attachments);
-        Self { _dir: dir, fake, capsules, collector }
+            Attachments::new(containerd.clone(), capsules.clone(), snapshots, ledger, uppers, &run);
+        Self { collector: Collector::new(containerd, capsules, attachments), rig }
     }
 
     /// What a prune makes of each version, by [`KEEP_TAGGED`].
     async fn prune(&self) -> Vec<String> {
         told(&self.collector.prune(&[], &KEEP_TAGGED, false).await.unwrap())
-    }
-
-    async fn tag(&self, version: &str, tag: &str) -> Result<Published, CapsuleError> {
-        let (name, version) = ("x".parse().unwrap(), version.parse().unwrap());
-        self.capsules.tag(&name, Some(&version), &[tag.parse().unwrap()]).await
     }
 }
 
@@ -67,11 +48,8 @@ async fn pruned_while<F: Future<Output = ()> + Send + 'static>(
     node: &Node,
     meanwhile: impl FnOnce() -> F,
 ) -> Vec<String> {
-    for version in ["1", "2", "3"] {
-        node.fake.publish("x", version, &[]);
-    }
-    node.capsules.reload().await.unwrap();
-    let (removing, go_on) = node.fake.gate("delete localhost/capsules/x:3");
+    node.rig.publish(&["x@1", "x@2", "x@3"]).await;
+    let (removing, go_on) = node.rig.fake.gate("delete localhost/capsules/x:3");
     let collector = node.collector.clone();
     let prune = tokio::spawn(async move { told(&collector.prune(&[], &KEEP_TAGGED, false).await.unwrap()) });
     removing.await.unwrap();
@@ -88,56 +66,60 @@ async fn pruned_while<F: Future<Output = ()> + Send + 'static>(
 #[tokio::test]
 async fn what_is_tagged_during_a_prune_stays() {
     let node = Node::start().await;
-    let capsules = node.capsules.clone();
+    let capsules = node.rig.capsules.clone();
     let told = pruned_while(&node, || async move {
         let (name, version) = ("x".parse().unwrap(), "1".parse().unwrap());
         capsules.tag(&name, Some(&version), &["stable".parse().unwrap()]).await.unwrap();
     })
     .await;
     assert_eq!(told, ["x@3", "x@2", "x@1 stays: tagged stable"]);
-    assert_eq!(node.fake.images(), ["x:1", "x:stable"]);
+    assert_eq!(node.rig.fake.images(), ["x:1", "x:stable"]);
 }
 
 #[tokio::test]
 async fn what_is_leased_or_pinned_during_a_prune_stays() {
     let node = Node::start().await;
-    let fake = node.fake.clone();
+    let fake = node.rig.fake.clone();
     let told = pruned_while(&node, || async move {
         let two = fake.publish("x", "2", &[]);
         fake.lease("backup", "content", two.as_str());
         let one = fake.publish("x", "1", &[]);
-        fake.put_image("localhost/capsules/x:1", &one, &[
-            ("io.cri-containerd.pinned", "pinned"),
-            ("resourcecapsules.io/name", "x"),
-            ("resourcecapsules.io/version", "1"),
-        ]);
+        fake.put_image(
+            "localhost/capsules/x:1",
+            &one,
+            &[
+                ("io.cri-containerd.pinned", "pinned"),
+                ("resourcecapsules.io/name", "x"),
+                ("resourcecapsules.io/version", "1"),
+            ],
+        );
     })
     .await;
-    assert_eq!(told, [
-        "x@3",
-        "x@2 stays: in use: the lease backup of containerd",
-        "x@1 stays: in use: pinned by the label io.cri-containerd.pinned",
-    ]);
+    assert_eq!(
+        told,
+        [
+            "x@3",
+            "x@2 stays: in use: the lease backup of containerd",
+            "x@1 stays: in use: pinned by the label io.cri-containerd.pinned",
+        ]
+    );
 }
 
 #[tokio::test]
 async fn an_image_that_is_leased_by_its_name_stays() {
     let node = Node::start().await;
-    for version in ["1", "2"] {
-        node.fake.publish("x", version, &[]);
-    }
-    node.capsules.reload().await.unwrap();
-    node.fake.lease("backup", "images", "localhost/capsules/x:1");
+    node.rig.publish(&["x@1", "x@2"]).await;
+    node.rig.fake.lease("backup", "images", "localhost/capsules/x:1");
     assert_eq!(node.prune().await, ["x@2", "x@1 stays: in use: the lease backup of containerd"]);
 }
 
 #[tokio::test]
 async fn what_somebody_requires_by_now_stays() {
     let node = Node::start().await;
-    node.fake.publish("lib", "1", &[]);
-    let app = node.fake.publish("app", "1", &["x =1"]);
-    node.fake.lease("here-before", "content", app.as_str());
-    let (fake, zoo) = (node.fake.clone(), node.fake.publish("zoo", "1", &["x =2"]));
+    node.rig.fake.publish("lib", "1", &[]);
+    let app = node.rig.fake.publish("app", "1", &["x =1"]);
+    node.rig.fake.lease("here-before", "content", app.as_str());
+    let (fake, zoo) = (node.rig.fake.clone(), node.rig.fake.publish("zoo", "1", &["x =2"]));
     let told = pruned_while(&node, || async move { fake.lease("new", "content", zoo.as_str()) }).await;
     assert!(told.contains(&"x@2 stays: required by zoo@1, which is in use".to_owned()), "{told:?}");
     assert!(told.contains(&"x@1 stays: required by app@1, which is in use".to_owned()), "{told:?}");
@@ -148,20 +130,19 @@ async fn what_somebody_requires_by_now_stays() {
 async fn a_tag_that_was_given_is_never_taken_by_a_prune() {
     let node = Node::start().await;
     for round in 0..30 {
-        for version in ["1", "2", "3", "4"] {
-            node.fake.publish("x", version, &[]);
-        }
-        node.capsules.reload().await.unwrap();
-        let tags = ["1", "2", "3", "4"].map(|version| node.tag(version, "stable"));
+        let versions = ["x@1", "x@2", "x@3", "x@4"];
+        node.rig.publish(&versions).await;
+        let tags = versions.map(|version| node.rig.tag(version, "stable"));
         let (told, given) = tokio::join!(node.prune(), futures::future::join_all(tags));
         // The last one that was given it has it: the others' went when it moved.
-        let stands = node.fake.images().contains(&"x:stable".to_owned());
+        let stands = node.rig.fake.images().contains(&"x:stable".to_owned());
         let is_given = given.iter().any(Result::is_ok);
-        assert_eq!(stands, is_given, "{round}: {told:?} {given:?} {:?}", node.fake.images());
+        assert_eq!(stands, is_given, "{round}: {told:?} {given:?} {:?}", node.rig.fake.images());
         for error in given.into_iter().filter_map(Result::err) {
-            let gone = matches!(error, CapsuleError::UnknownVersion { .. } | CapsuleError::UnknownCapsule { .. });
+            let gone =
+                matches!(error, CapsuleError::UnknownVersion { .. } | CapsuleError::UnknownCapsule { .. });
             assert!(gone, "{error}");
         }
-        node.capsules.untag(&"x".parse().unwrap(), &"stable".parse().unwrap()).await.ok();
+        node.rig.capsules.untag(&"x".parse().unwrap(), &"stable".parse().unwrap()).await.ok();
     }
 }

@@ -37,10 +37,7 @@ impl Content for Fake {
         Err(Status::unimplemented("capsuled asks for none"))
     }
 
-    async fn read(
-        &self,
-        request: Request<ReadContentRequest>,
-    ) -> Result<Response<Self::ReadStream>, Status> {
+    async fn read(&self, request: Request<ReadContentRequest>) -> Result<Response<Self::ReadStream>, Status> {
         let data = self.state().blobs.get(&request.into_inner().digest).cloned();
         let data = data.ok_or_else(|| Status::not_found("no such blob"))?;
         let whole = Ok(ReadContentResponse { offset: 0, data });

@@ -1,13 +1,19 @@
-//! Images and leases.
+//! Images, leases, and the one namespace.
 
 use capsule_proto::containerd::services::{
     images::v1::{
         CreateImageRequest, CreateImageResponse, DeleteImageRequest, GetImageRequest, GetImageResponse,
-        ListImagesRequest, ListImagesResponse, UpdateImageRequest, UpdateImageResponse, images_server::Images,
+        ListImagesRequest, ListImagesResponse, UpdateImageRequest, UpdateImageResponse,
+        images_server::Images,
     },
     leases::v1::{
         AddResourceRequest, CreateRequest, CreateResponse, DeleteRequest, DeleteResourceRequest, Lease,
         ListRequest, ListResourcesRequest, ListResourcesResponse, ListResponse, leases_server::Leases,
+    },
+    namespaces::v1::{
+        CreateNamespaceRequest, CreateNamespaceResponse, DeleteNamespaceRequest, GetNamespaceRequest,
+        GetNamespaceResponse, ListNamespacesRequest, ListNamespacesResponse, Namespace,
+        UpdateNamespaceRequest, UpdateNamespaceResponse, namespaces_server::Namespaces,
     },
 };
 use tonic::{Request, Response, Status};
@@ -94,5 +100,38 @@ impl Leases for Fake {
         let resources = self.state().leases.get(&request.into_inner().id).cloned();
         let resources = resources.ok_or_else(|| Status::not_found("no such lease"))?;
         Ok(Response::new(ListResourcesResponse { resources }))
+    }
+}
+
+#[tonic::async_trait]
+impl Namespaces for Fake {
+    async fn get(&self, _: Request<GetNamespaceRequest>) -> Result<Response<GetNamespaceResponse>, Status> {
+        Err(Status::unimplemented("capsuled asks for none"))
+    }
+
+    async fn list(
+        &self,
+        _: Request<ListNamespacesRequest>,
+    ) -> Result<Response<ListNamespacesResponse>, Status> {
+        let namespace = Namespace { name: "capsules".to_owned(), ..Default::default() };
+        Ok(Response::new(ListNamespacesResponse { namespaces: vec![namespace] }))
+    }
+
+    async fn create(
+        &self,
+        _: Request<CreateNamespaceRequest>,
+    ) -> Result<Response<CreateNamespaceResponse>, Status> {
+        Err(Status::already_exists("the namespace is there"))
+    }
+
+    async fn update(
+        &self,
+        _: Request<UpdateNamespaceRequest>,
+    ) -> Result<Response<UpdateNamespaceResponse>, Status> {
+        Err(Status::unimplemented("capsuled asks for none"))
+    }
+
+    async fn delete(&self, _: Request<DeleteNamespaceRequest>) -> Result<Response<()>, Status> {
+        Err(Status::unimplemented("capsuled asks for none"))
     }
 }
