@@ -1,7 +1,7 @@
 //! Looking at what there is, and removing what may go.
 
 use super::{
-    plan::{Room, Rules, Verdict},
+    plan::{Rules, Verdict, oldest_first},
     users::Users,
 };
 use crate::{
@@ -131,23 +131,29 @@ impl Collector {
         }
     }
 
-    /// Removes the oldest versions that nobody needs, until so many bytes of layers are gone; how many, and bytes.
-    pub(super) async fn make_room(&self, bytes: u64) -> Result<(usize, u64), CollectError> {
+    /// Removes versions that nobody needs, the oldest first, while `is_full` says so: it is asked before each, when what the last
+    /// one held is collected. The newest of each capsule and what has a tag stays. How many went.
+    ///
+    /// # Errors
+    /// containerd's: then some may be gone.
+    pub(super) async fn make_room(&self, is_full: impl Fn() -> bool) -> Result<usize, CollectError> {
         let rules = Rules { keep_last: 1, keep_tagged: true, older_than: None };
         let (mut judged, mut users) = self.judge(&rules).await?;
         judged.retain(|one| one.verdict == Verdict::Remove);
-        let mut room = Room::new(judged, bytes, |one| one.published.created_at);
-        let mut leaves = Vec::new();
-        while let Some(one) = room.next() {
+        oldest_first(&mut judged, |one| one.published.created_at);
+        let mut removed = 0;
+        for one in judged {
+            if !is_full() {
+                break;
+            }
             if let Ok(leave) = self.take_away(&one.published, &rules, &mut users).await? {
-                leaves.push(leave);
-                room.gone(one.size());
+                // Others may hold the same layers, so that only the disk knows how much room that made.
+                self.capsules.collect_garbage().await?;
+                drop(leave);
+                removed += 1;
             }
         }
-        if room.removed > 0 {
-            self.capsules.collect_garbage().await?;
-        }
-        Ok((room.removed, room.bytes))
+        Ok(removed)
     }
 
     async fn judge(&self, rules: &Rules) -> Result<(Vec<Judged>, Users), CollectError> {

@@ -35,6 +35,7 @@ struct State {
     images: BTreeMap<String, Image>,
     leases: BTreeMap<String, Vec<Resource>>,
     blobs: HashMap<String, Vec<u8>>,
+    clock: i64,
     /// Reference → digest.
     registry: BTreeMap<String, String>,
     /// What was written, in order: `push REFERENCE`, `create NAME`, `update NAME`, `delete NAME`.
@@ -114,8 +115,13 @@ impl Fake {
             ..Default::default()
         };
         let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let image = Image { name: name.to_owned(), labels, target: Some(target), ..Default::default() };
-        self.state().images.insert(name.to_owned(), image);
+        let mut state = self.state();
+        // Each is younger than the one before.
+        state.clock += 1;
+        let created_at = Some(prost_types::Timestamp { seconds: state.clock, nanos: 0 });
+        let image =
+            Image { name: name.to_owned(), labels, target: Some(target), created_at, ..Default::default() };
+        state.images.insert(name.to_owned(), image);
     }
 
     /// The names of all images, without their repository.

@@ -126,6 +126,24 @@ async fn what_somebody_requires_by_now_stays() {
     assert!(told.contains(&"lib@1".to_owned()), "{told:?}");
 }
 
+#[tokio::test]
+async fn room_is_made_until_the_disk_is_not_full_any_more() {
+    let node = Node::start().await;
+    // Not in the order of their names.
+    node.rig.publish(&["x@3", "y@1", "x@1", "x@4", "x@2"]).await;
+    node.rig.tag("x@3", "stable").await.unwrap();
+    let left = |most: usize| {
+        let fake = node.rig.fake.clone();
+        move || fake.images().len() > most
+    };
+    assert_eq!(node.collector.make_room(left(6)).await.unwrap(), 0);
+    assert_eq!(node.collector.make_room(left(5)).await.unwrap(), 1);
+    assert_eq!(node.rig.fake.images(), ["x:2", "x:3", "x:4", "x:stable", "y:1"]);
+    // What is left is tagged, or the newest of its capsule.
+    assert_eq!(node.collector.make_room(|| true).await.unwrap(), 1);
+    assert_eq!(node.rig.fake.images(), ["x:3", "x:4", "x:stable", "y:1"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tag_that_was_given_is_never_taken_by_a_prune() {
     let node = Node::start().await;
