@@ -125,7 +125,35 @@ fn left_signatures(images: &[ImageRecord]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use capsule_signatures::Subject;
+
     use super::*;
+    use crate::capsules::{Signature, rig::Rig};
+
+    #[tokio::test]
+    async fn what_is_signed_while_it_goes_leaves_no_signature() {
+        let rig = Rig::start();
+        rig.publish(&["x@1"]).await;
+        let (name, version) = ("x".parse().unwrap(), "1".parse().unwrap());
+        let one = rig.capsules.catalogue().version(&name, &version).unwrap();
+        let subject =
+            Subject { repository: String::new(), digest: one.digest.to_string(), name: None, version: None };
+        let signature = Signature::new(subject.payload(), "ours".to_owned());
+        let names = rig.capsules.hold_names().await;
+        let signing = tokio::spawn({
+            let (capsules, name) = (rig.capsules.clone(), name.clone());
+            async move { capsules.sign(&name, Some(&version), signature).await }
+        });
+        // It has chosen the version, and waits for us.
+        while !rig.fake.leases().iter().any(|lease| lease.contains("sign")) {
+            tokio::task::yield_now().await;
+        }
+        assert!(rig.capsules.remove_images(&names, &one).await.unwrap());
+        drop(names);
+        let error = signing.await.unwrap().unwrap_err();
+        assert!(matches!(error, CapsuleError::UnknownCapsule { .. }), "{error}");
+        assert_eq!((rig.fake.images().len(), rig.fake.leases().len()), (0, 0));
+    }
 
     #[test]
     fn only_signatures_that_a_removal_has_left_alone_are_cleared() {

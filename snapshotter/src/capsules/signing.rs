@@ -196,7 +196,14 @@ impl Capsules {
         let scope = self.containerd.namespace(&self.namespace)?.leased(lease.as_str(), LEASE_SECONDS).await?;
         let kept = {
             let _names = self.names.lock().await;
-            self.keep_signatures(&scope, name, &found.digest, &[signature]).await
+            // Who removed it meanwhile has removed its signatures, and nobody would remove this one.
+            match self.catalogue.find(name, Some(&found.version)) {
+                Ok(now) if now.digest == found.digest => {
+                    self.keep_signatures(&scope, name, &found.digest, &[signature]).await
+                }
+                Ok(now) => Err(CapsuleError::Leaving { name: now.name, version: now.version }),
+                Err(error) => Err(error),
+            }
         };
         scope.release().await?;
         kept?;

@@ -134,6 +134,10 @@ impl Fake {
         self.state().images.get(image).map(|image| image.labels.clone())
     }
 
+    pub(crate) fn leases(&self) -> Vec<String> {
+        self.state().leases.keys().cloned().collect()
+    }
+
     pub(crate) fn lease(&self, id: &str, kind: &str, resource: &str) {
         let resource = Resource { id: resource.to_owned(), r#type: kind.to_owned() };
         self.state().leases.entry(id.to_owned()).or_default().push(resource);
