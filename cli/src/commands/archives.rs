@@ -66,22 +66,53 @@ pub async fn save(to: Target<'_>, args: SaveArgs) -> Result<(), Error> {
         write(&mut stdout, &mut archive, first, Error::Print).await?;
         return stdout.flush().map_err(Error::Print);
     }
-    // What broke off is not under the name that was asked for.
-    let mut name = file.file_name().unwrap_or_default().to_owned();
-    name.push(".part");
-    let part = file.with_file_name(name);
     let failed = |source| Error::WriteArchive { path: file.clone(), source };
-    let mut out = File::create(&part).map_err(failed)?;
-    let written = write(&mut out, &mut archive, first, failed).await;
-    let kept = written.and_then(|bytes| {
-        out.sync_all().and_then(|()| fs::rename(&part, &file)).map_err(failed)?;
-        Ok(bytes)
-    });
-    if kept.is_err() {
-        let _ = fs::remove_file(&part); // the first error is the one to tell
-    }
-    let saved = Saved { bytes: kept?, file };
+    let mut part = Part::create(&file).map_err(failed)?;
+    let bytes = write(&mut part.out, &mut archive, first, failed).await?;
+    part.keep().map_err(failed)?;
+    let saved = Saved { bytes, file };
     to.print(&saved, &saved)
+}
+
+/// A file that is being written: what breaks off is not under the name that was asked for, and is gone with this.
+struct Part<'a> {
+    out: File,
+    path: PathBuf,
+    file: &'a Path,
+}
+
+impl<'a> Part<'a> {
+    /// A name beside `file` that nobody else writes to, whoever else saves to it at the same time.
+    fn create(file: &'a Path) -> io::Result<Self> {
+        let mut number = 0_u32;
+        loop {
+            let mut name = file.file_name().unwrap_or_default().to_owned();
+            name.push(format!(".{}-{number}.part", std::process::id()));
+            let path = file.with_file_name(name);
+            match File::create_new(&path) {
+                Ok(out) => return Ok(Self { out, path, file }),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && number < u32::MAX => {
+                    number += 1
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Gives it its name. Durable when it returns.
+    fn keep(self) -> io::Result<()> {
+        self.out.sync_all()?;
+        fs::rename(&self.path, self.file)?;
+        let folder = self.file.parent().filter(|folder| !folder.as_os_str().is_empty());
+        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    }
+}
+
+impl Drop for Part<'_> {
+    fn drop(&mut self) {
+        // One that has its name is not there any more; the first error is the one to tell.
+        let _ = fs::remove_file(&self.path);
+    }
 }
 
 async fn write(
@@ -147,4 +178,47 @@ fn open(file: &Path) -> Result<Box<dyn Read + Send>, Error> {
     }
     let opened = File::open(file);
     Ok(Box::new(opened.map_err(|source| Error::ReadDeclaration { path: file.to_owned(), source })?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_there_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("a.tar");
+        let names = || {
+            let all = fs::read_dir(folder.path()).expect("the folder");
+            let mut names: Vec<_> = all.map(|entry| entry.expect("an entry").file_name()).collect();
+            names.sort();
+            names
+        };
+        let part = |content: &str| {
+            let mut part = Part::create(&file).expect("a file");
+            part.out.write_all(content.as_bytes()).expect("write");
+            part
+        };
+        // Two at once, one of which breaks off.
+        let (one, two, three) = (part("one"), part("two"), part("three"));
+        assert_eq!(names().len(), 3);
+        one.keep().expect("the first");
+        assert_eq!(fs::read_to_string(&file).expect("read"), "one");
+        drop(two);
+        three.keep().expect("the last");
+        assert_eq!(fs::read_to_string(&file).expect("read"), "three");
+        assert_eq!(names(), ["a.tar"]);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_has_its_reason() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("lost/a.tar");
+        assert_eq!(Part::create(&file).map(|_| ()).expect_err("no folder").kind(), io::ErrorKind::NotFound);
+        // Where a folder is, no file can be.
+        let file = folder.path().join("b");
+        fs::create_dir(&file).expect("a folder");
+        Part::create(&file).expect("a file").keep().expect_err("it is a folder");
+        assert_eq!(fs::read_dir(folder.path()).expect("the folder").count(), 1);
+    }
 }

@@ -158,22 +158,12 @@ impl Attachments {
         }
     }
 
-    /// Ends a command that nobody waits for any more, however long containerd is away.
+    /// Ends a command that nobody waits for any more, however long containerd is away. Where the task is gone, so is it.
     pub(super) async fn end_check(self, container: ContainerKey, call: String) {
         let id = exec_id(&call);
-        let scope = self.containerd.namespace(&container.namespace);
-        for _ in 0..TRIES {
-            let ended = match &scope {
-                Ok(scope) => delete(scope, &container.id, &id).await,
-                Err(error) => Err(error.to_string()),
-            };
-            match ended {
-                Ok(()) => break,
-                Err(error) => {
-                    tracing::warn!(%container, error, "a command that was to prove it well may still run")
-                }
-            }
-            sleep(RETRY).await;
+        match self.containerd.namespace(&container.namespace) {
+            Ok(scope) => until_ended(&container, RETRY, || delete(&scope, &container.id, &id)).await,
+            Err(error) => tracing::warn!(%container, %error, "no command can run there"),
         }
         match fs::remove_file(self.checks.folder.join(&id)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -194,9 +184,27 @@ async fn delete(scope: &Scope, container: &str, id: &str) -> Result<(), String> 
 
 /// How long the end of a command may take.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often, and how many times, the end of one is tried again.
+/// How soon the end of one is tried again at first; and how soon in the end, when it has failed for long.
 const RETRY: Duration = Duration::from_secs(5);
-const TRIES: usize = 60;
+const SELDOM: u32 = 12;
+
+/// Tries `end` until it succeeds, `pause` after the first time, and ever less often.
+async fn until_ended<F: Future<Output = Result<(), String>>>(
+    container: &ContainerKey,
+    pause: Duration,
+    end: impl Fn() -> F,
+) {
+    let mut times = 1;
+    while let Err(error) = end().await {
+        if times == 1 {
+            tracing::warn!(%container, error, "a command that was to prove it well may still run: it is tried on");
+        } else {
+            tracing::debug!(%container, error, times, "a command that was to prove it well may still run");
+        }
+        sleep(pause * times.min(SELDOM)).await;
+        times = times.saturating_add(1);
+    }
+}
 
 async fn run(
     scope: &Scope,
@@ -240,6 +248,18 @@ mod tests {
         });
         assert_eq!(process, expected);
         assert_eq!(plan_process(b"{}", &[]), None);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_command_is_tried_until_it_ends() {
+        let key = ContainerKey { namespace: "default".into(), id: "c1".into() };
+        let tries = std::cell::Cell::new(0);
+        let end = || {
+            tries.set(tries.get() + 1);
+            std::future::ready(if tries.get() < 1000 { Err("containerd is away".to_owned()) } else { Ok(()) })
+        };
+        until_ended(&key, Duration::ZERO, end).await;
+        assert_eq!(tries.get(), 1000);
     }
 
     #[tokio::test]

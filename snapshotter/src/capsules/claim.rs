@@ -202,6 +202,7 @@ pub(super) async fn read_image(scope: &Scope, media_type: &str, digest: &Digest)
     let bytes = read_part(scope, "manifest", &manifest).await?;
     let image = oci::parse_manifest(&manifest, &bytes).map_err(unusable)?;
     let bytes = read_part(scope, "configuration", &image.config.digest).await?;
+    let image = Image { manifest: Some(manifest).filter(|manifest| manifest != digest), ..image };
     oci::parse_config(image, &bytes).map_err(unusable)
 }
 

@@ -102,6 +102,7 @@ impl Capsules {
         let scope = self.containerd.namespace(&self.namespace)?;
         self.clear_transits(&scope, &scope.images().await?).await?;
         self.clear_signatures(&scope).await?;
+        self.finish_tags(&scope).await?;
         let lease = self.lease("sweep");
         let scope = scope.leased(lease.as_str(), LEASE_SECONDS).await?;
         let made = scope.prepare_snapshot(&self.snapshotter, lease.as_str(), "").await;

@@ -20,6 +20,8 @@ mod reading;
 mod removal;
 pub mod requirement;
 pub mod resolve;
+#[cfg(test)]
+pub(crate) mod rig;
 pub mod set;
 mod signing;
 mod tags;

@@ -171,6 +171,8 @@ pub fn parse_archive(digest: &Digest, bytes: &[u8]) -> Result<Vec<Entry>, OciErr
 /// What a version's image says, checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
+    /// Of an image for several platforms, the manifest for this machine.
+    pub manifest: Option<Digest>,
     /// The configuration blob.
     pub config: Descriptor,
     /// Layers, bottom first.
@@ -230,6 +232,7 @@ pub fn parse_manifest(digest: &Digest, bytes: &[u8]) -> Result<Image, OciError> 
         return Err(OciError::NoLayers);
     }
     Ok(Image {
+        manifest: None,
         config: manifest.config,
         layers: manifest.layers,
         diff_ids: Vec::new(),

@@ -12,10 +12,10 @@ use sha2::{Digest as _, Sha256};
 use super::{
     CapsuleError, Capsules,
     catalogue::{Published, image_name},
-    model::Digest,
+    model::{Digest, Version},
     oci::{self, Blobs, Declaration, Descriptor, Image},
     origin::Origin,
-    tags::taken,
+    tags::{self, Undo, taken},
 };
 use crate::containerd::{ImageRecord, Scope};
 
@@ -24,19 +24,25 @@ const LEASE_SECONDS: u64 = 24 * 3600;
 
 impl Capsules {
     /// Publishes one version. True beside it if the same version with the same digest was there already. When this
-    /// returns, the version is durable and unpacked.
+    /// returns, the version is durable and unpacked, and `tags` stand for it; on an error none of this is so.
+    ///
+    /// # Errors
+    /// [`CapsuleError::Exists`], and whatever keeps it from being made; as [`Capsules::check_tags`].
     pub async fn publish(
         &self,
         declaration: Declaration,
+        tags: &[Version],
         origin: Origin<impl Stream<Item = Result<Vec<u8>, String>> + Send + Unpin>,
     ) -> Result<(Published, bool), CapsuleError> {
         let (name, version) = (declaration.name.clone(), declaration.version.clone());
-        self.publish_checked(declaration, origin).await.map_err(|error| error.of("publish", &name, &version))
+        let published = self.publish_checked(declaration, tags, origin).await;
+        published.map_err(|error| error.of("publish", &name, &version))
     }
 
     async fn publish_checked(
         &self,
         declaration: Declaration,
+        tags: &[Version],
         origin: Origin<impl Stream<Item = Result<Vec<u8>, String>> + Send + Unpin>,
     ) -> Result<(Published, bool), CapsuleError> {
         check(&declaration, matches!(origin, Origin::Tree(_)))?;
@@ -45,11 +51,13 @@ impl Capsules {
         let lease = self.lease("publish");
         let id = lease.as_str();
         let scope = self.containerd.namespace(&self.namespace)?.leased(id, LEASE_SECONDS).await?;
-        let published = self.publish_leased(&scope, id, &declaration, origin).await;
+        let published = self.publish_leased(&scope, id, (&declaration, tags), origin).await;
         let released = scope.release().await;
         let existed = published?;
         released?;
-        self.refresh(&image_name(&declaration.name, &declaration.version)).await?;
+        for reference in [&declaration.version].into_iter().chain(tags) {
+            self.refresh(&image_name(&declaration.name, reference)).await?;
+        }
         Ok((self.catalogue().find(&declaration.name, Some(&declaration.version))?, existed))
     }
 
@@ -57,7 +65,7 @@ impl Capsules {
         &self,
         scope: &Scope,
         reference: &str,
-        declaration: &Declaration,
+        (declaration, tags): (&Declaration, &[Version]),
         origin: Origin<impl Stream<Item = Result<Vec<u8>, String>> + Send + Unpin>,
     ) -> Result<bool, CapsuleError> {
         let stack = origin.store(self, scope, reference, declaration).await?;
@@ -69,9 +77,6 @@ impl Capsules {
         let image = oci::parse_config(oci::parse_manifest(digest, &blobs.manifest.0)?, &blobs.config.0)?;
         self.store_json(scope, &image, &blobs).await?;
         self.unpack(scope, &image).await?;
-        if existed {
-            return Ok(true);
-        }
         let record = ImageRecord {
             name: name.clone(),
             labels: HashMap::from([
@@ -83,13 +88,44 @@ impl Capsules {
             size: i64::try_from(blobs.manifest.1.size).unwrap_or(i64::MAX),
             created_at: None,
         };
-        let _names = self.names.lock().await;
-        match scope.create_image(&record).await {
-            Ok(()) => Ok(false),
-            // Another publish of the same version was faster.
-            Err(e) if e.is_already_exists() => self.is_published(scope, &name, declaration, digest).await,
-            Err(e) => Err(e.into()),
+        if existed && tags.is_empty() {
+            return Ok(true);
         }
+        self.name_with_tags(scope, &record, (declaration, digest), tags).await
+    }
+
+    /// Makes the image record of a version and those of its tags: all of them or none. True if the version had one.
+    async fn name_with_tags(
+        &self,
+        scope: &Scope,
+        record: &ImageRecord,
+        (declaration, digest): (&Declaration, &Digest),
+        tags: &[Version],
+    ) -> Result<bool, CapsuleError> {
+        let (name, version) = (&declaration.name, &declaration.version);
+        let _names = self.names.lock().await;
+        self.check_tags(name, version, tags).await?;
+        let mut undo = Vec::new();
+        let named = async {
+            let existed = match scope.create_image(&tags::marked(record, tags)).await {
+                Ok(()) => {
+                    undo.push(Undo::Delete(record.name.clone()));
+                    false
+                }
+                // It was there before, or another publish of the same version was faster.
+                Err(e) if e.is_already_exists() => {
+                    self.is_published(scope, &record.name, declaration, digest).await?
+                }
+                Err(e) => return Err(e.into()),
+            };
+            self.apply_all(scope, record, (name, version), tags, &mut undo).await?;
+            Ok(existed)
+        };
+        let named = named.await;
+        if named.is_err() {
+            self.take_back(scope, undo).await;
+        }
+        named
     }
 
     /// True if the version is there with this digest; an error if it is there with another.
@@ -184,3 +220,6 @@ pub(super) async fn store_layer(
     writer.commit(digest.as_str(), labels).await?;
     Ok(Descriptor { media_type: oci::LAYER_TAR.to_owned(), digest, size })
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use tokio::sync::OwnedMutexGuard;
+
 use super::{
     CapsuleError, Capsules, catalogue::Published, model::Digest, signing::signature_tag, unpack::top_chain,
 };
@@ -40,6 +42,10 @@ impl Drop for Leave {
     }
 }
 
+/// Nobody else changes what references stand for until this is dropped.
+#[derive(Debug)]
+pub struct Names(#[allow(dead_code)] OwnedMutexGuard<()>); // held, and never looked at
+
 impl Capsules {
     /// Lets nobody begin to use a version: who pins it from here on is refused. Who has pinned it before is seen by
     /// [`Capsules::pinned_by`] from here on.
@@ -55,14 +61,17 @@ impl Capsules {
         self.snapshots.owner(&self.namespace, &top_chain(image))
     }
 
+    /// Lets nobody publish, tag or sign until what is given is dropped.
+    pub async fn hold_names(&self) -> Names {
+        Names(self.names.clone().lock_owned().await)
+    }
+
     /// Removes the image records of a version, those of its tags and signatures too. What only they kept goes with containerd's
     /// next collection: see [`Capsules::collect_garbage`]. False, and nothing is removed, where the version has been published anew.
     ///
     /// # Errors
     /// containerd's: some may be gone then.
-    pub async fn remove_images(&self, one: &Published) -> Result<bool, CapsuleError> {
-        // Nobody tags or signs it meanwhile.
-        let _names = self.names.lock().await;
+    pub async fn remove_images(&self, _: &Names, one: &Published) -> Result<bool, CapsuleError> {
         if self.catalogue.version(&one.name, &one.version).is_none_or(|now| now.digest != one.digest) {
             return Ok(false);
         }
@@ -116,7 +125,35 @@ fn left_signatures(images: &[ImageRecord]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use capsule_signatures::Subject;
+
     use super::*;
+    use crate::capsules::{Signature, rig::Rig};
+
+    #[tokio::test]
+    async fn what_is_signed_while_it_goes_leaves_no_signature() {
+        let rig = Rig::start();
+        rig.publish(&["x@1"]).await;
+        let (name, version) = ("x".parse().unwrap(), "1".parse().unwrap());
+        let one = rig.capsules.catalogue().version(&name, &version).unwrap();
+        let subject =
+            Subject { repository: String::new(), digest: one.digest.to_string(), name: None, version: None };
+        let signature = Signature::new(subject.payload(), "ours".to_owned());
+        let names = rig.capsules.hold_names().await;
+        let signing = tokio::spawn({
+            let (capsules, name) = (rig.capsules.clone(), name.clone());
+            async move { capsules.sign(&name, Some(&version), signature).await }
+        });
+        // It has chosen the version, and waits for us.
+        while !rig.fake.leases().iter().any(|lease| lease.contains("sign")) {
+            tokio::task::yield_now().await;
+        }
+        assert!(rig.capsules.remove_images(&names, &one).await.unwrap());
+        drop(names);
+        let error = signing.await.unwrap().unwrap_err();
+        assert!(matches!(error, CapsuleError::UnknownCapsule { .. }), "{error}");
+        assert_eq!((rig.fake.images().len(), rig.fake.leases().len()), (0, 0));
+    }
 
     #[test]
     fn only_signatures_that_a_removal_has_left_alone_are_cleared() {

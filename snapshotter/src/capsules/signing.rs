@@ -19,7 +19,7 @@ use crate::containerd::{ImageRecord, Scope};
 
 /// Largest manifest or payload of signatures that is read, and most signatures of a version.
 const JSON_LIMIT: usize = 1 << 20;
-const MOST: usize = 64;
+pub(super) const MOST: usize = 64;
 /// How long it may take to write one, in seconds.
 const LEASE_SECONDS: u64 = 600;
 
@@ -196,7 +196,14 @@ impl Capsules {
         let scope = self.containerd.namespace(&self.namespace)?.leased(lease.as_str(), LEASE_SECONDS).await?;
         let kept = {
             let _names = self.names.lock().await;
-            self.keep_signatures(&scope, name, &found.digest, &[signature]).await
+            // Who removed it meanwhile has removed its signatures, and nobody would remove this one.
+            match self.catalogue.find(name, Some(&found.version)) {
+                Ok(now) if now.digest == found.digest => {
+                    self.keep_signatures(&scope, name, &found.digest, &[signature]).await
+                }
+                Ok(now) => Err(CapsuleError::Leaving { name: now.name, version: now.version }),
+                Err(error) => Err(error),
+            }
         };
         scope.release().await?;
         kept?;
@@ -302,7 +309,7 @@ pub(super) async fn read_signatures(scope: &Scope, digest: &str) -> Result<Vec<S
 }
 
 /// Writes the image that holds signatures; its digest and size.
-async fn write_signatures(
+pub(super) async fn write_signatures(
     scope: &Scope,
     signatures: impl Iterator<Item = Signature>,
 ) -> Result<(Digest, u64), CapsuleError> {

@@ -132,15 +132,10 @@ impl Capsules {
             self.incomplete(name, &found.version, missing)
         })?;
         let mut undo = Vec::new();
-        for tag in tags {
-            match self.apply_tag(&scope, &of, (name, &published.version), tag).await {
-                Ok(Some(one)) => undo.push(one),
-                Ok(None) => {}
-                Err(error) => {
-                    self.take_back(&scope, undo).await;
-                    return Err(error);
-                }
-            }
+        let applied = self.apply_all(&scope, &of, (name, &published.version), tags, &mut undo).await;
+        if let Err(error) = applied {
+            self.take_back(&scope, undo).await;
+            return Err(error);
         }
         for tag in tags {
             self.refresh(&image_name(name, tag)).await?;
@@ -185,10 +180,85 @@ impl Capsules {
             };
             if let Err(error) = done {
                 tracing::warn!(image = name, %error, "a tag could not be put back");
+                self.is_to_sweep();
             }
             // The event will tell what this cannot.
             self.refresh(name).await.ok();
         }
+    }
+
+    /// Gives versions the tags that a capsuled was about to give them when it was killed.
+    ///
+    /// # Errors
+    /// containerd's.
+    pub(super) async fn finish_tags(&self, scope: &Scope) -> Result<(), CapsuleError> {
+        self.listed().await?;
+        // No call is in the middle of it.
+        let _names = self.names.lock().await;
+        for record in scope.images().await? {
+            let (plain, tags) = unmarked(&record);
+            if tags.is_empty() {
+                continue;
+            }
+            for (name, version) in self.catalogue.keys_of(&record.name) {
+                tracing::info!(capsule = %name, %version, ?tags, "found half tagged: finished");
+                self.give(scope, &plain, (&name, &version), &tags).await?;
+            }
+            scope.update_image(&plain).await?;
+        }
+        Ok(())
+    }
+
+    async fn give(
+        &self,
+        scope: &Scope,
+        of: &ImageRecord,
+        (name, version): (&CapsuleName, &Version),
+        tags: &[Version],
+    ) -> Result<(), CapsuleError> {
+        for tag in tags {
+            match self.apply_tag(scope, of, (name, version), tag).await {
+                Ok(_) => self.refresh(&image_name(name, tag)).await?,
+                Err(error @ CapsuleError::Tag(_)) => tracing::warn!(%error, "a tag is left out"),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets each of `tags` stand for the version whose record is `of`: all of them, also if capsuled is killed meanwhile, when it
+    /// is there again. On an error, `undo` is what is to be taken back. `names` are held.
+    pub(super) async fn apply_all(
+        &self,
+        scope: &Scope,
+        of: &ImageRecord,
+        (name, version): (&CapsuleName, &Version),
+        tags: &[Version],
+        undo: &mut Vec<Undo>,
+    ) -> Result<(), CapsuleError> {
+        let here = scope.image(&of.name).await?.unwrap_or_else(|| of.clone());
+        // Marked for these by the call that has made it, or for others by a capsuled that was killed.
+        let (plain, marks) = unmarked(&here);
+        let pending: Vec<Version> =
+            marks.iter().chain(tags.iter().filter(|tag| !marks.contains(tag))).cloned().collect();
+        // One record is made or not; of several, some.
+        if pending.len() > 1 && pending != marks {
+            scope.update_image(&marked(&plain, &pending)).await?;
+            undo.push(Undo::Restore(here.clone()));
+        }
+        for tag in &pending {
+            match self.apply_tag(scope, of, (name, version), tag).await {
+                Ok(done) => undo.extend(done),
+                Err(CapsuleError::Tag(error)) if !tags.contains(tag) => {
+                    tracing::warn!(%error, "a tag is left out")
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if pending.len() > 1 || !marks.is_empty() {
+            scope.update_image(&plain).await?;
+        }
+        Ok(())
     }
 
     /// `None` where the tag stands for it already. `names` are held.
@@ -248,6 +318,27 @@ impl Capsules {
             _ => self.refresh(&own.name).await,
         }
     }
+}
+
+/// Before the number of a tag in the labels of a version's record: that it is to be given to it. They are there while some of
+/// several records are made, and none but a killed capsuled leaves them.
+const TAGGING: &str = "resourcecapsules.io/tagging.";
+
+/// A version's record that says which tags it is about to have.
+pub(super) fn marked(record: &ImageRecord, tags: &[Version]) -> ImageRecord {
+    let mut record = record.clone();
+    let marks = tags.iter().enumerate().map(|(index, tag)| (format!("{TAGGING}{index}"), tag.to_string()));
+    record.labels.extend(marks);
+    record
+}
+
+/// The record without that, and the tags.
+fn unmarked(record: &ImageRecord) -> (ImageRecord, Vec<Version>) {
+    let mut record = record.clone();
+    let tags = record.labels.extract_if(|key, _| key.starts_with(TAGGING));
+    let mut tags: Vec<Version> = tags.filter_map(|(_, tag)| tag.parse().ok()).collect();
+    tags.sort();
+    (record, tags)
 }
 
 /// The error for a version that is called as a tag of `of`.

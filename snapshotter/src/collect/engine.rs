@@ -1,22 +1,17 @@
 //! Looking at what there is, and removing what may go.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    time::SystemTime,
+use super::{
+    plan::{Rules, Verdict, oldest_first},
+    users::Users,
 };
-
-use super::plan::{Found, Room, Rules, Verdict, plan};
 use crate::{
     attachments::Attachments,
     capsules::{
         CapsuleError, Capsules, Leave, Published,
-        model::{CapsuleName, Digest, Version},
+        model::{CapsuleName, Version},
     },
-    containerd::{Containerd, ContainerdError, Scope},
+    containerd::{Containerd, ContainerdError},
 };
-
-/// By which containerd's CRI marks images that are not to be collected.
-const PINNED: &str = "io.cri-containerd.pinned";
 
 /// Why a version was not removed.
 #[derive(Debug, thiserror::Error)]
@@ -63,9 +58,9 @@ impl Judged {
 /// Removes versions: cheap to clone.
 #[derive(Clone)]
 pub struct Collector {
-    containerd: Containerd,
-    capsules: Capsules,
-    attachments: Attachments,
+    pub(super) containerd: Containerd,
+    pub(super) capsules: Capsules,
+    pub(super) attachments: Attachments,
 }
 
 impl Collector {
@@ -84,7 +79,7 @@ impl Collector {
         rules: &Rules,
         dry_run: bool,
     ) -> Result<Vec<Judged>, CollectError> {
-        let mut judged = self.judge(rules).await?;
+        let (mut judged, mut users) = self.judge(rules).await?;
         for name in names {
             self.capsules.listed().await?.find(name, None)?;
         }
@@ -95,7 +90,7 @@ impl Collector {
                 if one.verdict != Verdict::Remove {
                     continue;
                 }
-                match self.take_away(&one.published).await? {
+                match self.take_away(&one.published, rules, &mut users).await? {
                     Err(reason) => one.verdict = Verdict::Keep(reason),
                     Ok(leave) => removed.push(leave),
                 }
@@ -116,7 +111,7 @@ impl Collector {
         let found = self.capsules.listed().await?.find(name, Some(version))?;
         let needed =
             |reason| CollectError::Needed { name: name.clone(), version: found.version.clone(), reason };
-        let judged = self.judge(&Rules::default()).await?;
+        let (judged, mut users) = self.judge(&Rules::default()).await?;
         let Some(mut one) = judged
             .into_iter()
             .find(|one| (&one.published.name, &one.published.version) == (name, &found.version))
@@ -125,7 +120,7 @@ impl Collector {
         };
         match std::mem::replace(&mut one.verdict, Verdict::Remove) {
             Verdict::Keep(reason) => Err(needed(reason)),
-            Verdict::Remove => match self.take_away(&one.published).await? {
+            Verdict::Remove => match self.take_away(&one.published, &Rules::default(), &mut users).await? {
                 Err(reason) => Err(needed(reason)),
                 Ok(leave) => {
                     self.capsules.collect_garbage().await?;
@@ -136,111 +131,57 @@ impl Collector {
         }
     }
 
-    /// Removes the oldest versions that nobody needs, until so many bytes of layers are gone; how many, and bytes.
-    pub(super) async fn make_room(&self, bytes: u64) -> Result<(usize, u64), CollectError> {
+    /// Removes versions that nobody needs, the oldest first, while `is_full` says so: it is asked before each, when what the last
+    /// one held is collected. The newest of each capsule and what has a tag stays. How many went.
+    ///
+    /// # Errors
+    /// containerd's: then some may be gone.
+    pub(super) async fn make_room(&self, is_full: impl Fn() -> bool) -> Result<usize, CollectError> {
         let rules = Rules { keep_last: 1, keep_tagged: true, older_than: None };
-        let mut judged = self.judge(&rules).await?;
+        let (mut judged, mut users) = self.judge(&rules).await?;
         judged.retain(|one| one.verdict == Verdict::Remove);
-        let mut room = Room::new(judged, bytes, |one| one.published.created_at);
-        let mut leaves = Vec::new();
-        while let Some(one) = room.next() {
-            if let Ok(leave) = self.take_away(&one.published).await? {
-                leaves.push(leave);
-                room.gone(one.size());
+        oldest_first(&mut judged, |one| one.published.created_at);
+        let mut removed = 0;
+        for one in judged {
+            if !is_full() {
+                break;
+            }
+            if let Ok(leave) = self.take_away(&one.published, &rules, &mut users).await? {
+                // Others may hold the same layers, so that only the disk knows how much room that made.
+                self.capsules.collect_garbage().await?;
+                drop(leave);
+                removed += 1;
             }
         }
-        if room.removed > 0 {
-            self.capsules.collect_garbage().await?;
-        }
-        Ok((room.removed, room.bytes))
+        Ok(removed)
     }
 
-    async fn judge(&self, rules: &Rules) -> Result<Vec<Judged>, CollectError> {
+    async fn judge(&self, rules: &Rules) -> Result<(Vec<Judged>, Users), CollectError> {
         let all = self.capsules.listed().await?.list(None);
-        let scope = self.containerd.namespace(self.capsules.namespace())?;
-        let leased = Leased::read(&scope).await?;
-        let pinned = self.pinned(&scope).await?;
-        let holders = self.attachments.holders();
-        let found: Vec<Found> = all.iter().map(|one| self.found(one, &leased, &pinned, &holders)).collect();
-        let verdicts = plan(&found, rules, SystemTime::now());
-        Ok(all.into_iter().zip(verdicts).map(|(published, verdict)| Judged { published, verdict }).collect())
-    }
-
-    fn found(
-        &self,
-        one: &Published,
-        leased: &Leased,
-        pinned: &BTreeSet<String>,
-        holders: &HashMap<Digest, String>,
-    ) -> Found {
-        let image = one.image.as_ref().ok();
-        let declared = image.and_then(|image| image.declared().ok());
-        let of_image = || {
-            let images = self.capsules.catalogue().images_of(&one.name, &one.version);
-            images.iter().any(|image| pinned.contains(image)).then(|| format!("pinned by the label {PINNED}"))
-        };
-        let used = holders.get(&one.digest).cloned();
-        let used = used.or_else(|| self.pinned_by(one)).or_else(of_image);
-        Found {
-            name: one.name.clone(),
-            version: one.version.clone(),
-            created_at: one.created_at,
-            tags: self.capsules.catalogue().tags_of(one),
-            requires: declared.map(|declared| declared.requires).unwrap_or_default(),
-            used: used.or_else(|| leased.holds(one)),
-        }
-    }
-
-    /// Who uses its layers otherwise: what drains, who reads, a call under way, a version with the same tree.
-    fn pinned_by(&self, one: &Published) -> Option<String> {
-        self.capsules.pinned_by(one).map(|owner| format!("its layers, by {owner}"))
-    }
-
-    /// Names of the images that are not to be collected.
-    async fn pinned(&self, scope: &Scope) -> Result<BTreeSet<String>, CollectError> {
-        let images = scope.images().await?.into_iter();
-        let is =
-            |image: &crate::containerd::ImageRecord| image.labels.get(PINNED).is_some_and(|v| v == "pinned");
-        Ok(images.filter(is).map(|image| image.name).collect())
+        let users = self.users(&self.containerd.namespace(self.capsules.namespace())?).await?;
+        let verdicts = self.verdicts(&all, &users, rules);
+        let judged = all.into_iter().zip(verdicts);
+        Ok((judged.map(|(published, verdict)| Judged { published, verdict }).collect(), users))
     }
 
     /// Removes a version's image records. Nobody begins to use it until what is given is dropped, which is to be after containerd's
-    /// collection. Or else why it stays: somebody uses it by now.
-    async fn take_away(&self, one: &Published) -> Result<Result<Leave, String>, CollectError> {
+    /// collection. Or else why it stays: somebody needs it by now.
+    async fn take_away(
+        &self,
+        one: &Published,
+        rules: &Rules,
+        users: &mut Users,
+    ) -> Result<Result<Leave, String>, CollectError> {
         let leaving = self.capsules.leave(&one.digest);
-        let user = self.attachments.holders().remove(&one.digest).or_else(|| self.pinned_by(one));
-        if let Some(user) = user {
-            return Ok(Err(format!("in use: {user}")));
+        // A tag that was made before is seen, and who would make one now finds no version afterwards.
+        let names = self.capsules.hold_names().await;
+        if let Some(reason) = self.needed_by_now(one, rules, users).await? {
+            return Ok(Err(reason));
         }
-        let removed = self.capsules.remove_images(one).await?;
+        let removed = self.capsules.remove_images(&names, one).await?;
         Ok(if removed { Ok(leaving) } else { Err("it is another by now".to_owned()) })
     }
 }
 
-/// What leases of the capsules' namespace hold.
-struct Leased {
-    /// Digest of a blob or name of a snapshot → the lease.
-    resources: HashMap<String, String>,
-}
-
-impl Leased {
-    async fn read(scope: &Scope) -> Result<Self, CollectError> {
-        let mut resources = HashMap::new();
-        for lease in scope.leases().await? {
-            for resource in scope.lease_resources(&lease.id).await? {
-                resources.insert(resource, lease.id.clone());
-            }
-        }
-        Ok(Self { resources })
-    }
-
-    fn holds(&self, one: &Published) -> Option<String> {
-        let own = [one.digest.to_string()].into_iter();
-        let parts = one.image.iter().flat_map(|image| {
-            let blobs = image.layers.iter().chain([&image.config]).map(|blob| blob.digest.to_string());
-            blobs.chain(image.chain_ids().into_iter().map(|id| id.to_string())).collect::<Vec<_>>()
-        });
-        let lease = own.chain(parts).find_map(|part| self.resources.get(&part));
-        lease.map(|lease| format!("the lease {lease} of containerd"))
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,6 @@
 //! Which versions go. Pure.
 
 use std::{
-    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     time::{Duration, SystemTime},
 };
@@ -100,37 +99,9 @@ fn needed(found: &[Found]) -> BTreeMap<usize, String> {
     needed
 }
 
-/// What goes until there is room: the oldest first, and what is of unknown age last.
-#[derive(Debug)]
-pub(super) struct Room<T> {
-    /// The next one is the last.
-    left: Vec<T>,
-    wanted: u64,
-    /// How many went.
-    pub(super) removed: usize,
-    /// Their bytes.
-    pub(super) bytes: u64,
-}
-
-impl<T> Room<T> {
-    /// So many bytes are wanted.
-    pub(super) fn new(mut all: Vec<T>, wanted: u64, created_at: impl Fn(&T) -> Option<SystemTime>) -> Self {
-        all.sort_by_key(|one| {
-            created_at(one).map_or((false, Reverse(SystemTime::UNIX_EPOCH)), |at| (true, Reverse(at)))
-        });
-        Self { left: all, wanted, removed: 0, bytes: 0 }
-    }
-
-    /// The next to go; none when there is room.
-    pub(super) fn next(&mut self) -> Option<T> {
-        if self.bytes < self.wanted { self.left.pop() } else { None }
-    }
-
-    /// One of so many bytes went.
-    pub(super) fn gone(&mut self, bytes: u64) {
-        self.removed += 1;
-        self.bytes += bytes;
-    }
+/// What goes first when room is wanted: the oldest, and what is of unknown age last.
+pub(super) fn oldest_first<T>(all: &mut [T], created_at: impl Fn(&T) -> Option<SystemTime>) {
+    all.sort_by_key(|one| created_at(one).map_or((true, SystemTime::UNIX_EPOCH), |at| (false, at)));
 }
 
 #[cfg(test)]
@@ -138,31 +109,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_go_first_and_no_more_than_must() {
-        // Name, age, bytes, and whether it stays though it was to go.
-        let all = [("b", Some(5), 10, false), ("unknown", None, 10, false), ("c", Some(4), 10, true)];
-        let all: Vec<_> =
-            all.into_iter().chain([("a", Some(9), 10, false), ("d", Some(1), 10, false)]).collect();
+    fn the_oldest_go_first() {
         let now = SystemTime::UNIX_EPOCH + DAY * 1000;
-        let gone = |wanted| {
-            let mut room = Room::new(all.clone(), wanted, |one| one.1.map(|days| now - DAY * days));
-            let mut names = Vec::new();
-            while let Some((name, _, bytes, stays)) = room.next() {
-                if !stays {
-                    room.gone(bytes);
-                    names.push(name);
-                }
-            }
-            assert_eq!((room.removed, room.bytes), (names.len(), 10 * u64::try_from(names.len()).unwrap()));
-            names.join(" ")
-        };
-        assert_eq!(gone(0), "");
-        assert_eq!(gone(1), "a");
-        assert_eq!(gone(10), "a");
-        assert_eq!(gone(11), "a b");
-        // c is in use by then: it makes no room.
-        assert_eq!(gone(25), "a b d");
-        assert_eq!(gone(1000), "a b d unknown");
+        let mut all = [("b", Some(5)), ("unknown", None), ("c", Some(4)), ("a", Some(9)), ("d", Some(1))];
+        oldest_first(&mut all, |one| one.1.map(|days| now - DAY * days));
+        assert_eq!(all.map(|one| one.0), ["a", "b", "c", "d", "unknown"]);
     }
 
     const DAY: Duration = Duration::from_secs(86_400);

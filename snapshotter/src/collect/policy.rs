@@ -1,6 +1,10 @@
 //! Collecting by itself: every so often by rules, and when the disk is full.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -30,7 +34,7 @@ pub struct Watermarks {
 }
 
 impl Collector {
-    /// Collects by policy until the daemon ends. `root` is on the disk that is looked at.
+    /// Collects by policy until the daemon ends. The disk of `root` is looked at, and that of containerd's content.
     pub async fn collect(self, policy: Policy, root: PathBuf) {
         let look = policy.watermarks.map(|_| LOOK);
         let every = Some(policy.interval).filter(|interval| !interval.is_zero());
@@ -47,7 +51,7 @@ impl Collector {
                 self.collect_by_rules(&policy.rules).await;
             }
             if let Some(watermarks) = policy.watermarks {
-                self.collect_by_space(watermarks, &root).await;
+                self.collect_by_space(watermarks, &self.disks(&root).await).await;
             }
         }
     }
@@ -64,26 +68,48 @@ impl Collector {
         }
     }
 
-    /// Removes unused versions while the disk is fuller than it may be: the newest of each capsule and what has a tag stays.
-    pub(super) async fn collect_by_space(&self, watermarks: Watermarks, root: &std::path::Path) {
-        let Some(fill) = Fill::read(root) else { return };
-        if fill.percent() <= f64::from(watermarks.high) {
-            return;
+    /// The disks on which versions take room: ours, and containerd's where that is another one.
+    async fn disks(&self, root: &Path) -> Vec<PathBuf> {
+        let mut disks = vec![root.to_owned()];
+        match self.containerd.content_root().await {
+            Ok(Some(theirs)) if is_another_disk(root, &theirs) => disks.push(theirs),
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "cannot ask where containerd's content is"),
         }
-        let wanted = fill.above(watermarks.low);
-        match self.make_room(wanted).await {
-            Ok((removed, bytes)) if removed > 0 => {
-                tracing::info!(
+        disks
+    }
+
+    /// Removes unused versions while one of the disks is fuller than it may be: the newest of each capsule and what has a tag
+    /// stays.
+    async fn collect_by_space(&self, watermarks: Watermarks, disks: &[PathBuf]) {
+        let is_above =
+            |disk: &Path, mark| Fill::read(disk).is_some_and(|fill| fill.percent() > f64::from(mark));
+        for disk in disks.iter().filter(|disk| is_above(disk, watermarks.high)) {
+            let used = || Fill::read(disk).map(Fill::percent).unwrap_or_default();
+            let (before, path) = (used(), disk.display());
+            match self.make_room(|| is_above(disk, watermarks.low)).await {
+                Ok(0) => {
+                    tracing::warn!(disk = %path, used = before, "the disk is full, and every version is needed")
+                }
+                Ok(removed) => tracing::info!(
+                    disk = %path,
                     removed,
-                    bytes,
-                    used = fill.percent(),
+                    before,
+                    used = used(),
                     "the disk was full: removed the oldest that nobody needs"
-                );
+                ),
+                Err(error) => {
+                    tracing::warn!(disk = %path, %error, "the disk is full, and nothing can be collected");
+                }
             }
-            Ok(_) => tracing::warn!(used = fill.percent(), "the disk is full, and every version is needed"),
-            Err(error) => tracing::warn!(%error, "the disk is full, and nothing can be collected"),
         }
     }
+}
+
+/// Whether `other` is there, and on another file system.
+fn is_another_disk(root: &Path, other: &Path) -> bool {
+    let device = |path: &Path| path.metadata().map(|about| about.dev()).ok();
+    device(other).is_some_and(|other| device(root) != Some(other))
 }
 
 /// How full a file system is.
@@ -94,7 +120,7 @@ struct Fill {
 }
 
 impl Fill {
-    fn read(root: &std::path::Path) -> Option<Self> {
+    fn read(root: &Path) -> Option<Self> {
         let stat = rustix::fs::statvfs(root).ok().filter(|stat| stat.f_blocks > 0)?;
         let used = stat.f_blocks.saturating_sub(stat.f_bfree) * stat.f_frsize;
         Some(Self { used, free: stat.f_bavail * stat.f_frsize })
@@ -104,12 +130,6 @@ impl Fill {
     #[allow(clippy::cast_precision_loss)] // a percentage
     fn percent(self) -> f64 {
         self.used as f64 * 100.0 / (self.used + self.free).max(1) as f64
-    }
-
-    /// The bytes above a percentage.
-    fn above(self, percent: u8) -> u64 {
-        let allowed = (self.used + self.free) / 100 * u64::from(percent);
-        self.used.saturating_sub(allowed)
     }
 }
 
@@ -121,7 +141,15 @@ mod tests {
     fn a_disk_is_as_full_as_df_says() {
         let fill = Fill { used: 900, free: 100 };
         assert!((fill.percent() - 90.0).abs() < 1e-9);
-        assert_eq!((fill.above(80), fill.above(95)), (100, 0));
-        assert!(Fill::read(std::path::Path::new("/")).is_some_and(|fill| fill.percent() > 0.0));
+        assert!(Fill::read(Path::new("/")).is_some_and(|fill| fill.percent() > 0.0));
+        assert!(Fill::read(Path::new("/nowhere")).is_none());
+    }
+
+    #[test]
+    fn disks_are_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(is_another_disk(folder.path(), Path::new("/proc")));
+        assert!(!is_another_disk(folder.path(), folder.path()));
+        assert!(!is_another_disk(folder.path(), &folder.path().join("lost")));
     }
 }

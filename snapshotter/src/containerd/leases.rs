@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::SystemTime};
 
 use capsule_proto::containerd::services::leases::v1::{
-    Lease as WireLease, ListRequest, ListResourcesRequest, leases_client::LeasesClient,
+    Lease as WireLease, ListRequest, ListResourcesRequest, Resource, leases_client::LeasesClient,
 };
 use tonic::Code;
 
@@ -21,6 +21,24 @@ pub struct Lease {
     pub created: Option<SystemTime>,
     /// Labels.
     pub labels: HashMap<String, String>,
+}
+
+/// What a lease holds (containerd v2.1.9 `core/metadata/leases.go`, `parseLeaseResource`).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Held {
+    /// An image, by its name: with all that its target refers to.
+    Image(String),
+    /// A blob by its digest, or a snapshot by its name: with all that it refers to.
+    Part(String),
+}
+
+impl From<Resource> for Held {
+    fn from(resource: Resource) -> Self {
+        match resource.r#type.as_str() {
+            "images" => Self::Image(resource.id),
+            _ => Self::Part(resource.id),
+        }
+    }
 }
 
 impl From<WireLease> for Lease {
@@ -54,14 +72,14 @@ impl Scope {
         Ok(reply.into_inner().leases.into_iter().map(Lease::from).collect())
     }
 
-    /// What a lease holds: digests of blobs, and names of snapshots. Nothing, if it has ended.
+    /// What a lease holds. Nothing, if it has ended.
     ///
     /// # Errors
     /// containerd's.
-    pub async fn lease_resources(&self, lease: &str) -> Result<Vec<String>, ContainerdError> {
+    pub async fn lease_resources(&self, lease: &str) -> Result<Vec<Held>, ContainerdError> {
         let request = ListResourcesRequest { id: lease.to_owned() };
         match LeasesClient::new(self.channel()).list_resources(self.request(request)).await {
-            Ok(reply) => Ok(reply.into_inner().resources.into_iter().map(|resource| resource.id).collect()),
+            Ok(reply) => Ok(reply.into_inner().resources.into_iter().map(Held::from).collect()),
             Err(status) if status.code() == Code::NotFound => Ok(Vec::new()),
             Err(status) => Err(self.failed(&format!("list what the lease {lease} holds"), status)),
         }

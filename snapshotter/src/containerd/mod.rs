@@ -9,6 +9,8 @@ mod containers;
 mod content;
 mod events;
 mod execs;
+#[cfg(test)]
+pub(crate) mod fake;
 mod images;
 mod leases;
 mod metrics;
@@ -34,7 +36,7 @@ pub use self::{
     content::BlobWriter,
     events::{Event, EventStream},
     images::ImageRecord,
-    leases::{LEASE_LABEL, Lease},
+    leases::{Held, LEASE_LABEL, Lease},
     metrics::{Measured, Pressures},
     transfer::{Credential, Listener, Moved, RegistryImage},
 };

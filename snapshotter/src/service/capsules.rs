@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{convert, to_the_end};
 use crate::{
     attachments::Attachments,
-    capsules::{BaseRef, CapsuleError, Capsules, Declaration, Declared, ImageRef, Origin, Published},
+    capsules::{BaseRef, Capsules, Declaration, Declared, ImageRef, Origin, Published},
 };
 
 /// The service.
@@ -70,13 +70,7 @@ impl wire::capsules_server::Capsules for CapsulesService {
         let origin = origin(header.base, header.image, pieces(parts))?;
         let this = self.clone();
         // A caller who goes away ends the stream, and so the call.
-        let published = to_the_end(async move {
-            let (published, existed) = this.capsules.publish(declaration, origin).await?;
-            if tags.is_empty() {
-                return Ok::<_, CapsuleError>((published, existed));
-            }
-            this.capsules.tag(&published.name, Some(&published.version), &tags).await.map(|p| (p, existed))
-        });
+        let published = to_the_end(async move { this.capsules.publish(declaration, &tags, origin).await });
         let (published, existed) = published.await?;
         let version = Some(self.describe(&published).await?);
         Ok(Response::new(wire::BuildResponse { version, existed }))

@@ -151,7 +151,8 @@ fn moving(error: &MoveError) -> Code {
         },
         MoveError::Altered { .. } => Code::DataLoss,
         MoveError::Unusable { .. } | MoveError::Empty => Code::FailedPrecondition,
-        MoveError::Differs { .. } => Code::AlreadyExists,
+        MoveError::Signatures { .. } => Code::FailedPrecondition,
+        MoveError::Differs { .. } | MoveError::Published { .. } => Code::AlreadyExists,
         MoveError::NoImage { .. } => Code::NotFound,
     }
 }

@@ -10,7 +10,7 @@ use super::{CapsulesService, convert, to_the_end};
 use crate::{
     attachments::{Attachments, model::Attachment},
     capsules::{Capsules, model::Version},
-    uppers::{Listed, Readable, UpperError, model::UpperName},
+    uppers::{Listed, Readable, model::UpperName},
 };
 
 /// The service.
@@ -72,12 +72,7 @@ impl wire::uppers_server::Uppers for UppersService {
         let this = self.clone();
         let published = to_the_end(async move {
             let uppers = this.attachments.uppers();
-            let (published, existed) = uppers.commit(&this.capsules, &reading, &base, &version).await?;
-            if tags.is_empty() {
-                return Ok::<_, UpperError>((published, existed));
-            }
-            let tagged = this.capsules.tag(&published.name, Some(&published.version), &tags).await?;
-            Ok((tagged, existed))
+            uppers.commit(&this.capsules, &reading, &base, (&version, &tags)).await
         });
         let (published, existed) = published.await?;
         let version = Some(self.describing.describe(&published).await?);

@@ -37,8 +37,8 @@ impl Uppers {
         }
     }
 
-    /// Publishes what was written over `base` as a version of the same capsule: its layers, and one more. True beside it if
-    /// the same version was there already. What changes while it is read is read again, some times.
+    /// Publishes what was written over `base` as a version of the same capsule, with its tags: its layers, and one more. True
+    /// beside it if the same version was there already. What changes while it is read is read again, some times.
     ///
     /// # Errors
     /// [`UpperError::Nothing`], [`UpperError::Changed`], and what a publish can fail with; then nothing is published.
@@ -47,7 +47,7 @@ impl Uppers {
         capsules: &Capsules,
         reading: &Arc<Reading>,
         base: &Resolved,
-        version: &Version,
+        version: (&Version, &[Version]),
     ) -> Result<(Published, bool), UpperError> {
         let mut tries = TRIES;
         loop {
@@ -67,7 +67,7 @@ async fn publish(
     reading: Arc<Reading>,
     capsules: &Capsules,
     base: &Resolved,
-    version: &Version,
+    (version, tags): (&Version, &[Version]),
 ) -> Result<(Published, bool), Broken> {
     let (sender, receiver) = mpsc::channel(PIECES);
     let layers = capsules.layers();
@@ -84,7 +84,7 @@ async fn publish(
     });
     let on = BaseRef { name: base.name.clone(), version: base.version.clone(), digest: base.digest.clone() };
     let tar = ReceiverStream::new(receiver);
-    let published = capsules.publish(declare(base, version), Origin::Delta(on, tar)).await;
+    let published = capsules.publish(declare(base, version), tags, Origin::Delta(on, tar)).await;
     let written = written.await.unwrap_or(Err(Broken::Unwanted));
     match (written, published) {
         // A failure of the reader is why the publish failed; one that lost its listener knows nothing.

@@ -52,7 +52,10 @@ fn saved() -> Result<String> {
     ensure!(again.lines().count() == 2 && again.lines().all(|line| line.contains("already here")), "{again}");
     refused(&["save", "lost", "-f", "/tmp/registry/lost.tar"], &["lost is not known"])?;
     ensure!(!Path::new("/tmp/registry/lost.tar").exists(), "a file is there");
-    ensure!(!Path::new("/tmp/registry/lost.tar.part").exists(), "a part of a file is there");
+    let names = fs::read_dir("/tmp/registry").context("read the folder")?.flatten();
+    let parts: Vec<_> =
+        names.map(|one| one.file_name()).filter(|n| n.to_string_lossy().ends_with(".part")).collect();
+    ensure!(parts.is_empty(), "parts of files are there: {parts:?}");
     Ok(said.trim().to_owned())
 }
 

@@ -25,6 +25,9 @@ pub fn run(reporter: &mut Reporter, world: &mut World) -> Result<()> {
     reporter.check("a tag of the registry comes with its version", || tagged(&open));
     reporter.check("--as names what says nothing of itself, or another", || named(&open));
     reporter.check("a version that is here with another digest is refused", || differs(&open));
+    reporter.check("a version that the registry has with another digest is not pushed", || {
+        republished(&open, &digest)
+    });
     reporter.check("altered bytes are refused, and nothing is left", || altered(&open, &digest));
     reporter.check("what is not there, or nobody who answers, is told in one line", || missing(&open));
     reporter.check("a registry that wants a password", || passwords(&closed));
@@ -129,6 +132,29 @@ fn differs(open: &Registry) -> Result<String> {
             &["is a tag of zones@1"],
         )
     })?;
+    Ok(line)
+}
+
+/// As by another machine, which built something else under the same name.
+fn republished(open: &Registry, digest: &str) -> Result<String> {
+    wipe()?;
+    let tree = tree("their-tz", "of another machine")?;
+    let tree = tree.to_str().context("a path")?;
+    done(&["build", tree, "--name", "tz", "--version", "2026.1", "--target", "/opt/tz", "--tag", "moving"])?;
+    let reference = open.at("team/zones:2026.1");
+    let line = leaves_nothing(|| {
+        let words = ["cannot push tz@2026.1", digest, "a version never changes"];
+        refused(&["-o", "json", "push", "tz@2026.1", &open.at("team/zones")], &words)?;
+        refused(&["-o", "json", "push", "tz@moving", &reference], &words)
+    })?;
+    // A tag may move there.
+    done(&["push", "tz@moving", &open.at("team/zones:moving")])?;
+    wipe()?;
+    done(&["pull", &reference])?;
+    ensure!(json(&["inspect", "tz@2026.1"])?["version"]["digest"] == digest);
+    done(&["push", "tz@2026.1", &open.at("team/zones:moving")])?;
+    // What is there already is pushed again without a word.
+    done(&["push", "tz@2026.1", &reference])?;
     Ok(line)
 }
 

@@ -21,6 +21,9 @@ pub fn run(reporter: &mut Reporter, world: &mut World) -> Result<()> {
     reporter.must("versions are signed, pushed and saved with their signatures", || {
         Ok(((), signed(&registry)?))
     })?;
+    reporter.check("signatures that a registry has stay when another machine pushes its own", || {
+        signed_elsewhere(&registry)
+    });
     let shipped = fs::read_to_string(CONFIG).context("read the configuration")?;
     reporter.check("a policy without a key, or with none that is one, is refused", || mistakes(&shipped));
     demand(world, &shipped, "[\"app\"]")?;
@@ -77,6 +80,20 @@ fn signed(registry: &Registry) -> Result<String> {
     done(&["save", "app@1", "free", "-f", ARCHIVE])?;
     done(&["save", "app@2", "-f", "/tmp/registry/unsigned.tar"])?;
     Ok(said.trim().to_owned())
+}
+
+/// Two machines sign the same version, and neither has the other's signature when it pushes.
+fn signed_elsewhere(registry: &Registry) -> Result<String> {
+    wipe()?;
+    for pair in ["ours", "theirs"] {
+        publish("both@1", &[])?;
+        done(&["sign", "both@1", "--key", &key(&format!("{pair}.key"))])?;
+        done(&["push", "both@1", &registry.at("both")])?;
+        wipe()?;
+    }
+    done(&["pull", &registry.at("both:1")])?;
+    done(&["verify", "both@1", "--key", &key("ours.pub")])?;
+    done(&["verify", "both@1", "--key", &key("theirs.pub")])
 }
 
 fn mistakes(shipped: &str) -> Result<String> {

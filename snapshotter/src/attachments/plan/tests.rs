@@ -47,6 +47,7 @@ fn attachment(phase: Phase) -> Attachment {
 fn wanted(target: Option<&str>, annotations: &[(&str, &str)]) -> Wanted {
     let blob = oci::Descriptor { media_type: "x".into(), digest: Digest::from_sha256(&[9; 32]), size: 1 };
     let image = oci::Image {
+        manifest: None,
         config: blob.clone(),
         layers: vec![blob],
         diff_ids: vec![],

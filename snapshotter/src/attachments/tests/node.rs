@@ -161,6 +161,7 @@ pub(super) fn publish(snapshots: &Snapshots, name: &str, version: &str, requires
         image_name: format!("{name}:{version}"),
         created_at: None,
         image: Ok(oci::Image {
+            manifest: None,
             config: blob.clone(),
             layers: vec![blob],
             diff_ids: vec![digest],

@@ -74,6 +74,31 @@ pub enum MoveError {
         /// What came.
         came: Digest,
     },
+    /// A version never changes, in a registry neither.
+    #[error(
+        "cannot push {name}@{version}: {reference} is {there} there, and this is {here}: a version never changes; publish \
+         this under another version"
+    )]
+    Published {
+        /// The capsule.
+        name: CapsuleName,
+        /// The version.
+        version: Version,
+        /// Where it was to go.
+        reference: String,
+        /// What is there.
+        there: String,
+        /// What was to go there.
+        here: Box<Digest>,
+    },
+    /// No more signatures of one version are read.
+    #[error("{reference} would have more than {most} signatures: remove some of them there, and push again")]
+    Signatures {
+        /// Where they lie.
+        reference: String,
+        /// As many as may be.
+        most: usize,
+    },
     /// An archive without an image for this machine.
     #[error("the archive holds no image for this machine")]
     Empty,

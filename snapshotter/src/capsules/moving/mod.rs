@@ -7,12 +7,13 @@
 //! | `reference` | where an image is in a registry (pure) |
 //! | `transit` | what is on its way: a lease and a name that nobody sees, both gone in the end |
 //! | `arrival` | what came becomes versions, all of it or none |
-//! | `registry`, `archive` | the calls |
+//! | `registry`, `push`, `archive` | the calls |
 //! | `error` | what failed, in words (pure) |
 
 mod archive;
 mod arrival;
 mod error;
+mod push;
 mod reference;
 mod registry;
 mod transit;

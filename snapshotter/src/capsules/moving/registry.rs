@@ -1,12 +1,10 @@
-//! From and to registries.
+//! From registries.
 
 use super::{Arrived, MoveError, Trouble, reference::Reference, transit::Transit};
 use crate::{
     capsules::{
         CapsuleError, Capsules,
-        catalogue::Published,
         claim::{Arriving, Naming, read_arriving},
-        model::{CapsuleName, Version},
         signing::{Signature, read_signatures, signature_tag},
     },
     containerd::{ContainerdError, Credential, ImageRecord, Listener, Moved, RegistryImage},
@@ -90,42 +88,13 @@ impl Capsules {
         }
     }
 
-    /// Sends a version to a registry, with its signatures; where it is then.
-    ///
-    /// # Errors
-    /// As [`Capsules::resolve`]; [`MoveError`].
-    pub async fn push(
-        &self,
-        (name, version): (&CapsuleName, Option<&Version>),
-        reference: &str,
-        credentials: Vec<Credential>,
-        listener: &Listener,
-    ) -> Result<(Published, String), CapsuleError> {
-        let reference = Reference::parse(reference)?;
-        let found = self.resolve(name, version).await?;
-        let published = self.catalogue().find(name, Some(&found.version))?;
-        let beside = reference.sibling(&signature_tag(&found.digest));
-        let reference = reference.destination(found.version.as_str())?;
-        let scope = self.containerd.namespace(&self.namespace)?;
-        if let Some(missing) = self.missing_blob(&scope, &found.image).await? {
-            return Err(self.incomplete(name, &found.version, missing));
-        }
-        let to = RegistryImage { reference, hosts: self.hosts.clone(), credentials };
-        let mut parts = vec![(published.image_name.clone(), to.clone())];
-        if let Some(signatures) = self.beside(&scope, name, &found.digest).await? {
-            // First: whoever pulls by the tag then finds both.
-            parts.insert(0, (signatures.name, RegistryImage { reference: beside, ..to.clone() }));
-        }
-        for (image, to) in parts {
-            if let Err(error) = scope.push_image(&image, &to, listener).await {
-                return Err(self.told("push", &to.reference, error).await.into());
-            }
-        }
-        Ok((published, to.reference))
-    }
-
     /// A failure, with what this containerd cannot do where that may be why.
-    async fn told(&self, action: &'static str, reference: &str, error: ContainerdError) -> MoveError {
+    pub(super) async fn told(
+        &self,
+        action: &'static str,
+        reference: &str,
+        error: ContainerdError,
+    ) -> MoveError {
         let failed = MoveError::failed(action, reference, error);
         match self.containerd.version().await {
             Ok(version) if version.trim_start_matches('v').starts_with("1.") => failed.with_hint(

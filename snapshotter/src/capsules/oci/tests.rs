@@ -62,6 +62,7 @@ fn the_same_input_gives_the_same_digest() {
 #[test]
 fn chain_ids_follow_the_specification() {
     let image = Image {
+        manifest: None,
         config: layer(),
         layers: vec![layer(), layer()],
         diff_ids: vec![Digest::from_sha256(&[1; 32]), Digest::from_sha256(&[2; 32])],
