@@ -336,6 +336,14 @@ pub(super) fn detach_with_devices(
 fn take(scene: &mut Scene, mut record: DeviceRecord, lazy: bool) -> Result<Vec<User>, EngineError> {
     record.state = State::Detaching;
     scene.journal.put_devices(record.clone());
+    if !lazy {
+        // Whoever uses a device is not denied it until that is found out. Who opens one from here on is found below.
+        let users = find_users(scene, &record);
+        if !users.as_ref().is_ok_and(Vec::is_empty) {
+            scene.journal.put_devices(DeviceRecord { state: State::Attached, ..record });
+            return users;
+        }
+    }
     scene.write_journal()?;
     let taken = apply(scene, Aim::Take).and_then(|_| find_users(scene, &record));
     let taken = taken.and_then(|users| match (lazy, users.is_empty()) {
