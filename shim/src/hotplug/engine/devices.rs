@@ -252,8 +252,11 @@ fn give_all(
 }
 
 fn build_all(mounts: &[Bind]) -> Result<Vec<DetachedMount>, EngineError> {
-    let build = |bind: &Bind| DetachedMount::bind(&bind.source, bind.options);
-    Ok(mounts.iter().map(build).collect::<Result<_, _>>()?)
+    let build = |bind: &Bind| match DetachedMount::bind(&bind.source, bind.options) {
+        Err(_) if !bind.source.exists() => Err(DevicesError::NoFile(bind.source.clone()).into()),
+        built => Ok(built?),
+    };
+    mounts.iter().map(build).collect()
 }
 
 fn mount_placed(scene: &Scene, placed: &[Placed]) -> Result<(), EngineError> {
