@@ -2,6 +2,8 @@
 //! kernel then does with processes that want more.
 
 mod enforced;
+mod pages;
+mod pods;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -43,7 +45,7 @@ pub fn run(reporter: &mut Reporter) -> Result<()> {
 }
 
 fn cases(reporter: &mut Reporter) -> Result<()> {
-    let world = World::start(true)?;
+    let mut world = World::start(true)?;
     reporter.must("an image and capsules are there", || {
         OURS.import()?;
         fs::create_dir_all(FILES).context("a folder")?;
@@ -64,6 +66,9 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     reporter.check("memory past a grant is the container's own end, and of no other", enforced::memory);
     reporter.check("a fork bomb stops at its cap, and its neighbour forks", enforced::forks);
     reporter.check("reading a capsule is slowed to its cap, and its neighbour's is not", enforced::reading);
+    reporter.check("swap and huge pages are had as granted", pages::grants);
+    reporter
+        .check("what a pod's budget has not is refused, and nothing changes", || pods::budgets(&mut world));
     reporter.check("what the kernel has not is refused, and nothing changes", mistakes);
     reporter.check("limits are there again for the next task, also after the shim was killed", again);
     world.stop()
