@@ -6,6 +6,7 @@ pub mod bench;
 mod beside;
 pub mod created;
 mod cut;
+mod nodes;
 pub mod programs;
 mod rules;
 mod strangers;
@@ -129,6 +130,7 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
             format!("{}: opened after attach, and denied before and afterwards", told_as(binary, systemd));
         reporter.check(&case, || life(binary, systemd));
     }
+    reporter.check("a GPU, where there is one", nodes::gpu);
     reporter.check("what cannot be given is refused, and nothing has changed", mistakes);
     reporter.check("devices and capsules are a set: all of it or nothing", together::sets);
     reporter.check("what is open is told, and taken lazily only", together::in_use);
@@ -154,7 +156,8 @@ fn prepare() -> Result<()> {
     fs::set_permissions(HOOK, fs::Permissions::from_mode(0o755)).context("a hook")?;
     fs::create_dir_all("/etc/cdi").context("/etc/cdi")?;
     fs::write("/etc/cdi/example.yaml", SPEC).context("a spec")?;
-    fs::write("/etc/cdi/bad.json", BAD).context("a spec")
+    fs::write("/etc/cdi/bad.json", BAD).context("a spec")?;
+    nodes::prepare()
 }
 
 fn refused_on_version_1() -> Result<String> {
@@ -253,6 +256,7 @@ fn life(binary: &str, systemd: bool) -> Result<String> {
     let ps = attached(&id)?;
     ensure!(ps.len() == 1 && ps[0]["devices"] == serde_json::json!(["example.com/gpu=0"]), "{ps:?}");
 
+    let kvm = nodes::opened(&container)?;
     beside::limits(&container)?;
     let kept = undisturbed(&container, binary, systemd)?;
     done(&["detach", &id, "--device", "example.com/gpu=0"])?;
@@ -264,7 +268,7 @@ fn life(binary: &str, systemd: bool) -> Result<String> {
     ensure!(left.matches("o such file").count() == 2, "{left}");
     used_by(&id, "example.com/gpu=0", false)?;
     container.remove()?;
-    Ok(format!("{} | {kept}", said.trim()))
+    Ok(format!("{} | {kept} | {kvm}", said.trim()))
 }
 
 fn used_by(container: &str, device: &str, is: bool) -> Result<()> {
