@@ -187,6 +187,11 @@ pub enum DevicesError {
     /// The device program.
     #[error(transparent)]
     Program(#[from] DeviceError),
+    /// The node has not what is to be mounted.
+    #[error(
+        "the node has no {0}, which the device's CDI spec mounts: have the spec written anew if the driver has changed"
+    )]
+    NoFile(PathBuf),
     /// The hooks' mount namespace could not be prepared.
     #[error("the container's files cannot be shown to hooks")]
     Stage(#[source] io::Error),

@@ -299,6 +299,7 @@ fn code(error: &EngineError) -> Code {
             DevicesError::NotUnified
             | DevicesError::UserNamespace
             | DevicesError::Program(_)
+            | DevicesError::NoFile(_)
             | DevicesError::Hook { .. } => Code::FAILED_PRECONDITION,
             DevicesError::Config(_) | DevicesError::Rules(_) | DevicesError::Stage(_) => Code::INTERNAL,
         },

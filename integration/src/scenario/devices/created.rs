@@ -190,7 +190,7 @@ fn brought(binary: &str, unified: bool) -> Result<String> {
 }
 
 /// The spec that the runtime has read.
-fn config(id: &str) -> Result<Value> {
+pub(super) fn config(id: &str) -> Result<Value> {
     let text = fs::read(format!("{BUNDLES}/{id}/config.json")).context("config.json")?;
     serde_json::from_slice(&text).context("config.json")
 }

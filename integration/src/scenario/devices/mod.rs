@@ -1,9 +1,12 @@
 //! Devices of CDI specs, given to containers that run: real character and block devices behind a spec of the shape that `nvidia-ctk`
 //! writes, on runc and crun, with both drivers of control groups.
 
+mod again;
 pub mod bench;
+mod beside;
 pub mod created;
 mod cut;
+mod nodes;
 pub mod programs;
 mod rules;
 mod strangers;
@@ -19,9 +22,9 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::capsulectl::{done, json, refused};
-use super::ctr::{Container, OURS, ctr};
+use super::ctr::{Container, OURS};
 use super::sets::publish;
-use super::world::{World, until, with_logs};
+use super::world::{World, with_logs};
 use crate::event::Reporter;
 use crate::workspace::output_of;
 
@@ -29,6 +32,9 @@ const SLEEP: [&str; 2] = ["/bin/sleep", "100000"];
 const FILES: &str = "/tmp/devices";
 const HOOK: &str = "/usr/local/bin/example-cdi-hook";
 const DENIED: &str = "Operation not permitted";
+
+/// Runtimes, with systemd's driver or without.
+const MATRIX: [(&str, bool); 4] = [("runc", false), ("crun", false), ("runc", true), ("crun", true)];
 
 /// As `nvidia-ctk cdi generate` writes it, with other devices behind it: nodes, libraries and hooks that all share, and a node of each.
 const SPEC: &str = r#"---
@@ -119,11 +125,12 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
         reporter.check("on control groups of version 1 it is refused, and said why", refused_on_version_1);
         return world.stop();
     }
-    for (binary, systemd) in [("runc", false), ("crun", false), ("runc", true), ("crun", true)] {
-        let driver = if systemd { "systemd" } else { "files" };
-        let case = format!("{binary} with {driver}: opened after attach, and denied before and afterwards");
+    for (binary, systemd) in MATRIX {
+        let case =
+            format!("{}: opened after attach, and denied before and afterwards", told_as(binary, systemd));
         reporter.check(&case, || life(binary, systemd));
     }
+    reporter.check("a GPU, where there is one", nodes::gpu);
     reporter.check("what cannot be given is refused, and nothing has changed", mistakes);
     reporter.check("devices and capsules are a set: all of it or nothing", together::sets);
     reporter.check("what is open is told, and taken lazily only", together::in_use);
@@ -131,7 +138,9 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     reporter.check("a set of everything is there as a whole or not at all, whatever is killed", || {
         cut::sets(&mut world)
     });
-    reporter.check("devices outlive capsuled, and are there again for the next task", || again(&mut world));
+    reporter.check("devices outlive capsuled, and are there again for the next task", || {
+        again::tasks(&mut world)
+    });
     world.stop()
 }
 
@@ -147,7 +156,8 @@ fn prepare() -> Result<()> {
     fs::set_permissions(HOOK, fs::Permissions::from_mode(0o755)).context("a hook")?;
     fs::create_dir_all("/etc/cdi").context("/etc/cdi")?;
     fs::write("/etc/cdi/example.yaml", SPEC).context("a spec")?;
-    fs::write("/etc/cdi/bad.json", BAD).context("a spec")
+    fs::write("/etc/cdi/bad.json", BAD).context("a spec")?;
+    nodes::prepare()
 }
 
 fn refused_on_version_1() -> Result<String> {
@@ -166,21 +176,36 @@ fn refused_on_version_1() -> Result<String> {
 
 /// A container of a runtime and a driver.
 fn start(id: &str, binary: &str, systemd: bool) -> Result<Container> {
+    let options = options(id, binary, systemd)?;
+    OURS.start(id, &options.iter().map(String::as_str).collect::<Vec<_>>(), &SLEEP)
+}
+
+/// What `ctr run` is told for it.
+fn options(id: &str, binary: &str, systemd: bool) -> Result<Vec<String>> {
     let toml = format!("{FILES}/{id}.toml");
     fs::write(&toml, format!("BinaryName = {binary:?}\nSystemdCgroup = {systemd}\n")).context("options")?;
-    let cgroup = format!("system.slice:capsule:{id}");
-    let mut options = vec!["--runtime-config-path", &toml];
+    let mut options = vec!["--runtime-config-path".to_owned(), toml];
     if systemd {
         // crun speaks to systemd over the system's bus.
         output_of(Command::new("systemctl").args(["start", "dbus.socket"]))?;
-        options.extend(["--cgroup", &cgroup]);
+        options.extend(["--cgroup".to_owned(), format!("system.slice:capsule:{id}")]);
     }
-    OURS.start(id, &options, &SLEEP)
+    Ok(options)
+}
+
+fn told_as(binary: &str, systemd: bool) -> String {
+    format!("{binary} with {}", if systemd { "systemd" } else { "files" })
 }
 
 fn attached(container: &str) -> Result<Vec<Value>> {
     let list = json(&["ps", container])?;
     Ok(list["attachments"].as_array().context("attachments")?.clone())
+}
+
+/// Events of a container, of one kind.
+fn told(kind: &str, container: &str) -> Result<Vec<String>> {
+    let all = done(&["events", "--no-follow", "--all", "--container", container])?;
+    Ok(all.lines().filter(|line| line.contains(kind)).map(str::to_owned).collect())
 }
 
 /// Opens a file in a container, for reading or for both; what the shell says where it cannot.
@@ -231,6 +256,8 @@ fn life(binary: &str, systemd: bool) -> Result<String> {
     let ps = attached(&id)?;
     ensure!(ps.len() == 1 && ps[0]["devices"] == serde_json::json!(["example.com/gpu=0"]), "{ps:?}");
 
+    let kvm = nodes::opened(&container)?;
+    beside::limits(&container)?;
     let kept = undisturbed(&container, binary, systemd)?;
     done(&["detach", &id, "--device", "example.com/gpu=0"])?;
     denied(&container, "c1", "<>", "/dev/own", DENIED)?;
@@ -241,7 +268,7 @@ fn life(binary: &str, systemd: bool) -> Result<String> {
     ensure!(left.matches("o such file").count() == 2, "{left}");
     used_by(&id, "example.com/gpu=0", false)?;
     container.remove()?;
-    Ok(format!("{} | {kept}", said.trim()))
+    Ok(format!("{} | {kept} | {kvm}", said.trim()))
 }
 
 fn used_by(container: &str, device: &str, is: bool) -> Result<()> {
@@ -252,8 +279,8 @@ fn used_by(container: &str, device: &str, is: bool) -> Result<()> {
     Ok(())
 }
 
-/// The runtime's own update, behind the shim's back, and systemd's reload: whether the device is there still, or once somebody asks
-/// what the container has.
+/// The runtime's own update, behind the shim's back, and systemd's reload. What takes the device away is repaired without anybody
+/// asking what the container has, and told.
 fn undisturbed(container: &Container, binary: &str, systemd: bool) -> Result<String> {
     let root = format!("/run/containerd/{binary}/default");
     let root = if Path::new(&root).exists() { root } else { "/run/containerd/runc/default".to_owned() };
@@ -262,22 +289,37 @@ fn undisturbed(container: &Container, binary: &str, systemd: bool) -> Result<Str
     if systemd {
         update.arg("--systemd-cgroup");
     }
-    output_of(update.args(["update", "--pids-limit", "777", &container.id]))?;
-    let mut told = vec![outcome(container, "update")?];
-    if systemd {
-        output_of(Command::new("systemctl").arg("daemon-reload"))?;
-        told.push(outcome(container, "daemon-reload")?);
+    update.args(["update", "--pids-limit", "777", &container.id]);
+    if !systemd {
+        output_of(&mut update)?;
+        opens(container, "u-update", "<>", "/dev/example0")?;
+        return Ok("kept over update".to_owned());
     }
-    Ok(told.join(", "))
+    // crun's update leaves systemd's program alone (seen with 1.28).
+    let mut said = vec![taken(container, "update", &mut update, binary == "runc")?];
+    let mut reload = Command::new("systemctl");
+    said.push(taken(container, "daemon-reload", reload.arg("daemon-reload"), true)?);
+    Ok(said.join(", "))
 }
 
-fn outcome(container: &Container, what: &str) -> Result<String> {
-    if open(container, &format!("u-{what}"), "<>", "/dev/example0")?.is_ok() {
-        return Ok(format!("kept over {what}"));
+/// What becomes of the device when systemd changes the unit: it is kept, or there again before capsuled has looked a second time, and
+/// then it is told. Nothing but events is asked for meanwhile. With `is_taken` it is known that it cannot be kept.
+fn taken(container: &Container, what: &str, command: &mut Command, is_taken: bool) -> Result<String> {
+    let before = told("repaired", &container.id)?.len();
+    let began = Instant::now();
+    output_of(command)?;
+    let is_told = || Ok::<_, anyhow::Error>(told("repaired", &container.id)?.len() > before);
+    while !is_told()? && began.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_millis(100));
     }
-    done(&["ps", &container.id])?;
-    opens(container, &format!("r-{what}"), "<>", "/dev/example0")?;
-    Ok(format!("repaired after {what}"))
+    let (took, is_told) = (began.elapsed(), is_told()?);
+    opens(container, &format!("u-{what}"), "<>", "/dev/example0")?;
+    ensure!(is_told || !is_taken, "10 s after {what}: no repair is told");
+    Ok(if is_told {
+        format!("repaired {:.1} s after {what}", took.as_secs_f64())
+    } else {
+        format!("kept over {what}")
+    })
 }
 
 fn mistakes() -> Result<String> {
@@ -313,30 +355,4 @@ fn mistakes() -> Result<String> {
     ensure!(!running.contains("sleep 611"), "the hook that hangs is left");
     container.remove()?;
     Ok(told.pop().unwrap_or_default())
-}
-
-fn again(world: &mut World) -> Result<String> {
-    let container = start("again", "runc", false)?;
-    done(&["attach", "again", "--device", "example.com/gpu=0"])?;
-    world.kill_capsuled()?;
-    opens(&container, "alone", "<>", "/dev/example0")?;
-    world.restart_capsuled()?;
-    ensure!(attached("again")?.len() == 1, "{:?}", attached("again")?);
-    // Whatever the spec says by now.
-    fs::write("/etc/cdi/example.yaml", SPEC.replace("/dev/example0", "/dev/other0")).context("a spec")?;
-    container.kill("SIGKILL")?;
-    container.wait_for("STOPPED")?;
-    ctr(&["task", "rm", "again"])?;
-    until("it waits", || Ok(attached("again")?.first().is_some_and(|a| a["state"] == "waiting")))?;
-    ctr(&["task", "start", "-d", "--null-io", "again"])?.success("ctr task start")?;
-    container.wait_for("RUNNING")?;
-    opens(&container, "next", "<>", "/dev/example0")?;
-    done(&["detach", "again", "--device", "example.com/gpu=0"])?;
-    fs::write("/etc/cdi/example.yaml", SPEC).context("a spec")?;
-    let told = done(&["events", "--no-follow", "--all"])?;
-    let of_it = |line: &&str| line.contains("restored") && line.contains("default/again");
-    let line = told.lines().find(of_it).context("no event of it")?.to_owned();
-    ensure!(line.contains("example.com/gpu=0"), "{line}");
-    container.remove()?;
-    Ok(line)
 }

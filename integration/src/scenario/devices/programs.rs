@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{prepare, rules, strangers};
+use super::{MATRIX, prepare, rules, strangers, told_as};
 use crate::event::Reporter;
 use crate::scenario::ctr::OURS;
 use crate::scenario::world::{World, with_logs};
@@ -19,10 +19,10 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
         prepare()?;
         rules::prepare().map(|()| ((), String::new()))
     })?;
-    for binary in ["runc", "crun"] {
+    for (binary, systemd) in MATRIX {
         for count in rules::COUNTS {
-            reporter
-                .check(&format!("{binary}: beside {count} rules of its own"), || rules::life(binary, count));
+            let case = format!("{}: beside {count} rules of its own", told_as(binary, systemd));
+            reporter.check(&case, || rules::life(binary, systemd, count));
         }
     }
     reporter.check("a stranger's program is kept behind a device, and told", strangers::kept);

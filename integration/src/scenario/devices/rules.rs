@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
-use super::{DENIED, FILES, SLEEP};
+use super::{DENIED, SLEEP, options};
 use crate::scenario::capsulectl::done;
 use crate::scenario::ctr::OURS;
 
@@ -31,11 +31,11 @@ pub fn prepare() -> Result<()> {
 }
 
 /// One life with `count` rules.
-pub fn life(binary: &str, count: u32) -> Result<String> {
-    let toml = format!("{FILES}/rules-{binary}.toml");
-    fs::write(&toml, format!("BinaryName = {binary:?}\n")).context("options")?;
+pub fn life(binary: &str, systemd: bool, count: u32) -> Result<String> {
     let named = format!("resourcecapsules.io/devices=example.com/many=n{count}");
-    let container = OURS.start("rules", &["--runtime-config-path", &toml, "--annotation", &named], &SLEEP)?;
+    let options = options("rules", binary, systemd)?;
+    let options: Vec<&str> = options.iter().map(String::as_str).chain(["--annotation", &named]).collect();
+    let container = OURS.start("rules", &options, &SLEEP)?;
     container.sh("own", "mknod /dev/own c 10 229; mknod /dev/none c 240 100000")?;
     let all = format!("/dev/many/1 /dev/many/{count} /dev/none /dev/own");
     // Of its own devices the first and the last, one that nobody allows, and the one that is attached.

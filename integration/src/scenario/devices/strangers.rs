@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, ensure};
 use overlayfs_utils::{DeviceCgroup, DeviceProgram, Instruction};
 
-use super::{DENIED, SLEEP, denied, open, opens};
+use super::{DENIED, SLEEP, denied, open, opens, told};
 use crate::scenario::capsulectl::{done, refused};
 use crate::scenario::ctr::{Container, OURS};
 use crate::scenario::world::{World, until};
@@ -51,13 +51,6 @@ fn start() -> Result<Container> {
     Ok(container)
 }
 
-/// Events of the container, of one kind.
-fn told(kind: &str) -> Result<Vec<String>> {
-    let all = done(&["events", "--no-follow", "--all"])?;
-    let is_it = |line: &&str| line.contains(kind) && line.contains("default/stranger");
-    Ok(all.lines().filter(is_it).map(str::to_owned).collect())
-}
-
 /// There first: kept behind the device, and told once.
 pub fn kept() -> Result<String> {
     let container = start()?;
@@ -67,9 +60,9 @@ pub fn kept() -> Result<String> {
     done(&ATTACH)?;
     opens(&container, "attached", "<>", "/dev/own")?;
     denied(&container, "zero-again", "<", "/dev/zero", DENIED)?;
-    until("told of the stranger", || Ok(!told("foreign-program")?.is_empty()))?;
+    until("told of the stranger", || Ok(!told("foreign-program", "stranger")?.is_empty()))?;
     std::thread::sleep(std::time::Duration::from_secs(6));
-    let lines = told("foreign-program")?;
+    let lines = told("foreign-program", "stranger")?;
     ensure!(
         lines.len() == 1 && lines[0].contains("stranger") && lines[0].contains("example.com/gpu=0"),
         "{lines:?}"
@@ -91,7 +84,7 @@ pub fn kept() -> Result<String> {
 /// Put there afterwards: the device is back within seconds, without anybody asking, and both are told.
 pub fn repaired() -> Result<String> {
     let container = start()?;
-    let before = told("repaired")?.len();
+    let before = told("repaired", "stranger")?.len();
     done(&ATTACH)?;
     cgroup(&container)?.attach(&stranger()?).context("attach it")?;
     denied(&container, "taken", "<>", "/dev/own", DENIED)?;
@@ -103,8 +96,8 @@ pub fn repaired() -> Result<String> {
     })?;
     let took = began.elapsed();
     denied(&container, "zero", "<", "/dev/zero", DENIED)?;
-    until("told of the repair", || Ok(told("repaired")?.len() == before + 1))?;
-    let line = told("repaired")?.pop().context("no event")?;
+    until("told of the repair", || Ok(told("repaired", "stranger")?.len() == before + 1))?;
+    let line = told("repaired", "stranger")?.pop().context("no event")?;
     ensure!(line.contains("example.com/gpu=0"), "{line}");
     done(&DETACH)?;
     container.remove()?;

@@ -9,9 +9,11 @@ use capsule_proto::containerd::services::containers::v1::containers_client::Cont
 use capsule_proto::containerd::services::events::v1::events_client::EventsClient;
 use capsule_proto::containerd::services::introspection::v1::introspection_client::IntrospectionClient;
 use capsule_proto::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
+use capsule_proto::containerd::services::tasks::v1::UpdateTaskRequest;
 use capsule_proto::containerd::services::tasks::v1::tasks_client::TasksClient;
 use hyper_util::rt::TokioIo;
 use prost::Message;
+use prost_types::Any;
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -63,6 +65,20 @@ impl Client {
             Ok(answer) => answer.map(Response::into_inner),
             Err(_) => Err(Status::deadline_exceeded(format!("no answer after {CALL:?}"))),
         }
+    }
+
+    /// Update of the Task API, with resources as OCI has them.
+    pub fn update_task(&self, id: &str, resources: &str) -> Answer<()> {
+        let resources = Any {
+            type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".to_owned(),
+            value: resources.as_bytes().to_vec(),
+        };
+        let update = UpdateTaskRequest {
+            container_id: id.to_owned(),
+            resources: Some(resources),
+            ..Default::default()
+        };
+        self.call(self.tasks().update(request(update)))
     }
 
     /// Runs something beside.

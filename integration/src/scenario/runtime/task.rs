@@ -322,16 +322,7 @@ impl<'a> Task<'a> {
 
     /// Update with OCI's `LinuxResources` as JSON.
     pub fn update(&self, resources: &str) -> Answer<()> {
-        let resources = Any {
-            type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".to_owned(),
-            value: resources.as_bytes().to_vec(),
-        };
-        let update = api::UpdateTaskRequest {
-            container_id: self.id.clone(),
-            resources: Some(resources),
-            ..Default::default()
-        };
-        self.client.call(self.client.tasks().update(request(update)))
+        self.client.update_task(&self.id, resources)
     }
 
     /// Metrics of this task: how many there are.

@@ -252,8 +252,11 @@ fn give_all(
 }
 
 fn build_all(mounts: &[Bind]) -> Result<Vec<DetachedMount>, EngineError> {
-    let build = |bind: &Bind| DetachedMount::bind(&bind.source, bind.options);
-    Ok(mounts.iter().map(build).collect::<Result<_, _>>()?)
+    let build = |bind: &Bind| match DetachedMount::bind(&bind.source, bind.options) {
+        Err(_) if !bind.source.exists() => Err(DevicesError::NoFile(bind.source.clone()).into()),
+        built => Ok(built?),
+    };
+    mounts.iter().map(build).collect()
 }
 
 fn mount_placed(scene: &Scene, placed: &[Placed]) -> Result<(), EngineError> {
@@ -336,6 +339,14 @@ pub(super) fn detach_with_devices(
 fn take(scene: &mut Scene, mut record: DeviceRecord, lazy: bool) -> Result<Vec<User>, EngineError> {
     record.state = State::Detaching;
     scene.journal.put_devices(record.clone());
+    if !lazy {
+        // Whoever uses a device is not denied it until that is found out. Who opens one from here on is found below.
+        let users = find_users(scene, &record);
+        if !users.as_ref().is_ok_and(Vec::is_empty) {
+            scene.journal.put_devices(DeviceRecord { state: State::Attached, ..record });
+            return users;
+        }
+    }
     scene.write_journal()?;
     let taken = apply(scene, Aim::Take).and_then(|_| find_users(scene, &record));
     let taken = taken.and_then(|users| match (lazy, users.is_empty()) {

@@ -35,10 +35,12 @@ use crate::{
     reaper::{Claim, Reaper},
 };
 
-/// How long the hooks of one call may take: capsuled waits longer for its answer.
+/// How long the hooks of one device may take: capsuled waits longer for its answer.
 const DEADLINE: Duration = Duration::from_secs(20);
 /// How long one may take that names no time of its own.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one that was killed may take to end.
+const END: Duration = Duration::from_secs(2);
 /// How much of what a hook says is told.
 const SAID: usize = 300;
 /// The file in the bundle with what a hook says.
@@ -95,7 +97,7 @@ fn run(
     if let [name, rest @ ..] = hook.args.as_slice() {
         command.arg0(name).args(rest);
     }
-    // A group of its own: what it has started ends with it when its time is over.
+    // A group of its own: what it has started ends with it.
     command.process_group(0).stdin(Stdio::piped()).stderr(log.try_clone().map_err(cannot_start)?).stdout(log);
     let limit = hook.timeout.map_or(TIMEOUT, |seconds| Duration::from_secs(seconds.into()));
     let until = until.min(Instant::now() + limit);
@@ -104,15 +106,19 @@ fn run(
     if let Some(mut stdin) = running.take_stdin() {
         let _ = stdin.write_all(state.as_bytes());
     }
-    let outcome = if running.ended_by(until) {
+    let is_done = running.ended_by(until);
+    // What it has started and left behind would keep the mount namespace, and with it the container's mounts.
+    running.kill();
+    let outcome = if is_done {
         match running.status() {
             0 => Ok(()),
             status => Err(failed(format!("it ended with status {status}{}", said(&output)))),
         }
     } else {
-        running.kill();
-        running.status();
-        Err(failed(format!("it was not done after {} s, and is killed", limit.min(DEADLINE).as_secs())))
+        let seconds = limit.min(DEADLINE).as_secs();
+        // The container waits for this call: one that the kernel does not let end is left to the kernel.
+        let end = if running.ended_by(Instant::now() + END) { "" } else { ", but has not ended yet" };
+        Err(failed(format!("it was not done after {seconds} s, and is killed{end}")))
     };
     let _ = std::fs::remove_file(output);
     outcome
@@ -247,10 +253,30 @@ mod tests {
         let began = Instant::now();
         let error = ran("sleep 61.5 & wait", Some(1)).unwrap_err();
         assert!(error.contains("not done after 1 s") && began.elapsed() < Duration::from_secs(10), "{error}");
-        let running = std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
-            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            line == b"sleep\x0061.5\x00"
-        });
-        assert!(!running, "its child is left");
+        assert!(ends("61.5"), "its child is left");
+    }
+
+    #[test]
+    fn what_a_hook_leaves_behind_ends_with_it() {
+        ran("sleep 61.25 & true", None).unwrap();
+        assert!(ends("61.25"), "its child is left");
+        ran("sleep 61.75 & exit 3", None).unwrap_err();
+        assert!(ends("61.75"), "its child is left");
+    }
+
+    /// Whether no process sleeps for so long, before long.
+    fn ends(seconds: &str) -> bool {
+        let command = format!("sleep\0{seconds}\0");
+        let runs = || {
+            std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+                let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+                line == command.as_bytes()
+            })
+        };
+        let until = Instant::now() + Duration::from_secs(5);
+        while runs() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        !runs()
     }
 }

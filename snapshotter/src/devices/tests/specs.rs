@@ -38,6 +38,32 @@ fn a_spec_as_nvidia_writes_it_is_read_whole() {
     assert_eq!(spec.edits_of(&name("nvidia.com/gpu=7")).unwrap(), None);
 }
 
+/// How `nvidia-ctk cdi generate` calls a part of a GPU (MIG): by numbers, and by its UUID.
+const PARTS: [&str; 2] = ["0:1", "MIG-4f1c1b5e-8b0a-5d8e-9a53-6d6f6e0f7c11"];
+/// The GPU's own node, and those of the capabilities to use the part's two instances.
+const PART: &str = r#"
+  containerEdits:
+    deviceNodes:
+    - {path: /dev/nvidia0, type: c, major: 195, minor: 0}
+    - {path: /dev/nvidia-caps/nvidia-cap21, type: c, major: 237, minor: 21, permissions: r}
+    - {path: /dev/nvidia-caps/nvidia-cap22, type: c, major: 237, minor: 22, permissions: r}
+"#;
+
+#[test]
+fn parts_of_a_gpu_are_devices_by_both_of_their_names() {
+    let devices = PARTS.map(|name| format!("- name: {name:?}{PART}")).concat();
+    let spec = spec(&format!("cdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices:\n{devices}")).unwrap();
+    let names = PARTS.map(|name| format!("nvidia.com/gpu={name}"));
+    assert_eq!(spec.devices().map(ToString::to_string).collect::<Vec<_>>(), names);
+    for device in names {
+        let part = spec.edits_of(&name(&device)).unwrap().unwrap();
+        let nodes: Vec<_> = part.nodes.iter().map(|node| (node.path.as_str(), node.minor)).collect();
+        let caps = ["/dev/nvidia-caps/nvidia-cap21", "/dev/nvidia-caps/nvidia-cap22"];
+        assert_eq!(nodes, [("/dev/nvidia0", 0), (caps[0], 21), (caps[1], 22)]);
+    }
+    assert!(spec.edits_of(&name("nvidia.com/gpu=0:0")).unwrap().is_none());
+}
+
 #[test]
 fn every_field_of_the_newest_version_is_read() {
     let spec = Spec::parse(EVERYTHING.as_bytes(), Format::Json).unwrap();

@@ -208,7 +208,7 @@ fn privileged_what_cannot_be_given_changes_nothing() {
             (with(&|e| e.nodes.push(kmsg("/bin/sh"))), &["/bin/sh exists in the container already"][..]),
             (with(&|e| e.nodes.push(kmsg("/proc/x"))), &["/proc", "procfs"]),
             (with(&|e| e.nodes.push(kmsg("/lib/vendor/link"))), &["/usr/lib/vendor/link exists"]),
-            (with(&|e| e.mounts.push(bind(&missing, "/x"))), &["missing"]),
+            (with(&|e| e.mounts.push(bind(&missing, "/x"))), &["the node has no", "missing"]),
             (with(&|e| e.mounts.push(bind(dir, "/bin/sh"))), &["/bin/sh", "link"]),
             (
                 with(&|e| e.mounts.push(bind(dir, "/usr/share/keep/file"))),
@@ -254,6 +254,14 @@ fn privileged_what_is_in_use_stays_unless_it_is_taken_lazily() {
                 (users.len(), users[0].command.as_str(), users[0].how.to_string().as_str()),
                 (1, "sleep", "fd 9")
             );
+            // Nobody is denied it for a moment, either.
+            let mut opener = confined.command("while : </dev/vendor/ctl; do :; done").spawn().unwrap();
+            for _ in 0..20 {
+                assert!(!engine.detach("c", &id("d"), false).unwrap().detached);
+            }
+            opener.kill().unwrap();
+            let said = String::from_utf8(opener.wait_with_output().unwrap().stderr).unwrap();
+            assert_eq!(said, "");
             confined.opens("<", "/dev/vendor/ctl").unwrap();
             assert_eq!(confined.all().1, all.1);
             assert_eq!(listed(&engine), [Given { id: id("d"), there: true }]);

@@ -1,21 +1,23 @@
 //! Limits of containers that run, changed by what is attached to them: runc and crun, with both drivers of control groups; and what the
 //! kernel then does with processes that want more.
 
+mod enforced;
+mod pages;
+mod pods;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
-use capsule_proto::containerd::services::tasks::v1::UpdateTaskRequest;
-use prost_types::Any;
+use anyhow::{Context as _, Result, ensure};
 
 use super::capsulectl::{capsulectl, done, refused};
 use super::ctr::{Container, OURS, ctr};
 use super::reboot::{kill, shim_of};
 use super::runtime::cgroups::group::Group;
-use super::runtime::client::{Client, request};
+use super::runtime::client::Client;
 use super::sets::publish;
 use super::world::{World, until, with_logs};
 use crate::event::Reporter;
@@ -43,7 +45,7 @@ pub fn run(reporter: &mut Reporter) -> Result<()> {
 }
 
 fn cases(reporter: &mut Reporter) -> Result<()> {
-    let world = World::start(true)?;
+    let mut world = World::start(true)?;
     reporter.must("an image and capsules are there", || {
         OURS.import()?;
         fs::create_dir_all(FILES).context("a folder")?;
@@ -61,9 +63,12 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
         let case = format!("{binary} with {driver}: exact after each step, and as before at the end");
         reporter.check(&case, || exact(binary, systemd));
     }
-    reporter.check("memory past a grant is the container's own end, and of no other", memory);
-    reporter.check("a fork bomb stops at its cap, and its neighbour forks", forks);
-    reporter.check("reading is slowed to its cap", reading);
+    reporter.check("memory past a grant is the container's own end, and of no other", enforced::memory);
+    reporter.check("a fork bomb stops at its cap, and its neighbour forks", enforced::forks);
+    reporter.check("reading a capsule is slowed to its cap, and its neighbour's is not", enforced::reading);
+    reporter.check("swap and huge pages are had as granted", pages::grants);
+    reporter
+        .check("what a pod's budget has not is refused, and nothing changes", || pods::budgets(&mut world));
     reporter.check("what the kernel has not is refused, and nothing changes", mistakes);
     reporter.check("limits are there again for the next task, also after the shim was killed", again);
     world.stop()
@@ -127,16 +132,7 @@ impl Confined {
 
     /// Update of the Task API.
     fn update(&self, client: &Client, resources: &str) -> Result<()> {
-        let resources = Any {
-            type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".to_owned(),
-            value: resources.as_bytes().to_vec(),
-        };
-        let update = UpdateTaskRequest {
-            container_id: self.id().to_owned(),
-            resources: Some(resources),
-            ..Default::default()
-        };
-        client.call(client.tasks().update(request(update))).context("Update").map(drop)
+        client.update_task(self.id(), resources).context("Update")
     }
 }
 
@@ -272,95 +268,6 @@ fn by_hand(id: &str, binary: &str, systemd: bool, pids: &str) -> Result<()> {
         update.arg("--systemd-cgroup");
     }
     output_of(update.args(["update", "--pids-limit", pids, id])).map(drop)
-}
-
-/// How often the kernel killed for memory in a group.
-fn kills(bin: &Confined) -> Result<u64> {
-    let events = bin.read("memory.events")?;
-    let line = events.lines().find_map(|line| line.strip_prefix("oom_kill ")).context("oom_kill")?;
-    line.parse().context("oom_kill")
-}
-
-/// Takes so much memory at once.
-fn take(bin: &Confined, exec: &str, mib: u64) -> Result<i32> {
-    let script = format!("dd if=/dev/zero of=/dev/null bs={mib}M count=1");
-    Ok(bin.container.exec(exec, &["/bin/sh", "-c", &script], b"")?.code)
-}
-
-fn memory() -> Result<String> {
-    let limit = (48 * MIB).to_string();
-    let bin = start("eats", "runc", true, &["--memory-limit", &limit])?;
-    let beside = start("beside", "crun", false, &["--memory-limit", &limit])?;
-    ensure!(take(&bin, "before", 80)? != 0 && kills(&bin)? > 0, "80 MiB fit in 48");
-    done(&["attach", "eats", "one", "--grant", "memory.max=64MiB"])?;
-    let killed = kills(&bin)?;
-    ensure!(take(&bin, "within", 80)? == 0 && kills(&bin)? == killed, "80 MiB do not fit in 112");
-    ensure!(take(&bin, "past", 150)? != 0 && kills(&bin)? > killed, "150 MiB fit in 112");
-    until("that is told of the attachment", || {
-        let told = done(&["events", "--all", "--no-follow", "--container", "eats"])?;
-        Ok(told.lines().any(|line| line.contains("out-of-memory") && line.contains("one")))
-    })?;
-    let killed = kills(&bin)?;
-    bin.container.wait_for("RUNNING")?;
-    ensure!(kills(&beside)? == 0 && take(&beside, "small", 20)? == 0, "the neighbour was hurt");
-
-    // What is in use is not taken.
-    bin.container.sh("hold", "dd if=/dev/zero of=/dev/shm/held bs=1M count=56 2>/dev/null")?;
-    let line = refused(&["detach", "eats", "one"], &["memory.max", "50331648", "lazy"])?;
-    bin.expect("refused", &[("memory.max", "117440512")])?;
-    bin.container.sh("still", "cat /opt/one/version")?;
-    // Caches are.
-    bin.container.sh(
-        "cache",
-        "rm /dev/shm/held; dd if=/dev/zero of=/cache bs=1M count=60 2>/dev/null; sync; cat /cache > /dev/null",
-    )?;
-    let used: u64 = bin.read("memory.current")?.parse().context("memory.current")?;
-    done(&["detach", "eats", "one"])?;
-    bin.expect("detached", &[("memory.max", limit.as_str())])?;
-    ensure!(kills(&bin)? == killed, "a detach killed");
-    bin.container.remove()?;
-    beside.container.remove()?;
-    Ok(format!("{line} | detached with {} MiB in use before", used / MIB))
-}
-
-fn forks() -> Result<String> {
-    let (bin, beside) = (start("bomb", "crun", true, &[])?, start("beside", "runc", false, &[])?);
-    done(&["attach", "bomb", "one", "--cap", "pids.max=20"])?;
-    let bomb = "i=0; while [ $i -lt 60 ]; do sleep 500 & i=$((i+1)); done; wait";
-    bin.container.spawn("bomb", &["/bin/sh", "-c", bomb])?;
-    until("no more processes fit", || Ok(bin.read("pids.events")?.trim() != "max 0"))?;
-    let count: u64 = bin.read("pids.current")?.parse().context("pids.current")?;
-    ensure!(count <= 20, "{count} processes");
-    beside.container.sh("fork", "for i in 1 2 3 4 5 6 7 8 9; do sleep 0 & done; wait")?;
-    bin.container.remove()?;
-    beside.container.remove()?;
-    Ok(format!("{count} processes"))
-}
-
-/// How long a file takes to be read that no cache has, by the container's clock: to start an exec takes longer.
-fn time_to_read(bin: &Confined, exec: &str) -> Result<Duration> {
-    fs::write("/proc/sys/vm/drop_caches", "3").context("drop caches")?;
-    let script = "read a x < /proc/uptime; cat /file > /dev/null; read b x < /proc/uptime; echo $a $b";
-    let said = bin.container.sh(exec, script)?;
-    let mut times = said.split_ascii_whitespace().map(str::parse::<f64>);
-    let (Some(Ok(began)), Some(Ok(ended))) = (times.next(), times.next()) else { bail!("{said:?}") };
-    Duration::try_from_secs_f64(ended - began).context("a time")
-}
-
-fn reading() -> Result<String> {
-    let bin = start("reads", "runc", false, &[])?;
-    bin.container.sh("write", "dd if=/dev/urandom of=/file bs=1M count=16 2>/dev/null; sync")?;
-    let free = time_to_read(&bin, "free")?;
-    done(&["attach", "reads", "one", "--cap", "io.max=store rbps=2M"])?;
-    let capped = time_to_read(&bin, "capped")?;
-    done(&["detach", "reads", "one"])?;
-    let again = time_to_read(&bin, "again")?;
-    let said = format!("16 MiB: {free:.1?}, at 2 MiB/s {capped:.1?}, then {again:.1?}");
-    ensure!(capped > Duration::from_secs(6) && capped < Duration::from_secs(12), "{said}");
-    ensure!(capped > 2 * free && capped > 2 * again, "{said}");
-    ensure!(bin.read("io.max")?.is_empty(), "io.max: {}", bin.read("io.max")?);
-    bin.container.remove()?;
-    Ok(said)
 }
 
 fn mistakes() -> Result<String> {
