@@ -10,7 +10,9 @@ use capsule_integration::machine::{Job, Kind, Machine};
 use capsule_integration::rootfs::Suite;
 use capsule_integration::scenario::docs::PAGES;
 use capsule_integration::scenario::life;
-use capsule_integration::scenario::runtime::{campaigns_of_environment, scenario_of_environment};
+use capsule_integration::scenario::runtime::{
+    campaigns_of_environment, campaigns_of_vm, scenario_of_environment, scenario_of_vm,
+};
 use capsule_integration::workspace::{Workspace, require_root};
 
 /// One machine at a time: what they measure and how long they wait should not depend on each other.
@@ -181,13 +183,13 @@ fn privileged_native_trixie_campaigns() -> Result<()> {
 /// With systemd and unified cgroups.
 #[test]
 fn privileged_vm_forky_runtime() -> Result<()> {
-    run(Kind::Vm, Suite::Forky, &scenario_of_environment())
+    run(Kind::Vm, Suite::Forky, &scenario_of_vm())
 }
 
 /// The same, for a part of the kills and restarts: it takes minutes where processors are emulated.
 #[test]
 fn privileged_vm_forky_campaigns() -> Result<()> {
-    campaigns_of_environment().map_or(Ok(()), |scenario| run(Kind::Vm, Suite::Forky, &scenario))
+    campaigns_of_vm().map_or(Ok(()), |scenario| run(Kind::Vm, Suite::Forky, &scenario))
 }
 
 #[test]

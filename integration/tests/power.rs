@@ -11,7 +11,7 @@ use capsule_integration::power::machine::{Filesystem, Load, Omission, Work};
 use capsule_integration::power::{self, Campaign, Outcome};
 use capsule_integration::workspace::{Workspace, require_root};
 
-const CUTS: usize = 150;
+const CUTS: usize = 100;
 /// Enough to find what is left out: most cuts do.
 const CUTS_OF_MUTANTS: usize = 24;
 
