@@ -63,7 +63,7 @@ impl Disk {
         let length = |file: &File| Ok::<_, anyhow::Error>(file.metadata().context("look at ballast")?.len());
         // What is removed in the background makes room a little later.
         let mut unchanged = 0;
-        while unchanged < 3 {
+        while unchanged < 8 {
             let before = length(&file)?;
             for size in [1 << 20, 4096, 1] {
                 let block = vec![0x5a; size];
