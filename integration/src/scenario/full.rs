@@ -181,6 +181,16 @@ impl Before {
         self
     }
 
+    /// Whether all is as it was. A directory that an earlier call has left goes at any later moment.
+    fn is_as(&self, now: &Self) -> bool {
+        self.versions == now.versions
+            && self.attachments == now.attachments
+            && self.uppers == now.uppers
+            && self.container == now.container
+            && self.node == now.node
+            && now.layers.is_subset(&self.layers)
+    }
+
     /// The lines of the one that the other has not.
     fn differs(&self, now: &Self) -> String {
         let (before, now) = (format!("{self:#?}"), format!("{now:#?}"));
@@ -208,7 +218,7 @@ fn same_as(container: &Container, before: &Before, kept: &Held) -> Result<()> {
 
 fn settles(container: &Container, before: &Before) -> Result<()> {
     let now = || Before::read(container);
-    let settled = until("all as it was", || Ok(now().is_ok_and(|now| now == *before)));
+    let settled = until("all as it was", || Ok(now().is_ok_and(|now| before.is_as(&now))));
     settled.with_context(|| now().map_or_else(|error| format!("{error:#}"), |now| before.differs(&now)))
 }
 
