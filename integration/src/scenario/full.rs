@@ -394,7 +394,8 @@ fn done_or_told(shop: &Container, args: &[&str], words: &[&str]) -> Result<bool>
     ensure!(output.code == 1 && line.lines().count() == 1, "{output:?}");
     ensure!([&[TOLD], words].concat().iter().all(|word| line.contains(word)), "{line}");
     // A store that has failed is opened again, and a version that was moved back is mounted anew.
-    let settled = until("all as it was", || Ok(Before::read(shop).is_ok_and(|now| now.anew() == before)));
+    let settled =
+        until("all as it was", || Ok(Before::read(shop).is_ok_and(|now| before.is_as(&now.anew()))));
     settled.with_context(|| {
         let now = Before::read(shop).map(|now| before.differs(&now.anew()));
         format!("{line}: {}", now.unwrap_or_else(|error| format!("{error:#}")))
