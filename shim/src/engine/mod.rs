@@ -168,11 +168,12 @@ impl Engine {
     pub async fn update(&self, id: &str, resources: &[u8]) -> Result<(), EngineError> {
         let server = self.hotplug.get().and_then(Option::as_ref);
         let given = server.map(|server| server.lock().unwrap_or_else(PoisonError::into_inner).given());
-        self.container(id)?.update(resources, given.as_ref()).await?;
+        let updated = self.container(id)?.update(resources, given.as_ref()).await;
+        // Also of one that failed: it may have got as far as systemd, which then puts its own program back.
         if let Some(given) = given {
             given.apply_devices(id).await;
         }
-        Ok(())
+        updated
     }
 
     /// The sandbox that the shim was started for.
