@@ -238,7 +238,7 @@ pub fn run(reporter: &mut Reporter, choice: &Choice) -> Result<()> {
             bed.nothing_left()
         });
     }
-    end(reporter, bed)
+    bed.stop()
 }
 
 /// Runs only the cases that say something about snapshotters too, on all of `stacks`.
@@ -250,13 +250,6 @@ pub fn run_basics(reporter: &mut Reporter, stacks: &[Stack]) -> Result<()> {
         reporter.check(&format!("{}: nothing is left: no task, no shim, no mount", stack.name), || {
             bed.nothing_left()
         });
-    }
-    end(reporter, bed)
-}
-
-fn end(reporter: &mut Reporter, bed: Bed) -> Result<()> {
-    if !reporter.all_ok() {
-        send_logs(reporter);
     }
     bed.stop()
 }
@@ -280,6 +273,8 @@ fn run_room(reporter: &mut Reporter, bed: &Bed, room: &Room, part: &str) -> usiz
         ran += 1;
         let held = reporter.check(&format!("{}: {name}", bed.stack.name), || run_case(bed, case));
         if !held {
+            // Now: at the end, what the cases after it did would stand there.
+            send_logs(reporter);
             bed.clean();
         }
     }
