@@ -67,7 +67,8 @@ impl RuntimeError {
 }
 
 /// The last error in a runtime's log: JSON objects, one per line (runc) or over several (crun), or plain text, of which
-/// the last line counts.
+/// the last line counts. With what was fatal before it: where runc's own child gives up, the last error says that it is
+/// gone, and only the child itself has said why.
 pub(super) fn last_error(log: &str) -> Option<String> {
     #[derive(Deserialize)]
     struct Entry {
@@ -75,9 +76,14 @@ pub(super) fn last_error(log: &str) -> Option<String> {
         msg: String,
     }
     let entries = serde_json::Deserializer::from_str(log).into_iter::<Entry>().map_while(Result::ok);
-    let error = entries.filter(|entry| matches!(entry.level.as_str(), "error" | "fatal")).last();
+    let mut errors: Vec<_> =
+        entries.filter(|entry| matches!(entry.level.as_str(), "error" | "fatal")).collect();
     let last_line = || log.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(message_of);
-    Some(error.map(|entry| entry.msg).or_else(last_line)?.replace('\n', " "))
+    let mut said = errors.pop().map(|entry| entry.msg).or_else(last_line)?;
+    for before in errors.into_iter().filter(|entry| entry.level == "fatal") {
+        said.push_str(&format!(" ({})", before.msg));
+    }
+    Some(said.replace('\n', " "))
 }
 
 /// The message in a line that runc prints: `time="…" level=error msg="…"`, quoted as JSON is; any other line is one.
@@ -98,6 +104,11 @@ mod tests {
             ("time=x level=error msg=\"write \\\"4000\\\": no\"\n", Some("write \"4000\": no")),
             ("time=x level=error msg=no\n", Some("time=x level=error msg=no")),
             ("{\"level\":\"error\",\"msg\":\"a\\nb\"}\n{\"level\":\"warning\",\"msg\":\"c\"}\n", Some("a b")),
+            (
+                "{\"level\":\"fatal\",\"msg\":\"nsexec: why\"}\n{\"level\":\"error\",\"msg\":\"init is gone\"}\n",
+                Some("init is gone (nsexec: why)"),
+            ),
+            ("{\"level\":\"error\",\"msg\":\"a\"}\n{\"level\":\"error\",\"msg\":\"b\"}\n", Some("b")),
             ("{\n  \"msg\": \"no\",\n  \"level\": \"error\"\n}\n", Some("no")),
         ] {
             assert_eq!(last_error(log).as_deref(), message);
