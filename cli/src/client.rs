@@ -20,6 +20,7 @@ use capsule_proto::capsule::v1::usage_client::UsageClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
+use tonic_health::pb::health_client::HealthClient;
 
 use crate::error::Error;
 
@@ -57,6 +58,11 @@ impl Client {
     /// Publishing and looking at versions.
     pub fn capsules(&self) -> CapsulesClient<Channel> {
         CapsulesClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// Which services can do their work.
+    pub fn health(&self) -> HealthClient<Channel> {
+        HealthClient::new(self.channel.clone())
     }
 
     /// What happens on the node.

@@ -52,9 +52,13 @@ fn metrics_are_served_while_capsuled_comes_and_goes() {
         let answer = ask(&address, request);
         assert!(answer.starts_with(begin), "{request}: {answer}");
     }
+    fake.follow(false);
+    let answer = ask(&address, "GET /readyz");
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("does not follow containerd"), "{answer}");
     std::fs::remove_file(fake.socket()).expect("capsuled goes");
     let answer = ask(&address, "GET /metrics");
     assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("capsuled"), "{answer}");
+    assert!(ask(&address, "GET /healthz").starts_with("HTTP/1.1 503"));
     assert!(ask(&address, "GET /livez").starts_with("HTTP/1.1 200"));
     server.kill().expect("ended");
     server.wait().expect("its end");

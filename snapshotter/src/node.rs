@@ -3,11 +3,19 @@
 use std::{io, sync::Arc};
 
 use capsule_proto::capsule::v1::{
-    attachments_server::AttachmentsServer, budgets_server::BudgetsServer, capsules_server::CapsulesServer,
-    collector_server::CollectorServer, devices_server::DevicesServer, events_server::EventsServer,
-    metrics_server::MetricsServer, signatures_server::SignaturesServer, tags_server::TagsServer,
-    transfers_server::TransfersServer, trees_server::TreesServer, uppers_server::UppersServer,
-    usage_server::UsageServer,
+    attachments_server::{self, AttachmentsServer},
+    budgets_server::{self, BudgetsServer},
+    capsules_server::{self, CapsulesServer},
+    collector_server::{self, CollectorServer},
+    devices_server::{self, DevicesServer},
+    events_server::{self, EventsServer},
+    metrics_server::{self, MetricsServer},
+    signatures_server::{self, SignaturesServer},
+    tags_server::{self, TagsServer},
+    transfers_server::{self, TransfersServer},
+    trees_server::{self, TreesServer},
+    uppers_server::{self, UppersServer},
+    usage_server::{self, UsageServer},
 };
 use tokio::sync::watch;
 use tonic::service::Routes;
@@ -25,8 +33,8 @@ use crate::{
     resources::{Budgets, Capacity, DiskError, Disks},
     service::{
         AttachmentsService, BudgetsService, CapsulesService, CollectorService, DevicesService, EventsService,
-        MetricsService, NodeService, NodeServiceError, SignaturesService, TagsService, TransfersService,
-        TreesService, UppersService, UsageService,
+        HealthService, MetricsService, NodeService, NodeServiceError, SignaturesService, TagsService,
+        TransfersService, TreesService, UppersService, UsageService,
     },
     snapshots::Snapshots,
     store::{
@@ -65,6 +73,23 @@ const SHIMS: &str = "node.sock";
 
 /// Largest message of a build: a client's chunk of 1 MiB, with room for another client's larger ones.
 const MESSAGE_MAX: usize = 16 << 20;
+
+/// What [`Node::routes`] serves of `capsule.v1`.
+const SERVICES: &[&str] = &[
+    attachments_server::SERVICE_NAME,
+    budgets_server::SERVICE_NAME,
+    capsules_server::SERVICE_NAME,
+    collector_server::SERVICE_NAME,
+    devices_server::SERVICE_NAME,
+    events_server::SERVICE_NAME,
+    metrics_server::SERVICE_NAME,
+    signatures_server::SERVICE_NAME,
+    tags_server::SERVICE_NAME,
+    transfers_server::SERVICE_NAME,
+    trees_server::SERVICE_NAME,
+    uppers_server::SERVICE_NAME,
+    usage_server::SERVICE_NAME,
+];
 
 /// The capsule side of the daemon.
 pub struct Node {
@@ -167,7 +192,7 @@ impl Node {
         NodeService::serve(&config.run.join(SHIMS), self.attachments.clone()).await
     }
 
-    /// `capsule.v1` as gRPC routes.
+    /// `capsule.v1` as gRPC routes, and the health of all services.
     pub fn routes(&self) -> Routes {
         let capsules = CapsulesService::new(self.capsules.clone(), self.attachments.clone());
         let attachments = AttachmentsService::new(self.attachments.clone());
@@ -176,6 +201,7 @@ impl Node {
         let devices = DevicesService::new(self.registry.clone(), self.attachments.clone());
         let signatures = SignaturesService::new(self.capsules.clone(), capsules.clone());
         let uppers = UppersService::new(self.capsules.clone(), self.attachments.clone(), capsules.clone());
+        let health = HealthService::new(SERVICES, self.attachments.following(), self.closing.subscribe());
         Routes::new(CapsulesServer::new(capsules).max_decoding_message_size(MESSAGE_MAX))
             .add_service(AttachmentsServer::new(attachments))
             .add_service(EventsServer::new(EventsService::new(self.feed.clone(), self.closing.subscribe())))
@@ -194,5 +220,6 @@ impl Node {
             .add_service(SignaturesServer::new(signatures))
             .add_service(TransfersServer::new(transfers).max_decoding_message_size(MESSAGE_MAX))
             .add_service(TreesServer::new(TreesService::new(self.capsules.clone())))
+            .add_service(health.into_server())
     }
 }

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use capsule_proto::capsule::v1;
+use capsule_proto::capsule::v1::{self, attachments_server};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE};
@@ -17,6 +17,9 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tonic::Code;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
 
 use super::{Target, write_out};
 use crate::error::Error;
@@ -93,12 +96,24 @@ async fn answer(to: Target<'_>, request: &Request<Incoming>) -> Response<Full<By
         },
         // This process answers.
         "/livez" => plain(StatusCode::OK, "ok\n".to_owned()),
-        // And capsuled does.
-        "/readyz" | "/healthz" => match to.connect().await {
-            Ok(_) => plain(StatusCode::OK, "ok\n".to_owned()),
-            Err(error) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
+        // And capsuled does, and can do its work.
+        "/readyz" | "/healthz" => match ready(to).await {
+            Ok(()) => plain(StatusCode::OK, "ok\n".to_owned()),
+            Err(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
         },
         _ => plain(StatusCode::NOT_FOUND, "use /metrics, /healthz, /readyz or /livez\n".to_owned()),
+    }
+}
+
+/// Whether capsuled can attach, as it says itself; one that cannot say it is old, and ready when it answers.
+async fn ready(to: Target<'_>) -> Result<(), String> {
+    let client = to.connect().await.map_err(|error| error.to_string())?;
+    let request = HealthCheckRequest { service: attachments_server::SERVICE_NAME.to_owned() };
+    match client.health().check(request).await {
+        Ok(answer) if answer.get_ref().status() == ServingStatus::Serving => Ok(()),
+        Ok(_) => Err("capsuled is not ready: it does not follow containerd, or ends; see its log".to_owned()),
+        Err(status) if status.code() == Code::Unimplemented => Ok(()),
+        Err(status) => Err(format!("capsuled does not say whether it is ready: {}", status.message())),
     }
 }
 

@@ -9,6 +9,7 @@ mod uppers;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -30,6 +31,9 @@ use capsule_proto::capsule::v1::{self, AttachmentState, Mode};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status, Streaming};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 /// A container of this name gets this refusal.
 pub const REFUSED: &str = "refused";
@@ -80,6 +84,7 @@ type Log = Arc<Mutex<Vec<Asked>>>;
 #[derive(Clone)]
 struct Service {
     log: Log,
+    follows: Arc<AtomicBool>,
 }
 
 impl Service {
@@ -441,18 +446,39 @@ impl Events for Service {
     }
 }
 
+#[tonic::async_trait]
+impl Health for Service {
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        assert_eq!(request.into_inner().service, "capsule.v1.Attachments");
+        let follows = self.follows.load(Ordering::Acquire);
+        let status = if follows { ServingStatus::Serving } else { ServingStatus::NotServing };
+        Ok(Response::new(HealthCheckResponse { status: status.into() }))
+    }
+
+    type WatchStream = tokio_stream::Empty<Result<HealthCheckResponse, Status>>;
+
+    async fn watch(&self, _: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Ok(Response::new(tokio_stream::empty()))
+    }
+}
+
 /// The fake, listening.
 pub struct Fake {
     dir: tempfile::TempDir,
     log: Log,
+    follows: Arc<AtomicBool>,
 }
 
 impl Fake {
     /// Listens when it returns. The thread that serves ends with the test's process.
     pub fn start() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let service = Service { log: Log::default() };
-        let (log, socket) = (service.log.clone(), dir.path().join("capsuled.sock"));
+        let service = Service { log: Log::default(), follows: Arc::new(AtomicBool::new(true)) };
+        let (log, follows) = (service.log.clone(), service.follows.clone());
+        let socket = dir.path().join("capsuled.sock");
         let (ready, wait) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let runtime =
@@ -473,6 +499,7 @@ impl Fake {
                     .add_service(UsageServer::new(service.clone()))
                     .add_service(MetricsServer::new(service.clone()))
                     .add_service(DevicesServer::new(service.clone()))
+                    .add_service(HealthServer::new(service.clone()))
                     .add_service(EventsServer::new(service))
                     .serve_with_incoming(UnixListenerStream::new(listener))
                     .await
@@ -480,7 +507,12 @@ impl Fake {
             });
         });
         wait.recv().expect("the socket");
-        Self { dir, log }
+        Self { dir, log, follows }
+    }
+
+    /// Says from now on whether it follows containerd.
+    pub fn follow(&self, follows: bool) {
+        self.follows.store(follows, Ordering::Release);
     }
 
     pub fn socket(&self) -> PathBuf {

@@ -134,7 +134,12 @@ fn taken_away(shop: &Container) -> Result<String> {
 }
 
 fn conflict(shop: &Container) -> Result<String> {
-    let words = ["app@1 requires lib >=1, <2", "plugin@1 requires lib >=2", "plugin is asked for"];
+    let words = [
+        "app@1 requires lib >=1, <2",
+        "plugin@1 requires lib >=2",
+        "plugin is asked for",
+        "ask for other versions of app and plugin",
+    ];
     let line = refused(&["attach", "shop", "app", "plugin"], &words)?;
     refused(&["attach", "shop", "lost"], &["nothing", "publish or pull it"])?;
     expect(shop, &[])?;

@@ -27,8 +27,39 @@ use crate::workspace::{Workspace, remove_tree};
 /// The port inside that leads to the harness.
 pub const RESULTS: &str = "/dev/virtio-ports/capsule.results";
 
+/// The program whose log the kernel's messages are.
+const CONSOLE: &str = "console";
+/// What the kernel says at its end.
+const PANIC: &str = "Kernel panic - not syncing: Fatal exception";
+
 /// Runs a scenario in a VM; see [`crate::machine::Machine::run`].
+///
+/// A kernel on emulated processors now and then panics: where one of them patches a jump (a static key), another may still
+/// execute the breakpoint that was there for a moment, of which the kernel then knows nothing (qemu 7.2 with
+/// `-accel tcg,thread=multi`). That says nothing of the scenario, which is run again, once, if no step of it had failed.
 pub fn run(
+    workspace: &Workspace,
+    rootfs: &Path,
+    payload: &Payload,
+    job: &Job,
+    mut watch: impl FnMut(&Event),
+) -> Result<Report> {
+    let first = run_once(workspace, rootfs, payload, job, &mut watch)?;
+    if !has_panicked(&first) || kvm::works(workspace, rootfs)? {
+        return Ok(first);
+    }
+    watch(&Event::Say { text: "the emulated kernel has panicked: once more, from the beginning".to_owned() });
+    run_once(workspace, rootfs, payload, job, &mut watch)
+}
+
+/// Whether only the kernel's end has ended it.
+fn has_panicked(report: &Report) -> bool {
+    let failed = |event: &Event| matches!(event, Event::Step { ok: false, .. } | Event::Done { .. });
+    let panicked = |event: &Event| matches!(event, Event::Log { program, tail } if program == CONSOLE && tail.contains(PANIC));
+    report.events.iter().any(panicked) && !report.events.iter().any(failed)
+}
+
+fn run_once(
     workspace: &Workspace,
     rootfs: &Path,
     payload: &Payload,
@@ -67,7 +98,7 @@ pub fn run(
     if !matches!(report.events.last(), Some(Event::Done { ok: true })) {
         let tail = tail_of(&fs::read(&console).unwrap_or_default());
         let at = report.events.len().saturating_sub(1);
-        report.events.insert(at, Event::Log { program: "console".to_owned(), tail });
+        report.events.insert(at, Event::Log { program: CONSOLE.to_owned(), tail });
     }
     remove_tree(&folder)?;
     Ok(report)
@@ -128,4 +159,28 @@ pub(crate) fn tail_of(log: &[u8]) -> String {
     let text = String::from_utf8_lossy(log);
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(40)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_panic_of_a_kernel_that_met_no_failure_is_run_again() {
+        let log =
+            |program: &str, tail: &str| Event::Log { program: program.to_owned(), tail: tail.to_owned() };
+        let step = |ok| Event::Step { name: String::new(), ok, detail: String::new(), took_us: 1 };
+        let panic = "[   66.4] Kernel panic - not syncing: Fatal exception in interrupt\n[   66.5] Kernel Offset: 0x1";
+        for (events, again) in [
+            (vec![log(CONSOLE, panic)], true),
+            (vec![step(true), log(CONSOLE, panic)], true),
+            (vec![step(false), log(CONSOLE, panic)], false),
+            (vec![log(CONSOLE, panic), Event::Done { ok: true }], false),
+            (vec![log("containerd", panic)], false),
+            (vec![log(CONSOLE, "Kernel panic - not syncing: Attempted to kill init!")], false),
+            (vec![step(true)], false),
+        ] {
+            assert_eq!(has_panicked(&Report { events: events.clone() }), again, "{events:?}");
+        }
+    }
 }

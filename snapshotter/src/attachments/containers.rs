@@ -8,12 +8,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, PoisonError, RwLock},
     time::SystemTime,
 };
+
+use tokio::sync::watch;
 
 use super::{error::AttachmentError, model::ContainerKey};
 use crate::containerd::{Container, Containerd, ContainerdError, Lease};
@@ -69,13 +68,18 @@ pub struct Containers {
     docker: Arc<BTreeSet<String>>,
     index: Arc<RwLock<Index>>,
     /// Every change comes by an event.
-    followed: Arc<AtomicBool>,
+    followed: Arc<watch::Sender<bool>>,
 }
 
 impl Containers {
     /// Nothing is listed yet.
     pub fn new(containerd: Containerd) -> Self {
-        Self { containerd, docker: Arc::default(), index: Arc::default(), followed: Arc::default() }
+        Self {
+            containerd,
+            docker: Arc::default(),
+            index: Arc::default(),
+            followed: Arc::new(watch::Sender::new(false)),
+        }
     }
 
     /// With Docker's containers in these namespaces.
@@ -113,12 +117,17 @@ impl Containers {
 
     /// Whether every change comes by an event from now on.
     pub fn set_followed(&self, followed: bool) {
-        self.followed.store(followed, Ordering::Release);
+        self.followed.send_replace(followed);
     }
 
     /// Whether every change comes by an event.
     pub fn is_followed(&self) -> bool {
-        self.followed.load(Ordering::Acquire)
+        *self.followed.borrow()
+    }
+
+    /// The same, and each change of it.
+    pub fn followed(&self) -> watch::Receiver<bool> {
+        self.followed.subscribe()
     }
 
     /// Looks at a container again where no event would have told that another one has its id by now. A containerd that does not

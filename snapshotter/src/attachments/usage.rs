@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use capsule_proto::containerd::cgroups::Metrics;
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 
 use super::{
     Attachments,
@@ -73,5 +73,10 @@ impl Attachments {
     /// Whether containerd's events are followed.
     pub fn is_following(&self) -> bool {
         self.containers.is_followed()
+    }
+
+    /// The same, and each change of it.
+    pub fn following(&self) -> watch::Receiver<bool> {
+        self.containers.followed()
     }
 }

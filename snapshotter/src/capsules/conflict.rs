@@ -20,7 +20,7 @@ impl Conflict {
     }
 }
 
-/// The facts at the leaves of the derivation, each once, in the order of the reasoning.
+/// The facts at the leaves of the derivation, each once, in the order of the reasoning; and what to do, where none of them says.
 pub(super) fn explain(
     provider: &Provider<'_>,
     tree: &DerivationTree<Package, Ranges<Version>, String>,
@@ -36,8 +36,29 @@ pub(super) fn explain(
             },
         }
     }
+    facts.extend(cure(provider, &facts));
     Conflict(facts)
 }
+
+/// What to do about what was asked for, unless a fact says what to do about what is in its way.
+fn cure(provider: &Provider<'_>, facts: &[String]) -> Option<String> {
+    const CURES: [&str; 3] = [UPGRADE, MOVE, PUBLISH];
+    if facts.iter().any(|fact| CURES.iter().any(|cure| fact.ends_with(cure))) {
+        return None;
+    }
+    let names: Vec<String> = provider.asked.wanted.iter().map(|(name, _)| name.to_string()).collect();
+    match &names[..] {
+        [] => None,
+        [one] => Some(format!("ask for another version of {one} (see \"capsulectl ls {one}\")")),
+        all => Some(format!("ask for other versions of {}, or for fewer of them", all.join(" and "))),
+    }
+}
+
+/// What to do about what the container has.
+const UPGRADE: &str = "upgrade it first";
+const MOVE: &str = "move it too, or detach it";
+/// What to do about what is not here.
+const PUBLISH: &str = "publish or pull it";
 
 fn fact(provider: &Provider<'_>, external: &External<Package, Ranges<Version>, String>) -> Option<String> {
     let label = |package: &Package, range: &Ranges<Version>| match range.as_singleton() {
@@ -71,15 +92,15 @@ fn stays(provider: &Provider<'_>, name: &CapsuleName) -> String {
     let present = provider.asked.present.get(name).into_iter().flatten();
     let present = present.map(|version| format!("{name}@{version}")).collect::<Vec<_>>().join(" and ");
     match provider.asked.moves {
-        Some(_) => format!("the container has {present}: move it too, or detach it"),
-        None => format!("the container has {present}: upgrade it first"),
+        Some(_) => format!("the container has {present}: {MOVE}"),
+        None => format!("the container has {present}: {UPGRADE}"),
     }
 }
 
 fn missing(provider: &Provider<'_>, name: &CapsuleName, range: &Ranges<Version>) -> String {
     let all = provider.candidates(name);
     if all.is_empty() {
-        return format!("capsule {name} is not known here: publish or pull it");
+        return format!("capsule {name} is not known here: {PUBLISH}");
     }
     let mut have: Vec<&str> = all.iter().map(|c| c.version.as_str()).take(SHOWN).collect();
     if all.len() > SHOWN {
@@ -93,7 +114,7 @@ fn missing(provider: &Provider<'_>, name: &CapsuleName, range: &Ranges<Version>)
         (false, range) if range.is_empty() || range.contains(" or ") => {
             format!("there is no other {name} than {have}")
         }
-        (false, range) => format!("there is no {name} {range}, only {have}"),
+        (false, range) => format!("there is no {name} {range}, only {have}: {PUBLISH}"),
     }
 }
 

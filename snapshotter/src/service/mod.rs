@@ -10,6 +10,7 @@ mod convert;
 mod creation;
 mod devices;
 mod events;
+mod health;
 mod metrics;
 mod node;
 mod signatures;
@@ -28,6 +29,7 @@ pub use self::{
     collect::CollectorService,
     devices::DevicesService,
     events::EventsService,
+    health::HealthService,
     metrics::MetricsService,
     node::{NodeService, NodeServiceError},
     signatures::SignaturesService,

@@ -47,7 +47,7 @@ pub fn sets(world: &mut World) -> Result<String> {
         thread::sleep(delay);
         kill(shim_of(&container)?)?;
         caller.join().map_err(|_| anyhow!("the caller's thread"))??;
-        next_task(&container)?;
+        next_task(&container, "cut")?;
         settled(&container)
     })?;
     container.remove()?;
@@ -97,9 +97,6 @@ fn none(container: &Container) -> Result<bool> {
 /// What of it the container has.
 fn seen(container: &Container) -> Result<[(&'static str, bool); 5]> {
     let pid = container.pid()?;
-    let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).context("its control group")?;
-    let group = group.trim().strip_prefix("0::/").context("a unified control group")?;
-    let limit = fs::read_to_string(format!("/sys/fs/cgroup/{group}/pids.max")).context("pids.max")?;
     let file = |path: &str| fs::symlink_metadata(format!("/proc/{pid}/root{path}")).is_ok();
     // A shell that opens for writing makes what is missing.
     let opened = |exec: &str, path: &str| Ok::<_, anyhow::Error>(open(container, exec, "<", path)?.is_ok());
@@ -108,15 +105,23 @@ fn seen(container: &Container) -> Result<[(&'static str, bool); 5]> {
         ("heavy", file("/opt/heavy/file")),
         ("its device", opened("see-0", "/dev/example0")?),
         ("the device", opened("see-1", "/dev/example1")?),
-        ("its cap", limit.trim() == "50"),
+        ("its cap", pids_max(container)? == "50"),
     ])
 }
 
-fn next_task(container: &Container) -> Result<()> {
+pub(super) fn pids_max(container: &Container) -> Result<String> {
+    let group =
+        fs::read_to_string(format!("/proc/{}/cgroup", container.pid()?)).context("its control group")?;
+    let group = group.trim().strip_prefix("0::/").context("a unified control group")?;
+    let limit = fs::read_to_string(format!("/sys/fs/cgroup/{group}/pids.max")).context("pids.max")?;
+    Ok(limit.trim().to_owned())
+}
+
+pub(super) fn next_task(container: &Container, id: &str) -> Result<()> {
     until("its task has ended", || Ok(container.task()?.is_none_or(|(_, status)| status == "STOPPED")))?;
     if container.task()?.is_some() {
-        ctr(&["task", "rm", "cut"])?;
+        ctr(&["task", "rm", id])?;
     }
-    ctr(&["task", "start", "-d", "--null-io", "cut"])?.success("ctr task start")?;
+    ctr(&["task", "start", "-d", "--null-io", id])?.success("ctr task start")?;
     container.wait_for("RUNNING")
 }

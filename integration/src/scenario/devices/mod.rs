@@ -6,6 +6,7 @@ pub mod bench;
 mod beside;
 pub mod created;
 mod cut;
+mod moved;
 mod nodes;
 pub mod programs;
 mod rules;
@@ -138,6 +139,10 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     reporter.check("a set of everything is there as a whole or not at all, whatever is killed", || {
         cut::sets(&mut world)
     });
+    reporter.check(
+        "it is of one version, or gone, as a whole, whatever is killed while it moves or goes",
+        || moved::sets(&mut world),
+    );
     reporter.check("devices outlive capsuled, and are there again for the next task", || {
         again::tasks(&mut world)
     });

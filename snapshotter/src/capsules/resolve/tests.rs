@@ -184,17 +184,28 @@ fn a_conflict_is_explained_in_facts() {
         (
             &["app", "plugin"][..],
             &[][..],
-            &["app@1 requires cuda >=12, <13", "plugin@1 requires cuda >=13", "app is asked for"][..],
+            &[
+                "app@1 requires cuda >=12, <13",
+                "plugin@1 requires cuda >=13",
+                "app is asked for",
+                "; ask for other versions of app and plugin, or for fewer of them",
+            ][..],
         ),
         (&["lonely"], &[], &["capsule nothing is not known here: publish or pull it"]),
         (&["app"], &["cuda@13"], &["the container has cuda@13: upgrade it first"]),
-        (&["app =2"], &[], &["app@2 is asked for", "there is no app =2, only 1"]),
-        (&["dead"], &[], &["dead@1 cannot be used: its manifest is gone"]),
+        (&["app =2"], &[], &["app@2 is asked for", "there is no app =2, only 1: publish or pull it"]),
+        (
+            &["dead"],
+            &[],
+            &["dead@1 cannot be used: its manifest is gone", "; ask for another version of dead (see"],
+        ),
     ] {
         let error = run(published, wanted, present).unwrap_err();
         for fact in facts {
             assert!(error.contains(fact), "{wanted:?} {present:?}: {error} lacks {fact:?}");
         }
         assert!(!error.contains("the call"), "{error}");
+        let cures = ["publish or pull it", "upgrade it first", "; ask for "];
+        assert_eq!(cures.iter().filter(|cure| error.contains(*cure)).count(), 1, "{error}");
     }
 }
