@@ -2,13 +2,16 @@
 
 use serde_json::{Value, json};
 
-use super::journal::{DeviceRecord, Record, State};
+use super::{
+    entry::Entry,
+    journal::{DeviceRecord, State},
+};
 use crate::creation::Given;
 
 /// Adds it to an OCI process: what the container was created with, and what is attached. A variable that the process has for itself
 /// stays; one that it has as the container's own processes have it is the attachment's from now on. Of two attachments' the later
 /// counts, and a device's before a capsule's.
-pub fn add_to_process(process: &mut Value, created: &Given, capsules: &[Record], records: &[DeviceRecord]) {
+pub fn add_to_process(process: &mut Value, created: &Given, capsules: &[Entry], records: &[DeviceRecord]) {
     // What is replaced is there until what comes is.
     let attached =
         capsules.iter().filter(|record| !matches!(record.state, State::Attaching | State::Detaching));
@@ -60,6 +63,7 @@ mod tests {
 
     use crate::hotplug::{
         edits::Edits,
+        journal::Record,
         model::{AttachmentId, Content, Mode, Spec},
     };
 
@@ -68,10 +72,10 @@ mod tests {
         content.with_env(env.iter().map(|entry| (*entry).to_owned()).collect()).unwrap()
     }
 
-    fn capsule(env: &[&str], state: State) -> Record {
+    fn capsule(env: &[&str], state: State) -> Entry {
         let (id, target) = (AttachmentId::parse("a".into()).unwrap(), ContainerPath::parse("/t").unwrap());
         let spec = Spec::new(id, content(env), target, Mode::Ro).unwrap();
-        Record { spec, state, mounts: Vec::new(), created: Vec::new() }
+        Record { spec, state, mounts: Vec::new(), created: Vec::new() }.into()
     }
 
     fn record(env: &[&str], gids: &[u32], state: State) -> DeviceRecord {

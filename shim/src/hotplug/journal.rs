@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     edits::Edits,
+    entry::Entry,
     error::JournalError,
     limited::Limits,
     model::{AttachmentId, Content, Spec},
@@ -152,7 +153,7 @@ pub struct Journal {
     /// Whose mounts these are.
     pub init: Init,
     /// Oldest first.
-    pub attachments: Vec<Record>,
+    pub attachments: Vec<Entry>,
     /// Oldest first.
     pub draining: Vec<Draining>,
     /// The devices of attachments, oldest first.
@@ -210,14 +211,14 @@ impl Journal {
     /// The attachment with this id.
     #[must_use]
     pub fn find(&self, id: &AttachmentId) -> Option<&Record> {
-        self.attachments.iter().find(|r| r.spec.id == *id)
+        self.attachments.iter().find(|r| r.spec.id == *id).map(|entry| &**entry)
     }
 
     /// Puts `record` in the place of the one with its id, or at the end.
     pub fn put(&mut self, record: Record) {
         match self.attachments.iter_mut().find(|r| r.spec.id == record.spec.id) {
-            Some(there) => *there = record,
-            None => self.attachments.push(record),
+            Some(there) => *there = record.into(),
+            None => self.attachments.push(record.into()),
         }
     }
 
@@ -258,7 +259,7 @@ impl Journal {
     #[must_use]
     pub fn owners(&self) -> HashMap<&OsStr, &Record> {
         let pairs = self.attachments.iter().flat_map(|record| {
-            record.mounts.iter().map(move |mounted| (OsStr::new(mounted.path.as_str()), record))
+            record.mounts.iter().map(move |mounted| (OsStr::new(mounted.path.as_str()), &**record))
         });
         pairs.collect()
     }
@@ -323,6 +324,18 @@ mod tests {
         journal.write(dir.path()).unwrap();
         assert_eq!(Journal::read(dir.path(), init).unwrap(), journal);
         assert_eq!(journal.owners()[OsStr::new("/usr/share/zoneinfo")].spec.id.to_string(), "b");
+        // What is written again, and what is written as it was read, is the same.
+        let text = fs::read(dir.path().join(FILE)).unwrap();
+        journal.write(dir.path()).unwrap();
+        assert_eq!(fs::read(dir.path().join(FILE)).unwrap(), text);
+        Journal::read(dir.path(), init).unwrap().write(dir.path()).unwrap();
+        assert_eq!(fs::read(dir.path().join(FILE)).unwrap(), text);
+        // And what is changed is another one.
+        let mut changed = journal.attachments[0].to_record();
+        changed.state = State::Attached;
+        journal.put(changed.clone());
+        journal.write(dir.path()).unwrap();
+        assert_eq!(Journal::read(dir.path(), init).unwrap().find(&changed.spec.id), Some(&changed));
         // Another process with the same number is another container's life.
         let other = Init { pid: 1, start_time: 3 };
         assert_eq!(Journal::read(dir.path(), other).unwrap(), Journal::new(other));

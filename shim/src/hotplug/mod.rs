@@ -15,6 +15,7 @@ mod capsule;
 mod config;
 mod edits;
 mod engine;
+mod entry;
 mod error;
 mod execs;
 mod journal;

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::hotplug::{
     TaskLookupError,
+    entry::Entry,
     error::EngineError,
     journal::{Mounted, Record, State},
     model::AttachmentId,
@@ -105,9 +106,10 @@ fn finish(scene: &mut Scene, record: &Record) {
 pub(super) fn remove_created(scene: &mut Scene, created: &[Created]) {
     let stay = scene.task.root().remove_created(created);
     for made in created.iter().rev().filter(|made| stay.contains(&made.path)) {
-        let holds = |record: &&mut Record| record.mounts.iter().any(|m| m.path.starts_with(&made.path));
-        if let Some(heir) = scene.journal.attachments.iter_mut().find(holds) {
+        let holds = |record: &&Entry| record.mounts.iter().any(|m| m.path.starts_with(&made.path));
+        if let Some(mut heir) = scene.journal.attachments.iter().find(holds).map(Entry::to_record) {
             heir.created.insert(0, made.clone());
+            scene.journal.put(heir);
         } else if let Some(heir) = scene.journal.devices.iter_mut().find(|record| record.has_in(&made.path)) {
             heir.created.insert(0, made.clone());
         }

@@ -38,8 +38,9 @@ impl Engine {
             });
             let draining = draining.collect();
             let records = scene.journal.attachments.clone().into_iter();
-            let attached =
-                records.map(|record| checked(container, scene, record)).collect::<Result<_, _>>()?;
+            let attached = records
+                .map(|record| checked(container, scene, record.to_record()))
+                .collect::<Result<_, _>>()?;
             Ok((attached, draining))
         });
         match listed {

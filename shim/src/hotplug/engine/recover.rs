@@ -2,6 +2,7 @@
 
 use super::{add_draining, detach::detach_lazy};
 use crate::hotplug::{
+    entry::Entry,
     error::EngineError,
     journal::{Mounted, Record, State},
     scene::{Pins, Scene},
@@ -9,8 +10,8 @@ use crate::hotplug::{
 
 /// Finishes or undoes what the journal shows half done. Costs nothing when all is well.
 pub(super) fn recover(scene: &mut Scene) -> Result<(), EngineError> {
-    let unfinished: Vec<Record> =
-        scene.journal.attachments.iter().filter(|r| r.state != State::Attached).cloned().collect();
+    let all = scene.journal.attachments.iter();
+    let unfinished: Vec<Record> = all.filter(|r| r.state != State::Attached).map(Entry::to_record).collect();
     for record in unfinished {
         log::warn!("attachment {} was left half done: {:?}", record.spec.id, record.state);
         recover_one(scene, record)?;
