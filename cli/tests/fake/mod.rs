@@ -511,6 +511,7 @@ impl Fake {
     }
 
     /// Says from now on whether it follows containerd.
+    #[allow(dead_code)] // only metrics ask
     pub fn follow(&self, follows: bool) {
         self.follows.store(follows, Ordering::Release);
     }
