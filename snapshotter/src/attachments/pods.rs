@@ -98,7 +98,8 @@ mod tests {
         for text in ["pod/shop/web", "pod/shop/web/app"] {
             assert_eq!(text.parse::<MemberRef>().unwrap().to_string(), text);
         }
-        for text in ["pod/shop", "pod/", "pod//web", "pod/shop/", "pod/shop/web/", "pod/a/b/c/d", "shop/web"] {
+        for text in ["pod/shop", "pod/", "pod//web", "pod/shop/", "pod/shop/web/", "pod/a/b/c/d", "shop/web"]
+        {
             let error = text.parse::<MemberRef>().unwrap_err().to_string();
             assert!(error.contains(text) && error.contains("write pod/NAMESPACE/POD"), "{error}");
         }
@@ -142,7 +143,10 @@ mod tests {
     #[test]
     fn what_is_not_there_or_not_one_is_said() {
         let said = find("pod/shop/web").unwrap_err();
-        assert!(said.contains("pod/shop/web has the containers app, log: name one, as pod/shop/web/app"), "{said}");
+        assert!(
+            said.contains("pod/shop/web has the containers app, log: name one, as pod/shop/web/app"),
+            "{said}"
+        );
         let said = find("pod/shop/db/db").unwrap_err();
         assert!(said.contains("pod/shop/db/db") && said.contains("the pod has sql"), "{said}");
         for none in ["pod/shop/lost", "pod/shop/new", "pod/shop/new/app"] {

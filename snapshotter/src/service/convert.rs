@@ -59,7 +59,10 @@ pub fn parse_container(container: Option<wire::ContainerRef>) -> Result<Wanted, 
     let container = container.filter(|c| !c.id.is_empty()).ok_or_else(|| malformed("a container id"))?;
     let name = match MemberRef::is_meant(&container.id) {
         true => {
-            let member = container.id.parse().map_err(|error: InvalidMember| Status::invalid_argument(error.to_string()))?;
+            let member = container
+                .id
+                .parse()
+                .map_err(|error: InvalidMember| Status::invalid_argument(error.to_string()))?;
             Name::Member(member)
         }
         false => Name::Id(container.id),

@@ -65,7 +65,12 @@ pub fn one(kubelet: &Kubelet) -> Result<String> {
     let for_app = format!("{ATTACH}.app");
     let pod = kubelet.pod(OURS, "one", &[(ATTACH, "lib@1"), (&for_app, "tool, lib@2")])?;
     let [app, log] = [pod.start("app", LOOK)?, pod.start("log", LOOK)?];
-    ensure!((found(&app)?.as_str(), found(&log)?.as_str()) == ("21", "1"), "{:?} {:?}", found(&app)?, found(&log)?);
+    ensure!(
+        (found(&app)?.as_str(), found(&log)?.as_str()) == ("21", "1"),
+        "{:?} {:?}",
+        found(&app)?,
+        found(&log)?
+    );
     expect(&app.id, &["lib@2 attached", "tool@1 attached"])?;
     expect(&log.id, &["lib@1 attached"])?;
     pod.remove()?;

@@ -45,7 +45,9 @@ pub fn once(world: &mut World, kubelet: &Kubelet) -> Result<String> {
     ensure!(counts == [2, 1, 1, 1], "{counts:?}: {expected:?}");
     let refused = not_for_pods(kubelet)?;
     allow(world, kubelet)?;
-    for (handler, tweak) in [(OURS, by_field as fn(&mut ContainerConfig)), (BY_PATH, by_annotation), (OURS, |_| {})] {
+    for (handler, tweak) in
+        [(OURS, by_field as fn(&mut ContainerConfig)), (BY_PATH, by_annotation), (OURS, |_| {})]
+    {
         let pod = kubelet.pod(handler, "devices", &[(NAMED, DEVICE)])?;
         let (app, other) = (pod.start_with("app", SLEEP, tweak)?, pod.start("other", SLEEP)?);
         let (has, none) = (parts(&app)?, parts(&other)?);
@@ -99,5 +101,10 @@ fn parts(app: &Member<'_>) -> Result<Vec<Vec<String>>> {
     let variable = app.sh("echo \"$EXAMPLE_VISIBLE_DEVICES\"")?;
     let variables = of(&config["process"]["env"], "EXAMPLE");
     ensure!(variable == if variables.is_empty() { "\n" } else { "void\n" }, "{variable:?} of {variables:?}");
-    Ok(vec![nodes, of(&config["mounts"], "libexample"), variables, of(&config["hooks"]["createContainer"], "cat")])
+    Ok(vec![
+        nodes,
+        of(&config["mounts"], "libexample"),
+        variables,
+        of(&config["hooks"]["createContainer"], "cat"),
+    ])
 }

@@ -60,7 +60,9 @@ pub fn main_job(kubelet: &Kubelet) -> Result<String> {
 pub fn names(kubelet: &Kubelet) -> Result<String> {
     let web = kubelet.pod(OURS, "web", &[])?;
     let app = web.start("app", SLEEP)?;
-    for name in [app.id.as_str(), &app.id[..16], &format!("k8s.io/{}", app.id), "pod/shop/web", "pod/shop/web/app"] {
+    for name in
+        [app.id.as_str(), &app.id[..16], &format!("k8s.io/{}", app.id), "pod/shop/web", "pod/shop/web/app"]
+    {
         done(&["attach", name, "lib@1"])?;
         expect(&app.id, &["lib@1 attached"])?;
         done(&["detach", name, "lib"])?;

@@ -8,8 +8,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use capsule_proto::cri::v1::{
     self as cri, ContainerConfig, ContainerMetadata, ContainerState, CreateContainerRequest,
     CreateContainerResponse, ExecSyncRequest, ExecSyncResponse, ImageSpec, LinuxContainerConfig,
-    LinuxContainerResources, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
-    PodSandboxConfig, PodSandboxMetadata, RunPodSandboxRequest, RunPodSandboxResponse,
+    LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
+    LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
+    RunPodSandboxRequest, RunPodSandboxResponse,
 };
 use prost::Message;
 use serde_json::Value;
@@ -49,7 +50,8 @@ impl Kubelet {
     pub fn connect(systemd: bool) -> Result<Self> {
         let mut kubelet = Self { client: Client::connect()?, systemd, containerd: String::new() };
         kubelet.wait()?;
-        let version: cri::VersionResponse = kubelet.ask(method!("Version"), cri::VersionRequest::default())?;
+        let version: cri::VersionResponse =
+            kubelet.ask(method!("Version"), cri::VersionRequest::default())?;
         kubelet.containerd = version.runtime_version;
         Ok(kubelet)
     }
@@ -100,7 +102,7 @@ impl Kubelet {
         Ok((containers, pods.items.into_iter().map(|one| one.id).collect()))
     }
 
-    /// Runs a pod with annotations, on the node's network.
+    /// Runs a pod with annotations.
     pub fn pod(&self, handler: &str, name: &str, annotations: &[(&str, &str)]) -> Result<Pod<'_>> {
         self.pod_with(handler, name, annotations, |_| {})
     }
@@ -132,7 +134,7 @@ impl Kubelet {
             linux: Some(LinuxPodSandboxConfig {
                 cgroup_parent: if self.systemd { "kubepods.slice" } else { "/kubepods" }.to_owned(),
                 security_context: Some(LinuxSandboxSecurityContext {
-                    namespace_options: Some(namespaces(NamespaceMode::Node)),
+                    namespace_options: Some(namespaces(NamespaceMode::Pod)),
                     ..Default::default()
                 }),
                 ..Default::default()
@@ -219,7 +221,10 @@ impl<'a> Pod<'a> {
             log_path: format!("{name}/{attempt}.log"),
             linux: Some(LinuxContainerConfig {
                 resources: Some(LinuxContainerResources { cpu_shares: 102, ..Default::default() }),
-                ..Default::default()
+                security_context: Some(LinuxContainerSecurityContext {
+                    namespace_options: self.namespaces(),
+                    ..Default::default()
+                }),
             }),
             ..Default::default()
         };
@@ -237,18 +242,25 @@ impl<'a> Pod<'a> {
         Ok(Member { kubelet: self.kubelet, pod: self.name.clone(), name: name.to_owned(), id, log })
     }
 
+    /// Those of the pod, which CRI wants to hear again.
+    fn namespaces(&self) -> Option<NamespaceOption> {
+        self.config.linux.as_ref()?.security_context.as_ref()?.namespace_options.clone()
+    }
+
     fn attempts(&self, name: &str) -> Result<u32> {
         let filter = cri::ContainerFilter { pod_sandbox_id: self.id.clone(), ..Default::default() };
         let request = cri::ListContainersRequest { filter: Some(filter) };
         let all: cri::ListContainersResponse = self.kubelet.ask(method!("ListContainers"), request)?;
-        let of_name = all.containers.iter().filter_map(|one| one.metadata.as_ref()).filter(|m| m.name == name);
+        let of_name =
+            all.containers.iter().filter_map(|one| one.metadata.as_ref()).filter(|m| m.name == name);
         Ok(of_name.map(|metadata| metadata.attempt + 1).max().unwrap_or_default())
     }
 
     /// `StopPodSandbox`.
     pub fn stop(&self) -> Result<()> {
         let request = cri::StopPodSandboxRequest { pod_sandbox_id: self.id.clone() };
-        let stopped: Answer<cri::StopPodSandboxResponse> = self.kubelet.ask(method!("StopPodSandbox"), request);
+        let stopped: Answer<cri::StopPodSandboxResponse> =
+            self.kubelet.ask(method!("StopPodSandbox"), request);
         stopped.map(drop).with_context(|| format!("stop the pod {}", self.name))
     }
 

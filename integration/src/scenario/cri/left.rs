@@ -54,7 +54,8 @@ pub fn nothing(kubelet: &Kubelet) -> Result<String> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("read the mount table")?;
     let left: Vec<&str> = mounts.lines().filter(|line| line.contains("/run/containerd/")).collect();
     ensure!(left.is_empty(), "{left:?}");
-    for folder in ["/run/capsule/tasks", "/run/capsule/kept", "/run/containerd/io.containerd.runtime.v2.task"] {
+    for folder in ["/run/capsule/tasks", "/run/capsule/kept", "/run/containerd/io.containerd.runtime.v2.task"]
+    {
         let folder = format!("{folder}/{K8S}");
         let left = fs::read_dir(&folder).map(|entries| entries.filter_map(Result::ok).count()).unwrap_or(0);
         ensure!(left == 0, "{left} in {folder}");

@@ -3,10 +3,10 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use capsule_proto::cri::v1::{ContainerState, LinuxContainerResources, PodSandboxState};
+use capsule_proto::cri::v1::{ContainerState, LinuxContainerResources, NamespaceMode, PodSandboxState};
 use tonic::Code;
 
-use super::kubelet::{Kubelet, Pod, SLEEP};
+use super::kubelet::{Kubelet, Member, Pod, SLEEP, namespaces};
 use super::{BY_PATH, K8S, OURS, REFERENCE};
 use crate::scenario::ctr::ctr;
 use crate::scenario::runtime::cgroups::group::Group;
@@ -65,7 +65,7 @@ pub fn life(kubelet: &Kubelet, handler: &str) -> Result<String> {
     Ok(format!("{} KiB, {} ms of a processor", memory >> 10, cpu / 1_000_000))
 }
 
-fn limited(app: &super::kubelet::Member<'_>) -> Result<()> {
+fn limited(app: &Member<'_>) -> Result<()> {
     let resources = LinuxContainerResources { memory_limit_in_bytes: MEMORY, ..Default::default() };
     app.update(resources).context("change its limits")?;
     let group = Group::of(app.pid()?)?;
@@ -73,7 +73,8 @@ fn limited(app: &super::kubelet::Member<'_>) -> Result<()> {
     let limit = group.read("memory", file)?;
     ensure!(limit == MEMORY.to_string(), "{file} is {limit}");
     let (status, _) = app.status()?;
-    let told = status.resources.and_then(|resources| resources.linux).map(|linux| linux.memory_limit_in_bytes);
+    let told =
+        status.resources.and_then(|resources| resources.linux).map(|linux| linux.memory_limit_in_bytes);
     ensure!(told == Some(MEMORY), "CRI tells {told:?}");
     Ok(())
 }
@@ -94,21 +95,27 @@ fn lines(path: &str) -> Result<Vec<String>> {
 
 /// In Kubernetes a restarted container is another one, of the same name.
 pub fn restarted(kubelet: &Kubelet, handler: &str) -> Result<String> {
-    let pod = kubelet.pod(handler, "restarted", &[])?;
+    // On the node's network, and so with its name.
+    let pod = kubelet.pod_with(handler, "restarted", &[], |config| {
+        config.hostname.clear();
+        let context = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
+        context.into_iter().for_each(|one| one.namespace_options = Some(namespaces(NamespaceMode::Node)));
+    })?;
     let [app, log] = [pod.start("app", SLEEP)?, pod.start("log", SLEEP)?];
     let (first, beside) = (app.pid()?, log.pid()?);
     app.stop()?;
     let again = pod.start("app", SLEEP)?;
     ensure!(again.id != app.id && again.pid()? != first, "it is the same");
     ensure!(log.pid()? == beside, "the other is another one");
-    let network = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/ipc")).context("its namespace");
-    ensure!(network(again.pid()?)? == network(beside)?, "they are of two pods");
+    let ipc = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/ipc")).context("its namespace");
+    ensure!(ipc(again.pid()?)? == ipc(beside)?, "they are of two pods");
     pod.remove()?;
     Ok(format!("{} {}", &app.id[..12], &again.id[..12]))
 }
 
 fn snapshots(snapshotter: &str) -> Result<Vec<String>> {
-    let list = ctr(&["-n", K8S, "snapshots", "--snapshotter", snapshotter, "ls"])?.success("list snapshots")?;
+    let list =
+        ctr(&["-n", K8S, "snapshots", "--snapshotter", snapshotter, "ls"])?.success("list snapshots")?;
     let rows = list.lines().skip(1).filter_map(|line| line.split_ascii_whitespace().next());
     Ok(rows.map(str::to_owned).collect())
 }

@@ -8,7 +8,7 @@
 //! | [`capsules`] | capsules that annotations name, for all containers of a pod and for one |
 //! | [`hand`] | the main job, in a container that is called as Kubernetes calls it |
 //! | [`devices`] | devices by CRI, by the kubelet's annotations and by ours |
-//! | [`users`] | pods with `hostUsers: false` |
+//! | [`users`] | pods with `hostUsers: false`; the network of all |
 //! | [`left`] | what outlives containerd, and that nothing outlives a pod |
 //! | [`shipped`] | the files of `configs/kubernetes` |
 
@@ -68,7 +68,8 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
         let busybox = Image::Busybox.in_machine();
         for archive in [Path::new(PAUSE), &busybox] {
             let archive = archive.to_str().context("an archive's path is no text")?;
-            ctr(&["-n", K8S, "image", "import", "--local", "--no-unpack", archive])?.success("import an image")?;
+            ctr(&["-n", K8S, "image", "import", "--local", "--no-unpack", archive])?
+                .success("import an image")?;
         }
         for label in ["lib@1", "lib@2", "tool@1"] {
             publish(label, &[])?;
@@ -77,7 +78,8 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     })?;
     reporter.check("what the handlers can do is told", || life::handlers(&kubelet));
     for handler in [REFERENCE, OURS, BY_PATH] {
-        reporter.check(&format!("{handler}: a pod, from its start to its end"), || life::life(&kubelet, handler));
+        reporter
+            .check(&format!("{handler}: a pod, from its start to its end"), || life::life(&kubelet, handler));
         reporter.check(&format!("{handler}: two containers, one of which is restarted"), || {
             life::restarted(&kubelet, handler)
         });
@@ -87,7 +89,8 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     if !kubelet.is_old() {
         reporter.check("the files of configs/kubernetes: k3s's template", shipped::k3s);
     }
-    reporter.check("annotations: capsules for all containers, again after a restart", || capsules::all(&kubelet));
+    reporter
+        .check("annotations: capsules for all containers, again after a restart", || capsules::all(&kubelet));
     reporter.check("annotations: for one container of two", || capsules::one(&kubelet));
     reporter.check("annotations: mistakes are told, and nothing is left", || capsules::mistakes(&kubelet));
     reporter.check("by hand: the main job, under readers", || hand::main_job(&kubelet));
@@ -111,7 +114,13 @@ fn configuration(shipped: &str, systemd: bool) -> String {
         true => {
             let cri = "plugins.\"io.containerd.grpc.v1.cri\"";
             // 1.7 gives no devices by CDI unless told to.
-            (cri, format!("[{cri}]\n  restrict_oom_score_adj = true\n  enable_cdi = true\n  sandbox_image = \"{}\"\n", pause::NAME))
+            (
+                cri,
+                format!(
+                    "[{cri}]\n  restrict_oom_score_adj = true\n  enable_cdi = true\n  sandbox_image = \"{}\"\n",
+                    pause::NAME
+                ),
+            )
         }
         false => {
             let cri = "plugins.'io.containerd.cri.v1.runtime'";
@@ -122,7 +131,11 @@ fn configuration(shipped: &str, systemd: bool) -> String {
         }
     };
     let runtimes = format!("{runtime}.containerd.runtimes");
-    let text = if systemd { shipped.to_owned() } else { shipped.replace("SystemdCgroup = true", "SystemdCgroup = false") };
+    let text = if systemd {
+        shipped.to_owned()
+    } else {
+        shipped.replace("SystemdCgroup = true", "SystemdCgroup = false")
+    };
     format!(
         "{text}\n{pause}
 [{runtimes}.{REFERENCE}]

@@ -34,8 +34,10 @@ pub fn pod(kubelet: &Kubelet) -> Result<String> {
     let metadata = &pod["metadata"];
     ensure!(metadata["namespace"] == NAMESPACE, "{metadata}");
     let annotations = metadata["annotations"].as_object().context("no annotations")?;
-    let annotations =
-        annotations.iter().map(|(key, value)| Ok((key.as_str(), text(value)?))).collect::<Result<Vec<_>>>()?;
+    let annotations = annotations
+        .iter()
+        .map(|(key, value)| Ok((key.as_str(), text(value)?)))
+        .collect::<Result<Vec<_>>>()?;
     let annotations: Vec<_> = annotations.iter().map(|(key, value)| (*key, value.as_str())).collect();
     for label in ["tzdata@2026.1", "debug-tools@1"] {
         publish(label, &[])?;
@@ -67,11 +69,13 @@ pub fn k3s() -> Result<String> {
                 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\n\
                 \x20 runtime_type = \"io.containerd.runc.v2\"\n";
     ensure!(template.matches("{{ template \"base\" . }}").count() == 1, "it has no base: {template}");
-    let rendered = template.replace("{{ template \"base\" . }}", base).replace("{{ .SystemdCgroup }}", "true");
+    let rendered =
+        template.replace("{{ template \"base\" . }}", base).replace("{{ .SystemdCgroup }}", "true");
     ensure!(!rendered.contains("{{"), "something else is to be filled in: {rendered}");
     let file = "/tmp/k3s.toml";
     fs::write(file, rendered).with_context(|| format!("write {file}"))?;
-    let dump = output_of(Command::new("containerd").args(["--config", file, "config", "dump"]).env("PATH", path()))?;
+    let dump =
+        output_of(Command::new("containerd").args(["--config", file, "config", "dump"]).env("PATH", path()))?;
     for line in [
         "runtimes.capsule]",
         "runtime_path = '/usr/local/bin/containerd-shim-capsule-v1'",

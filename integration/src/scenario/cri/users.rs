@@ -1,4 +1,4 @@
-//! Pods with `hostUsers: false`: a user namespace of their own, and so a network of their own.
+//! Pods with `hostUsers: false`: a user namespace of their own. And the network of all pods here.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -26,7 +26,7 @@ ADD) echo "{\"cniVersion\": \"0.4.0\", \"interfaces\": [{\"name\": \"$CNI_IFNAME
 esac
 "#;
 
-/// Writes a network for the pods that need their own, before containerd is started.
+/// Writes the network of pods, before containerd is started.
 pub fn prepare() -> Result<()> {
     for folder in [CNI, NETWORKS] {
         fs::create_dir_all(folder).with_context(|| format!("create {folder}"))?;

@@ -72,7 +72,8 @@ pub fn quotes(source: &str) -> Result<Vec<(String, String)>> {
     let mut lines = source.lines().enumerate().map(|(number, line)| (number + 1, line));
     let mut quotes = Vec::new();
     while let Some((number, line)) = lines.next() {
-        let Some(path) = line.strip_prefix("<!-- same as: ").and_then(|rest| rest.strip_suffix(" -->")) else {
+        let Some(path) = line.strip_prefix("<!-- same as: ").and_then(|rest| rest.strip_suffix(" -->"))
+        else {
             continue;
         };
         let fence = lines.next().is_some_and(|(_, line)| line.starts_with("```"));
