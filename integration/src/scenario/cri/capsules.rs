@@ -89,7 +89,7 @@ pub fn one(kubelet: &Kubelet) -> Result<String> {
 pub fn mistakes(kubelet: &Kubelet) -> Result<String> {
     let mut told = Vec::new();
     for (annotation, words) in [
-        ("lib@9", &["resourcecapsules.io/attach", "lib@9"][..]),
+        ("lib@9", &["resourcecapsules.io/attach", "capsule lib has no version 9", "2, 1"][..]),
         ("lost", &["resourcecapsules.io/attach", "lost"]),
         ("lib:relative", &["resourcecapsules.io/attach", "lib:relative", "absolute"]),
     ] {

@@ -34,7 +34,7 @@ pub fn handlers(kubelet: &Kubelet) -> Result<String> {
 
 /// Everything that the kubelet does to a pod of one container.
 pub fn life(kubelet: &Kubelet, handler: &str) -> Result<String> {
-    let pod = kubelet.pod(handler, "life", &[])?;
+    let pod = kubelet.pod(handler, &format!("life-{handler}"), &[])?;
     let status = pod.status()?;
     ensure!(status.state() == PodSandboxState::SandboxReady, "{status:?}");
     ensure!(status.runtime_handler == handler, "{status:?}");

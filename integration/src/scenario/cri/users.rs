@@ -13,7 +13,8 @@ use crate::scenario::capsulectl::done;
 
 /// The first of the pod's users on the node.
 const FIRST: u32 = 100_000;
-const CNI: &str = "/opt/cni/bin";
+/// Where containerd looks for network plugins; Debian's 1.7 in the second.
+const CNI: [&str; 2] = ["/opt/cni/bin", "/usr/lib/cni"];
 const NETWORKS: &str = "/etc/cni/net.d";
 /// A network that is none: the pod has an address that leads nowhere.
 const NETWORK: &str = r#"{"cniVersion": "0.4.0", "name": "nowhere", "plugins": [{"type": "nowhere"}]}"#;
@@ -28,11 +29,12 @@ esac
 
 /// Writes the network of pods, before containerd is started.
 pub fn prepare() -> Result<()> {
-    for folder in [CNI, NETWORKS] {
+    for folder in CNI.iter().chain(&[NETWORKS]) {
         fs::create_dir_all(folder).with_context(|| format!("create {folder}"))?;
     }
-    for plugin in ["nowhere", "loopback"] {
-        let path = format!("{CNI}/{plugin}");
+    let plugins =
+        CNI.iter().flat_map(|folder| ["nowhere", "loopback"].map(|name| format!("{folder}/{name}")));
+    for path in plugins {
         fs::write(&path, PLUGIN).with_context(|| format!("write {path}"))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).context("make it a program")?;
     }
