@@ -47,6 +47,8 @@ const CAPSULE: [&str; 12] = [
     "capsule/v1/uppers.proto",
     "capsule/v1/usage.proto",
 ];
+/// The kubelet's API of a container runtime.
+const CRI: &str = "k8s.io/cri-api/pkg/apis/runtime/v1/api.proto";
 /// Both are served over ttrpc: the shim's service, and what the shim asks of capsuled.
 const TTRPC: [&str; 2] = ["proto/capsule/hotplug/v1/hotplug.proto", "proto/capsule/node/v1/node.proto"];
 
@@ -55,6 +57,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed={OURS}");
     if env::var_os("CARGO_FEATURE_GRPC").is_some() {
         generate_grpc()?;
+    }
+    if env::var_os("CARGO_FEATURE_CRI").is_some() {
+        let set = protox::compile([CRI], [VENDOR])?;
+        tonic_prost_build::configure().build_client(false).build_server(false).compile_fds(set)?;
     }
     if env::var_os("CARGO_FEATURE_HOTPLUG").is_some() {
         generate_ttrpc()?;

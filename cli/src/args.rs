@@ -74,7 +74,8 @@ Examples:
   capsulectl rollback web tzdata
   capsulectl detach web tzdata
 
-CONTAINER is a container's id, a prefix of it that no other container shares, or NAMESPACE/ID.
+CONTAINER is a container's id, a prefix of it that no other container shares, or NAMESPACE/ID; or, in
+Kubernetes, pod/NAMESPACE/POD/CONTAINER (without CONTAINER where the pod has one).
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage.";
 
 impl Cli {
@@ -241,6 +242,7 @@ Examples:
   capsulectl attach web tzdata@2026.1 --target /opt/zoneinfo
   capsulectl attach web debug-tools --mode union --target /
   capsulectl attach k8s.io/3f2a tzdata ca-bundle@2026.3      # both or none
+  capsulectl attach pod/shop/web/app tzdata                  # a container of a Kubernetes pod
   capsulectl attach web app --dry-run                        # what would be attached with it
   capsulectl attach web --locked app.lock                    # what `resolve --lock` chose
   capsulectl attach web tools --writable                     # the container may write to it
@@ -373,10 +375,10 @@ impl FromStr for CapsuleName {
     }
 }
 
-/// `ID`, a unique prefix of it, or `NAMESPACE/ID`.
+/// `ID`, a unique prefix of it, or `NAMESPACE/ID`; or `pod/NAMESPACE/POD[/CONTAINER]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerArg {
-    /// Id or prefix; not empty.
+    /// Id, prefix, or the whole of a name that begins with `pod/`; not empty.
     pub id: String,
     /// containerd namespace, where the argument names one.
     pub namespace: Option<String>,
@@ -386,12 +388,18 @@ impl FromStr for ContainerArg {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // No id has a `/`. A containerd namespace may be called `pod`.
+        if text.starts_with("pod/") && text.matches('/').count() > 1 {
+            return Ok(Self { id: text.to_owned(), namespace: None });
+        }
         let (namespace, id) = match text.split_once('/') {
             Some((namespace, id)) => (Some(namespace), id),
             None => (None, text),
         };
         if id.is_empty() || id.contains('/') || namespace.is_some_and(str::is_empty) {
-            return Err("write the container's id, a unique prefix of it, or NAMESPACE/ID");
+            return Err(
+                "write the container's id, a unique prefix of it, or NAMESPACE/ID; or pod/NAMESPACE/POD/CONTAINER",
+            );
         }
         Ok(Self { id: id.to_owned(), namespace: namespace.map(str::to_owned) })
     }

@@ -81,6 +81,28 @@ pub struct Attachment {
     pub devices: Vec<String>,
     /// What it does to limits of its container, in the kernel's words; `null` when nothing.
     pub resources: Option<Resources>,
+    /// The pod that its container is of, as `NAMESPACE/NAME`; `null` when of none.
+    pub pod: Option<String>,
+    /// What the container is called in its pod.
+    pub pod_container: Option<String>,
+}
+
+impl Attachment {
+    /// Its container as a person names it: `pod/NAMESPACE/POD/CONTAINER`, or its id.
+    pub fn named_container(&self) -> String {
+        match (&self.pod, &self.pod_container) {
+            (Some(pod), Some(container)) => format!("pod/{pod}/{container}"),
+            _ => self.container.clone(),
+        }
+    }
+
+    /// The same for a sentence: `NAMESPACE/ID` where it is of no pod.
+    pub fn place(&self) -> String {
+        match self.pod_container {
+            Some(_) => self.named_container(),
+            None => format!("{}/{}", self.namespace, self.container),
+        }
+    }
 }
 
 /// What an attachment does to limits: amounts in the kernel's words, by their files.
@@ -268,6 +290,8 @@ impl From<v1::Attachment> for Attachment {
             required_by: a.required_by,
             devices: a.devices,
             resources: a.resources.map(Resources::from),
+            pod: filled(a.pod),
+            pod_container: filled(a.pod_container),
             writable: a.writable.map(|w| Writable {
                 persist: filled(w.persist),
                 size: Some(w.size).filter(|size| *size > 0),
@@ -384,7 +408,8 @@ mod tests {
             "digest": "sha256:00", "target": "/usr/share/zoneinfo", "mode": "union", "state": "draining",
             "since": "2023-11-14T22:13:20Z", "previous_version": null,
             "users": [{"pid": 7, "command": "sh", "path": "/f", "how": "fd 5"}],
-            "required_by": [], "writable": null, "devices": [], "resources": null,
+            "required_by": [], "writable": null, "devices": [], "resources": null, "pod": null,
+            "pod_container": null,
         });
         assert_eq!(serde_json::to_value(Attachment::from(wire)).expect("JSON"), want);
     }

@@ -163,10 +163,10 @@ tzdata    2024.2    -             0123456789ab   10 B      -         -          
         (
             "ps",
             "\
-NAMESPACE   CONTAINER   CAPSULE   VERSION   DIGEST         TARGET                MODE   STATE      SINCE    PREVIOUS   USERS   DEVICES
-default     web         tzdata    2026.1    0123456789ab   /usr/share/zoneinfo   ro     attached   5d ago   2024.2     -       -
-k8s.io      web         tzdata    2026.1    0123456789ab   /usr/share/zoneinfo   ro     attached   5d ago   2024.2     -       -
-default     web         tzdata    2026.1    0123456789ab   /usr/share/zoneinfo   ro     draining   4d ago   -          2       -
+NAMESPACE   CONTAINER           CAPSULE   VERSION   DIGEST         TARGET                MODE   STATE      SINCE    PREVIOUS   USERS   DEVICES
+default     web                 tzdata    2026.1    0123456789ab   /usr/share/zoneinfo   ro     attached   5d ago   2024.2     -       -
+k8s.io      pod/shop/cart/app   tzdata    2026.1    0123456789ab   /usr/share/zoneinfo   ro     attached   5d ago   2024.2     -       -
+default     web                 tzdata    2026.1    0123456789ab   /usr/share/zoneinfo   ro     draining   4d ago   -          2       -
 ",
         ),
         (
@@ -379,6 +379,7 @@ fn wrong_usage_is_two() {
         "upgrade web a --wait-healthy '",
         "rollback web",
         "attach k8s.io/web a -n moby",
+        "events --container pod/shop/cart/app",
         "rollback web tzdata@1",
         "tag tzdata@1",
         "untag tzdata",

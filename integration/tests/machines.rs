@@ -69,6 +69,24 @@ fn privileged_native_forky_docker() -> Result<()> {
     run(Kind::Native, Suite::Forky, "docker")
 }
 
+/// Pods of Kubernetes, as the kubelet asks containerd's CRI for them.
+#[test]
+fn privileged_native_forky_cri() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "cri")
+}
+
+/// The same, with containerd 1.7.
+#[test]
+fn privileged_native_trixie_cri() -> Result<()> {
+    run(Kind::Native, Suite::Trixie, "cri")
+}
+
+/// The same, with systemd and unified cgroups.
+#[test]
+fn privileged_vm_forky_cri() -> Result<()> {
+    run(Kind::Vm, Suite::Forky, "cri")
+}
+
 /// Attachments over a restart of the node, and events.
 #[test]
 fn privileged_native_forky_keep() -> Result<()> {

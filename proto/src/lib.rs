@@ -69,6 +69,15 @@ pub mod google {
     }
 }
 
+/// `runtime.v1`: what the kubelet asks of containerd (CRI). Messages alone: the tests call by the methods' names.
+#[cfg(feature = "cri")]
+pub mod cri {
+    /// Version 1.
+    pub mod v1 {
+        include!(concat!(env!("OUT_DIR"), "/runtime.v1.rs"));
+    }
+}
+
 /// `capsule.v1`: capsuled's API.
 #[cfg(feature = "grpc")]
 pub mod capsule {

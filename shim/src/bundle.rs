@@ -38,7 +38,7 @@ pub enum BundleError {
     #[error("annotation {key}: {value:?} is not valid: {expected}")]
     Annotation {
         /// Its key.
-        key: &'static str,
+        key: String,
         /// Its value.
         value: String,
         /// What it could be.

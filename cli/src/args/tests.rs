@@ -46,6 +46,9 @@ fn containers() {
         ("/web", None),
         ("k8s.io/", None),
         ("a/b/c", None),
+        ("pod/c1", full("c1", Some("pod"))),
+        ("pod/shop/web", full("pod/shop/web", None)),
+        ("pod/shop/web/app", full("pod/shop/web/app", None)),
     ] {
         assert_eq!(text.parse::<ContainerArg>().ok(), want, "{text:?}");
     }

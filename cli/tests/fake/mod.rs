@@ -375,7 +375,13 @@ impl Attachments for Service {
         }
         let since = Some(days_ago(5));
         let attached = v1::Attachment { since, ..attachment(AttachmentState::Attached) };
-        let elsewhere = v1::Attachment { namespace: "k8s.io".into(), ..attached.clone() };
+        let elsewhere = v1::Attachment {
+            namespace: "k8s.io".into(),
+            container: "3f2a".into(),
+            pod: "shop/cart".into(),
+            pod_container: "app".into(),
+            ..attached.clone()
+        };
         Ok(Response::new(v1::ListAttachmentsResponse { attachments: vec![attached, elsewhere, draining()] }))
     }
 }

@@ -16,6 +16,7 @@
 //! | [`sets`] | what a capsule requires comes with it, stays while it is needed, and is explained |
 //! | [`devices`] | devices of CDI specs are given to live containers and taken back, and to those that are created |
 //! | [`limits`] | limits of live containers are changed by what is attached to them, and put back |
+//! | [`cri`] | what Kubernetes asks of a node: pods with capsules, by a RuntimeClass, annotations and hand |
 //! | [`docker`] | what is attached to Docker's containers outlives their restarts, and ends with them |
 //! | [`registry`] | tags; versions move between machines, by a registry and by archives |
 //! | [`versions`] | versions are compared, built on each other and from images, and stored once |
@@ -40,6 +41,7 @@ pub mod bench;
 pub mod boots;
 pub mod capsulectl;
 pub mod collect;
+pub mod cri;
 pub mod ctr;
 pub mod demo;
 pub mod devices;
@@ -110,6 +112,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "errors" => errors::run(reporter),
         "full" => full::run(reporter),
         "docker" => docker::run(reporter),
+        "cri" => cri::run(reporter),
         "devices" => devices::run(reporter),
         "bench-devices" => devices::bench::run(reporter),
         "programs" => devices::programs::run(reporter),

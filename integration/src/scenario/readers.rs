@@ -19,6 +19,18 @@ pub const VOLUMES: [&str; 4] = [
     "type=bind,src=/payload/capsules,dst=/reference,options=rbind:ro",
 ];
 
+/// Where readers run.
+pub trait Runs {
+    /// Starts a command in the container, with no output, and does not wait for it.
+    fn spawn(&self, exec_id: &str, command: &[&str]) -> Result<()>;
+}
+
+impl Runs for Container {
+    fn spawn(&self, exec_id: &str, command: &[&str]) -> Result<()> {
+        Self::spawn(self, exec_id, command)
+    }
+}
+
 /// What one reader counted.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Count {
@@ -45,7 +57,7 @@ pub struct Readers {
 
 impl Readers {
     /// Starts `count` readers of `file` in the container and waits until all of them read.
-    pub fn start(container: &Container, count: usize, file: &str, allowed: &[String]) -> Result<Self> {
+    pub fn start(container: &impl Runs, count: usize, file: &str, allowed: &[String]) -> Result<Self> {
         let stop = shared("readers.stop");
         remove(&stop)?;
         let outs: Vec<PathBuf> = (0..count).map(|n| shared(&format!("reader{n}"))).collect();
@@ -105,7 +117,7 @@ pub struct Holder {
 
 impl Holder {
     /// Opens `file` in the container and keeps it open.
-    pub fn start(container: &Container, file: &str) -> Result<Self> {
+    pub fn start(container: &impl Runs, file: &str) -> Result<Self> {
         let (stop, out) = (shared("hold.stop"), shared("hold"));
         remove(&stop)?;
         remove(&out)?;

@@ -26,7 +26,7 @@ const CONFIGS: &str = "/payload/configs";
 /// The configuration that containerd is given.
 const PRIVATE: &str = "/etc/containerd/private.toml";
 
-/// Nothing here uses CRI, and it starts slowly.
+/// Next to nothing here uses CRI, and it starts slowly.
 const WITHOUT_CRI: &str = "disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \
                            \"io.containerd.cri.v1.runtime\"]\n";
 
@@ -111,8 +111,20 @@ impl World {
 
     /// As [`World::start`], with more at the end of containerd's configuration.
     pub fn start_with(with_capsuled: bool, config: &str) -> Result<Self> {
-        let config = write_configs(config)?;
-        let mut containerd = Daemon::start("containerd", &mut containerd_command(&config))?;
+        Self::start_by(with_capsuled, &write_configs(config)?)
+    }
+
+    /// With capsuled and with containerd's CRI. `configure` is given containerd's configuration as it is shipped.
+    pub fn start_with_cri(configure: impl FnOnce(&str) -> String) -> Result<Self> {
+        let private = write_configs("")?;
+        let text = fs::read_to_string(&private).with_context(|| format!("read {}", private.display()))?;
+        fs::write(&private, configure(&text.replace(WITHOUT_CRI, "")))
+            .with_context(|| format!("write {}", private.display()))?;
+        Self::start_by(true, &private)
+    }
+
+    fn start_by(with_capsuled: bool, config: &Path) -> Result<Self> {
+        let mut containerd = Daemon::start("containerd", &mut containerd_command(config))?;
         // capsuled asks containerd and serves it: it is started beside it, in no order.
         let capsuled = with_capsuled.then(|| start_capsuled(&[])).transpose()?;
         containerd.wait_until(|| Path::new(CONTAINERD_SOCKET).exists() && answers())?;

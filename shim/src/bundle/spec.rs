@@ -20,6 +20,8 @@ const DEVICES: &str = "resourcecapsules.io/devices";
 const CDI: &str = "cdi.k8s.io/";
 /// What CRI calls a container of a pod.
 const KIND: &str = "io.kubernetes.cri.container-type";
+/// The name that a container has in its pod (containerd, `internal/cri/annotations`).
+const NAME: &str = "io.kubernetes.cri.container-name";
 /// `false` for a container that is to have no capsules at all.
 const ENABLED: &str = "resourcecapsules.io/enabled";
 /// Whether a container waits for a slow log (`blocking`, what it does without this) or its output is dropped
@@ -76,32 +78,48 @@ impl Spec {
     /// # Errors
     /// [`BundleError::Annotation`].
     pub fn takes_capsules(&self) -> Result<bool, BundleError> {
-        match self.annotations.get(ENABLED).map(String::as_str) {
-            None | Some("true") => Ok(true),
-            Some("false") => Ok(false),
-            Some(other) => Err(BundleError::Annotation {
-                key: ENABLED,
+        match self.ours(ENABLED) {
+            None | Some((_, "true")) => Ok(true),
+            Some((_, "false")) => Ok(false),
+            Some((key, other)) => Err(BundleError::Annotation {
+                key: key.to_owned(),
                 value: other.to_owned(),
                 expected: "give true or false",
             }),
         }
     }
 
-    /// What [`ATTACH`] names, if anything.
+    /// What [`ATTACH`] names, if anything. The container that only keeps a pod's namespaces needs nothing.
     pub fn named_attachments(&self) -> Option<&str> {
-        self.annotations.get(ATTACH).map(|named| named.trim()).filter(|named| !named.is_empty())
+        if self.is_sandbox() {
+            return None;
+        }
+        self.ours(ATTACH).map(|(_, named)| named.trim()).filter(|named| !named.is_empty())
     }
 
     /// The annotations that name devices, by key, ours last. The container that only keeps a pod's namespaces needs none.
     pub fn named_devices(&self) -> Vec<(&str, &str)> {
-        if self.annotations.get(KIND).is_some_and(|kind| kind == "sandbox") {
+        if self.is_sandbox() {
             return Vec::new();
         }
-        let is_one = |key: &str| key.starts_with(CDI) || key == DEVICES;
-        let all = self.annotations.iter().map(|(key, value)| (key.as_str(), value.trim()));
-        let mut named: Vec<_> = all.filter(|(key, value)| is_one(key) && !value.is_empty()).collect();
+        let all = self.annotations.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        let all = all.filter(|(key, _)| key.starts_with(CDI)).chain(self.ours(DEVICES));
+        let mut named: Vec<_> =
+            all.map(|(key, value)| (key, value.trim())).filter(|(_, value)| !value.is_empty()).collect();
         named.sort_unstable();
         named
+    }
+
+    fn is_sandbox(&self) -> bool {
+        self.annotations.get(KIND).is_some_and(|kind| kind == "sandbox")
+    }
+
+    /// What an annotation of ours says, and under which key. CRI gives a pod's annotations to all of its containers: `KEY.NAME` is
+    /// for the container of that name alone, and counts there in the place of `KEY`.
+    fn ours(&self, key: &str) -> Option<(&str, &str)> {
+        let own = self.annotations.get(NAME).map(|name| format!("{key}.{name}"));
+        let own = own.and_then(|own| self.annotations.get_key_value(&own));
+        own.or_else(|| self.annotations.get_key_value(key)).map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
     /// Whether it has a user namespace of its own.
@@ -115,12 +133,12 @@ impl Spec {
     /// # Errors
     /// [`BundleError::Annotation`].
     pub fn log_buffer(&self) -> Result<Option<usize>, BundleError> {
-        let invalid = |key, expected| {
-            let value = self.annotations.get(key).cloned().unwrap_or_default();
-            BundleError::Annotation { key, value, expected }
+        let invalid = |key: &str, expected| {
+            let (key, value) = self.ours(key).unwrap_or((key, ""));
+            BundleError::Annotation { key: key.to_owned(), value: value.to_owned(), expected }
         };
-        let size = self.annotations.get(LOG_BUFFER).map(String::as_str);
-        match (self.annotations.get(LOG_MODE).map(String::as_str), size) {
+        let size = self.ours(LOG_BUFFER).map(|(_, size)| size);
+        match (self.ours(LOG_MODE).map(|(_, mode)| mode), size) {
             (None | Some("blocking"), None) => Ok(None),
             (None | Some("blocking"), Some(_)) => {
                 Err(invalid(LOG_BUFFER, "it is only for resourcecapsules.io/log-mode: non-blocking"))
@@ -213,9 +231,28 @@ mod tests {
         assert_eq!(spec(json).named_devices(), named);
         let pause = json
             .replace("\"other/cdi.k8s.io/x\": \"no\"", "\"io.kubernetes.cri.container-type\": \"sandbox\"");
-        assert_eq!(spec(&pause).named_devices(), []);
+        assert_eq!((spec(&pause).named_devices(), spec(&pause).named_attachments()), (vec![], None));
         assert!(!spec(json).has_user_namespace());
         assert!(spec(r#"{"linux":{"namespaces":[{"type":"user"}]}}"#).has_user_namespace());
+    }
+
+    #[test]
+    fn an_annotation_may_be_for_one_container_of_a_pod() {
+        let json = r#"{"annotations": {"io.kubernetes.cri.container-name": "app", "resourcecapsules.io/attach": "tz",
+            "resourcecapsules.io/attach.app": "tz@1, tools", "resourcecapsules.io/devices.app": "a/b=c",
+            "resourcecapsules.io/devices": "a/b=d", "resourcecapsules.io/enabled.log": "no"}}"#;
+        let (app, log) = (spec(json), spec(&json.replace("\"app\"", "\"log\"")));
+        assert_eq!(app.named_attachments(), Some("tz@1, tools"));
+        assert_eq!(log.named_attachments(), Some("tz"));
+        assert_eq!(app.named_devices(), [("resourcecapsules.io/devices.app", "a/b=c")]);
+        assert_eq!(log.named_devices(), [(DEVICES, "a/b=d")]);
+        assert!(app.takes_capsules().is_ok_and(|takes| takes));
+        let error = log.takes_capsules().unwrap_err().to_string();
+        assert!(error.contains("resourcecapsules.io/enabled.log"), "{error}");
+        // What is for one container says nothing to one outside of pods, and nothing may be for one.
+        let none = json.replace("tz@1, tools", "").replace("io.kubernetes.cri.container-name", "x");
+        assert_eq!(spec(&none).named_attachments(), Some("tz"));
+        assert_eq!(spec(&json.replace("tz@1, tools", "")).named_attachments(), None);
     }
 
     #[test]

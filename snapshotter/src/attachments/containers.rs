@@ -8,22 +8,46 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     sync::{Arc, PoisonError, RwLock},
     time::SystemTime,
 };
 
 use tokio::sync::watch;
 
-use super::{error::AttachmentError, model::ContainerKey};
-use crate::containerd::{Container, Containerd, ContainerdError, Lease};
+use super::{
+    error::AttachmentError,
+    model::ContainerKey,
+    pods::{self, MemberRef},
+};
+use crate::containerd::{Container, Containerd, ContainerdError, Lease, Member};
 
 /// How a caller names a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
-    /// Its id, or the beginning of it.
-    pub id: String,
+    /// Which.
+    pub name: Name,
     /// Its containerd namespace; any when empty.
     pub namespace: String,
+}
+
+/// What a caller calls a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Name {
+    /// Its id, or the beginning of it.
+    Id(String),
+    /// What it is in a pod.
+    Member(MemberRef),
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.name, self.namespace.as_str()) {
+            (Name::Member(member), _) => member.fmt(f),
+            (Name::Id(id), "") => f.write_str(id),
+            (Name::Id(id), namespace) => write!(f, "{namespace}/{id}"),
+        }
+    }
 }
 
 /// What is known of a container.
@@ -33,8 +57,8 @@ pub struct Known {
     pub runtime: String,
     /// When it was created, if containerd says so; of one of Docker's, when Docker created it.
     pub created: Option<SystemTime>,
-    /// The pod that it is of, by namespace and name, if it is of one.
-    pub pod: Option<String>,
+    /// What it is in a pod, if it is of one.
+    pub member: Option<Member>,
     /// It is Docker's, and stopped: containerd has no container of its id now.
     pub stopped: bool,
 }
@@ -43,13 +67,13 @@ impl Known {
     /// What is known of a container by what containerd has, and by the lease with which Docker keeps it, where it is Docker's.
     fn of(container: Option<Container>, lease: Option<&Lease>) -> Option<Self> {
         let stopped = container.is_none();
-        let (runtime, created, pod) = match (container, lease) {
-            (Some(container), None) => (container.runtime, container.created, container.pod),
-            (Some(container), Some(lease)) => (container.runtime, lease.created, container.pod),
+        let (runtime, created, member) = match (container, lease) {
+            (Some(container), None) => (container.runtime, container.created, container.member),
+            (Some(container), Some(lease)) => (container.runtime, lease.created, container.member),
             (None, Some(lease)) => (String::new(), lease.created, None),
             (None, None) => return None,
         };
-        Some(Self { runtime, created, pod, stopped })
+        Some(Self { runtime, created, member, stopped })
     }
 }
 
@@ -175,12 +199,22 @@ impl Containers {
     /// The container that is meant. An exact id wins over a prefix.
     pub async fn find(&self, wanted: &Wanted) -> Result<ContainerKey, AttachmentError> {
         match self.look_up(wanted) {
-            Err(AttachmentError::UnknownContainer { .. }) => {
-                self.reload().await?;
-                self.look_up(wanted)
+            Err(AttachmentError::UnknownContainer { .. } | AttachmentError::UnknownMember { .. }) => {
+                self.find_anew(wanted).await
             }
             found => found,
         }
+    }
+
+    /// The same, in what containerd says now.
+    pub async fn find_anew(&self, wanted: &Wanted) -> Result<ContainerKey, AttachmentError> {
+        self.reload().await?;
+        self.look_up(wanted)
+    }
+
+    /// What the container is in a pod, if it is of one.
+    pub fn member(&self, key: &ContainerKey) -> Option<Member> {
+        self.known(key)?.member
     }
 
     /// What is known of the container.
@@ -196,13 +230,31 @@ impl Containers {
 }
 
 fn choose(index: &Index, wanted: &Wanted) -> Result<ContainerKey, AttachmentError> {
+    match &wanted.name {
+        Name::Id(id) => choose_by_id(index, id, &wanted.namespace),
+        Name::Member(member) => pods::choose(members(index, &wanted.namespace), member),
+    }
+}
+
+/// All containers of pods in a containerd namespace, or in all when it is empty.
+fn members<'a>(index: &'a Index, namespace: &str) -> Vec<pods::Candidate<'a>> {
+    let all = index.iter().flat_map(|(id, namespaces)| namespaces.iter().map(move |of| (id, of)));
+    all.filter(|(_, (of, _))| namespace.is_empty() || *of == namespace)
+        .filter_map(|(id, (of, known))| {
+            let key = ContainerKey { namespace: of.clone(), id: id.clone() };
+            Some((key, known.member.as_ref()?, known.created))
+        })
+        .collect()
+}
+
+fn choose_by_id(index: &Index, wanted: &str, namespace: &str) -> Result<ContainerKey, AttachmentError> {
     let unknown =
-        || AttachmentError::UnknownContainer { id: wanted.id.clone(), namespace: wanted.namespace.clone() };
-    if wanted.id.is_empty() {
+        || AttachmentError::UnknownContainer { id: wanted.to_owned(), namespace: namespace.to_owned() };
+    if wanted.is_empty() {
         return Err(unknown());
     }
     let in_namespace = |id: &String, namespaces: &BTreeMap<String, Known>| -> Vec<ContainerKey> {
-        let named = |n: &&String| wanted.namespace.is_empty() || **n == wanted.namespace;
+        let named = |n: &&String| namespace.is_empty() || **n == namespace;
         namespaces
             .keys()
             .filter(named)
@@ -210,11 +262,11 @@ fn choose(index: &Index, wanted: &Wanted) -> Result<ContainerKey, AttachmentErro
             .collect()
     };
     let mut matches: Vec<ContainerKey> =
-        index.get_key_value(&wanted.id).map(|(id, n)| in_namespace(id, n)).unwrap_or_default();
+        index.get_key_value(wanted).map(|(id, n)| in_namespace(id, n)).unwrap_or_default();
     if matches.is_empty() {
         matches = index
-            .range(wanted.id.clone()..)
-            .take_while(|(id, _)| id.starts_with(&wanted.id))
+            .range(wanted.to_owned()..)
+            .take_while(|(id, _)| id.starts_with(wanted))
             .flat_map(|(id, n)| in_namespace(id, n))
             .collect();
     }
@@ -222,7 +274,7 @@ fn choose(index: &Index, wanted: &Wanted) -> Result<ContainerKey, AttachmentErro
         0 => Err(unknown()),
         1 => Ok(matches.remove(0)),
         _ => Err(AttachmentError::AmbiguousContainer {
-            id: wanted.id.clone(),
+            id: wanted.to_owned(),
             matches: matches.iter().map(ToString::to_string).collect(),
         }),
     }
@@ -243,7 +295,7 @@ mod tests {
     }
 
     fn find(id: &str, namespace: &str) -> Result<String, String> {
-        let wanted = Wanted { id: id.into(), namespace: namespace.into() };
+        let wanted = Wanted { name: Name::Id(id.into()), namespace: namespace.into() };
         choose(&index(), &wanted).map(|k| k.to_string()).map_err(|e| e.to_string())
     }
 
@@ -259,10 +311,10 @@ mod tests {
     fn a_container_of_dockers_is_there_as_long_as_its_lease() {
         let at = |seconds| Some(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds));
         let (id, runtime) = ("c0".repeat(32), "io.containerd.capsule.v1".to_owned());
-        let container = Container { id: id.clone(), runtime: runtime.clone(), created: at(9), pod: None };
+        let container = Container { id: id.clone(), runtime: runtime.clone(), created: at(9), member: None };
         let lease = Lease { id: id.clone(), created: at(5), labels: std::collections::HashMap::new() };
         let known = |runtime: &str, created, stopped| {
-            Some(Known { runtime: runtime.to_owned(), created, stopped, pod: None })
+            Some(Known { runtime: runtime.to_owned(), created, stopped, member: None })
         };
         for (container, lease, expected) in [
             (Some(&container), None, known(&runtime, at(9), false)),

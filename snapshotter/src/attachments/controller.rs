@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::{
     Attachments,
-    containers::Wanted as WantedContainer,
+    containers::{Name, Wanted as WantedContainer},
     devices::Moment,
     effects::{is_refusal, removals},
     environment::environment,
@@ -383,7 +383,11 @@ impl Attachments {
         &self,
         wanted: &WantedContainer,
     ) -> Result<ContainerKey, AttachmentError> {
-        let key = self.containers.find(wanted).await?;
+        let mut key = self.containers.find(wanted).await?;
+        if !self.shims.serves(&key) && matches!(wanted.name, Name::Member(_)) {
+            // Another container may have the name since, of which nobody has told yet.
+            key = self.containers.find_anew(wanted).await?;
+        }
         if self.shims.serves(&key) {
             self.containers.refresh_unless_followed(&key).await;
             return Ok(key);

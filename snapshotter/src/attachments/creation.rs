@@ -20,8 +20,8 @@ use crate::{
 
 /// The kubelet's containerd namespace (containerd, `internal/cri/constants`).
 const PODS: &str = "k8s.io";
-/// Our annotation, which whoever makes a pod writes. Those of CDI (`cdi.k8s.io/*`) are of the kubelet's device plugins.
-const DEVICES: &str = "resourcecapsules.io/devices";
+/// How the kubelet's annotations begin, with which device plugins give devices. All others whoever makes a pod writes.
+const CDI: &str = "cdi.k8s.io/";
 
 /// What a container that is being created asks for.
 #[derive(Debug, Clone, Default)]
@@ -64,9 +64,11 @@ pub enum CreationError {
     },
     /// A pod names a device that pods may not.
     #[error(
-        "annotation {DEVICES}: pods may not name devices of the kind {kind}: add it to devices.pods_may_name in capsuled's configuration, or let a device plugin give it"
+        "annotation {key}: pods may not name devices of the kind {kind}: add it to devices.pods_may_name in capsuled's configuration, or let a device plugin give it"
     )]
     NotForPods {
+        /// The annotation.
+        key: String,
         /// The device's kind.
         kind: String,
     },
@@ -98,10 +100,11 @@ impl From<CreationError> for Status {
 
 /// Whether pods may name what an annotation of theirs names. Pure; what is no name is judged elsewhere.
 fn check_pods(may_name: &[String], annotations: &[(String, String)]) -> Result<(), CreationError> {
-    let names = annotations.iter().filter(|(key, _)| key == DEVICES).flat_map(|(_, value)| value.split(','));
-    for name in names.filter_map(|text| text.trim().parse::<DeviceName>().ok()) {
-        if !may_name.iter().any(|kind| kind == "*" || kind == name.kind()) {
-            return Err(CreationError::NotForPods { kind: name.kind().to_owned() });
+    for (key, value) in annotations.iter().filter(|(key, _)| !key.starts_with(CDI)) {
+        for name in value.split(',').filter_map(|text| text.trim().parse::<DeviceName>().ok()) {
+            if !may_name.iter().any(|kind| kind == "*" || kind == name.kind()) {
+                return Err(CreationError::NotForPods { key: key.clone(), kind: name.kind().to_owned() });
+            }
         }
     }
     Ok(())

@@ -8,6 +8,7 @@ use super::{
     devices::DevicesError,
     limits::LimitsError,
     model::{Attachment, ContainerKey},
+    pods::MemberRef,
 };
 use crate::{
     capsules::{
@@ -40,9 +41,25 @@ pub enum AttachmentError {
         /// `namespace/id` of each.
         matches: Vec<String>,
     },
+    /// No pod has this container.
+    #[error("no container is known as {wanted}: {}", in_the_pod(.names))]
+    UnknownMember {
+        /// What was asked for.
+        wanted: MemberRef,
+        /// The containers that the pod has.
+        names: Vec<String>,
+    },
+    /// The pod has several containers, and none was named.
+    #[error("{wanted} has the containers {}: name one, as {wanted}/{}", .names.join(", "), .names.first().map_or("", String::as_str))]
+    WhichMember {
+        /// What was asked for.
+        wanted: MemberRef,
+        /// The containers that the pod has.
+        names: Vec<String>,
+    },
     /// The container runs on another runtime.
     #[error(
-        "container {container} runs on {runtime}, which cannot hot-plug: create it with the runtime io.containerd.capsule.v1"
+        "container {container} runs on {runtime}, which cannot hot-plug: create it with the runtime io.containerd.capsule.v1 (a pod: with runtimeClassName: capsule)"
     )]
     OtherRuntime {
         /// The container.
@@ -331,6 +348,8 @@ impl AttachmentError {
             | Self::Failed { .. } => true,
             Self::UnknownContainer { .. }
             | Self::AmbiguousContainer { .. }
+            | Self::UnknownMember { .. }
+            | Self::WhichMember { .. }
             | Self::OtherRuntime { .. }
             | Self::NotRunning { .. }
             | Self::NoSpecs
@@ -417,6 +436,13 @@ fn nothing_to_decide(container: &ContainerKey, name: Option<&UpperName>) -> Stri
 
 fn in_namespace(namespace: &str) -> String {
     if namespace.is_empty() { String::new() } else { format!(" in the containerd namespace {namespace}") }
+}
+
+fn in_the_pod(names: &[String]) -> String {
+    match names {
+        [] => "see \"crictl ps\"".to_owned(),
+        names => format!("the pod has {}", names.join(", ")),
+    }
 }
 
 fn at_target(target: &str) -> String {

@@ -135,6 +135,6 @@ impl Attachments {
     }
 
     fn holding_of(&self, attachment: &Attachment) -> Holding {
-        attachment.holding(self.containers.known(&attachment.container).and_then(|known| known.pod))
+        attachment.holding(self.containers.member(&attachment.container).map(|member| member.pod))
     }
 }

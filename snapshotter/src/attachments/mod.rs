@@ -1,6 +1,6 @@
 //! Attachments: capsules in live containers.
 //!
-//! `controller` and `moves` (calls) with `set` (what goes together), `written` (what is written to them), `devices` (those by themselves, and capsules' own), `limits` (what they do to limits), `environment` (their variables), `drains` (what left its path), `usage` (what containers use), `health` (whether it did), `notices` (what shims see by themselves), `named`, `restore` and `creation` (before a container's first process) and `recovery` (after a restart) → `effects` → {`plan`, `unmet`} (pure) → `records`, `marks`,
+//! `controller` and `moves` (calls) with `set` (what goes together), `written` (what is written to them), `devices` (those by themselves, and capsules' own), `limits` (what they do to limits), `environment` (their variables), `drains` (what left its path), `usage` (what containers use), `health` (whether it did), `notices` (what shims see by themselves), `pods` (containers by their names in pods), `named`, `restore` and `creation` (before a container's first process) and `recovery` (after a restart) → `effects` → {`plan`, `unmet`} (pure) → `records`, `marks`,
 //! [`crate::shims`], [`crate::capsules`]. An intent is on record before its effect; the shim's all-or-nothing answer decides whether it
 //! becomes the record or is given up; what a crash leaves between is settled by asking the shim.
 
@@ -21,6 +21,7 @@ mod moves;
 mod named;
 mod notices;
 mod plan;
+pub mod pods;
 mod records;
 mod recovery;
 mod restore;
@@ -34,7 +35,7 @@ use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use crate::{
     capsules::Capsules,
-    containerd::Containerd,
+    containerd::{Containerd, Member},
     devices::Registry,
     metrics::Meters,
     resources::{Budgets, Disks},
@@ -125,6 +126,11 @@ impl Attachments {
     #[must_use]
     pub fn with_devices(self, registry: Arc<Registry>, refuse_foreign: bool) -> Self {
         Self { registry, refuse_foreign, ..self }
+    }
+
+    /// What a container is in a pod, if it is of one.
+    pub fn member(&self, container: &model::ContainerKey) -> Option<Member> {
+        self.containers.member(container)
     }
 
     /// With kinds of devices, or `*`, that pods may name by annotation.

@@ -4,7 +4,7 @@ use overlayfs_utils::ContainerPath;
 
 use super::{
     AttachSpec, Attachments,
-    containers::Wanted,
+    containers::{Name, Wanted},
     devices::Moment,
     error::AttachmentError,
     model::{Attachment, ContainerKey},
@@ -90,7 +90,7 @@ impl Attachments {
         if specs.is_empty() {
             return Ok(present);
         }
-        let wanted = Wanted { id: container.id.clone(), namespace: container.namespace.clone() };
+        let wanted = Wanted { name: Name::Id(container.id.clone()), namespace: container.namespace.clone() };
         self.attach_at(&wanted, &specs, &[], moment).await
     }
 

@@ -12,7 +12,7 @@ use ttrpc::r#async::TtrpcContext;
 
 use super::{
     AttachmentError, Attachments, Choice, Ledger, Listed, Moment, Move, Moved, Outcome,
-    containers::{Known, Wanted},
+    containers::{Known, Name, Wanted},
     controller::AttachSpec,
     model::{Attachment, Call, ContainerKey, Phase},
 };
@@ -53,7 +53,7 @@ fn key() -> ContainerKey {
 }
 
 fn wanted() -> Wanted {
-    Wanted { id: "c1".into(), namespace: String::new() }
+    Wanted { name: Name::Id("c1".into()), namespace: String::new() }
 }
 
 fn spec(text: &str) -> AttachSpec {

@@ -64,7 +64,7 @@ impl Attachments {
         let containers = self.records.containers().into_iter();
         let all = containers.map(|key| (self.records.shown(&key), key)).filter(|(has, _)| !has.is_empty());
         all.map(|(attachments, container)| {
-            let pod = self.containers.known(&container).and_then(|known| known.pod);
+            let pod = self.containers.member(&container).map(|member| member.pod);
             ContainerUsage { container, pod, attachments, measured: None }
         })
         .collect()

@@ -1,6 +1,6 @@
 //! Containers and their tasks.
 
-use std::time::SystemTime;
+use std::{collections::HashMap, time::SystemTime};
 
 use capsule_proto::containerd::services::{
     containers::v1::{
@@ -16,6 +16,32 @@ use super::{ContainerdError, Scope};
 
 /// Labels of a pod's containers (kubelet, `pkg/kubelet/types/labels.go`).
 const POD: [&str; 2] = ["io.kubernetes.pod.namespace", "io.kubernetes.pod.name"];
+const POD_UID: &str = "io.kubernetes.pod.uid";
+/// Its sandbox, which is a container too, has none.
+const CONTAINER: &str = "io.kubernetes.container.name";
+
+/// What a container is in Kubernetes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Member {
+    /// The pod that it is of, as `NAMESPACE/NAME`.
+    pub pod: String,
+    /// What tells the pod from others of its name, before and after it.
+    pub uid: String,
+    /// Its name in the pod; none of the pod's sandbox.
+    pub container: Option<String>,
+}
+
+impl Member {
+    fn of(labels: &HashMap<String, String>) -> Option<Self> {
+        let pod = POD.map(|label| labels.get(label));
+        let (namespace, name) = pod[0].zip(pod[1])?;
+        Some(Self {
+            pod: format!("{namespace}/{name}"),
+            uid: labels.get(POD_UID).cloned().unwrap_or_default(),
+            container: labels.get(CONTAINER).cloned(),
+        })
+    }
+}
 
 /// A container as containerd's metadata has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,15 +52,14 @@ pub struct Container {
     pub runtime: String,
     /// When it was created: another container of the same id has another time.
     pub created: Option<SystemTime>,
-    /// The pod that it is of, by namespace and name: as containerd's CRI labels its containers.
-    pub pod: Option<String>,
+    /// What it is in a pod, as the kubelet labels its containers.
+    pub member: Option<Member>,
 }
 
 impl From<WireContainer> for Container {
     fn from(c: WireContainer) -> Self {
-        let pod = POD.map(|label| c.labels.get(label));
         Self {
-            pod: pod[0].zip(pod[1]).map(|(namespace, name)| format!("{namespace}/{name}")),
+            member: Member::of(&c.labels),
             id: c.id,
             runtime: c.runtime.unwrap_or_default().name,
             created: c.created_at.and_then(|at| SystemTime::try_from(at).ok()),

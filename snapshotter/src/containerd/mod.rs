@@ -32,7 +32,7 @@ use tonic::{
 
 pub use self::{
     archive::{AlteredMember, Watched},
-    containers::Container,
+    containers::{Container, Member},
     content::BlobWriter,
     events::{Event, EventStream},
     images::ImageRecord,

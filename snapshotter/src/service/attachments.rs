@@ -23,6 +23,15 @@ impl AttachmentsService {
 }
 
 impl AttachmentsService {
+    fn in_pod(&self, attachment: wire::Attachment) -> wire::Attachment {
+        convert::in_pod(attachment, &self.engine)
+    }
+
+    fn moved(&self, moved: &[Moved]) -> (Vec<wire::Attachment>, Vec<String>) {
+        let from = |from: &Option<Version>| from.as_ref().map(ToString::to_string).unwrap_or_default();
+        moved.iter().map(|(a, version)| (self.in_pod(convert::attachment(a)), from(version))).unzip()
+    }
+
     async fn detach_devices(
         &self,
         request: wire::DetachRequest,
@@ -36,7 +45,9 @@ impl AttachmentsService {
         let (container, devices) = (convert::parse_container(container)?, convert::parse_devices(&devices)?);
         let engine = self.engine.clone();
         let detached = to_the_end(async move { engine.detach_devices(&container, &devices, lazy).await });
-        let attachments = detached.await?.iter().map(|(a, users)| convert::detached(a, users)).collect();
+        let detached = detached.await?;
+        let attachments = detached.iter().map(|(a, users)| convert::detached(a, users));
+        let attachments = attachments.map(|a| self.in_pod(a)).collect();
         Ok(Response::new(wire::DetachResponse { attachments }))
     }
 }
@@ -51,9 +62,7 @@ struct Asked {
 
 impl Asked {
     fn new(action: &'static str, container: &Wanted, what: impl Iterator<Item = String>) -> Self {
-        let Wanted { id, namespace } = container;
-        let container = if namespace.is_empty() { id.clone() } else { format!("{namespace}/{id}") };
-        Self { action, what: what.collect(), container }
+        Self { action, what: what.collect(), container: container.to_string() }
     }
 
     fn refused(&self, error: AttachmentError) -> Status {
@@ -81,11 +90,6 @@ fn names_of(moves: &[Move]) -> impl Iterator<Item = String> {
     moves.iter().map(|one| name(&one.capsule, one.version.as_ref(), one.target.as_ref()))
 }
 
-fn moved(moved: &[Moved]) -> (Vec<wire::Attachment>, Vec<String>) {
-    let from = |from: &Option<Version>| from.as_ref().map(ToString::to_string).unwrap_or_default();
-    moved.iter().map(|(a, version)| (convert::attachment(a), from(version))).unzip()
-}
-
 #[tonic::async_trait]
 impl wire::attachments_server::Attachments for AttachmentsService {
     async fn attach(
@@ -104,7 +108,7 @@ impl wire::attachments_server::Attachments for AttachmentsService {
             attached.map_err(|error| asked.refused(error))
         });
         let attached = attached.await?;
-        let attachments = attached.iter().map(convert::attachment).collect();
+        let attachments = attached.iter().map(|a| self.in_pod(convert::attachment(a))).collect();
         Ok(Response::new(wire::AttachResponse { attachments }))
     }
 
@@ -128,7 +132,7 @@ impl wire::attachments_server::Attachments for AttachmentsService {
                 wire::UpgradeResponse { planned, ..Default::default() }
             }
             Outcome::Done(done) => {
-                let (attachments, from_versions) = moved(&done);
+                let (attachments, from_versions) = self.moved(&done);
                 wire::UpgradeResponse { attachments, from_versions, planned: Vec::new() }
             }
         }))
@@ -147,7 +151,7 @@ impl wire::attachments_server::Attachments for AttachmentsService {
             engine.rollback(&container, &moves).await.map_err(|error| asked.refused(error))
         });
         let done = done.await?;
-        let (attachments, from_versions) = moved(&done);
+        let (attachments, from_versions) = self.moved(&done);
         Ok(Response::new(wire::RollbackResponse { attachments, from_versions }))
     }
 
@@ -169,7 +173,8 @@ impl wire::attachments_server::Attachments for AttachmentsService {
             detached.map_err(|error| asked.refused(error))
         });
         let detached = detached.await?;
-        let attachments = detached.iter().map(|(a, users)| convert::detached(a, users)).collect();
+        let attachments = detached.iter().map(|(a, users)| convert::detached(a, users));
+        let attachments = attachments.map(|a| self.in_pod(a)).collect();
         Ok(Response::new(wire::DetachResponse { attachments }))
     }
 
@@ -193,7 +198,7 @@ impl wire::attachments_server::Attachments for AttachmentsService {
         let container = request.into_inner().container.filter(|c| !c.id.is_empty());
         let container = container.map(|c| convert::parse_container(Some(c))).transpose()?;
         let listed = self.engine.list(container.as_ref()).await?;
-        let attachments = listed.iter().map(convert::listed).collect();
+        let attachments = listed.iter().map(|one| self.in_pod(convert::listed(one))).collect();
         Ok(Response::new(wire::ListAttachmentsResponse { attachments }))
     }
 }

@@ -10,14 +10,16 @@ use tonic::Status;
 
 use crate::{
     attachments::{
-        AttachSpec, Choice, HealthCheck, Listed, Move, Planned,
-        containers::Wanted,
-        model::{Attachment, Phase},
+        AttachSpec, Attachments, Choice, HealthCheck, Listed, Move, Planned,
+        containers::{Name, Wanted},
+        model::{Attachment, ContainerKey, Phase},
+        pods::{InvalidMember, MemberRef},
     },
     capsules::{
         Naming, Published,
         model::{CapsuleName, Mode, ModelError, Version},
     },
+    containerd::Member,
     devices::{DeviceName, InvalidName},
     resources,
     shims::{Draining, User},
@@ -55,7 +57,17 @@ pub fn non_empty(text: String) -> Option<String> {
 /// The container that a request is about.
 pub fn parse_container(container: Option<wire::ContainerRef>) -> Result<Wanted, Status> {
     let container = container.filter(|c| !c.id.is_empty()).ok_or_else(|| malformed("a container id"))?;
-    Ok(Wanted { id: container.id, namespace: container.namespace })
+    let name = match MemberRef::is_meant(&container.id) {
+        true => {
+            let member = container
+                .id
+                .parse()
+                .map_err(|error: InvalidMember| Status::invalid_argument(error.to_string()))?;
+            Name::Member(member)
+        }
+        false => Name::Id(container.id),
+    };
+    Ok(Wanted { name, namespace: container.namespace })
 }
 
 /// One capsule of an attach request.
@@ -203,6 +215,8 @@ pub fn attachment(a: &Attachment) -> wire::Attachment {
         writable: a.upper.as_ref().map(writable),
         devices: a.device_names().to_vec(),
         resources: Some(resources(&a.current.resources)).filter(|_| !a.current.resources.is_empty()),
+        pod: String::new(),
+        pod_container: String::new(),
     }
 }
 
@@ -228,6 +242,13 @@ pub fn planned(p: &Planned) -> wire::Planned {
         required_by: p.required_by.iter().map(ToString::to_string).collect(),
         from_version: p.from.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
+}
+
+/// The same, with what its container is in a pod.
+pub fn in_pod(a: wire::Attachment, attachments: &Attachments) -> wire::Attachment {
+    let key = ContainerKey { namespace: a.namespace.clone(), id: a.container.clone() };
+    let Member { pod, container, .. } = attachments.member(&key).unwrap_or_default();
+    wire::Attachment { pod, pod_container: container.unwrap_or_default(), ..a }
 }
 
 /// A detached attachment, for the wire: draining while somebody uses it.

@@ -59,8 +59,11 @@ impl From<AttachmentError> for Status {
 
 fn attachment(error: &AttachmentError) -> Code {
     match error {
-        AttachmentError::UnknownContainer { .. } | AttachmentError::NotAttached { .. } => Code::NotFound,
+        AttachmentError::UnknownContainer { .. }
+        | AttachmentError::UnknownMember { .. }
+        | AttachmentError::NotAttached { .. } => Code::NotFound,
         AttachmentError::AmbiguousContainer { .. }
+        | AttachmentError::WhichMember { .. }
         | AttachmentError::NoSpecs
         | AttachmentError::Named { .. }
         | AttachmentError::Target(_)

@@ -16,9 +16,10 @@ use crate::event::Reporter;
 pub type Page = (&'static str, &'static str, &'static str);
 
 /// The pages that have examples.
-pub const PAGES: [Page; 7] = [
+pub const PAGES: [Page; 8] = [
     ("readme", "README.md", include_str!("../../../../README.md")),
     ("capsule-toml", "docs/capsule-toml.md", include_str!("../../../../docs/capsule-toml.md")),
+    ("kubernetes", "docs/kubernetes.md", include_str!("../../../../docs/kubernetes.md")),
     ("lifecycle", "docs/lifecycle.md", include_str!("../../../../docs/lifecycle.md")),
     ("metrics", "docs/metrics.md", include_str!("../../../../docs/metrics.md")),
     ("moving", "docs/moving.md", include_str!("../../../../docs/moving.md")),
@@ -96,4 +97,26 @@ fn example(command: &str, prints: Option<&str>) -> Result<String> {
 
 fn sh(script: &str) -> Result<Output> {
     run_program("sh", &["-c", &format!("cd /tmp/docs\n{script}")], b"")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn what_a_page_shows_of_a_file_is_in_it() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let quotes = PAGES.iter().chain(&UNIFIED_PAGES).flat_map(|(_, page, source)| {
+            page::quotes(source).unwrap().into_iter().map(move |quote| (page, quote))
+        });
+        let mut seen = 0;
+        for (page, (file, text)) in quotes {
+            let whole = fs::read_to_string(root.join(&file)).unwrap_or_default();
+            assert!(whole.contains(&text), "{page} shows of {file}:\n{text}");
+            seen += 1;
+        }
+        assert!(seen > 4, "{seen}");
+    }
 }

@@ -7,6 +7,7 @@
 //! | `<!-- prepare` … `-->` | a script that is run at this place, which readers do not see |
 //! | `<!-- not run: REASON -->` | the next fence is shown only |
 //! | `<!-- file: PATH -->` | the next fence is what that file holds |
+//! | `<!-- same as: PATH -->` | the next fence is a part of that file of the project |
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -60,6 +61,27 @@ pub fn parse(source: &str) -> Result<Vec<Part>> {
     }
     ensure!(shown.is_none() && file.is_none(), "a fence is missing at the end");
     Ok(parts)
+}
+
+/// What a page shows of the project's own files: each file, and what is to be in it.
+///
+/// # Errors
+/// A fence without an end, or none after the comment.
+#[cfg(test)]
+pub fn quotes(source: &str) -> Result<Vec<(String, String)>> {
+    let mut lines = source.lines().enumerate().map(|(number, line)| (number + 1, line));
+    let mut quotes = Vec::new();
+    while let Some((number, line)) = lines.next() {
+        let Some(path) = line.strip_prefix("<!-- same as: ").and_then(|rest| rest.strip_suffix(" -->"))
+        else {
+            continue;
+        };
+        let fence = lines.next().is_some_and(|(_, line)| line.starts_with("```"));
+        ensure!(fence, "line {number}: no fence after it");
+        let text = until(&mut lines, number, |line| line == "```")?;
+        quotes.push((path.to_owned(), text.iter().flat_map(|line| [line, "\n"]).collect()));
+    }
+    Ok(quotes)
 }
 
 fn until<'a>(
@@ -230,6 +252,13 @@ mod tests {
         {
             assert!(parse(broken).is_err(), "{broken:?}");
         }
+    }
+
+    #[test]
+    fn a_page_says_what_it_shows_of_files() {
+        let source = "<!-- same as: a.toml -->\n```toml\nx = 1\n```\n```toml\ny = 1\n```\n";
+        assert_eq!(quotes(source).unwrap(), [("a.toml".to_owned(), "x = 1\n".to_owned())]);
+        assert!(quotes("<!-- same as: a -->\ntext\n").is_err());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::*;
 use crate::{
     attachments::{LimitsError, creation},
+    containerd::Member,
     events::Kind,
     resources::{Budgets, Capacity, Ceiling, Configured, DiskError, Disks, Resources, Settings, Wanted},
     store,
@@ -136,7 +137,8 @@ async fn what_exceeds_a_budget_is_refused_before_anything_is_touched() {
 async fn a_pods_budget_is_not_looked_at_before_it_is_known_what_is_of_the_pod() {
     let mut node = TestNode::start().await;
     node.with_budgets(|budget| Settings { pod: budget, ..Settings::default() }, "memory.max", "10M");
-    let of_pod = Known { pod: Some("shop/p".to_owned()), ..node.engine.containers.known(&key()).unwrap() };
+    let member = Member { pod: "shop/p".to_owned(), ..Member::default() };
+    let of_pod = Known { member: Some(member), ..node.engine.containers.known(&key()).unwrap() };
     node.engine.containers.put(&key(), of_pod.clone());
     // What an earlier capsuled has left of another container of the pod, which containerd has not told of yet.
     let other = ContainerKey { namespace: "default".into(), id: "c2".into() };
