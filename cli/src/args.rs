@@ -74,7 +74,8 @@ Examples:
   capsulectl rollback web tzdata
   capsulectl detach web tzdata
 
-CONTAINER is a container's id, a prefix of it that no other container shares, or NAMESPACE/ID.
+CONTAINER is a container's id, its name (nerdctl's), a prefix of the id that no other container shares, or one of them after
+its containerd namespace: NAMESPACE/NAME.
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage.";
 
 impl Cli {
@@ -373,10 +374,10 @@ impl FromStr for CapsuleName {
     }
 }
 
-/// `ID`, a unique prefix of it, or `NAMESPACE/ID`.
+/// An id, a name, a unique prefix of an id, or one of them after `NAMESPACE/`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerArg {
-    /// Id or prefix; not empty.
+    /// Id, name or prefix; not empty.
     pub id: String,
     /// containerd namespace, where the argument names one.
     pub namespace: Option<String>,
@@ -391,7 +392,7 @@ impl FromStr for ContainerArg {
             None => (None, text),
         };
         if id.is_empty() || id.contains('/') || namespace.is_some_and(str::is_empty) {
-            return Err("write the container's id, a unique prefix of it, or NAMESPACE/ID");
+            return Err("write the container's id, its name, a unique prefix of the id, or NAMESPACE/NAME");
         }
         Ok(Self { id: id.to_owned(), namespace: namespace.map(str::to_owned) })
     }

@@ -141,13 +141,14 @@ fn declared(v: &Version) -> String {
 impl Text for Moves {
     fn text(&self, _: SystemTime) -> String {
         let sentences = self.attachments.iter().map(|moved| {
-            let Attachment { namespace, container, capsule, version, target, .. } = &moved.attachment;
+            let Attachment { capsule, version, target, .. } = &moved.attachment;
+            let place = moved.attachment.place();
             line(match &moved.from_version {
-                None => format!("{namespace}/{container}: {capsule} {version} is new, at {target}"),
+                None => format!("{place}: {capsule} {version} is new, at {target}"),
                 Some(from) if from == version => {
-                    format!("{namespace}/{container}: {capsule} is at {version} already, at {target}")
+                    format!("{place}: {capsule} is at {version} already, at {target}")
                 }
-                Some(from) => format!("{namespace}/{container}: {capsule} {from} -> {version} at {target}"),
+                Some(from) => format!("{place}: {capsule} {from} -> {version} at {target}"),
             })
         });
         sentences.collect()
@@ -161,7 +162,7 @@ pub struct Attached<'a>(pub &'a Attachments);
 impl Text for Attached<'_> {
     fn text(&self, _: SystemTime) -> String {
         let sentences = self.0.attachments.iter().map(|a| {
-            let (place, devices) = (format!("{}/{}", a.namespace, a.container), a.devices.join(", "));
+            let (place, devices) = (a.place(), a.devices.join(", "));
             if a.capsule.is_empty() {
                 return line(format!(
                     "{place}: {devices} attached; processes that run already do not have its variables"
@@ -196,7 +197,7 @@ pub struct Detached<'a>(pub &'a Attachments);
 impl Text for Detached<'_> {
     fn text(&self, _: SystemTime) -> String {
         let sentences = self.0.attachments.iter().map(|a| {
-            let what = format!("{}/{}: {}", a.namespace, a.container, named(a));
+            let what = format!("{}: {}", a.place(), named(a));
             match a.state {
                 "draining" if a.capsule.is_empty() => {
                     line(format!("{what} detached; what is open stays open{}", kept_by(&a.users)))
@@ -247,7 +248,7 @@ impl Text for Listed<'_> {
                     u.how.clone(),
                     u.path.clone(),
                     named(a),
-                    format!("{}/{}", a.namespace, a.container),
+                    a.place(),
                 ]);
             }
             let _ = write!(text, "\n{table}"); // writing to a String cannot fail
@@ -275,7 +276,7 @@ fn attachments_table(attachments: &[Attachment], now: SystemTime) -> String {
     for a in attachments {
         table.row([
             a.namespace.clone(),
-            a.container.clone(),
+            a.called().to_owned(),
             a.capsule.clone(),
             a.version.clone(),
             short_digest(&a.digest).to_owned(),

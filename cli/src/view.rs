@@ -59,7 +59,10 @@ pub struct Layer {
 #[derive(Debug, Serialize)]
 pub struct Attachment {
     pub id: String,
+    /// The container's id.
     pub container: String,
+    /// What its client calls it; `null` where it has no name beside its id.
+    pub container_name: Option<String>,
     pub namespace: String,
     pub capsule: String,
     pub version: String,
@@ -114,6 +117,18 @@ pub struct User {
     pub command: String,
     pub path: String,
     pub how: String,
+}
+
+impl Attachment {
+    /// The container's name, or its id where it has none.
+    pub fn called(&self) -> &str {
+        self.container_name.as_deref().unwrap_or(&self.container)
+    }
+
+    /// The container with its namespace, as a command takes it: `NAMESPACE/NAME`.
+    pub fn place(&self) -> String {
+        format!("{}/{}", self.namespace, self.called())
+    }
 }
 
 /// Result of `build`.
@@ -257,6 +272,7 @@ impl From<v1::Attachment> for Attachment {
             },
             id: a.id,
             container: a.container,
+            container_name: filled(a.container_name),
             namespace: a.namespace,
             capsule: a.capsule,
             version: a.version,
@@ -380,7 +396,7 @@ mod tests {
             ..v1::Attachment::default()
         };
         let want = serde_json::json!({
-            "id": "a1", "container": "web", "namespace": "default", "capsule": "tzdata", "version": "2026.1",
+            "id": "a1", "container": "web", "container_name": null, "namespace": "default", "capsule": "tzdata", "version": "2026.1",
             "digest": "sha256:00", "target": "/usr/share/zoneinfo", "mode": "union", "state": "draining",
             "since": "2023-11-14T22:13:20Z", "previous_version": null,
             "users": [{"pid": 7, "command": "sh", "path": "/f", "how": "fd 5"}],

@@ -17,6 +17,9 @@ use super::{ContainerdError, Scope};
 /// Labels of a pod's containers (kubelet, `pkg/kubelet/types/labels.go`).
 const POD: [&str; 2] = ["io.kubernetes.pod.namespace", "io.kubernetes.pod.name"];
 
+/// Label of the name that nerdctl gives a container, unique in its namespace (nerdctl, `pkg/labels/labels.go`).
+const NAME: &str = "nerdctl/name";
+
 /// A container as containerd's metadata has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Container {
@@ -28,6 +31,8 @@ pub struct Container {
     pub created: Option<SystemTime>,
     /// The pod that it is of, by namespace and name: as containerd's CRI labels its containers.
     pub pod: Option<String>,
+    /// The name that its client calls it by, beside its id: as nerdctl labels its containers.
+    pub name: Option<String>,
 }
 
 impl From<WireContainer> for Container {
@@ -35,6 +40,7 @@ impl From<WireContainer> for Container {
         let pod = POD.map(|label| c.labels.get(label));
         Self {
             pod: pod[0].zip(pod[1]).map(|(namespace, name)| format!("{namespace}/{name}")),
+            name: c.labels.get(NAME).filter(|name| !name.is_empty()).cloned(),
             id: c.id,
             runtime: c.runtime.unwrap_or_default().name,
             created: c.created_at.and_then(|at| SystemTime::try_from(at).ok()),

@@ -3,7 +3,7 @@
 use capsule_proto::capsule::v1 as wire;
 use tonic::{Request, Response, Status};
 
-use super::{convert, to_the_end};
+use super::{convert, named, to_the_end};
 use crate::{
     attachments::{AttachmentError, Attachments, Move, Moved, Outcome, containers::Wanted},
     capsules::model::{CapsuleName, Version},
@@ -36,7 +36,8 @@ impl AttachmentsService {
         let (container, devices) = (convert::parse_container(container)?, convert::parse_devices(&devices)?);
         let engine = self.engine.clone();
         let detached = to_the_end(async move { engine.detach_devices(&container, &devices, lazy).await });
-        let attachments = detached.await?.iter().map(|(a, users)| convert::detached(a, users)).collect();
+        let detached = detached.await?;
+        let attachments = named(&self.engine, detached.iter().map(|(a, users)| convert::detached(a, users)));
         Ok(Response::new(wire::DetachResponse { attachments }))
     }
 }
@@ -81,9 +82,10 @@ fn names_of(moves: &[Move]) -> impl Iterator<Item = String> {
     moves.iter().map(|one| name(&one.capsule, one.version.as_ref(), one.target.as_ref()))
 }
 
-fn moved(moved: &[Moved]) -> (Vec<wire::Attachment>, Vec<String>) {
+fn moved(engine: &Attachments, moved: &[Moved]) -> (Vec<wire::Attachment>, Vec<String>) {
     let from = |from: &Option<Version>| from.as_ref().map(ToString::to_string).unwrap_or_default();
-    moved.iter().map(|(a, version)| (convert::attachment(a), from(version))).unzip()
+    let attachments = named(engine, moved.iter().map(|(a, _)| convert::attachment(a)));
+    (attachments, moved.iter().map(|(_, version)| from(version)).collect())
 }
 
 #[tonic::async_trait]
@@ -104,7 +106,7 @@ impl wire::attachments_server::Attachments for AttachmentsService {
             attached.map_err(|error| asked.refused(error))
         });
         let attached = attached.await?;
-        let attachments = attached.iter().map(convert::attachment).collect();
+        let attachments = named(&self.engine, attached.iter().map(convert::attachment));
         Ok(Response::new(wire::AttachResponse { attachments }))
     }
 
@@ -128,7 +130,7 @@ impl wire::attachments_server::Attachments for AttachmentsService {
                 wire::UpgradeResponse { planned, ..Default::default() }
             }
             Outcome::Done(done) => {
-                let (attachments, from_versions) = moved(&done);
+                let (attachments, from_versions) = moved(&self.engine, &done);
                 wire::UpgradeResponse { attachments, from_versions, planned: Vec::new() }
             }
         }))
@@ -147,7 +149,7 @@ impl wire::attachments_server::Attachments for AttachmentsService {
             engine.rollback(&container, &moves).await.map_err(|error| asked.refused(error))
         });
         let done = done.await?;
-        let (attachments, from_versions) = moved(&done);
+        let (attachments, from_versions) = moved(&self.engine, &done);
         Ok(Response::new(wire::RollbackResponse { attachments, from_versions }))
     }
 
@@ -169,7 +171,7 @@ impl wire::attachments_server::Attachments for AttachmentsService {
             detached.map_err(|error| asked.refused(error))
         });
         let detached = detached.await?;
-        let attachments = detached.iter().map(|(a, users)| convert::detached(a, users)).collect();
+        let attachments = named(&self.engine, detached.iter().map(|(a, users)| convert::detached(a, users)));
         Ok(Response::new(wire::DetachResponse { attachments }))
     }
 
@@ -193,7 +195,7 @@ impl wire::attachments_server::Attachments for AttachmentsService {
         let container = request.into_inner().container.filter(|c| !c.id.is_empty());
         let container = container.map(|c| convert::parse_container(Some(c))).transpose()?;
         let listed = self.engine.list(container.as_ref()).await?;
-        let attachments = listed.iter().map(convert::listed).collect();
+        let attachments = named(&self.engine, listed.iter().map(convert::listed));
         Ok(Response::new(wire::ListAttachmentsResponse { attachments }))
     }
 }

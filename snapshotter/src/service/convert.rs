@@ -203,6 +203,7 @@ pub fn attachment(a: &Attachment) -> wire::Attachment {
         writable: a.upper.as_ref().map(writable),
         devices: a.device_names().to_vec(),
         resources: Some(resources(&a.current.resources)).filter(|_| !a.current.resources.is_empty()),
+        container_name: String::new(),
     }
 }
 

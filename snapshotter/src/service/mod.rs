@@ -41,7 +41,10 @@ pub use self::{
 
 use std::error::Error;
 
+use capsule_proto::capsule::v1 as wire;
 use tonic::Status;
+
+use crate::attachments::Attachments;
 
 /// Runs a call in a task of its own: to its end, with all that it has to clear up, also if the caller goes away in the middle.
 async fn to_the_end<T, E>(call: impl Future<Output = Result<T, E>> + Send + 'static) -> Result<T, Status>
@@ -50,6 +53,15 @@ where
     E: Into<Status> + Send + 'static,
 {
     tokio::spawn(call).await.map_err(|e| Status::internal(e.to_string()))?.map_err(Into::into)
+}
+
+/// With the names that clients call the containers by.
+fn named(engine: &Attachments, all: impl Iterator<Item = wire::Attachment>) -> Vec<wire::Attachment> {
+    let named = |one: wire::Attachment| wire::Attachment {
+        container_name: engine.name_of(&one.namespace, &one.container).unwrap_or_default(),
+        ..one
+    };
+    all.map(named).collect()
 }
 
 /// An error and its sources in one line, as a status message has them.
