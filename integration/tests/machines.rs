@@ -69,6 +69,12 @@ fn privileged_native_forky_docker() -> Result<()> {
     run(Kind::Native, Suite::Forky, "docker")
 }
 
+/// Containers of nerdctl's, with capsules.
+#[test]
+fn privileged_native_forky_nerdctl() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "nerdctl")
+}
+
 /// Attachments over a restart of the node, and events.
 #[test]
 fn privileged_native_forky_keep() -> Result<()> {

@@ -19,6 +19,24 @@ pub const VOLUMES: [&str; 4] = [
     "type=bind,src=/payload/capsules,dst=/reference,options=rbind:ro",
 ];
 
+/// The same for clients that take volumes as Docker does.
+pub const BINDS: [&str; 4] = ["-v", "/shared:/shared", "-v", "/payload/capsules:/reference:ro"];
+
+/// A container that programs are started in, whoever drives it.
+pub trait Inside {
+    /// Starts a command in it and does not wait for it. `exec_id` is used where the client wants one.
+    ///
+    /// # Errors
+    /// The client's.
+    fn spawn(&self, exec_id: &str, command: &[&str]) -> Result<()>;
+}
+
+impl Inside for Container {
+    fn spawn(&self, exec_id: &str, command: &[&str]) -> Result<()> {
+        Self::spawn(self, exec_id, command)
+    }
+}
+
 /// What one reader counted.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Count {
@@ -45,7 +63,7 @@ pub struct Readers {
 
 impl Readers {
     /// Starts `count` readers of `file` in the container and waits until all of them read.
-    pub fn start(container: &Container, count: usize, file: &str, allowed: &[String]) -> Result<Self> {
+    pub fn start(container: &impl Inside, count: usize, file: &str, allowed: &[String]) -> Result<Self> {
         let stop = shared("readers.stop");
         remove(&stop)?;
         let outs: Vec<PathBuf> = (0..count).map(|n| shared(&format!("reader{n}"))).collect();
@@ -105,7 +123,7 @@ pub struct Holder {
 
 impl Holder {
     /// Opens `file` in the container and keeps it open.
-    pub fn start(container: &Container, file: &str) -> Result<Self> {
+    pub fn start(container: &impl Inside, file: &str) -> Result<Self> {
         let (stop, out) = (shared("hold.stop"), shared("hold"));
         remove(&stop)?;
         remove(&out)?;

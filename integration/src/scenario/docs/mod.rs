@@ -11,17 +11,19 @@ use self::page::Part;
 use super::ctr::{Container, OURS, Output, ctr, run as run_program};
 use super::world::{World, with_logs};
 use crate::event::Reporter;
+use crate::nerdctl;
 
 /// A page: the last word of the scenario's name, its file, and its text.
 pub type Page = (&'static str, &'static str, &'static str);
 
 /// The pages that have examples.
-pub const PAGES: [Page; 7] = [
+pub const PAGES: [Page; 8] = [
     ("readme", "README.md", include_str!("../../../../README.md")),
     ("capsule-toml", "docs/capsule-toml.md", include_str!("../../../../docs/capsule-toml.md")),
     ("lifecycle", "docs/lifecycle.md", include_str!("../../../../docs/lifecycle.md")),
     ("metrics", "docs/metrics.md", include_str!("../../../../docs/metrics.md")),
     ("moving", "docs/moving.md", include_str!("../../../../docs/moving.md")),
+    ("nerdctl", "docs/nerdctl.md", include_str!("../../../../docs/nerdctl.md")),
     ("publishing", "docs/publishing.md", include_str!("../../../../docs/publishing.md")),
     ("writing", "docs/writing.md", include_str!("../../../../docs/writing.md")),
 ];
@@ -39,6 +41,9 @@ pub fn run(reporter: &mut Reporter, page: &str) -> Result<()> {
     }
     let mut pages = PAGES.iter().chain(&UNIFIED_PAGES);
     let (_, name, source) = pages.find(|(word, ..)| *word == page).context("there is no such page")?;
+    if nerdctl::needed_by(&format!("docs-{page}")) {
+        nerdctl::install()?;
+    }
     with_logs(reporter, |reporter| examples(reporter, name, source))
 }
 
@@ -95,5 +100,5 @@ fn example(command: &str, prints: Option<&str>) -> Result<String> {
 }
 
 fn sh(script: &str) -> Result<Output> {
-    run_program("sh", &["-c", &format!("cd /tmp/docs\n{script}")], b"")
+    run_program("sh", &["-c", &format!("export HOME=/root\ncd /tmp/docs\n{script}")], b"")
 }
