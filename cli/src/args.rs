@@ -74,8 +74,9 @@ Examples:
   capsulectl rollback web tzdata
   capsulectl detach web tzdata
 
-CONTAINER is a container's id, a prefix of it that no other container shares, or NAMESPACE/ID; or, in
-Kubernetes, pod/NAMESPACE/POD/CONTAINER (without CONTAINER where the pod has one).
+CONTAINER is a container's id, its name (nerdctl's), a prefix of the id that no other container shares, or one of them after
+its containerd namespace: NAMESPACE/NAME; or, in Kubernetes, pod/NAMESPACE/POD/CONTAINER (without CONTAINER where the
+pod has one).
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage.";
 
 impl Cli {
@@ -375,10 +376,10 @@ impl FromStr for CapsuleName {
     }
 }
 
-/// `ID`, a unique prefix of it, or `NAMESPACE/ID`; or `pod/NAMESPACE/POD[/CONTAINER]`.
+/// An id, a name, a unique prefix of an id, or one of them after `NAMESPACE/`; or `pod/NAMESPACE/POD[/CONTAINER]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerArg {
-    /// Id, prefix, or the whole of a name that begins with `pod/`; not empty.
+    /// Id, name, prefix, or the whole of a name that begins with `pod/`; not empty.
     pub id: String,
     /// containerd namespace, where the argument names one.
     pub namespace: Option<String>,
@@ -398,7 +399,7 @@ impl FromStr for ContainerArg {
         };
         if id.is_empty() || id.contains('/') || namespace.is_some_and(str::is_empty) {
             return Err(
-                "write the container's id, a unique prefix of it, or NAMESPACE/ID; or pod/NAMESPACE/POD/CONTAINER",
+                "write the container's id, its name, a unique prefix of the id, or NAMESPACE/NAME; or pod/NAMESPACE/POD/CONTAINER",
             );
         }
         Ok(Self { id: id.to_owned(), namespace: namespace.map(str::to_owned) })

@@ -276,7 +276,7 @@ fn attachments_table(attachments: &[Attachment], now: SystemTime) -> String {
     for a in attachments {
         table.row([
             a.namespace.clone(),
-            a.named_container(),
+            a.called(),
             a.capsule.clone(),
             a.version.clone(),
             short_digest(&a.digest).to_owned(),

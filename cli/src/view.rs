@@ -59,7 +59,10 @@ pub struct Layer {
 #[derive(Debug, Serialize)]
 pub struct Attachment {
     pub id: String,
+    /// The container's id.
     pub container: String,
+    /// What its client calls it; `null` where it has no name beside its id.
+    pub container_name: Option<String>,
     pub namespace: String,
     pub capsule: String,
     pub version: String,
@@ -88,19 +91,19 @@ pub struct Attachment {
 }
 
 impl Attachment {
-    /// Its container as a person names it: `pod/NAMESPACE/POD/CONTAINER`, or its id.
-    pub fn named_container(&self) -> String {
+    /// Its container as a person names it: `pod/NAMESPACE/POD/CONTAINER`, the name that its client gave it, or its id.
+    pub fn called(&self) -> String {
         match (&self.pod, &self.pod_container) {
             (Some(pod), Some(container)) => format!("pod/{pod}/{container}"),
-            _ => self.container.clone(),
+            _ => self.container_name.as_ref().unwrap_or(&self.container).clone(),
         }
     }
 
-    /// The same for a sentence: `NAMESPACE/ID` where it is of no pod.
+    /// The same as a command takes it: `NAMESPACE/NAME` where it is of no pod.
     pub fn place(&self) -> String {
         match self.pod_container {
-            Some(_) => self.named_container(),
-            None => format!("{}/{}", self.namespace, self.container),
+            Some(_) => self.called(),
+            None => format!("{}/{}", self.namespace, self.called()),
         }
     }
 }
@@ -279,6 +282,7 @@ impl From<v1::Attachment> for Attachment {
             },
             id: a.id,
             container: a.container,
+            container_name: filled(a.container_name),
             namespace: a.namespace,
             capsule: a.capsule,
             version: a.version,
@@ -404,7 +408,7 @@ mod tests {
             ..v1::Attachment::default()
         };
         let want = serde_json::json!({
-            "id": "a1", "container": "web", "namespace": "default", "capsule": "tzdata", "version": "2026.1",
+            "id": "a1", "container": "web", "container_name": null, "namespace": "default", "capsule": "tzdata", "version": "2026.1",
             "digest": "sha256:00", "target": "/usr/share/zoneinfo", "mode": "union", "state": "draining",
             "since": "2023-11-14T22:13:20Z", "previous_version": null,
             "users": [{"pid": 7, "command": "sh", "path": "/f", "how": "fd 5"}],

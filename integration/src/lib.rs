@@ -9,6 +9,7 @@
 //! | [`criu`] | the program that checkpoints | mmdebstrap, `target/criu` |
 //! | [`images`] | OCI images, made here: of one layer and of very many | `rustc`, `gzip`, `target/images` |
 //! | [`peers`] | other snapshotters, to compare ours with | apt's client, `target/peers` |
+//! | [`nerdctl`] | the client nerdctl, built from its module | Go and its module proxy, apt's client, `target/nerdctl` |
 //! | [`payload`] | what a machine is given: programs, images, capsule trees | `target/payload` |
 //! | [`native`] | a machine of private namespaces on this kernel | namespaces, cgroups below its own |
 //! | [`vm`] | a machine of its own kernel | qemu |
@@ -32,6 +33,7 @@ pub mod images;
 pub mod machine;
 pub mod narrate;
 pub mod native;
+pub mod nerdctl;
 pub mod payload;
 pub mod peers;
 pub mod power;

@@ -63,7 +63,7 @@ impl Machine {
         match self.kind {
             Kind::Native => {
                 let (testbed, runs) = (workspace.testbed(), workspace.target("runs")?);
-                let peers = peers::needed_by(&job.scenario).then(|| peers::ready(workspace)).transpose()?;
+                let peers = peers::of(workspace, &job.scenario)?;
                 native::run(&Site { testbed, runs, rootfs, payload: payload.folder, peers }, job, watch)
             }
             Kind::Vm => vm::run(workspace, &rootfs, &payload, job, watch),

@@ -1,4 +1,5 @@
-//! Other snapshotters of Debian, for the benchmark alone: their programs, which need nothing but libc.
+//! Programs of others that single scenarios need: other snapshotters of Debian, for the benchmark alone, which need
+//! nothing but libc; and nerdctl.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 
 use crate::apt::Apt;
+use crate::nerdctl;
 use crate::rootfs::{self, Suite};
 use crate::scenario::snapshotters;
 use crate::workspace::{Workspace, output_of, remove_tree};
@@ -18,13 +20,17 @@ const PEERS: [(&str, &str); 3] = [
     ("accelerated-container-image", "overlaybd-snapshotter"),
 ];
 
-/// Whether a scenario compares us with them. The tests' do not, and download nothing for it.
-pub fn needed_by(scenario: &str) -> bool {
-    scenario == snapshotters::FULL
+/// The folder that a scenario's machine has as `/peers`; the others download nothing for it.
+pub fn of(workspace: &Workspace, scenario: &str) -> Result<Option<PathBuf>> {
+    match scenario {
+        snapshotters::FULL => ready(workspace).map(Some),
+        _ if nerdctl::needed_by(scenario) => nerdctl::ready(workspace).map(Some),
+        _ => Ok(None),
+    }
 }
 
-/// The folder with the peers' programs, and a file `versions` that names their packages.
-pub fn ready(workspace: &Workspace) -> Result<PathBuf> {
+/// The folder with the snapshotters' programs, and a file `versions` that names their packages.
+fn ready(workspace: &Workspace) -> Result<PathBuf> {
     let rootfs = rootfs::ready(workspace, Suite::Forky)?;
     let recipe = format!("{PEERS:?} {} {}", rootfs.display(), include_str!("peers.rs"));
     workspace.cached("peers", "programs", &recipe, |folder| {

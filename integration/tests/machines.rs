@@ -81,10 +81,10 @@ fn privileged_native_trixie_cri() -> Result<()> {
     run(Kind::Native, Suite::Trixie, "cri")
 }
 
-/// The same, with systemd and unified cgroups.
+/// Containers of nerdctl's, with capsules.
 #[test]
-fn privileged_vm_forky_cri() -> Result<()> {
-    run(Kind::Vm, Suite::Forky, "cri")
+fn privileged_native_forky_nerdctl() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "nerdctl")
 }
 
 /// Attachments over a restart of the node, and events.

@@ -22,6 +22,8 @@ pub struct Sample {
 pub struct Row {
     pub namespace: String,
     pub container: String,
+    /// What its client calls it; `null` where it has no name beside its id.
+    pub container_name: Option<String>,
     /// `NAMESPACE/NAME`; `null` for a container of no pod.
     pub pod: Option<String>,
     /// Capsules with their versions, and devices.
@@ -72,11 +74,17 @@ impl Sample {
 }
 
 impl Row {
+    /// The container's name, or its id where it has none.
+    pub fn called(&self) -> &str {
+        self.container_name.as_deref().unwrap_or(&self.container)
+    }
+
     fn between(before: &v1::ContainerUsage, now: &v1::ContainerUsage) -> Self {
         let measured = now.measured_at.and_then(|at| SystemTime::try_from(at).ok());
         Self {
             namespace: now.namespace.clone(),
             container: now.container.clone(),
+            container_name: filled(now.name.clone()),
             pod: filled(now.pod.clone()),
             attachments: now.attachments.clone(),
             used: measured.map(|at| Used::between(before, now, at)),
@@ -157,7 +165,7 @@ impl Text for Sample {
         let mut table = Table::new(header);
         for row in &self.containers {
             let attached = row.attachments.join(",");
-            let (namespace, container) = (row.namespace.clone(), row.container.clone());
+            let (namespace, container) = (row.namespace.clone(), row.called().to_owned());
             let Some(used) = &row.used else {
                 let none = String::new;
                 let nothing = [none(), none(), none(), none(), none(), none(), none()];

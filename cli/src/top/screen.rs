@@ -82,7 +82,7 @@ impl Screen {
                 Order::Io => used.map_or(-1.0, |used| used.read + used.written),
             }
         };
-        let name = |row: &Row| (row.namespace.clone(), row.container.clone());
+        let name = |row: &Row| (row.namespace.clone(), row.called().to_owned());
         self.sample.containers.sort_by(|a, b| key(b).total_cmp(&key(a)).then_with(|| name(a).cmp(&name(b))));
     }
 
@@ -113,7 +113,7 @@ impl Screen {
             return Paragraph::new("Nothing is attached to any container.").block(Block::bordered());
         };
         let pod = row.pod.as_ref().map(|pod| format!(" of pod {pod}")).unwrap_or_default();
-        let block = Block::bordered().title(format!(" {}/{}{pod} ", row.namespace, row.container));
+        let block = Block::bordered().title(format!(" {}/{}{pod} ", row.namespace, row.called()));
         let mut lines = vec![Line::from(format!("attached  {}", row.attachments.join(", ")))];
         match &row.used {
             Some(used) => lines.extend(details(used).map(Line::from)),
@@ -158,7 +158,7 @@ fn table_of(sample: &Sample) -> Table<'static> {
         Constraint::Length(11),
     ];
     let rows = sample.containers.iter().map(|row| {
-        let name = format!("{}/{}", row.namespace, row.container);
+        let name = format!("{}/{}", row.namespace, row.called());
         let Some(used) = &row.used else { return TableRow::new([name, "-".to_owned()]) };
         TableRow::new([
             name,

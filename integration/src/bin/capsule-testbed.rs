@@ -17,7 +17,7 @@ use capsule_integration::power::machine::{Filesystem, Load, Omission, Work};
 use capsule_integration::power::{self, Campaign};
 use capsule_integration::rootfs::{self, Suite};
 use capsule_integration::workspace::{Workspace, require_root};
-use capsule_integration::{bench, native, scenario, vm};
+use capsule_integration::{bench, native, nerdctl, scenario, vm};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -193,6 +193,9 @@ fn prepare(suite: Option<Suite>) -> Result<()> {
     // With all suites come all scenarios.
     let images: &[Image] = if suite.is_some() { &[Image::Busybox] } else { &Image::ALL };
     timed("images and capsule trees", || Payload::ready(&workspace, images))?;
+    if suite.is_none() {
+        timed("nerdctl", || nerdctl::ready(&workspace))?;
+    }
     Ok(())
 }
 

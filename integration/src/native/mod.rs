@@ -77,7 +77,7 @@ pub struct Site {
     pub rootfs: PathBuf,
     /// The payload.
     pub payload: PathBuf,
-    /// The peers' programs, for a scenario that compares us with them.
+    /// Programs of others, for a scenario that needs them.
     pub peers: Option<PathBuf>,
 }
 

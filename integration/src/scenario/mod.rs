@@ -18,6 +18,7 @@
 //! | [`limits`] | limits of live containers are changed by what is attached to them, and put back |
 //! | [`cri`] | what Kubernetes asks of a node: pods with capsules, by a RuntimeClass, annotations and hand |
 //! | [`docker`] | what is attached to Docker's containers outlives their restarts, and ends with them |
+//! | [`nerdctl`] | containers of nerdctl's live on ours as on containerd's own, with capsules |
 //! | [`registry`] | tags; versions move between machines, by a registry and by archives |
 //! | [`versions`] | versions are compared, built on each other and from images, and stored once |
 //! | [`snapshots`] | nothing: snapshots as `ctr` drives them |
@@ -56,6 +57,7 @@ pub mod keep;
 pub mod life;
 pub mod limits;
 pub mod moves;
+pub mod nerdctl;
 pub mod others;
 pub mod random_trees;
 pub mod readers;
@@ -113,6 +115,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "full" => full::run(reporter),
         "docker" => docker::run(reporter),
         "cri" => cri::run(reporter),
+        "nerdctl" => nerdctl::run(reporter),
         "devices" => devices::run(reporter),
         "bench-devices" => devices::bench::run(reporter),
         "programs" => devices::programs::run(reporter),

@@ -19,13 +19,19 @@ pub const VOLUMES: [&str; 4] = [
     "type=bind,src=/payload/capsules,dst=/reference,options=rbind:ro",
 ];
 
-/// Where readers run.
-pub trait Runs {
-    /// Starts a command in the container, with no output, and does not wait for it.
+/// The same for clients that take volumes as Docker does.
+pub const BINDS: [&str; 4] = ["-v", "/shared:/shared", "-v", "/payload/capsules:/reference:ro"];
+
+/// A container that programs are started in, whoever drives it.
+pub trait Inside {
+    /// Starts a command in it and does not wait for it. `exec_id` is used where the client wants one.
+    ///
+    /// # Errors
+    /// The client's.
     fn spawn(&self, exec_id: &str, command: &[&str]) -> Result<()>;
 }
 
-impl Runs for Container {
+impl Inside for Container {
     fn spawn(&self, exec_id: &str, command: &[&str]) -> Result<()> {
         Self::spawn(self, exec_id, command)
     }
@@ -57,7 +63,7 @@ pub struct Readers {
 
 impl Readers {
     /// Starts `count` readers of `file` in the container and waits until all of them read.
-    pub fn start(container: &impl Runs, count: usize, file: &str, allowed: &[String]) -> Result<Self> {
+    pub fn start(container: &impl Inside, count: usize, file: &str, allowed: &[String]) -> Result<Self> {
         let stop = shared("readers.stop");
         remove(&stop)?;
         let outs: Vec<PathBuf> = (0..count).map(|n| shared(&format!("reader{n}"))).collect();
@@ -117,7 +123,7 @@ pub struct Holder {
 
 impl Holder {
     /// Opens `file` in the container and keeps it open.
-    pub fn start(container: &impl Runs, file: &str) -> Result<Self> {
+    pub fn start(container: &impl Inside, file: &str) -> Result<Self> {
         let (stop, out) = (shared("hold.stop"), shared("hold"));
         remove(&stop)?;
         remove(&out)?;

@@ -286,9 +286,14 @@ pub fn log_of(name: &str) -> PathBuf {
 
 /// Waits until it is so; an error of `is` is not waited out.
 pub fn until(what: &str, is: impl Fn() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + SETTLED;
+    within(SETTLED, what, is)
+}
+
+/// The same, for what may take so long.
+pub fn within(patience: Duration, what: &str, is: impl Fn() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + patience;
     while !is()? {
-        ensure!(Instant::now() < deadline, "{SETTLED:?} later: not {what}");
+        ensure!(Instant::now() < deadline, "{patience:?} later: not {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(())

@@ -1,7 +1,8 @@
 //! Which containers there are, held in memory so that an attach asks containerd nothing.
 //!
-//! Filled by listing once, then kept true by containerd's container events. What is not found here is looked for
-//! by listing again, in case its event has not come yet.
+//! Filled by listing once, then kept true by containerd's container events. What is not found here by its whole id is
+//! looked for by listing again: its event may not have come yet, and a name or the beginning of an id may be another
+//! container's by now.
 //!
 //! dockerd deletes containerd's container whenever its own stops, and creates it anew, with the same id, when it starts it
 //! again. What lasts as long as Docker's container is a lease of that id (docs/adr/0022).
@@ -34,7 +35,7 @@ pub struct Wanted {
 /// What a caller calls a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Name {
-    /// Its id, or the beginning of it.
+    /// Its id, its name, or the beginning of its id.
     Id(String),
     /// What it is in a pod.
     Member(MemberRef),
@@ -59,6 +60,8 @@ pub struct Known {
     pub created: Option<SystemTime>,
     /// What it is in a pod, if it is of one.
     pub member: Option<Member>,
+    /// The name that its client calls it by, if it has one beside its id.
+    pub name: Option<String>,
     /// It is Docker's, and stopped: containerd has no container of its id now.
     pub stopped: bool,
 }
@@ -66,14 +69,13 @@ pub struct Known {
 impl Known {
     /// What is known of a container by what containerd has, and by the lease with which Docker keeps it, where it is Docker's.
     fn of(container: Option<Container>, lease: Option<&Lease>) -> Option<Self> {
-        let stopped = container.is_none();
-        let (runtime, created, member) = match (container, lease) {
-            (Some(container), None) => (container.runtime, container.created, container.member),
-            (Some(container), Some(lease)) => (container.runtime, lease.created, container.member),
-            (None, Some(lease)) => (String::new(), lease.created, None),
-            (None, None) => return None,
-        };
-        Some(Self { runtime, created, member, stopped })
+        let created = lease.map(|lease| lease.created);
+        match container {
+            Some(Container { runtime, created: own, member, name, .. }) => {
+                Some(Self { runtime, created: created.unwrap_or(own), member, name, stopped: false })
+            }
+            None => Some(Self { created: created?, stopped: true, ..Self::default() }),
+        }
     }
 }
 
@@ -118,6 +120,12 @@ impl Containers {
 
     /// Lists all containers of all namespaces.
     pub async fn reload(&self) -> Result<(), ContainerdError> {
+        let index = self.listed().await?;
+        *self.index.write().unwrap_or_else(PoisonError::into_inner) = index;
+        Ok(())
+    }
+
+    async fn listed(&self) -> Result<Index, ContainerdError> {
         let mut index = Index::new();
         for namespace in self.containerd.namespaces().await? {
             let scope = self.containerd.namespace(&namespace)?;
@@ -135,8 +143,7 @@ impl Containers {
                 index.entry(id).or_default().insert(namespace.clone(), known);
             }
         }
-        *self.index.write().unwrap_or_else(PoisonError::into_inner) = index;
-        Ok(())
+        Ok(index)
     }
 
     /// Whether every change comes by an event from now on.
@@ -196,20 +203,23 @@ impl Containers {
         }
     }
 
-    /// The container that is meant. An exact id wins over a prefix.
+    /// The container that is meant. An exact id wins over a name, and a name over the beginning of an id.
     pub async fn find(&self, wanted: &Wanted) -> Result<ContainerKey, AttachmentError> {
-        match self.look_up(wanted) {
-            Err(AttachmentError::UnknownContainer { .. } | AttachmentError::UnknownMember { .. }) => {
-                self.find_anew(wanted).await
-            }
-            found => found,
+        let in_memory = self.look_up(wanted);
+        if matches!((&in_memory, &wanted.name), (Ok(key), Name::Id(id)) if key.id == *id) {
+            return in_memory;
         }
-    }
-
-    /// The same, in what containerd says now.
-    pub async fn find_anew(&self, wanted: &Wanted) -> Result<ContainerKey, AttachmentError> {
-        self.reload().await?;
-        self.look_up(wanted)
+        let index = match self.listed().await {
+            Ok(index) => index,
+            // Nobody makes or renames containers meanwhile.
+            Err(error) if in_memory.is_err() => return Err(error.into()),
+            Err(_) => return in_memory,
+        };
+        let key = choose(&index, wanted)?;
+        if let Some(known) = index.get(&key.id).and_then(|namespaces| namespaces.get(&key.namespace)) {
+            self.put(&key, known.clone());
+        }
+        Ok(key)
     }
 
     /// What the container is in a pod, if it is of one.
@@ -253,22 +263,15 @@ fn choose_by_id(index: &Index, wanted: &str, namespace: &str) -> Result<Containe
     if wanted.is_empty() {
         return Err(unknown());
     }
-    let in_namespace = |id: &String, namespaces: &BTreeMap<String, Known>| -> Vec<ContainerKey> {
-        let named = |n: &&String| namespace.is_empty() || **n == namespace;
-        namespaces
-            .keys()
-            .filter(named)
-            .map(|n| ContainerKey { namespace: n.clone(), id: id.clone() })
-            .collect()
-    };
-    let mut matches: Vec<ContainerKey> =
-        index.get_key_value(wanted).map(|(id, n)| in_namespace(id, n)).unwrap_or_default();
+    // One after the other: what is exact wins, and only where it finds nothing is the next looked for.
+    let by_id = index.get_key_value(wanted).into_iter();
+    let mut matches = matching(by_id, namespace, |_| true);
     if matches.is_empty() {
-        matches = index
-            .range(wanted.to_owned()..)
-            .take_while(|(id, _)| id.starts_with(wanted))
-            .flat_map(|(id, n)| in_namespace(id, n))
-            .collect();
+        matches = matching(index.iter(), namespace, |known| known.name.as_deref() == Some(wanted));
+    }
+    if matches.is_empty() {
+        let by_prefix = index.range(wanted.to_owned()..).take_while(|(id, _)| id.starts_with(wanted));
+        matches = matching(by_prefix, namespace, |_| true);
     }
     match matches.len() {
         0 => Err(unknown()),
@@ -278,6 +281,19 @@ fn choose_by_id(index: &Index, wanted: &str, namespace: &str) -> Result<Containe
             matches: matches.iter().map(ToString::to_string).collect(),
         }),
     }
+}
+
+/// Those of the wanted namespace, any when it is empty, of which `is` holds.
+fn matching<'a>(
+    ids: impl Iterator<Item = (&'a String, &'a BTreeMap<String, Known>)>,
+    wanted: &str,
+    is: impl Fn(&Known) -> bool,
+) -> Vec<ContainerKey> {
+    let of = |namespace: &String| wanted.is_empty() || namespace == wanted;
+    ids.flat_map(|(id, namespaces)| namespaces.iter().map(move |(namespace, known)| (id, namespace, known)))
+        .filter(|(_, namespace, known)| of(namespace) && is(known))
+        .map(|(id, namespace, _)| ContainerKey { namespace: namespace.clone(), id: id.clone() })
+        .collect()
 }
 
 #[cfg(test)]
@@ -291,6 +307,16 @@ mod tests {
         {
             index.entry(id.into()).or_default().insert(namespace.into(), Known::default());
         }
+        for (namespace, id, name) in [
+            ("default", "c1f0", "shop"),
+            ("other", "c2f0", "shop"),
+            ("default", "c3f0", "c1f0"),
+            ("default", "c4f0", "web-"),
+            ("default", "5hop", "5"),
+        ] {
+            let known = Known { name: Some(name.to_owned()), ..Known::default() };
+            index.entry(id.into()).or_default().insert(namespace.into(), known);
+        }
         index
     }
 
@@ -302,19 +328,34 @@ mod tests {
     #[test]
     fn ids_and_unique_prefixes_find_containers() {
         assert_eq!(find("web", "").unwrap(), "default/web");
-        assert_eq!(find("web-", "").unwrap(), "default/web-2");
+        assert_eq!(find("web-2", "").unwrap(), "default/web-2");
         assert_eq!(find("7", "").unwrap(), "moby/77");
         assert_eq!(find("3f", "moby").unwrap(), "moby/3f9a");
+    }
+
+    #[test]
+    fn names_find_containers_after_ids_and_before_prefixes() {
+        assert_eq!(find("shop", "other").unwrap(), "other/c2f0");
+        assert_eq!(find("shop", "default").unwrap(), "default/c1f0");
+        assert_eq!(find("c1f0", "").unwrap(), "default/c1f0"); // though another has it for a name
+        assert_eq!(find("web-", "").unwrap(), "default/c4f0"); // though an id begins with it
+        assert_eq!(find("web-", "default").unwrap(), "default/c4f0");
+        // The beginning of a name finds nothing, and one of an id is not kept from it by names.
+        assert!(find("sho", "").unwrap_err().contains("not known"));
+        assert_eq!(find("5h", "").unwrap(), "default/5hop");
+        let ambiguous = find("shop", "").unwrap_err();
+        assert!(ambiguous.contains("could be default/c1f0, other/c2f0"), "{ambiguous}");
     }
 
     #[test]
     fn a_container_of_dockers_is_there_as_long_as_its_lease() {
         let at = |seconds| Some(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds));
         let (id, runtime) = ("c0".repeat(32), "io.containerd.capsule.v1".to_owned());
-        let container = Container { id: id.clone(), runtime: runtime.clone(), created: at(9), member: None };
+        let container =
+            Container { id: id.clone(), runtime: runtime.clone(), created: at(9), member: None, name: None };
         let lease = Lease { id: id.clone(), created: at(5), labels: std::collections::HashMap::new() };
         let known = |runtime: &str, created, stopped| {
-            Some(Known { runtime: runtime.to_owned(), created, stopped, member: None })
+            Some(Known { runtime: runtime.to_owned(), created, stopped, ..Known::default() })
         };
         for (container, lease, expected) in [
             (Some(&container), None, known(&runtime, at(9), false)),

@@ -383,11 +383,7 @@ impl Attachments {
         &self,
         wanted: &WantedContainer,
     ) -> Result<ContainerKey, AttachmentError> {
-        let mut key = self.containers.find(wanted).await?;
-        if !self.shims.serves(&key) && matches!(wanted.name, Name::Member(_)) {
-            // Another container may have the name since, of which nobody has told yet.
-            key = self.containers.find_anew(wanted).await?;
-        }
+        let key = self.containers.find(wanted).await?;
         if self.shims.serves(&key) {
             self.containers.refresh_unless_followed(&key).await;
             return Ok(key);

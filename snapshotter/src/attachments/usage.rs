@@ -22,6 +22,8 @@ pub struct ContainerUsage {
     pub container: ContainerKey,
     /// Its pod, if it is of one.
     pub pod: Option<String>,
+    /// The name that its client calls it by, if it has one beside its id.
+    pub name: Option<String>,
     /// What it has.
     pub attachments: Vec<Attachment>,
     /// What it uses; none of one whose task does not run.
@@ -64,10 +66,16 @@ impl Attachments {
         let containers = self.records.containers().into_iter();
         let all = containers.map(|key| (self.records.shown(&key), key)).filter(|(has, _)| !has.is_empty());
         all.map(|(attachments, container)| {
-            let pod = self.containers.member(&container).map(|member| member.pod);
-            ContainerUsage { container, pod, attachments, measured: None }
+            let known = self.containers.known(&container).unwrap_or_default();
+            let (pod, name) = (known.member.map(|member| member.pod), known.name);
+            ContainerUsage { container, pod, name, attachments, measured: None }
         })
         .collect()
+    }
+
+    /// The name that its client calls a container by, if it has one beside its id.
+    pub fn name_of(&self, container: &ContainerKey) -> Option<String> {
+        self.containers.known(container)?.name
     }
 
     /// Whether containerd's events are followed.

@@ -43,6 +43,9 @@ impl Member {
     }
 }
 
+/// Label of the name that nerdctl gives a container, unique in its namespace (nerdctl, `pkg/labels/labels.go`).
+const NAME: &str = "nerdctl/name";
+
 /// A container as containerd's metadata has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Container {
@@ -54,12 +57,15 @@ pub struct Container {
     pub created: Option<SystemTime>,
     /// What it is in a pod, as the kubelet labels its containers.
     pub member: Option<Member>,
+    /// The name that its client calls it by, beside its id: as nerdctl labels its containers.
+    pub name: Option<String>,
 }
 
 impl From<WireContainer> for Container {
     fn from(c: WireContainer) -> Self {
         Self {
             member: Member::of(&c.labels),
+            name: c.labels.get(NAME).filter(|name| !name.is_empty()).cloned(),
             id: c.id,
             runtime: c.runtime.unwrap_or_default().name,
             created: c.created_at.and_then(|at| SystemTime::try_from(at).ok()),

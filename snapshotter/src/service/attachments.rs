@@ -3,7 +3,7 @@
 use capsule_proto::capsule::v1 as wire;
 use tonic::{Request, Response, Status};
 
-use super::{convert, to_the_end};
+use super::{convert, named, to_the_end};
 use crate::{
     attachments::{AttachmentError, Attachments, Move, Moved, Outcome, containers::Wanted},
     capsules::model::{CapsuleName, Version},
@@ -23,15 +23,6 @@ impl AttachmentsService {
 }
 
 impl AttachmentsService {
-    fn in_pod(&self, attachment: wire::Attachment) -> wire::Attachment {
-        convert::in_pod(attachment, &self.engine)
-    }
-
-    fn moved(&self, moved: &[Moved]) -> (Vec<wire::Attachment>, Vec<String>) {
-        let from = |from: &Option<Version>| from.as_ref().map(ToString::to_string).unwrap_or_default();
-        moved.iter().map(|(a, version)| (self.in_pod(convert::attachment(a)), from(version))).unzip()
-    }
-
     async fn detach_devices(
         &self,
         request: wire::DetachRequest,
@@ -46,8 +37,7 @@ impl AttachmentsService {
         let engine = self.engine.clone();
         let detached = to_the_end(async move { engine.detach_devices(&container, &devices, lazy).await });
         let detached = detached.await?;
-        let attachments = detached.iter().map(|(a, users)| convert::detached(a, users));
-        let attachments = attachments.map(|a| self.in_pod(a)).collect();
+        let attachments = named(&self.engine, detached.iter().map(|(a, users)| convert::detached(a, users)));
         Ok(Response::new(wire::DetachResponse { attachments }))
     }
 }
@@ -90,6 +80,12 @@ fn names_of(moves: &[Move]) -> impl Iterator<Item = String> {
     moves.iter().map(|one| name(&one.capsule, one.version.as_ref(), one.target.as_ref()))
 }
 
+fn moved(engine: &Attachments, moved: &[Moved]) -> (Vec<wire::Attachment>, Vec<String>) {
+    let from = |from: &Option<Version>| from.as_ref().map(ToString::to_string).unwrap_or_default();
+    let attachments = named(engine, moved.iter().map(|(a, _)| convert::attachment(a)));
+    (attachments, moved.iter().map(|(_, version)| from(version)).collect())
+}
+
 #[tonic::async_trait]
 impl wire::attachments_server::Attachments for AttachmentsService {
     async fn attach(
@@ -108,7 +104,7 @@ impl wire::attachments_server::Attachments for AttachmentsService {
             attached.map_err(|error| asked.refused(error))
         });
         let attached = attached.await?;
-        let attachments = attached.iter().map(|a| self.in_pod(convert::attachment(a))).collect();
+        let attachments = named(&self.engine, attached.iter().map(convert::attachment));
         Ok(Response::new(wire::AttachResponse { attachments }))
     }
 
@@ -132,7 +128,7 @@ impl wire::attachments_server::Attachments for AttachmentsService {
                 wire::UpgradeResponse { planned, ..Default::default() }
             }
             Outcome::Done(done) => {
-                let (attachments, from_versions) = self.moved(&done);
+                let (attachments, from_versions) = moved(&self.engine, &done);
                 wire::UpgradeResponse { attachments, from_versions, planned: Vec::new() }
             }
         }))
@@ -151,7 +147,7 @@ impl wire::attachments_server::Attachments for AttachmentsService {
             engine.rollback(&container, &moves).await.map_err(|error| asked.refused(error))
         });
         let done = done.await?;
-        let (attachments, from_versions) = self.moved(&done);
+        let (attachments, from_versions) = moved(&self.engine, &done);
         Ok(Response::new(wire::RollbackResponse { attachments, from_versions }))
     }
 
@@ -173,8 +169,7 @@ impl wire::attachments_server::Attachments for AttachmentsService {
             detached.map_err(|error| asked.refused(error))
         });
         let detached = detached.await?;
-        let attachments = detached.iter().map(|(a, users)| convert::detached(a, users));
-        let attachments = attachments.map(|a| self.in_pod(a)).collect();
+        let attachments = named(&self.engine, detached.iter().map(|(a, users)| convert::detached(a, users)));
         Ok(Response::new(wire::DetachResponse { attachments }))
     }
 
@@ -198,7 +193,7 @@ impl wire::attachments_server::Attachments for AttachmentsService {
         let container = request.into_inner().container.filter(|c| !c.id.is_empty());
         let container = container.map(|c| convert::parse_container(Some(c))).transpose()?;
         let listed = self.engine.list(container.as_ref()).await?;
-        let attachments = listed.iter().map(|one| self.in_pod(convert::listed(one))).collect();
+        let attachments = named(&self.engine, listed.iter().map(convert::listed));
         Ok(Response::new(wire::ListAttachmentsResponse { attachments }))
     }
 }

@@ -107,10 +107,7 @@ impl wire::capsules_server::Capsules for CapsulesService {
             version: Some(self.describe(&published).await?),
             layers: convert::layers(&published),
             annotations: annotations.into_iter().collect(),
-            attachments: users
-                .iter()
-                .map(|a| convert::in_pod(convert::attachment(a), &self.attachments))
-                .collect(),
+            attachments: super::named(&self.attachments, users.iter().map(convert::attachment)),
         }))
     }
 }

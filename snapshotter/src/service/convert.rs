@@ -10,16 +10,15 @@ use tonic::Status;
 
 use crate::{
     attachments::{
-        AttachSpec, Attachments, Choice, HealthCheck, Listed, Move, Planned,
+        AttachSpec, Choice, HealthCheck, Listed, Move, Planned,
         containers::{Name, Wanted},
-        model::{Attachment, ContainerKey, Phase},
+        model::{Attachment, Phase},
         pods::{InvalidMember, MemberRef},
     },
     capsules::{
         Naming, Published,
         model::{CapsuleName, Mode, ModelError, Version},
     },
-    containerd::Member,
     devices::{DeviceName, InvalidName},
     resources,
     shims::{Draining, User},
@@ -217,6 +216,7 @@ pub fn attachment(a: &Attachment) -> wire::Attachment {
         resources: Some(resources(&a.current.resources)).filter(|_| !a.current.resources.is_empty()),
         pod: String::new(),
         pod_container: String::new(),
+        container_name: String::new(),
     }
 }
 
@@ -242,13 +242,6 @@ pub fn planned(p: &Planned) -> wire::Planned {
         required_by: p.required_by.iter().map(ToString::to_string).collect(),
         from_version: p.from.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
-}
-
-/// The same, with what its container is in a pod.
-pub fn in_pod(a: wire::Attachment, attachments: &Attachments) -> wire::Attachment {
-    let key = ContainerKey { namespace: a.namespace.clone(), id: a.container.clone() };
-    let Member { pod, container, .. } = attachments.member(&key).unwrap_or_default();
-    wire::Attachment { pod, pod_container: container.unwrap_or_default(), ..a }
 }
 
 /// A detached attachment, for the wire: draining while somebody uses it.

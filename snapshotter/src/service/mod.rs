@@ -43,7 +43,13 @@ pub use self::{
 
 use std::error::Error;
 
+use capsule_proto::capsule::v1 as wire;
 use tonic::Status;
+
+use crate::{
+    attachments::{Attachments, model::ContainerKey},
+    containerd::Member,
+};
 
 /// Runs a call in a task of its own: to its end, with all that it has to clear up, also if the caller goes away in the middle.
 async fn to_the_end<T, E>(call: impl Future<Output = Result<T, E>> + Send + 'static) -> Result<T, Status>
@@ -52,6 +58,17 @@ where
     E: Into<Status> + Send + 'static,
 {
     tokio::spawn(call).await.map_err(|e| Status::internal(e.to_string()))?.map_err(Into::into)
+}
+
+/// With the names that clients call the containers by, and what these are in pods.
+fn named(engine: &Attachments, all: impl Iterator<Item = wire::Attachment>) -> Vec<wire::Attachment> {
+    let named = |one: wire::Attachment| {
+        let key = ContainerKey { namespace: one.namespace.clone(), id: one.container.clone() };
+        let Member { pod, container, .. } = engine.member(&key).unwrap_or_default();
+        let container_name = engine.name_of(&key).unwrap_or_default();
+        wire::Attachment { pod, pod_container: container.unwrap_or_default(), container_name, ..one }
+    };
+    all.map(named).collect()
 }
 
 /// An error and its sources in one line, as a status message has them.

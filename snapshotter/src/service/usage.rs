@@ -43,6 +43,7 @@ fn container(usage: ContainerUsage) -> wire::ContainerUsage {
         namespace: usage.container.namespace,
         container: usage.container.id,
         pod: usage.pod.unwrap_or_default(),
+        name: usage.name.unwrap_or_default(),
         attachments: usage.attachments.iter().map(Attachment::label).collect(),
         ..Default::default()
     };

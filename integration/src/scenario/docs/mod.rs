@@ -11,6 +11,7 @@ use self::page::Part;
 use super::ctr::{Container, OURS, Output, ctr, run as run_program};
 use super::world::{World, with_logs};
 use crate::event::Reporter;
+use crate::nerdctl;
 
 /// A page: the last word of the scenario's name, its file, and its text.
 pub type Page = (&'static str, &'static str, &'static str);
@@ -23,6 +24,7 @@ pub const PAGES: [Page; 8] = [
     ("lifecycle", "docs/lifecycle.md", include_str!("../../../../docs/lifecycle.md")),
     ("metrics", "docs/metrics.md", include_str!("../../../../docs/metrics.md")),
     ("moving", "docs/moving.md", include_str!("../../../../docs/moving.md")),
+    ("nerdctl", "docs/nerdctl.md", include_str!("../../../../docs/nerdctl.md")),
     ("publishing", "docs/publishing.md", include_str!("../../../../docs/publishing.md")),
     ("writing", "docs/writing.md", include_str!("../../../../docs/writing.md")),
 ];
@@ -40,6 +42,9 @@ pub fn run(reporter: &mut Reporter, page: &str) -> Result<()> {
     }
     let mut pages = PAGES.iter().chain(&UNIFIED_PAGES);
     let (_, name, source) = pages.find(|(word, ..)| *word == page).context("there is no such page")?;
+    if nerdctl::needed_by(&format!("docs-{page}")) {
+        nerdctl::install()?;
+    }
     with_logs(reporter, |reporter| examples(reporter, name, source))
 }
 
@@ -96,7 +101,7 @@ fn example(command: &str, prints: Option<&str>) -> Result<String> {
 }
 
 fn sh(script: &str) -> Result<Output> {
-    run_program("sh", &["-c", &format!("cd /tmp/docs\n{script}")], b"")
+    run_program("sh", &["-c", &format!("export HOME=/root\ncd /tmp/docs\n{script}")], b"")
 }
 
 #[cfg(test)]
