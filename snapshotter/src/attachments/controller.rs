@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::{
     Attachments,
-    containers::{Name, Wanted as WantedContainer},
+    containers::Wanted as WantedContainer,
     devices::Moment,
     effects::{is_refusal, removals},
     environment::environment,

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use crate::images::Image;
 use crate::scenario::ctr::Output;
-use crate::scenario::readers::Runs;
+use crate::scenario::readers::Inside;
 use crate::scenario::runtime::client::{Answer, Client};
 
 /// The Kubernetes namespace of all pods here.
@@ -397,7 +397,7 @@ impl Member<'_> {
     }
 }
 
-impl Runs for Member<'_> {
+impl Inside for Member<'_> {
     /// `ExecSync` waits for all who have its output.
     fn spawn(&self, _: &str, command: &[&str]) -> Result<()> {
         let behind = ["/bin/sh", "-c", "\"$@\" </dev/null >/dev/null 2>&1 &", "sh"];

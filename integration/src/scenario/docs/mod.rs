@@ -17,7 +17,7 @@ use crate::nerdctl;
 pub type Page = (&'static str, &'static str, &'static str);
 
 /// The pages that have examples.
-pub const PAGES: [Page; 8] = [
+pub const PAGES: [Page; 9] = [
     ("readme", "README.md", include_str!("../../../../README.md")),
     ("capsule-toml", "docs/capsule-toml.md", include_str!("../../../../docs/capsule-toml.md")),
     ("kubernetes", "docs/kubernetes.md", include_str!("../../../../docs/kubernetes.md")),
