@@ -78,18 +78,26 @@ pub fn read(path: &Path) -> Result<ConfigFile, SetupError> {
     Ok(ConfigFile { path: path.to_owned(), text })
 }
 
-/// The file itself where the path is a link: it is replaced there.
+/// The path from the root. A link stays one: what it imports is relative to where it is.
 ///
 /// # Errors
 /// [`SetupError::File`].
 pub fn resolve(path: &Path) -> Result<PathBuf, SetupError> {
-    match fs::canonicalize(path) {
-        Ok(path) => Ok(path),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            std::path::absolute(path).map_err(SetupError::file("find", path))
+    let path = std::path::absolute(path).map_err(SetupError::file("find", path))?;
+    Ok(clean(&path))
+}
+
+/// As Go's `filepath.Clean`: without `.` and, by their names alone, without `..`.
+fn clean(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir => drop(clean.pop()),
+            other => clean.push(other),
         }
-        Err(source) => Err(SetupError::file("find", path)(source)),
     }
+    clean
 }
 
 /// What a file imports, as patterns of absolute paths.
@@ -101,10 +109,7 @@ fn patterns(file: &Path, text: &str) -> Result<Vec<String>, SetupError> {
     let no_list = || SetupError::Pattern { file: file.to_owned(), message: "not a list of paths".to_owned() };
     let texts = imports.as_array().ok_or_else(no_list)?.iter().map(toml::Value::as_str);
     let absolute = |text: Option<&str>| {
-        let path = folder.join(text.ok_or_else(no_list)?);
-        // As Go's `filepath.Clean` has it.
-        let clean = path.components().filter(|part| *part != Component::CurDir).collect::<PathBuf>();
-        Ok(clean.to_string_lossy().into_owned())
+        Ok(clean(&folder.join(text.ok_or_else(no_list)?)).to_string_lossy().into_owned())
     };
     texts.map(absolute).collect()
 }
@@ -146,6 +151,8 @@ fn matches(file: &Path, pattern: &str) -> Result<Vec<PathBuf>, SetupError> {
 /// # Errors
 /// [`SetupError::File`].
 pub fn write(path: &Path, text: &str, like: &Path) -> Result<(), SetupError> {
+    // Where it is a link, the file that it leads to is replaced.
+    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let folder = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(folder).map_err(SetupError::file("make the folder of", path))?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();

@@ -16,13 +16,14 @@ use crate::event::Reporter;
 pub type Page = (&'static str, &'static str, &'static str);
 
 /// The pages that have examples.
-pub const PAGES: [Page; 7] = [
+pub const PAGES: [Page; 8] = [
     ("readme", "README.md", include_str!("../../../../README.md")),
     ("capsule-toml", "docs/capsule-toml.md", include_str!("../../../../docs/capsule-toml.md")),
     ("lifecycle", "docs/lifecycle.md", include_str!("../../../../docs/lifecycle.md")),
     ("metrics", "docs/metrics.md", include_str!("../../../../docs/metrics.md")),
     ("moving", "docs/moving.md", include_str!("../../../../docs/moving.md")),
     ("publishing", "docs/publishing.md", include_str!("../../../../docs/publishing.md")),
+    ("setup", "docs/setup.md", include_str!("../../../../docs/setup.md")),
     ("writing", "docs/writing.md", include_str!("../../../../docs/writing.md")),
 ];
 
