@@ -1,14 +1,27 @@
 //! containerd's configuration, as containerd itself reads it: with all that is imported, and its defaults (`config dump`).
 
 use std::ffi::OsStr;
+use std::path::Path;
 
 use toml::{Table, Value};
 
 use super::containerd::Containerd;
 use super::{Finding, SETUP};
 use crate::host::cgroups::Driver;
+use crate::host::containerd::DEFAULT_CONFIG;
 use crate::host::{find, own_path, run};
 use crate::setup::{ANNOTATIONS, CRI_2, CRI_3, HANDLER, RUNTIME, SHIM, TRANSFER};
+
+/// How containerd's CRI plugin is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cri<'a> {
+    /// It works, or will when containerd is started.
+    On,
+    /// It is disabled.
+    Off,
+    /// It did not start, because of this.
+    Failed(&'a str),
+}
 
 /// What a configuration says of capsules.
 #[derive(Debug, Default)]
@@ -37,14 +50,15 @@ impl Configured {
         let program = program
             .or_else(found)
             .ok_or("there is no program containerd on the path that could show its configuration")?;
+        let config = running.and_then(|process| process.config.as_deref());
         let mut words: Vec<&OsStr> = Vec::new();
-        if let Some(config) = running.and_then(|process| process.config.as_deref()) {
-            words.extend(["--config".as_ref(), config.as_os_str()]);
-        }
-        words.extend(["config", "dump"].map(OsStr::new));
+        words.extend(config.into_iter().flat_map(|config| ["--config".as_ref(), config.as_os_str()]));
+        // containerd 1.7 shows nothing where there is no file.
+        let is_default = config.is_none() && !Path::new(DEFAULT_CONFIG).exists();
+        words.extend(["config", if is_default { "default" } else { "dump" }].map(OsStr::new));
         let ran = run(&program, &words)
             .await
-            .map_err(|reason| format!("{} config dump: {reason}", program.display()))?;
+            .map_err(|reason| format!("{} config: {reason}", program.display()))?;
         if !ran.ok {
             let last = ran.err.trim().lines().last().unwrap_or_default().to_owned();
             return Err(format!("containerd's configuration cannot be read: {last}"));
@@ -102,8 +116,14 @@ impl Configured {
     }
 
     /// The runtime handler for Kubernetes, where CRI is on.
-    pub fn handler(&self, is_on: bool, snapshotter: &str, driver: Driver) -> Vec<Finding> {
+    pub fn handler(&self, cri: Cri<'_>, snapshotter: &str, driver: Driver) -> Vec<Finding> {
         const CHECK: &str = "cri-handler";
+        if let Cri::Failed(error) = cri {
+            let found = format!("containerd's CRI plugin did not start, and Kubernetes needs it: {error}");
+            let advice = "correct its configuration and restart containerd, or put it into disabled_plugins";
+            return vec![Finding::error(CHECK, found, advice)];
+        }
+        let is_on = cri == Cri::On;
         if !is_on {
             return vec![Finding::ok(CHECK, "containerd's CRI plugin is off: there is no Kubernetes here")];
         }
@@ -198,9 +218,9 @@ mod tests {
         assert_eq!(good.capabilities, ["remap-ids"]);
         assert_eq!(good.unpack("capsule", None).state, State::Ok);
         assert_eq!(good.unpack("capsule", Some("no snapshotter x")).state, State::Error);
-        assert_eq!(states(&good.handler(true, "capsule", NO_KUBELET)), [State::Ok, State::Ok]);
+        assert_eq!(states(&good.handler(Cri::On, "capsule", NO_KUBELET)), [State::Ok, State::Ok]);
         let old = of(&GOOD.replace(CRI_3, CRI_2));
-        assert_eq!(states(&old.handler(true, "capsule", NO_KUBELET)), [State::Ok, State::Ok]);
+        assert_eq!(states(&old.handler(Cri::On, "capsule", NO_KUBELET)), [State::Ok, State::Ok]);
         assert!(of("disabled_plugins = ['io.containerd.grpc.v1.cri']").cri_disabled && !good.cri_disabled);
     }
 
@@ -209,14 +229,15 @@ mod tests {
         let none = of("");
         assert!(none.address.is_none());
         assert_eq!(none.unpack("capsule", None).state, State::Warning);
-        assert_eq!(states(&none.handler(true, "capsule", NO_KUBELET)), [State::Warning]);
-        assert_eq!(states(&none.handler(false, "capsule", NO_KUBELET)), [State::Ok]);
+        assert_eq!(states(&none.handler(Cri::On, "capsule", NO_KUBELET)), [State::Warning]);
+        assert_eq!(states(&none.handler(Cri::Off, "capsule", NO_KUBELET)), [State::Ok]);
+        assert_eq!(states(&of(GOOD).handler(Cri::Failed("no runc"), "capsule", NO_KUBELET)), [State::Error]);
         for (from, to, word) in [
             ("capsule.v1'", "runc.v2'", "runtime type"),
             ("'a', 'resourcecapsules.io/*'", "", "annotations"),
             ("        snapshotter = 'capsule'\n        pod", "        pod", "snapshotter"),
         ] {
-            let [finding] = &of(&GOOD.replace(from, to)).handler(true, "capsule", NO_KUBELET)[..] else {
+            let [finding] = &of(&GOOD.replace(from, to)).handler(Cri::On, "capsule", NO_KUBELET)[..] else {
                 panic!("{to}")
             };
             assert!(finding.state == State::Error && finding.found.contains(word), "{finding:?}");
@@ -225,7 +246,7 @@ mod tests {
             "runtime_type = 'io.containerd.capsule.v1'",
             "runtime_type = 'io.containerd.runc.v2'\nruntime_path = '/usr/bin/containerd-shim-capsule-v1'",
         );
-        assert_eq!(states(&of(&by_path).handler(true, "capsule", NO_KUBELET))[0], State::Ok);
+        assert_eq!(states(&of(&by_path).handler(Cri::On, "capsule", NO_KUBELET))[0], State::Ok);
     }
 
     #[test]

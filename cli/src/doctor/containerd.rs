@@ -110,6 +110,13 @@ impl Containerd {
         self.daemon.as_ref().ok()?.plugin("io.containerd.transfer.v1", "local")?.error.as_deref()
     }
 
+    /// Why CRI does not work, if it does not.
+    pub fn cri_error(&self) -> Option<&str> {
+        let plugins = &self.daemon.as_ref().ok()?.plugins;
+        let is_cri = |plugin: &&Plugin| plugin.kind == "io.containerd.cri.v1" || plugin.id == "cri";
+        plugins.iter().filter(is_cri).find_map(|plugin| plugin.error.as_deref())
+    }
+
     /// Whether it serves CRI; `None` when it does not answer.
     pub fn runs_cri(&self) -> Option<bool> {
         self.daemon.as_ref().ok().map(|daemon| daemon.plugin("io.containerd.grpc.v1", "cri").is_some())

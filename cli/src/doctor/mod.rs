@@ -14,7 +14,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use self::configuration::Configured;
+use self::configuration::{Configured, Cri};
 use self::containerd::Containerd;
 use crate::host::Settings;
 use crate::host::cgroups::Driver;
@@ -96,8 +96,13 @@ pub async fn examine(address: &Path, settings_file: &Path) -> Vec<Finding> {
     match &configured {
         Ok(configured) => {
             findings.push(configured.unpack(&settings.snapshotter, containerd.transfer_error()));
-            let is_on = containerd.runs_cri().unwrap_or(!configured.cri_disabled);
-            findings.extend(configured.handler(is_on, &settings.snapshotter, Driver::read()));
+            let cri = match (containerd.cri_error(), containerd.runs_cri()) {
+                (Some(error), _) => Cri::Failed(error),
+                (None, Some(true)) => Cri::On,
+                (None, None) if !configured.cri_disabled => Cri::On,
+                _ => Cri::Off,
+            };
+            findings.extend(configured.handler(cri, &settings.snapshotter, Driver::read()));
         }
         Err(reason) => findings.push(Finding::skipped("configuration", reason)),
     }

@@ -8,7 +8,10 @@ use toml::Value;
 use super::change::{Change, Draft};
 use super::document::{Found, Parsed, path, version_of};
 use super::error::SetupError;
-use super::section::{CRI_2, CRI_3, HANDLER, Section, TRANSFER, Wanted, Wish, handler, header, snapshotter};
+use super::section::{
+    CRI_2, CRI_3, DEFAULT_RUNTIME, HANDLER, Section, TRANSFER, Wanted, Wish, default_runtime, handler,
+    header, snapshotter,
+};
 use crate::host::Release;
 
 /// A file of containerd's configuration.
@@ -58,6 +61,11 @@ pub fn plan(files: &[ConfigFile], wanted: &Wanted) -> Result<Vec<Edited>, SetupE
     if wanted.cri.unwrap_or_else(|| !disables_cri(&parsed)) {
         let names: Vec<&str> = versions.iter().map(|version| cri_plugin(*version)).collect();
         let at = target_of_cri(&parsed, &names, wanted.release);
+        let default = path(&["plugins", names[at], "containerd", "default_runtime_name"]);
+        let default = parsed[at].value(&default).and_then(Value::as_str).unwrap_or(DEFAULT_RUNTIME);
+        if wanted.release.is_1_7() && default == DEFAULT_RUNTIME {
+            fulfil(&files[at], &mut drafts[at], versions[at], &default_runtime(names[at]))?;
+        }
         let present = parsed[at].value(&path(&["plugins", names[at], "containerd", "runtimes", HANDLER]));
         fulfil(&files[at], &mut drafts[at], versions[at], &handler(names[at], wanted, present))?;
     }

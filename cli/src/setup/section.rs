@@ -11,6 +11,8 @@ pub const TRANSFER: &str = "io.containerd.transfer.v1.local";
 pub const CRI_2: &str = "io.containerd.grpc.v1.cri";
 /// And in later ones.
 pub const CRI_3: &str = "io.containerd.cri.v1.runtime";
+/// The runtime handler of pods that name none.
+pub const DEFAULT_RUNTIME: &str = "runc";
 /// The name of the runtime handler.
 pub const HANDLER: &str = "capsule";
 /// What the handler runs.
@@ -100,6 +102,17 @@ pub fn handler(plugin: &str, wanted: &Wanted, present: Option<&Value>) -> Sectio
     };
     let title = "the runtime handler that a RuntimeClass of Kubernetes names";
     Section { title, tables: vec![(handler, keys), (options, vec![("SystemdCgroup", systemd)])] }
+}
+
+/// The runtime that pods have without a RuntimeClass. In containerd 1.7 a file's table of runtimes replaces containerd's own, and
+/// without this one the CRI plugin does not start (tried with 1.7.24); 2.x has it all the same.
+pub fn default_runtime(plugin: &str) -> Section {
+    let runc = path(&["plugins", plugin, "containerd", "runtimes", DEFAULT_RUNTIME]);
+    let keys = vec![("runtime_type", Wish::Unless("io.containerd.runc.v2".into()))];
+    Section {
+        title: "the default runtime, since the next table would replace containerd's own",
+        tables: vec![(runc, keys)],
+    }
 }
 
 /// A table's header. Names that need quotes have those that containerd's own files of the version have.

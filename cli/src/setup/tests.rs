@@ -192,6 +192,28 @@ fn handlers_of_others_stay_and_ours_is_completed() {
     assert_eq!(ours["runtime_type"], "io.containerd.runc.v2".into());
 }
 
+/// containerd 1.7 forgets its own runtimes where a file has one.
+#[test]
+fn the_default_runtime_is_not_lost() {
+    let runtimes = |text: &str, version| {
+        let text = meaning(&after(text, &wanted(version)));
+        let table = at(&text, &["plugins", CRI_2, "containerd", "runtimes"]).unwrap().as_table().unwrap();
+        table.keys().cloned().collect::<Vec<_>>()
+    };
+    let containerd = format!("version = 2\n[plugins.\"{CRI_2}\".containerd]\n");
+    for text in [DEBIAN, containerd.as_str(), &format!("{containerd}default_runtime_name = \"runc\"\n")] {
+        assert_eq!(runtimes(text, "1.7"), ["capsule", "runc"], "{text}");
+        assert_eq!(runtimes(text, "2.1"), ["capsule"], "{text}");
+    }
+    let other = format!(
+        "{containerd}default_runtime_name = \"crun\"\n[plugins.\"{CRI_2}\".containerd.runtimes.crun]\n  runtime_type = \"x\"\n"
+    );
+    assert_eq!(runtimes(&other, "1.7"), ["capsule", "crun"]);
+    let by_hand =
+        format!("version = 2\n[plugins.\"{CRI_2}\".containerd.runtimes.runc]\n  runtime_type = \"mine\"\n");
+    assert!(after(&by_hand, &wanted("1.7")).contains("runtime_type = \"mine\""));
+}
+
 #[test]
 fn systemd_is_changed_only_when_asked_for() {
     let options = format!("[plugins.'{CRI_3}'.containerd.runtimes.capsule.options]");

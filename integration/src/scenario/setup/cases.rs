@@ -185,7 +185,9 @@ pub(super) fn without_root(node: &mut Node) -> Result<String> {
     ensure!(checks == expected, "{}", output.out);
     ensure!(skipped[..4].iter().all(|line| line.contains("needs root")), "{}", output.out);
     let before = fs::read_to_string(CONFIG)?;
-    for arguments in [&["setup", "--undo", "--yes"][..], &["setup", "--yes", "--cri=true", "--systemd-cgroup=true"]] {
+    for arguments in
+        [&["setup", "--undo", "--yes"][..], &["setup", "--yes", "--cri=true", "--systemd-cgroup=true"]]
+    {
         let output = run_program("setpriv", &[&words[..], arguments].concat(), b"")?.ended_with(1)?;
         ensure!(output.err.contains("run it as root") && output.err.lines().count() == 1, "{}", output.err);
         ensure!(fs::read_to_string(CONFIG)? == before, "it was written");
