@@ -143,6 +143,26 @@ pub fn replaced(text: &str, at: Range<usize>, with: &str) -> String {
     [&text[..at.start], with, &text[at.end..]].concat()
 }
 
+/// A list in one value, as it is written, with one element more: after the last, or on a line of its own where each has one. All
+/// else in it stays.
+pub fn longer(list: &str, element: &Value) -> Option<String> {
+    const KEY: &str = "list = ";
+    let text = format!("{KEY}{list}");
+    let document = Document::parse(text.as_str()).ok()?;
+    let array = document.get("list")?.as_array()?;
+    let newline = if text.contains("\r\n") { "\r\n" } else { "\n" };
+    let end = text.rfind(']')?;
+    let (at, with) = match array.iter().last() {
+        None => (KEY.len() + 1, element.to_string()),
+        Some(_) if array.trailing_comma() && text[..end].ends_with('\n') => {
+            (end, format!("  {element},{newline}"))
+        }
+        Some(_) if array.trailing_comma() => (end, element.to_string()),
+        Some(last) => (last.span()?.end, format!(", {element}")),
+    };
+    Some(replaced(&text, at..at, &with)[KEY.len()..].to_owned())
+}
+
 /// Sets the value at a path; false if what is on the way is no table.
 pub fn set(table: &mut Table, path: &[String], value: Value) -> bool {
     let Some((last, tables)) = path.split_last() else { return false };

@@ -3,10 +3,10 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use toml::Value;
+use toml::{Table, Value};
 
 use super::change::{Change, Draft};
-use super::document::{Found, Parsed, path, version_of};
+use super::document::{Found, Parsed, longer, path, version_of};
 use super::error::SetupError;
 use super::section::{
     CRI_2, CRI_3, DEFAULT_RUNTIME, HANDLER, Section, TRANSFER, Wanted, Wish, default_runtime, handler,
@@ -179,6 +179,7 @@ fn set_key(
     let made = match (parsed.find(&full), parsed.find(table)) {
         (Found::Value(_, span), _) => {
             let before = text[span.clone()].to_owned();
+            let after = wish.element().and_then(|one| longer(&before, one)).unwrap_or_else(|| after.clone());
             draft.make(span, &after, Change::Replaced { key: full.clone(), before, after: after.clone() })
         }
         (Found::Nothing, Found::Table(header)) => {
@@ -225,15 +226,15 @@ fn unpack(file: &ConfigFile, draft: &mut Draft, version: i64, wanted: &Wanted) -
             let change = Change::Inserted { text: more.clone() };
             made(draft.make(end..end, &more, change), file, &list, &more)
         }
-        Found::Value(Value::Array(mut list_of), span) => {
-            let ours = toml::Table::from_iter([
+        Found::Value(Value::Array(_), span) => {
+            let ours = Value::Table(Table::from_iter([
                 ("platform".to_owned(), Value::from("linux")),
                 ("snapshotter".to_owned(), Value::from(wanted.snapshotter.as_str())),
-            ]);
-            list_of.push(Value::Table(ours));
-            let (before, after) = (text[span.clone()].to_owned(), Value::Array(list_of).to_string());
+            ]));
+            let before = text[span.clone()].to_owned();
+            let after = longer(&before, &ours).unwrap_or_default();
             let change = Change::Replaced { key: list.clone(), before, after: after.clone() };
-            made(draft.make(span, &after, change), file, &list, &after)
+            made(draft.make(span, &after, change), file, &list, &ours.to_string())
         }
         _ => made(false, file, &list, &element(&wanted.snapshotter, "")),
     }

@@ -139,6 +139,14 @@ impl Wish {
         }
     }
 
+    /// What a list is to have.
+    pub fn element(&self) -> Option<&Value> {
+        match self {
+            Self::Has(value) => Some(value),
+            _ => None,
+        }
+    }
+
     /// What it is to be instead of `present`; `None` when that will do.
     pub fn over(&self, present: &Value) -> Option<Value> {
         match (self, present) {

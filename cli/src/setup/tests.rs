@@ -154,6 +154,22 @@ fn a_list_of_snapshotters_is_made_longer_in_its_form() {
 }
 
 #[test]
+fn a_list_in_one_value_keeps_its_form() {
+    for (list, longer) in [
+        ("[]", "['x']"),
+        ("[ # none\n]", "['x' # none\n]"),
+        ("['a', \"b\"]", "['a', \"b\", 'x']"),
+        ("['a',]", "['a','x']"),
+        ("[\n  'a', # why\n]", "[\n  'a', # why\n  'x',\n]"),
+        ("[\r\n  'a' # ]\r\n]", "[\r\n  'a', 'x' # ]\r\n]"),
+    ] {
+        let found = document::longer(list, &"x".into()).unwrap();
+        assert_eq!(found.replace('"', "'"), longer.replace('"', "'"), "{list}");
+    }
+    assert_eq!(document::longer("7", &"x".into()), None);
+}
+
+#[test]
 fn other_values_of_ours_are_replaced_and_other_keys_stay() {
     let text = "version = 3\n[proxy_plugins]\n  [proxy_plugins.capsule] # mine\n    type = \"snapshot\"\n    address = \"/old.sock\" # old\n    \
                 platform = \"linux/amd64\"\n  [proxy_plugins.other]\n    address = \"/other.sock\"\n";
