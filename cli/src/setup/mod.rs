@@ -112,8 +112,8 @@ impl Prepared {
         if let Some(mut undone) = self.undone.take() {
             write_files(&self.edited)?;
             undone.write(&self.main)?;
-            let done = self.record.files.iter().filter(|file| undone.is_new(&file.path));
-            return done.map(|file| files::remove(&backup_of(&self.main, &file.path))).collect();
+            let mut done = self.record.files.iter().filter(|file| undone.is_new(&file.path));
+            return done.try_for_each(|file| files::remove(&backup_of(&self.main, &file.path)));
         }
         for file in &self.edited {
             if let (Some(backup), Some(before)) = (self.backup(file), &file.before) {
