@@ -8,6 +8,7 @@ mod devices;
 mod diff;
 mod events;
 mod limits;
+mod machine;
 mod moves;
 mod prune;
 mod shown;
@@ -33,6 +34,7 @@ pub use self::devices::{DetachArgs, DevicesArgs};
 pub use self::diff::DiffArgs;
 pub use self::events::EventsArgs;
 pub use self::limits::LimitArgs;
+pub use self::machine::{DoctorArgs, SetupArgs};
 pub use self::moves::{RollbackArgs, UpgradeArgs};
 pub use self::prune::{PruneArgs, RemoveArgs};
 pub use self::sign::{SignArgs, VerifyArgs};
@@ -229,6 +231,12 @@ pub enum Command {
     /// Follow what happens to capsules and attachments
     #[command(after_help = events::EXAMPLES)]
     Events(EventsArgs),
+    /// Check kernel, control groups, containerd, capsuled and runtimes, and say what to change
+    #[command(after_help = machine::DOCTOR_EXAMPLES)]
+    Doctor(DoctorArgs),
+    /// Write containerd's configuration so that capsules work, or take that back
+    #[command(after_help = machine::SETUP_EXAMPLES)]
+    Setup(SetupArgs),
     /// Print a completion script for a shell
     #[command(after_help = COMPLETION_EXAMPLES)]
     Completion {

@@ -33,6 +33,19 @@ pub struct Client {
     channel: Channel,
 }
 
+/// A gRPC channel over a connection that is there; when it breaks, so does the channel.
+///
+/// # Errors
+/// When what listens does not speak HTTP/2.
+pub async fn channel(stream: UnixStream) -> Result<Channel, tonic::transport::Error> {
+    let stream = Mutex::new(Some(stream));
+    let connector = tower::service_fn(move |_: Uri| {
+        let stream = stream.lock().ok().and_then(|mut s| s.take());
+        async move { stream.map(TokioIo::new).ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionReset)) }
+    });
+    Endpoint::from_static("http://capsuled").connect_with_connector(connector).await
+}
+
 impl Client {
     /// Connects to the socket at `address`.
     ///
@@ -43,13 +56,7 @@ impl Client {
         let stream = UnixStream::connect(address)
             .await
             .map_err(|source| Error::Connect { address: address.to_owned(), source })?;
-        let stream = Mutex::new(Some(stream));
-        let connector = tower::service_fn(move |_: Uri| {
-            let stream = stream.lock().ok().and_then(|mut s| s.take());
-            async move { stream.map(TokioIo::new).ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionReset)) }
-        });
-        let channel = Endpoint::from_static("http://capsuled")
-            .connect_with_connector(connector)
+        let channel = channel(stream)
             .await
             .map_err(|source| Error::Handshake { address: address.to_owned(), source })?;
         Ok(Self { channel })

@@ -4,9 +4,11 @@ mod archives;
 mod budget;
 mod devices;
 pub mod diff;
+mod doctor;
 mod events;
 mod metrics;
 mod prune;
+mod setup;
 mod sign;
 mod tags;
 mod transfer;
@@ -79,6 +81,8 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
         Command::Prune(args) => prune::prune(to, args).await,
         Command::Rm(args) => prune::remove(to, args).await,
         Command::Events(args) => events::follow(to, request::events(args, namespace)?).await,
+        Command::Doctor(args) => doctor::doctor(to, args).await,
+        Command::Setup(args) => setup::setup(to, args).await,
         Command::Completion { shell } => completion(shell),
     }
 }

@@ -10,6 +10,7 @@ use tonic::{Code, Status};
 
 use crate::archive;
 use crate::declaration::Mistake;
+use crate::setup::SetupError;
 use crate::text::escape_control;
 
 /// Why a command failed.
@@ -85,6 +86,17 @@ pub enum Error {
         path: PathBuf,
         /// What the kernel said.
         source: io::Error,
+    },
+    /// containerd's configuration is left as it is.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// Capsules do not work on this machine as it is.
+    #[error("of {checks} checks, {errors} found an error: see above what to do")]
+    Unfit {
+        /// How many.
+        errors: usize,
+        /// Of how many.
+        checks: usize,
     },
     /// No signature is good.
     #[error("{what} has no good signature by {by}: of {signatures}, none is")]

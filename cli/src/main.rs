@@ -3,8 +3,9 @@
 //! The rooms, in the direction of flow: `args` (what was typed) and `declaration` (what a tree's `capsule.toml`
 //! says) → `request` (the wire, pure) → `client` and `archive` (effects) → `view` (our own values) → `text` (what is
 //! read). `commands` and `publish` (with `base`) join them; `credentials` and `progress` are
-//! for transfers.
-//! Nothing here needs root by itself, enters a namespace or opens a database: capsuled does.
+//! for transfers; `doctor` and `setup` look at the machine itself (`host`) and at containerd's configuration.
+//! Nothing here needs root by itself, enters a namespace or opens a database: capsuled does. `setup` alone writes a file that is
+//! root's.
 
 mod archive;
 mod args;
@@ -13,11 +14,14 @@ mod client;
 mod commands;
 mod credentials;
 mod declaration;
+mod doctor;
 mod error;
+mod host;
 mod lock;
 mod progress;
 mod publish;
 mod request;
+mod setup;
 mod table;
 mod text;
 mod top;

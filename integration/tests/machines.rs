@@ -57,6 +57,18 @@ fn privileged_native_forky_sets() -> Result<()> {
     run(Kind::Native, Suite::Forky, "sets")
 }
 
+/// containerd's configuration written, used and taken back, and what doctor finds.
+#[test]
+fn privileged_native_forky_setup() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "setup")
+}
+
+/// The same on containerd 1.7.
+#[test]
+fn privileged_native_trixie_setup() -> Result<()> {
+    run(Kind::Native, Suite::Trixie, "setup")
+}
+
 /// Upgrades of sets, and what is proved of them.
 #[test]
 fn privileged_native_forky_moves() -> Result<()> {

@@ -23,13 +23,19 @@ struct Arguments {
     /// Check the configuration and exit
     #[arg(long)]
     check_config: bool,
-    /// Replace the capsuled that runs, without a call being lost; start as usual when none does
+    /// Look at the kernel, tell what it can do for capsules, and exit
     #[arg(long, conflicts_with = "check_config")]
+    check_kernel: bool,
+    /// Replace the capsuled that runs, without a call being lost; start as usual when none does
+    #[arg(long, conflicts_with_all = ["check_config", "check_kernel"])]
     take_over: bool,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if arguments.check_kernel {
+        return check_kernel();
+    }
     let config = match load(&arguments) {
         Ok(config) => config,
         Err(error) => return fail(EXIT_CONFIG, &format_args!("{:#}", anyhow::Error::new(error))),
@@ -38,6 +44,19 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     match run(config, arguments.take_over) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(1, &format_args!("capsuled: {error:#}")),
+    }
+}
+
+/// Without a configuration: one with mistakes says nothing about the kernel.
+fn check_kernel() -> ExitCode {
+    let features = overlayfs_utils::probe().context("this machine cannot carry capsules");
+    let told = features.and_then(|features| {
+        io::Write::write_fmt(&mut io::stdout(), format_args!("{features}\n"))
+            .context("tell what the kernel can do")
+    });
+    match told {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(1, &format_args!("capsuled: {error:#}")),
     }

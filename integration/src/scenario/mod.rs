@@ -27,6 +27,7 @@
 //! | [`runtime`] | what a container's runtime must do, on containerd's own and on ours |
 //! | [`runtimes`] | nothing but that every call succeeds: it measures runtimes |
 //! | [`rootless`] | the runtime suite holds on a node without root |
+//! | [`setup`] | `setup` writes what containerd needs and takes it back to the byte; `doctor` finds what is missing |
 //! | [`sharing`] | equal files of capsules are one file, whatever is killed meanwhile |
 //! | [`storage`] | nothing but that every call succeeds: it measures what versions take |
 //! | [`suite`] | the snapshotter's conformance suite, through containerd, on its overlayfs and on ours |
@@ -68,6 +69,7 @@ pub mod runtime;
 pub mod runtimes;
 pub mod scale;
 pub mod sets;
+pub mod setup;
 pub mod sharing;
 pub mod snapshots;
 pub mod snapshotters;
@@ -124,6 +126,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "devices-more" => devices::programs::run(reporter).and_then(|()| devices::created::run(reporter)),
         "limits" => limits::run(reporter),
         "sets" => sets::run(reporter),
+        "setup" => setup::run(reporter),
         "moves" => moves::run(reporter),
         "keep" => keep::run(reporter),
         "written" => written::run(reporter),
