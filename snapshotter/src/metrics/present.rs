@@ -229,6 +229,7 @@ mod tests {
         ContainerUsage {
             container: ContainerKey { namespace: "k8s.io".into(), id: "c1".into() },
             pod: Some("shop/cart".into()),
+            name: None,
             attachments: Vec::new(),
             measured: Some(Measured { at: SystemTime::UNIX_EPOCH, metrics }),
         }

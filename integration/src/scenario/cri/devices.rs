@@ -24,12 +24,14 @@ fn by_annotation(config: &mut ContainerConfig) {
     config.annotations.insert("cdi.k8s.io/example".to_owned(), DEVICE.to_owned());
 }
 
+type Tweak = fn(&mut ContainerConfig);
+
 /// Each way to name a device gives it once, and all of them together do.
 pub fn once(world: &mut World, kubelet: &Kubelet) -> Result<String> {
     fs::create_dir_all("/etc/cdi").context("create the folder of specs")?;
     fs::copy("/payload/configs/cdi-example.yaml", SPEC).with_context(|| format!("write {SPEC}"))?;
     let mut theirs = None;
-    let ways: [(&str, fn(&mut ContainerConfig)); 2] = [("field", by_field), ("annotation", by_annotation)];
+    let ways: [(&str, Tweak); 2] = [("field", by_field), ("annotation", by_annotation)];
     for handler in [REFERENCE, OURS, BY_PATH] {
         for (way, tweak) in ways {
             let pod = kubelet.pod(handler, "devices", &[])?;

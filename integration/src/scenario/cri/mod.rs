@@ -136,11 +136,14 @@ fn configuration(shipped: &str, systemd: bool) -> String {
     } else {
         shipped.replace("SystemdCgroup = true", "SystemdCgroup = false")
     };
+    // As it is shipped for 1.7 it has this table itself.
+    let reference = match text.contains(&format!(".containerd.runtimes.{REFERENCE}]")) {
+        true => String::new(),
+        false => format!("[{runtimes}.{REFERENCE}]\n  runtime_type = \"io.containerd.runc.v2\"\n"),
+    };
     format!(
         "{text}\n{pause}
-[{runtimes}.{REFERENCE}]
-  runtime_type = \"io.containerd.runc.v2\"
-  [{runtimes}.{REFERENCE}.options]
+{reference}  [{runtimes}.{REFERENCE}.options]
     SystemdCgroup = {systemd}
 [{runtimes}.{BY_PATH}]
   runtime_type = \"io.containerd.runc.v2\"

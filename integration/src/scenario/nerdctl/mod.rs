@@ -75,8 +75,10 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     world.stop()
 }
 
+type Case = fn(Stack) -> Result<String>;
+
 fn everyday(reporter: &mut Reporter, stack: Stack) {
-    let cases: [(&str, fn(Stack) -> Result<String>); 6] = [
+    let cases: [(&str, Case); 6] = [
         ("output, execs, volumes, restart, stop and start", everyday::lives),
         ("containers in the foreground", everyday::ends),
         ("a restart policy", everyday::policy),
