@@ -214,7 +214,8 @@ fn what_programs_read() {
         "id": "a1", "container": "web", "namespace": "default", "capsule": "tzdata", "version": "2026.1",
         "digest": fake::version().digest, "target": "/usr/share/zoneinfo", "mode": "ro", "state": "attached",
         "since": "2023-11-14T22:13:20Z", "previous_version": "2024.2", "users": [],
-        "required_by": [], "writable": null, "devices": [], "resources": null,
+        "required_by": [], "writable": null, "devices": [], "resources": null, "pod": null, "pod_container": null,
+        "container_name": null,
     });
     assert_eq!(INSTANT, 1_700_000_000, "the instant above");
     let ran = fake.run(&["attach", "web", "tzdata", "--output", "json"]);
