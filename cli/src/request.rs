@@ -295,10 +295,6 @@ pub fn detach(args: DetachArgs, namespace: Option<&str>) -> Result<v1::DetachReq
 /// # Errors
 /// Usage, when the namespaces differ.
 pub fn events(args: EventsArgs, namespace: Option<&str>) -> Result<v1::WatchRequest, Error> {
-    if let Some(arg) = args.container.as_ref().filter(|arg| arg.id.contains('/')) {
-        let whole = "its events are those of its id, which `capsulectl ps -o json` shows";
-        return Err(Error::Usage(format!("--container {}: {whole}", arg.id)));
-    }
     let container = args.container.map(|arg| container(arg, namespace)).transpose()?;
     let (id, of) = container.map(|c| (c.id, c.namespace)).unwrap_or_default();
     Ok(v1::WatchRequest {

@@ -55,6 +55,7 @@ fn metrics_are_served_while_capsuled_comes_and_goes() {
     fake.follow(false);
     let answer = ask(&address, "GET /readyz");
     assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("does not follow containerd"), "{answer}");
+    assert!(ask(&address, "GET /healthz").starts_with("HTTP/1.1 200"));
     std::fs::remove_file(fake.socket()).expect("capsuled goes");
     let answer = ask(&address, "GET /metrics");
     assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("capsuled"), "{answer}");

@@ -204,7 +204,11 @@ impl Node {
         let health = HealthService::new(SERVICES, self.attachments.following(), self.closing.subscribe());
         Routes::new(CapsulesServer::new(capsules).max_decoding_message_size(MESSAGE_MAX))
             .add_service(AttachmentsServer::new(attachments))
-            .add_service(EventsServer::new(EventsService::new(self.feed.clone(), self.closing.subscribe())))
+            .add_service(EventsServer::new(EventsService::new(
+                self.feed.clone(),
+                self.attachments.clone(),
+                self.closing.subscribe(),
+            )))
             .add_service(CollectorServer::new(CollectorService::new(self.collector())))
             .add_service(BudgetsServer::new(BudgetsService::new(self.attachments.clone())))
             .add_service(UsageServer::new(UsageService::new(self.attachments.clone())))

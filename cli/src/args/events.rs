@@ -26,7 +26,7 @@ pub struct EventsArgs {
     /// End when what has happened by now is printed
     #[arg(long)]
     pub no_follow: bool,
-    /// Only of this container, by its whole id
+    /// Only of this container: its whole id, or its name while it is there
     #[arg(long, value_name = "CONTAINER")]
     pub container: Option<ContainerArg>,
     /// Only of this capsule

@@ -96,8 +96,8 @@ async fn answer(to: Target<'_>, request: &Request<Incoming>) -> Response<Full<By
         },
         // This process answers.
         "/livez" => plain(StatusCode::OK, "ok\n".to_owned()),
-        // And capsuled does, and can do its work.
-        "/readyz" | "/healthz" => match ready(to).await {
+        // And capsuled does; and can do its work.
+        path @ ("/healthz" | "/readyz") => match serves(to, service_of(path)).await {
             Ok(()) => plain(StatusCode::OK, "ok\n".to_owned()),
             Err(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
         },
@@ -105,13 +105,20 @@ async fn answer(to: Target<'_>, request: &Request<Incoming>) -> Response<Full<By
     }
 }
 
-/// Whether capsuled can attach, as it says itself; one that cannot say it is old, and ready when it answers.
-async fn ready(to: Target<'_>) -> Result<(), String> {
+/// The service that a path is about: the one that attaches, or all that is left without containerd.
+fn service_of(path: &str) -> &'static str {
+    if path == "/readyz" { attachments_server::SERVICE_NAME } else { "" }
+}
+
+/// Whether a service of capsuled's can do its work, as it says itself; one that cannot say it is old, and does when it answers.
+async fn serves(to: Target<'_>, service: &str) -> Result<(), String> {
     let client = to.connect().await.map_err(|error| error.to_string())?;
-    let request = HealthCheckRequest { service: attachments_server::SERVICE_NAME.to_owned() };
+    let request = HealthCheckRequest { service: service.to_owned() };
     match client.health().check(request).await {
         Ok(answer) if answer.get_ref().status() == ServingStatus::Serving => Ok(()),
-        Ok(_) => Err("capsuled is not ready: it does not follow containerd, or ends; see its log".to_owned()),
+        Ok(_) => {
+            Err("capsuled is not ready: it does not follow containerd (yet), or ends; see its log".to_owned())
+        }
         Err(status) if status.code() == Code::Unimplemented => Ok(()),
         Err(status) => Err(format!("capsuled does not say whether it is ready: {}", status.message())),
     }

@@ -458,8 +458,9 @@ impl Health for Service {
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
-        assert_eq!(request.into_inner().service, "capsule.v1.Attachments");
-        let follows = self.follows.load(Ordering::Acquire);
+        let service = request.into_inner().service;
+        assert!(["", "capsule.v1.Attachments"].contains(&service.as_str()), "{service}");
+        let follows = service.is_empty() || self.follows.load(Ordering::Acquire);
         let status = if follows { ServingStatus::Serving } else { ServingStatus::NotServing };
         Ok(Response::new(HealthCheckResponse { status: status.into() }))
     }

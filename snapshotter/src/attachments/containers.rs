@@ -11,10 +11,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Arc, PoisonError, RwLock},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 use super::{
     error::AttachmentError,
@@ -22,6 +22,9 @@ use super::{
     pods::{self, MemberRef},
 };
 use crate::containerd::{Container, Containerd, ContainerdError, Lease, Member};
+
+/// How long containerd may take to list its containers where a caller names one.
+const LISTING: Duration = Duration::from_secs(5);
 
 /// How a caller names a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -209,17 +212,32 @@ impl Containers {
         if matches!((&in_memory, &wanted.name), (Ok(key), Name::Id(id)) if key.id == *id) {
             return in_memory;
         }
-        let index = match self.listed().await {
-            Ok(index) => index,
+        let index = match timeout(LISTING, self.listed()).await {
+            Ok(Ok(index)) => index,
             // Nobody makes or renames containers meanwhile.
-            Err(error) if in_memory.is_err() => return Err(error.into()),
-            Err(_) => return in_memory,
+            Ok(Err(error)) if is_unknown(&in_memory) => return Err(error.into()),
+            Ok(Err(_)) => return in_memory,
+            Err(_) => {
+                tracing::warn!(container = %wanted, "containerd does not list its containers: what is known of them counts");
+                return in_memory;
+            }
         };
         let key = choose(&index, wanted)?;
-        if let Some(known) = index.get(&key.id).and_then(|namespaces| namespaces.get(&key.namespace)) {
-            self.put(&key, known.clone());
+        if self.known(&key).as_ref() != index.get(&key.id).and_then(|all| all.get(&key.namespace)) {
+            // Its event is still on its way, or came since: what is listed may be the older word.
+            timeout(LISTING, self.refresh(&key)).await.ok();
         }
         Ok(key)
+    }
+
+    /// The container that is called so, by its client or in a pod, and by no whole id. From memory.
+    pub fn by_name(&self, wanted: &Wanted) -> Option<ContainerKey> {
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let Name::Id(name) = &wanted.name else { return choose(&index, wanted).ok() };
+        let mut named =
+            matching(index.iter(), &wanted.namespace, |known| known.name.as_ref() == Some(name)).into_iter();
+        let first = named.next().filter(|_| !index.contains_key(name))?;
+        named.next().is_none().then_some(first)
     }
 
     /// What the container is in a pod, if it is of one.
@@ -237,6 +255,10 @@ impl Containers {
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
         choose(&index, wanted)
     }
+}
+
+fn is_unknown(found: &Result<ContainerKey, AttachmentError>) -> bool {
+    matches!(found, Err(AttachmentError::UnknownContainer { .. } | AttachmentError::UnknownMember { .. }))
 }
 
 fn choose(index: &Index, wanted: &Wanted) -> Result<ContainerKey, AttachmentError> {
@@ -348,8 +370,23 @@ mod tests {
     }
 
     #[test]
+    fn only_a_name_is_one() {
+        let containers = Containers::new(Containerd::new(std::path::Path::new("/nowhere.sock")));
+        *containers.index.write().unwrap() = index();
+        let named = |id: &str, namespace: &str| {
+            let wanted = Wanted { name: Name::Id(id.into()), namespace: namespace.into() };
+            containers.by_name(&wanted).map(|key| key.to_string())
+        };
+        assert_eq!(named("shop", "other").as_deref(), Some("other/c2f0"));
+        // Of two, a whole id (which another has for a name), the beginning of an id, nothing.
+        for id in ["shop", "c1f0", "3f", "nope"] {
+            assert_eq!(named(id, ""), None, "{id}");
+        }
+    }
+
+    #[test]
     fn a_container_of_dockers_is_there_as_long_as_its_lease() {
-        let at = |seconds| Some(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds));
+        let at = |seconds| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
         let (id, runtime) = ("c0".repeat(32), "io.containerd.capsule.v1".to_owned());
         let container =
             Container { id: id.clone(), runtime: runtime.clone(), created: at(9), member: None, name: None };

@@ -7,6 +7,7 @@ use tokio::{sync::watch, time::timeout};
 
 use super::{
     Attachments,
+    containers::Wanted,
     error::AttachmentError,
     model::{Attachment, ContainerKey},
 };
@@ -76,6 +77,11 @@ impl Attachments {
     /// The name that its client calls a container by, if it has one beside its id.
     pub fn name_of(&self, container: &ContainerKey) -> Option<String> {
         self.containers.known(container)?.name
+    }
+
+    /// The container that is called so, by its client or in a pod, and by no whole id. From memory.
+    pub fn by_name(&self, wanted: &Wanted) -> Option<ContainerKey> {
+        self.containers.by_name(wanted)
     }
 
     /// Whether containerd's events are followed.

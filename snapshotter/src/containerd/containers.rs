@@ -43,8 +43,12 @@ impl Member {
     }
 }
 
+/// The containerd namespace of Kubernetes' containers, in which clients other than CRI's have no business.
+const PODS: &str = "k8s.io";
 /// Label of the name that nerdctl gives a container, unique in its namespace (nerdctl, `pkg/labels/labels.go`).
 const NAME: &str = "nerdctl/name";
+/// Label that CRI gives each of its containers, after those of the image (containerd, `internal/cri/labels`).
+const CRI: &str = "io.cri-containerd.kind";
 
 /// A container as containerd's metadata has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,11 +65,14 @@ pub struct Container {
     pub name: Option<String>,
 }
 
-impl From<WireContainer> for Container {
-    fn from(c: WireContainer) -> Self {
+impl Container {
+    /// A container of a namespace. CRI and `ctr` copy an image's labels to its containers: what an image says of itself makes it no
+    /// container of a pod elsewhere, and gives none of a pod a name.
+    fn of(c: WireContainer, namespace: &str) -> Self {
+        let is_cris = c.labels.contains_key(CRI);
         Self {
-            member: Member::of(&c.labels),
-            name: c.labels.get(NAME).filter(|name| !name.is_empty()).cloned(),
+            member: Member::of(&c.labels).filter(|_| namespace == PODS && is_cris),
+            name: c.labels.get(NAME).filter(|name| !name.is_empty() && !is_cris).cloned(),
             id: c.id,
             runtime: c.runtime.unwrap_or_default().name,
             created: c.created_at.and_then(|at| SystemTime::try_from(at).ok()),
@@ -80,14 +87,18 @@ impl Scope {
             .list(self.request(ListContainersRequest::default()))
             .await
             .map_err(|e| self.failed("list its containers", e))?;
-        Ok(reply.into_inner().containers.into_iter().map(Container::from).collect())
+        Ok(reply.into_inner().containers.into_iter().map(|c| self.read(c)).collect())
+    }
+
+    fn read(&self, container: WireContainer) -> Container {
+        Container::of(container, &String::from_utf8_lossy(self.namespace.as_bytes()))
     }
 
     /// One container; `None` if the namespace has none of this id.
     pub async fn container(&self, id: &str) -> Result<Option<Container>, ContainerdError> {
         let request = self.request(GetContainerRequest { id: id.to_owned() });
         match ContainersClient::new(self.channel()).get(request).await {
-            Ok(reply) => Ok(reply.into_inner().container.map(Container::from)),
+            Ok(reply) => Ok(reply.into_inner().container.map(|c| self.read(c))),
             Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(self.failed(&format!("look up the container {id}"), status)),
         }
@@ -110,5 +121,29 @@ impl Scope {
     pub async fn task_is_live(&self, id: &str) -> Result<bool, ContainerdError> {
         let state = self.task_state(id).await?;
         Ok(state.is_some_and(|s| s != TaskStatus::Stopped.as_str_name().to_ascii_lowercase()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_image_says_of_itself_names_no_other_container() {
+        let of = |labels: &[(&str, &str)], namespace: &str| {
+            let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            let container = Container::of(WireContainer { labels, ..WireContainer::default() }, namespace);
+            (container.member.map(|member| member.pod), container.name)
+        };
+        let pod = [("io.kubernetes.pod.namespace", "shop"), ("io.kubernetes.pod.name", "web")];
+        let (named, cri) = (("nerdctl/name", "web"), ("io.cri-containerd.kind", "container"));
+        let (is_pod, is_named) = (Some("shop/web".to_owned()), Some("web".to_owned()));
+        assert_eq!(of(&[pod[0], pod[1], cri], "k8s.io"), (is_pod.clone(), None));
+        assert_eq!(of(&[pod[0], pod[1], cri, named], "k8s.io"), (is_pod, None));
+        assert_eq!(of(&[pod[0], pod[1]], "k8s.io"), (None, None));
+        assert_eq!(of(&[pod[0], pod[1], cri], "default"), (None, None));
+        assert_eq!(of(&[named], "default"), (None, is_named.clone()));
+        assert_eq!(of(&[named], "k8s.io"), (None, is_named));
+        assert_eq!(of(&[("nerdctl/name", "")], "default"), (None, None));
     }
 }

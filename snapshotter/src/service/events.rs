@@ -8,19 +8,23 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use super::convert;
-use crate::events::{Event, Feed, FeedError, Filter, Kind, Watcher};
+use crate::{
+    attachments::{Attachments, pods::MemberRef},
+    events::{Event, Feed, FeedError, Filter, Kind, Watcher},
+};
 
 /// The service.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct EventsService {
     feed: Feed,
+    attachments: Attachments,
     closing: watch::Receiver<bool>,
 }
 
 impl EventsService {
-    /// Over the node's events. All calls end once `closing` is set.
-    pub fn new(feed: Feed, closing: watch::Receiver<bool>) -> Self {
-        Self { feed, closing }
+    /// Over the node's events, with what finds containers by names. All calls end once `closing` is set.
+    pub fn new(feed: Feed, attachments: Attachments, closing: watch::Receiver<bool>) -> Self {
+        Self { feed, attachments, closing }
     }
 }
 
@@ -33,11 +37,8 @@ impl wire::events_server::Events for EventsService {
     async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<Answers>, Status> {
         let request = request.into_inner();
         let capsule = convert::non_empty(request.capsule).map(|name| convert::parse_name(&name));
-        let filter = Filter {
-            container: request.container,
-            namespace: request.namespace,
-            capsule: capsule.transpose()?,
-        };
+        let (container, namespace) = self.container(request.container, request.namespace)?;
+        let filter = Filter { container, namespace, capsule: capsule.transpose()? };
         let watcher = self.feed.follow(request.after).await?;
         let begins = wire::WatchResponse { event: None, sequence: watcher.position() };
         let following = Following { watcher, filter, no_follow: request.no_follow };
@@ -46,6 +47,25 @@ impl wire::events_server::Events for EventsService {
         // An error means that nobody can set it any more.
         let closed = async move { closing.wait_for(|closing| *closing).await.map(drop) };
         Ok(Response::new(answers.take_until(Box::pin(closed)).boxed()))
+    }
+}
+
+impl EventsService {
+    /// The id that a container has, or had: events outlive it, so what names none that is there is taken for an id.
+    fn container(&self, id: String, namespace: String) -> Result<(String, String), Status> {
+        if id.is_empty() {
+            return Ok((id, namespace));
+        }
+        let is_member = MemberRef::is_meant(&id);
+        let reference = wire::ContainerRef { id: id.clone(), namespace: namespace.clone() };
+        let wanted = convert::parse_container(Some(reference))?;
+        match self.attachments.by_name(&wanted) {
+            Some(key) => Ok((key.id, key.namespace)),
+            None if is_member => Err(Status::not_found(format!(
+                "no container is known as {id}: name one that is gone by its id, as its events have it"
+            ))),
+            None => Ok((id, namespace)),
+        }
     }
 }
 

@@ -93,7 +93,10 @@ impl Health for HealthService {
                     if last != Some(now) {
                         return Some((Ok(HealthCheckResponse { status: now.into() }), (this, Some(now))));
                     }
-                    if !this.changes().await {
+                    // What comes last is told, too.
+                    if !this.changes().await
+                        && this.status(&service).is_none_or(|status| last == Some(status))
+                    {
                         return None;
                     }
                 }

@@ -307,6 +307,11 @@ fn undisturbed(container: &Container, binary: &str, systemd: bool) -> Result<Str
     Ok(said.join(", "))
 }
 
+/// How long a repair may take that has to come: capsuled looks every few seconds, on a machine that may be busy.
+const TOLD: Duration = Duration::from_secs(60);
+/// How long one is waited for that need not come.
+const LOOKED: Duration = Duration::from_secs(10);
+
 /// What becomes of the device when systemd changes the unit: it is kept, or there again before capsuled has looked a second time, and
 /// then it is told. Nothing but events is asked for meanwhile. With `is_taken` it is known that it cannot be kept.
 fn taken(container: &Container, what: &str, command: &mut Command, is_taken: bool) -> Result<String> {
@@ -314,12 +319,12 @@ fn taken(container: &Container, what: &str, command: &mut Command, is_taken: boo
     let began = Instant::now();
     output_of(command)?;
     let is_told = || Ok::<_, anyhow::Error>(told("repaired", &container.id)?.len() > before);
-    while !is_told()? && began.elapsed() < Duration::from_secs(10) {
+    while !is_told()? && began.elapsed() < if is_taken { TOLD } else { LOOKED } {
         std::thread::sleep(Duration::from_millis(100));
     }
     let (took, is_told) = (began.elapsed(), is_told()?);
     opens(container, &format!("u-{what}"), "<>", "/dev/example0")?;
-    ensure!(is_told || !is_taken, "10 s after {what}: no repair is told");
+    ensure!(is_told || !is_taken, "{TOLD:?} after {what}: no repair is told");
     Ok(if is_told {
         format!("repaired {:.1} s after {what}", took.as_secs_f64())
     } else {

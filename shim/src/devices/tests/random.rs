@@ -15,8 +15,18 @@ use super::{
     programs::{a_device, an_access},
 };
 
-/// The interpreter's answer; none where it refuses the program, or panics, as it does where a sum overflows.
+/// Whether a program compares 64 bits with a negative number. The kernel extends its sign (RFC 9669, section 4.3;
+/// `JMP_JEQ_K` and its like in `kernel/bpf/core.c`), rbpf 0.4 fills it with zeros.
+fn compares_with_negative(program: &[Instruction]) -> bool {
+    let is = |one: &Instruction| one.code & 0x0f == 0x05 && one.code & 0xf0 != 0 && one.immediate < 0;
+    program.iter().any(is)
+}
+
+/// The interpreter's answer; none where it refuses the program, takes it for another one, or panics, as it does where a sum overflows.
 fn interpreted(program: &[Instruction], device: Device, access: Access) -> Option<bool> {
+    if compares_with_negative(program) {
+        return None;
+    }
     let bytes: Vec<u8> = program.iter().flat_map(|instruction| instruction.to_bytes()).collect();
     let kind: u32 = if device.kind == DeviceKind::Block { 1 } else { 2 };
     let words = [u32::from(access.bits()) << 16 | kind, device.major, device.minor];
