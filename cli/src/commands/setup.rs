@@ -45,7 +45,7 @@ impl File {
             (_, None) => "removed",
             _ => "changed",
         };
-        let backup = prepared.backup(edited).map(|path| path.display().to_string());
+        let backup = prepared.backup(&edited.path).map(|path| path.display().to_string());
         Self { path: edited.path.display().to_string(), change, diff: setup::difference(edited), backup }
     }
 }
@@ -104,6 +104,7 @@ pub async fn setup(to: Target<'_>, args: SetupArgs) -> Result<(), Error> {
                 .to_owned(),
         );
     }
+    notes.extend(prepared.notes.iter().cloned());
     let kept = prepared.kept.clone();
     if to.output == Output::Text && !args.dry_run {
         write_out(prepared.diff().as_bytes())?;
@@ -147,6 +148,7 @@ async fn wanted(to: &Target<'_>, args: &SetupArgs, settings: &Settings) -> Resul
         release,
         snapshotter: settings.snapshotter.clone(),
         address: address.display().to_string(),
+        remap_ids: settings.remap_ids,
         cri: args.cri.made(),
         systemd,
     })

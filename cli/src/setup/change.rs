@@ -132,6 +132,12 @@ impl Change {
         }
     }
 
+    /// Whether it has said of which version the file is: what else is in it would mean something else without that.
+    pub fn is_version(&self) -> bool {
+        let Self::Inserted { text } = self else { return false };
+        text.parse::<Table>().is_ok_and(|table| table.keys().eq(["version"]))
+    }
+
     /// What it is about, in the file's words.
     pub fn name(&self) -> String {
         match self {

@@ -70,12 +70,32 @@ impl Configuration {
 /// # Errors
 /// [`SetupError::File`].
 pub fn read(path: &Path) -> Result<ConfigFile, SetupError> {
-    let text = match fs::read_to_string(path) {
-        Ok(text) => Some(text),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(source) => return Err(SetupError::file("read", path)(source)),
-    };
+    let text = absent(path, fs::read_to_string(path))?;
     Ok(ConfigFile { path: path.to_owned(), text })
+}
+
+/// Reads one file, which may be absent and may be no text.
+///
+/// # Errors
+/// [`SetupError::File`].
+pub fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>, SetupError> {
+    absent(path, fs::read(path))
+}
+
+/// Whether this is what a file holds.
+///
+/// # Errors
+/// [`SetupError::File`].
+pub fn is_text(path: &Path, text: &str) -> Result<bool, SetupError> {
+    Ok(read_bytes(path)?.is_some_and(|bytes| bytes == text.as_bytes()))
+}
+
+fn absent<T>(path: &Path, read: io::Result<T>) -> Result<Option<T>, SetupError> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(SetupError::file("read", path)(source)),
+    }
 }
 
 /// The path from the root. A link stays one: what it imports is relative to where it is.

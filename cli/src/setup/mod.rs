@@ -14,6 +14,7 @@ mod section;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use similar::TextDiff;
@@ -21,7 +22,7 @@ use similar::TextDiff;
 pub use self::error::SetupError;
 use self::files::Configuration;
 pub use self::plan::Edited;
-use self::record::{Record, backup_of};
+use self::record::{Backup, Record, free_backup};
 pub use self::section::{ANNOTATIONS, CRI_2, CRI_3, HANDLER, RUNTIME, SHIM, Systemd, TRANSFER, Wanted};
 
 /// What is about to be written.
@@ -31,10 +32,23 @@ pub struct Prepared {
     /// Files that change, whole.
     pub edited: Vec<Edited>,
     record: Record,
+    /// Where each file is kept as it was before that is not kept yet.
+    backups: BTreeMap<PathBuf, PathBuf>,
     /// Of an undo: what stays in each file, in words.
     pub kept: Vec<String>,
-    /// Of an undo: the record as it is to be.
-    undone: Option<Record>,
+    /// Of an undo: what else is left, in words.
+    pub notes: Vec<String>,
+    /// Of an undo: how it ends.
+    undone: Option<Undone>,
+}
+
+/// What is left of setup after an undo.
+#[derive(Debug, Default)]
+struct Undone {
+    /// The record as it is to be.
+    record: Record,
+    /// Backups that are of no use any more.
+    spent: Vec<PathBuf>,
 }
 
 /// Reads the configuration and plans what has to be changed in it.
@@ -45,12 +59,16 @@ pub fn prepare(main: &Path, wanted: &Wanted) -> Result<Prepared, SetupError> {
     let configuration = Configuration::read(main)?;
     let main = configuration.files[0].path.clone();
     let edited = plan::plan(&configuration.files, wanted)?;
-    for file in &edited {
-        configuration.check_not_imported(&backup_of(&main, &file.path))?;
+    let record = Record::read(&main)?;
+    let mut backups = BTreeMap::new();
+    for file in edited.iter().filter(|file| record.is_new(&file.path)) {
+        let Some(before) = &file.before else { continue };
+        let backup = free_backup(&main, &file.path, before)?;
+        configuration.check_not_imported(&backup)?;
+        backups.insert(file.path.clone(), backup);
     }
     configuration.check_not_imported(&record::path_of(&main))?;
-    let record = Record::read(&main)?;
-    Ok(Prepared { main, edited, record, kept: Vec::new(), undone: None })
+    Ok(Prepared { main, edited, record, backups, kept: Vec::new(), notes: Vec::new(), undone: None })
 }
 
 /// Reads what setup has done, and plans how it is taken back.
@@ -60,26 +78,39 @@ pub fn prepare(main: &Path, wanted: &Wanted) -> Result<Prepared, SetupError> {
 pub fn prepare_undo(main: &Path) -> Result<Prepared, SetupError> {
     let main = files::resolve(main)?;
     let record = Record::read(&main)?;
-    let (mut edited, mut kept, mut undone) = (Vec::new(), Vec::new(), Record::default());
+    let (mut edited, mut kept, mut notes, mut undone) =
+        (Vec::new(), Vec::new(), Vec::new(), Undone::default());
     for recorded in &record.files {
         let file = files::read(&recorded.path)?;
-        let backup = match &recorded.backup {
-            Some(backup) => files::read(backup)?.text,
-            None => None,
-        };
-        let taken_back = recorded.take_back(&file, backup.as_deref());
+        let before = recorded.backup.as_ref().map(Backup::read).transpose()?.flatten();
+        let taken_back = recorded.take_back(&file, before.as_deref());
         let stays = |change: &change::Change| format!("{} in {}", change.name(), file.path.display());
-        kept.extend(taken_back.kept.iter().map(stays));
+        kept.extend(taken_back.kept.iter().filter(|change| !change.is_version()).map(stays));
         let left = match &taken_back.edited {
             Some(edited) => edited.after.clone(),
             None => file.text.clone(),
         };
         if !taken_back.kept.is_empty() {
-            undone.files.push(recorded.with(taken_back.kept, left.as_deref().unwrap_or_default()));
+            undone.record.files.push(recorded.with(taken_back.kept, left.as_deref().unwrap_or_default()));
+        } else if let Some(Backup { path, .. }) = &recorded.backup {
+            match (&file.text, before) {
+                (Some(_), Some(_)) => undone.spent.push(path.clone()),
+                (_, before) => notes.extend(left_over(&file.path, path, before.is_some())?),
+            }
         }
         edited.extend(taken_back.edited);
     }
-    Ok(Prepared { main, edited, record, kept, undone: Some(undone) })
+    Ok(Prepared { main, edited, record, backups: BTreeMap::new(), kept, notes, undone: Some(undone) })
+}
+
+/// What is said of a backup that stays; nothing if there is none.
+fn left_over(file: &Path, backup: &Path, is_intact: bool) -> Result<Option<String>, SetupError> {
+    let (file, name) = (file.display(), backup.display());
+    if is_intact {
+        return Ok(Some(format!("{file} is gone; as it was before setup: {name}")));
+    }
+    let is_there = files::read_bytes(backup)?.is_some();
+    Ok(is_there.then(|| format!("{name} is not what setup has kept of {file} there any more, and stays")))
 }
 
 impl Prepared {
@@ -93,10 +124,9 @@ impl Prepared {
         self.edited.iter().map(difference).collect()
     }
 
-    /// The file in which a file is kept as it was before.
-    pub fn backup(&self, file: &Edited) -> Option<PathBuf> {
-        let is_kept = self.undone.is_none() && file.before.is_some() && self.record.is_new(&file.path);
-        is_kept.then(|| backup_of(&self.main, &file.path))
+    /// The file in which a file is kept as it was before; `None` when it is kept already, or was not there.
+    pub fn backup(&self, file: &Path) -> Option<&Path> {
+        self.backups.get(file).map(PathBuf::as_path)
     }
 
     /// Writes it: what is needed to take it back first, then the files, each whole or not at all.
@@ -108,20 +138,24 @@ impl Prepared {
             if files::read(&file.path)?.text != file.before {
                 return Err(SetupError::Changed { file: file.path.clone() });
             }
+            if let (Some(backup), Some(before)) = (self.backup(&file.path), &file.before)
+                && free_backup(&self.main, &file.path, before)? != backup
+            {
+                return Err(SetupError::Changed { file: backup.to_owned() });
+            }
         }
-        if let Some(mut undone) = self.undone.take() {
+        if let Some(Undone { mut record, spent }) = self.undone.take() {
             write_files(&self.edited)?;
-            undone.write(&self.main)?;
-            let mut done = self.record.files.iter().filter(|file| undone.is_new(&file.path));
-            return done.try_for_each(|file| files::remove(&backup_of(&self.main, &file.path)));
+            record.write(&self.main)?;
+            return spent.iter().try_for_each(|backup| files::remove(backup));
         }
         for file in &self.edited {
-            if let (Some(backup), Some(before)) = (self.backup(file), &file.before) {
-                files::write(&backup, before, &file.path)?;
+            if let (Some(backup), Some(before)) = (self.backup(&file.path), &file.before) {
+                files::write(backup, before, &file.path)?;
             }
         }
         for file in &self.edited {
-            self.record.add(&self.main, file);
+            self.record.add(file, self.backups.remove(&file.path));
         }
         self.record.write(&self.main)?;
         write_files(&self.edited)

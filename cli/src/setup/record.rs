@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use toml::Table;
 
 use super::change::Change;
 use super::error::SetupError;
@@ -32,12 +33,25 @@ pub struct Recorded {
     pub path: PathBuf,
     /// SHA-256 of the text that setup has left.
     left: String,
-    /// The file as it was before; `None` when it was not there, or what it was is not known any more.
-    pub backup: Option<PathBuf>,
-    /// Whether setup has made the file.
+    /// The file as it was before; `None` when it was not there.
+    pub backup: Option<Backup>,
+    /// Whether setup has made the file. It is removed then when nothing is left in it.
     created: bool,
+    /// Whether all that setup has left is its own or was there before. Once others have written something in between it is not,
+    /// and neither removing the file nor the backup would take back setup's changes alone.
+    alone: bool,
     /// In the order in which they were made.
     pub changes: Vec<Change>,
+}
+
+/// Where a file is kept as it was before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backup {
+    /// The file in which it is.
+    pub path: PathBuf,
+    /// SHA-256 of the text.
+    sha256: String,
 }
 
 /// A file that is taken back, and what of it is not.
@@ -45,27 +59,49 @@ pub struct Recorded {
 pub struct TakenBack {
     /// The file as it is to be; nothing where nothing is to be changed.
     pub edited: Option<Edited>,
-    /// Changes that stay: somebody has changed what they had left.
+    /// Changes that stay: somebody has changed what they had left. The file's version is with them, if setup has written it.
     pub kept: Vec<Change>,
 }
 
 /// Where the record of a configuration is.
 pub fn path_of(main: &Path) -> PathBuf {
-    beside(main, "capsule-setup.json")
+    with_suffix(main, "capsule-setup.json")
 }
 
-/// Where a file is kept as it was before: beside the main one, and under a name that `*.toml` does not match.
-pub fn backup_of(main: &Path, file: &Path) -> PathBuf {
-    if main == file {
-        return beside(main, "before-capsule");
+/// Where a file is kept as it was before: beside the main one, under a name that `*.toml` does not match and that no other file's
+/// backup has. Nothing that is there already is written over: the name has a number then. A backup of the same text is that of
+/// a setup which was interrupted.
+///
+/// # Errors
+/// [`SetupError::File`].
+pub fn free_backup(main: &Path, file: &Path, text: &str) -> Result<PathBuf, SetupError> {
+    let name = backup_of(main, file);
+    let mut path = name.clone();
+    for number in 2_u64.. {
+        match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            Err(source) => return Err(SetupError::file("look for", &path)(source)),
+            Ok(there) if there.is_file() && files::is_text(&path, text)? => break,
+            Ok(_) => path = with_suffix(&name, &number.to_string()),
+        }
     }
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
-    beside(main, &format!("{name}.before-capsule"))
+    Ok(path)
 }
 
-fn beside(main: &Path, suffix: &str) -> PathBuf {
-    let name = main.file_name().unwrap_or_default().to_string_lossy();
-    main.with_file_name(format!("{name}.{suffix}"))
+/// The first choice for it. Imported files may have the same name in different folders.
+fn backup_of(main: &Path, file: &Path) -> PathBuf {
+    const SUFFIX: &str = "before-capsule";
+    if main == file {
+        return with_suffix(main, SUFFIX);
+    }
+    let folder = digest(&file.to_string_lossy());
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    with_suffix(main, &format!("{name}.{}.{SUFFIX}", &folder[..12]))
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{name}.{suffix}"))
 }
 
 /// A text's digest.
@@ -80,11 +116,7 @@ impl Record {
     /// [`SetupError::Record`], [`SetupError::File`].
     pub fn read(main: &Path) -> Result<Self, SetupError> {
         let file = path_of(main);
-        let text = match fs::read(&file) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(source) => return Err(SetupError::file("read", &file)(source)),
-        };
+        let Some(text) = files::read_bytes(&file)? else { return Ok(Self::default()) };
         let wrong = |message: String| SetupError::Record { file: file.clone(), message };
         let record: Self = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
         match record.format {
@@ -108,26 +140,26 @@ impl Record {
         files::write(&file, &(text + "\n"), main)
     }
 
-    /// Adds what is about to be done to a file. What is there of an earlier time stays the file as it was before, if nobody else
-    /// has changed it since.
-    pub fn add(&mut self, main: &Path, edited: &Edited) {
-        let after = edited.after.as_deref().unwrap_or_default();
-        let left = digest(after);
-        let known = self.files.iter_mut().find(|recorded| recorded.path == edited.path);
+    /// Adds what is about to be done to a file, which is kept as it was in `backup`, if it is new here and was there. What was done
+    /// to a file that is gone is gone with it.
+    pub fn add(&mut self, edited: &Edited, backup: Option<PathBuf>) {
+        let left = digest(edited.after.as_deref().unwrap_or_default());
         let present = edited.before.as_deref().map(digest);
-        match known {
+        if present.is_none() {
+            self.files.retain(|recorded| recorded.path != edited.path);
+        }
+        match self.files.iter_mut().find(|recorded| recorded.path == edited.path) {
             Some(recorded) => {
-                if present.as_ref() != Some(&recorded.left) {
-                    recorded.backup = None;
-                }
+                recorded.alone &= present.as_ref() == Some(&recorded.left);
                 recorded.left = left;
                 recorded.changes.extend(edited.changes.iter().cloned());
             }
             None => self.files.push(Recorded {
                 path: edited.path.clone(),
                 left,
-                backup: present.is_some().then(|| backup_of(main, &edited.path)),
                 created: present.is_none(),
+                alone: true,
+                backup: backup.zip(present).map(|(path, sha256)| Backup { path, sha256 }),
                 changes: edited.changes.clone(),
             }),
         }
@@ -146,7 +178,7 @@ impl Recorded {
         let Some(text) = &file.text else {
             return TakenBack { edited: None, kept: Vec::new() }; // it is gone, and all that was done with it
         };
-        let untouched = digest(text) == self.left;
+        let untouched = self.alone && digest(text) == self.left;
         let edited = |after: Option<String>| {
             let edited =
                 Edited { path: file.path.clone(), before: file.text.clone(), after, changes: Vec::new() };
@@ -161,6 +193,10 @@ impl Recorded {
         let (mut text, mut kept) = (text.clone(), Vec::new());
         for change in self.changes.iter().rev() {
             match change.take_back(&text) {
+                // It stays for what others have written below it, but is no matter by itself.
+                Some(without) if change.is_version() && says_something(&without) => {
+                    kept.extend((!kept.is_empty()).then(|| change.clone()));
+                }
                 Some(without) => text = without,
                 // A setup that was interrupted has not made it at all.
                 None if change.is_absent(&text) => {}
@@ -172,8 +208,25 @@ impl Recorded {
         TakenBack { edited: edited((!is_empty).then_some(text)), kept }
     }
 
-    /// The same file, with these changes alone.
+    /// The same file, with these changes alone, of which others have changed something.
     pub fn with(&self, kept: Vec<Change>, left: &str) -> Self {
-        Self { changes: kept, left: digest(left), backup: None, ..self.clone() }
+        Self { changes: kept, left: digest(left), alone: false, ..self.clone() }
+    }
+}
+
+/// Whether a file says anything, comments aside.
+fn says_something(text: &str) -> bool {
+    text.parse::<Table>().is_ok_and(|table| !table.is_empty())
+}
+
+impl Backup {
+    /// The text that was kept; `None` if it is not there any more, or another is.
+    ///
+    /// # Errors
+    /// [`SetupError::File`].
+    pub fn read(&self) -> Result<Option<String>, SetupError> {
+        let bytes = files::read_bytes(&self.path)?;
+        let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
+        Ok(text.filter(|text| digest(text) == self.sha256))
     }
 }

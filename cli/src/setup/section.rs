@@ -31,6 +31,8 @@ pub struct Wanted {
     pub snapshotter: String,
     /// capsuled's socket.
     pub address: String,
+    /// Whether capsuled maps ids: its `snapshots.remap_ids`.
+    pub remap_ids: bool,
     /// Whether the CRI plugin gets a runtime handler; `None`: unless it is disabled.
     pub cri: Option<bool>,
     /// `SystemdCgroup` of the handler.
@@ -68,12 +70,12 @@ pub struct Section {
     pub tables: Vec<(Path, Vec<(&'static str, Wish)>)>,
 }
 
-/// The proxy plugin.
+/// The proxy plugin. containerd leaves mapped ids to a snapshotter that says it can; 1.7 knows no such capability.
 pub fn snapshotter(wanted: &Wanted) -> Section {
-    let capabilities = if wanted.release.is_1_7() {
-        Wish::IfThere(Value::Array(Vec::new()))
-    } else {
+    let capabilities = if wanted.remap_ids && !wanted.release.is_1_7() {
         Wish::Is(Value::Array(vec!["remap-ids".into()]))
+    } else {
+        Wish::IfThere(Value::Array(Vec::new()))
     };
     let keys = vec![
         ("type", Wish::Is("snapshot".into())),

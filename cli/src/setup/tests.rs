@@ -1,5 +1,6 @@
 //! Texts in, texts out; and files on a disk.
 
+mod backups;
 mod disk;
 mod undo;
 
@@ -28,6 +29,7 @@ fn wanted(version: &str) -> Wanted {
         release: release(version),
         snapshotter: "capsule".to_owned(),
         address: "/run/capsule/capsuled.sock".to_owned(),
+        remap_ids: true,
         cri: None,
         systemd: Systemd::Fits(true),
     }
@@ -186,6 +188,25 @@ fn other_values_of_ours_are_replaced_and_other_keys_stay() {
     assert!(after(rebase, &wanted("2.1")).contains("capabilities = [\"remap-ids\"]"));
     let mapped = "version = 2\n[proxy_plugins.capsule]\ncapabilities = [\"remap-ids\"]\n";
     assert!(after(mapped, &wanted("1.7")).contains("capabilities = []"));
+}
+
+#[test]
+fn the_capability_is_what_capsuled_does() {
+    let capabilities = |text: &str, remap_ids| {
+        let text = meaning(&after(text, &Wanted { remap_ids, ..wanted("2.1") }));
+        let list = at(&text, &["proxy_plugins", "capsule", "capabilities"])?.as_array()?;
+        Some(list.iter().filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>())
+    };
+    let with = |list: &str| format!("version = 3\n[proxy_plugins.capsule]\ncapabilities = {list}\n");
+    let mapped = Some(vec!["remap-ids".to_owned()]);
+    assert_eq!((capabilities("", true), capabilities("", false)), (mapped.clone(), None));
+    assert_eq!(
+        (capabilities(&with("[]"), true), capabilities(&with("[]"), false)),
+        (mapped, Some(Vec::new()))
+    );
+    for list in ["['remap-ids']", "['rebase']"] {
+        assert_eq!(capabilities(&with(list), false), Some(Vec::new()), "{list}");
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::super::files::{Configuration, write};
 use super::super::record::path_of;
 use super::*;
 
-fn folder(files: &[(&str, &str)]) -> TempDir {
+pub(super) fn folder(files: &[(&str, &str)]) -> TempDir {
     let folder = TempDir::new().unwrap();
     for (name, text) in files {
         let file = folder.path().join(name);
@@ -20,11 +20,11 @@ fn folder(files: &[(&str, &str)]) -> TempDir {
     folder
 }
 
-fn text(folder: &TempDir, name: &str) -> String {
+pub(super) fn text(folder: &TempDir, name: &str) -> String {
     fs::read_to_string(folder.path().join(name)).unwrap()
 }
 
-fn names(folder: &Path) -> Vec<String> {
+pub(super) fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
     let mut names: Vec<String> = entries.map(|name| name.to_string_lossy().into_owned()).collect();
     names.sort();

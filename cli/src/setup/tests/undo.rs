@@ -8,7 +8,7 @@ use super::*;
 fn done(text: &str) -> (String, Recorded) {
     let edited = plan(&[file("/c.toml", text)], &wanted("2.1")).unwrap().remove(0);
     let mut record = Record::default();
-    record.add("/c.toml".as_ref(), &edited);
+    record.add(&edited, Some("/c.toml.before-capsule".into()));
     (edited.after.unwrap(), record.files.remove(0))
 }
 
@@ -91,13 +91,13 @@ fn a_file_that_setup_made_goes_unless_something_was_added() {
     let none = ConfigFile { path: "/c.toml".into(), text: None };
     let edited = plan(&[none], &wanted("2.1")).unwrap().remove(0);
     let mut record = Record::default();
-    record.add("/c.toml".as_ref(), &edited);
+    record.add(&edited, Some("/c.toml.before-capsule".into()));
     let text = edited.after.unwrap();
     assert_eq!(undone(&record.files[0], &text, None), (None, Vec::new()));
     let more = format!("{text}\n[debug]\nlevel = \"debug\"\n");
     let (after, kept) = undone(&record.files[0], &more, None);
     assert!(kept.is_empty());
-    assert_eq!(after.as_deref().map(str::trim), Some("[debug]\nlevel = \"debug\""));
+    assert_eq!(after.as_deref().map(str::trim), Some("version = 3\n\n[debug]\nlevel = \"debug\""));
 }
 
 #[test]
