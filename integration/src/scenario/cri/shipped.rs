@@ -78,7 +78,7 @@ pub fn k3s() -> Result<String> {
         output_of(Command::new("containerd").args(["--config", file, "config", "dump"]).env("PATH", path()))?;
     for line in [
         "runtimes.capsule]",
-        "runtime_path = '/usr/local/bin/containerd-shim-capsule-v1'",
+        "runtime_path = '/usr/bin/containerd-shim-capsule-v1'",
         "pod_annotations = ['resourcecapsules.io/*']",
         "address = '/run/capsule/capsuled.sock'",
         "SystemdCgroup = true",
