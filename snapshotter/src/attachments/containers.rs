@@ -369,8 +369,8 @@ mod tests {
         assert!(ambiguous.contains("could be default/c1f0, other/c2f0"), "{ambiguous}");
     }
 
-    #[test]
-    fn only_a_name_is_one() {
+    #[tokio::test]
+    async fn only_a_name_is_one() {
         let containers = Containers::new(Containerd::new(std::path::Path::new("/nowhere.sock")));
         *containers.index.write().unwrap() = index();
         let named = |id: &str, namespace: &str| {
