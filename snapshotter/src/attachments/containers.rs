@@ -225,7 +225,13 @@ impl Containers {
         let key = choose(&index, wanted)?;
         if self.known(&key).as_ref() != index.get(&key.id).and_then(|all| all.get(&key.namespace)) {
             // Its event is still on its way, or came since: what is listed may be the older word.
-            timeout(LISTING, self.refresh(&key)).await.ok();
+            match timeout(LISTING, self.refresh(&key)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(container = %key, %error, "its event is waited for"),
+                Err(_) => {
+                    tracing::debug!(container = %key, "containerd does not answer: its event is waited for")
+                }
+            }
         }
         Ok(key)
     }

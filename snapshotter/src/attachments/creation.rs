@@ -14,12 +14,11 @@ use super::{
     plan,
 };
 use crate::{
+    containerd::PODS,
     devices::{DeviceName, Edits, InvalidName, ResolveError},
     full::one_line,
 };
 
-/// The kubelet's containerd namespace (containerd, `internal/cri/constants`).
-const PODS: &str = "k8s.io";
 /// How the kubelet's annotations begin, with which device plugins give devices. All others whoever makes a pod writes.
 const CDI: &str = "cdi.k8s.io/";
 

@@ -25,7 +25,7 @@ pub(super) fn explain(
     provider: &Provider<'_>,
     tree: &DerivationTree<Package, Ranges<Version>, String>,
 ) -> Conflict {
-    let mut facts: Vec<String> = Vec::new();
+    let mut facts: Vec<Fact> = Vec::new();
     let mut pending = vec![tree];
     while let Some(tree) = pending.pop() {
         match tree {
@@ -36,14 +36,31 @@ pub(super) fn explain(
             },
         }
     }
-    facts.extend(cure(provider, &facts));
-    Conflict(facts)
+    let cure = cure(provider, &facts);
+    Conflict(facts.into_iter().map(|fact| fact.text).chain(cure).collect())
+}
+
+/// One of the reasons.
+#[derive(PartialEq)]
+struct Fact {
+    text: String,
+    /// It says what to do.
+    cures: bool,
+}
+
+impl Fact {
+    fn plain(text: String) -> Self {
+        Self { text, cures: false }
+    }
+
+    fn with_cure(fact: &str, cure: &str) -> Self {
+        Self { text: format!("{fact}: {cure}"), cures: true }
+    }
 }
 
 /// What to do about what was asked for, unless a fact says what to do about what is in its way.
-fn cure(provider: &Provider<'_>, facts: &[String]) -> Option<String> {
-    const CURES: [&str; 3] = [UPGRADE, MOVE, PUBLISH];
-    if facts.iter().any(|fact| CURES.iter().any(|cure| fact.ends_with(cure))) {
+fn cure(provider: &Provider<'_>, facts: &[Fact]) -> Option<String> {
+    if facts.iter().any(|fact| fact.cures) {
         return None;
     }
     let names: Vec<String> = provider.asked.wanted.iter().map(|(name, _)| name.to_string()).collect();
@@ -54,13 +71,10 @@ fn cure(provider: &Provider<'_>, facts: &[String]) -> Option<String> {
     }
 }
 
-/// What to do about what the container has.
-const UPGRADE: &str = "upgrade it first";
-const MOVE: &str = "move it too, or detach it";
 /// What to do about what is not here.
 const PUBLISH: &str = "publish or pull it";
 
-fn fact(provider: &Provider<'_>, external: &External<Package, Ranges<Version>, String>) -> Option<String> {
+fn fact(provider: &Provider<'_>, external: &External<Package, Ranges<Version>, String>) -> Option<Fact> {
     let label = |package: &Package, range: &Ranges<Version>| match range.as_singleton() {
         Some(version) => format!("{package}@{version}"),
         None => format!("{package} {}", show(range)).trim_end().to_owned(),
@@ -73,34 +87,36 @@ fn fact(provider: &Provider<'_>, external: &External<Package, Ranges<Version>, S
             Some(stays(provider, name))
         }
         External::FromDependencyOf(Package::Asked, _, package, range) => {
-            Some(format!("{} is asked for", label(package, range)))
+            Some(Fact::plain(format!("{} is asked for", label(package, range))))
         }
         External::FromDependencyOf(package, of, required, range) => {
             let range = show(range);
-            Some(format!("{} requires {required} {range}", label(package, of)).trim_end().to_owned())
+            let text = format!("{} requires {required} {range}", label(package, of));
+            Some(Fact::plain(text.trim_end().to_owned()))
         }
         External::NoVersions(Package::Capsule(name), range) => Some(missing(provider, name, range)),
         External::NoVersions(Package::Asked, _) => None,
         External::Custom(package, range, reason) => {
-            Some(format!("{} cannot be used: {reason}", label(package, range)))
+            Some(Fact::plain(format!("{} cannot be used: {reason}", label(package, range))))
         }
     }
 }
 
 /// What the container has of a capsule, and keeps unless it is told otherwise.
-fn stays(provider: &Provider<'_>, name: &CapsuleName) -> String {
+fn stays(provider: &Provider<'_>, name: &CapsuleName) -> Fact {
     let present = provider.asked.present.get(name).into_iter().flatten();
     let present = present.map(|version| format!("{name}@{version}")).collect::<Vec<_>>().join(" and ");
-    match provider.asked.moves {
-        Some(_) => format!("the container has {present}: {MOVE}"),
-        None => format!("the container has {present}: {UPGRADE}"),
-    }
+    let cure = match provider.asked.moves {
+        Some(_) => "move it too, or detach it",
+        None => "upgrade it first",
+    };
+    Fact::with_cure(&format!("the container has {present}"), cure)
 }
 
-fn missing(provider: &Provider<'_>, name: &CapsuleName, range: &Ranges<Version>) -> String {
+fn missing(provider: &Provider<'_>, name: &CapsuleName, range: &Ranges<Version>) -> Fact {
     let all = provider.candidates(name);
     if all.is_empty() {
-        return format!("capsule {name} is not known here: {PUBLISH}");
+        return Fact::with_cure(&format!("capsule {name} is not known here"), PUBLISH);
     }
     let mut have: Vec<&str> = all.iter().map(|c| c.version.as_str()).take(SHOWN).collect();
     if all.len() > SHOWN {
@@ -112,9 +128,9 @@ fn missing(provider: &Provider<'_>, name: &CapsuleName, range: &Ranges<Version>)
         (true, _) => stays(provider, name),
         // All but some that have been ruled out.
         (false, range) if range.is_empty() || range.contains(" or ") => {
-            format!("there is no other {name} than {have}")
+            Fact::plain(format!("there is no other {name} than {have}"))
         }
-        (false, range) => format!("there is no {name} {range}, only {have}: {PUBLISH}"),
+        (false, range) => Fact::with_cure(&format!("there is no {name} {range}, only {have}"), PUBLISH),
     }
 }
 

@@ -43,8 +43,8 @@ impl Member {
     }
 }
 
-/// The containerd namespace of Kubernetes' containers, in which clients other than CRI's have no business.
-const PODS: &str = "k8s.io";
+/// The kubelet's containerd namespace (containerd, `internal/cri/constants`).
+pub const PODS: &str = "k8s.io";
 /// Label of the name that nerdctl gives a container, unique in its namespace (nerdctl, `pkg/labels/labels.go`).
 const NAME: &str = "nerdctl/name";
 /// Label that CRI gives each of its containers, after those of the image (containerd, `internal/cri/labels`).

@@ -32,7 +32,7 @@ use tonic::{
 
 pub use self::{
     archive::{AlteredMember, Watched},
-    containers::{Container, Member},
+    containers::{Container, Member, PODS},
     content::BlobWriter,
     events::{Event, EventStream},
     images::ImageRecord,
