@@ -380,7 +380,6 @@ fn wrong_usage_is_two() {
         "upgrade web a --wait-healthy '",
         "rollback web",
         "attach k8s.io/web a -n moby",
-        "events --container pod/shop/cart/app",
         "rollback web tzdata@1",
         "tag tzdata@1",
         "untag tzdata",

@@ -38,6 +38,17 @@ fn events_are_read_by_people_and_by_programs() {
     assert_eq!(fake.asked(), [Asked::Watch(asked)]);
 }
 
+/// A pod's name goes to capsuled as it is: who that is only containerd knows.
+#[test]
+fn events_of_a_pod() {
+    let fake = Fake::start();
+    let ran = fake.run(&["events", "--no-follow", "--container", "pod/shop/cart/app"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let asked =
+        WatchRequest { no_follow: true, container: "pod/shop/cart/app".into(), ..WatchRequest::default() };
+    assert_eq!(fake.asked(), [Asked::Watch(asked)]);
+}
+
 #[test]
 fn what_is_gone_is_said() {
     let ran = Fake::start().run(&["events", "--after", "7"]);

@@ -7,11 +7,13 @@ pub mod transfers;
 mod trees;
 mod uppers;
 
+use std::io::Read;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
 
 use capsule_proto::capsule::v1::attachments_server::{Attachments, AttachmentsServer};
 use capsule_proto::capsule::v1::budgets_server::BudgetsServer;
@@ -555,12 +557,37 @@ pub fn capsulectl(socket: &std::path::Path, args: &[&str]) -> Ran {
 pub fn command(socket: &std::path::Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_capsulectl"));
     command.args(args).env("CAPSULE_ADDRESS", socket).env_remove("SOURCE_DATE_EPOCH");
+    command.stdin(Stdio::null());
     command
 }
 
-/// Runs it to its end.
+/// None here takes a second. One that waits for what does not come is a failure, not a run without an end.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// Runs it to its end; one that has none is killed, and has no code.
 pub fn finish(command: &mut Command) -> Ran {
-    let Output { status, stdout, stderr } = command.output().expect("capsulectl runs");
-    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.spawn().expect("capsulectl runs");
+    let stdout = text_of(child.stdout.take().expect("it is piped"));
+    let stderr = text_of(child.stderr.take().expect("it is piped"));
+    let begun = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("it is a child") {
+            break status;
+        }
+        if begun.elapsed() > LONGEST {
+            child.kill().expect("it can be killed");
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    let text = |reader: JoinHandle<String>| reader.join().expect("UTF-8");
     Ran { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
+}
+
+fn text_of(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut text = String::new();
+        pipe.read_to_string(&mut text).expect("UTF-8");
+        text
+    })
 }
