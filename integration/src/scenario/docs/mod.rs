@@ -17,22 +17,27 @@ use crate::nerdctl;
 pub type Page = (&'static str, &'static str, &'static str);
 
 /// The pages that have examples.
-pub const PAGES: [Page; 10] = [
+pub const PAGES: [Page; 14] = [
     ("readme", "README.md", include_str!("../../../../README.md")),
+    ("ca-bundles", "docs/tasks/ca-bundles.md", include_str!("../../../../docs/tasks/ca-bundles.md")),
     ("capsule-toml", "docs/capsule-toml.md", include_str!("../../../../docs/capsule-toml.md")),
+    ("distroless", "docs/tasks/distroless.md", include_str!("../../../../docs/tasks/distroless.md")),
     ("kubernetes", "docs/kubernetes.md", include_str!("../../../../docs/kubernetes.md")),
     ("lifecycle", "docs/lifecycle.md", include_str!("../../../../docs/lifecycle.md")),
     ("metrics", "docs/metrics.md", include_str!("../../../../docs/metrics.md")),
+    ("model-weights", "docs/tasks/model-weights.md", include_str!("../../../../docs/tasks/model-weights.md")),
     ("moving", "docs/moving.md", include_str!("../../../../docs/moving.md")),
     ("nerdctl", "docs/nerdctl.md", include_str!("../../../../docs/nerdctl.md")),
     ("publishing", "docs/publishing.md", include_str!("../../../../docs/publishing.md")),
     ("setup", "docs/setup.md", include_str!("../../../../docs/setup.md")),
+    ("toolchain", "docs/tasks/toolchain.md", include_str!("../../../../docs/tasks/toolchain.md")),
     ("writing", "docs/writing.md", include_str!("../../../../docs/writing.md")),
 ];
 
 /// Those whose examples need control groups of version 2.
-pub const UNIFIED_PAGES: [Page; 2] = [
+pub const UNIFIED_PAGES: [Page; 3] = [
     ("devices", "docs/devices.md", include_str!("../../../../docs/devices.md")),
+    ("gpu-notebook", "docs/tasks/gpu-notebook.md", include_str!("../../../../docs/tasks/gpu-notebook.md")),
     ("limits", "docs/limits.md", include_str!("../../../../docs/limits.md")),
 ];
 
