@@ -8,6 +8,7 @@ PROGRAMS := $(CURDIR)/target/fast
 TESTBED := $(PROGRAMS)/capsule-testbed
 # Tests of machines take programs of another profile than their own.
 MACHINES := CAPSULE_PROGRAMS=$(PROGRAMS)
+ON_MACHINES := --test machines --test leftovers --test power --test trees
 
 .PHONY: demo test release release-shim bench bench-runtime bench-snapshotter bench-storage bench-scale bench-devices soak build lint unit fuzz fuzz-build native vm suite test-runtime rootfs setup clean
 
@@ -73,14 +74,14 @@ lint: setup
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check; fi
 
+# Packages are always chosen by --workspace: with others cargo unites other features, and builds what both need twice.
 unit: setup
-	cargo test --locked --workspace --exclude capsule-integration -q
-	cargo test --locked -p capsule-integration --lib -q
+	cargo test --locked --workspace -q -- --skip privileged_native_ --skip privileged_vm_ --skip privileged_nothing_is_left_
 
 # The snapshotter's conformance suite as a program, which machines run beside their containerd.
 suite: build
-	cargo test --locked -p capsuled --test conformance --no-run
-	@cargo test --locked -p capsuled --test conformance --no-run -q --message-format=json \
+	cargo test --locked --workspace --test conformance --no-run
+	@cargo test --locked --workspace --test conformance --no-run -q --message-format=json \
 		| sed -n '/"name":"conformance"/s/.*"executable":"\([^"]*\)".*/\1/p' \
 		| xargs -I{} cp {} $(PROGRAMS)/capsuled-conformance
 
@@ -95,7 +96,7 @@ FUZZ := $(CURDIR)/snapshotter/fuzz
 fuzz: $(addprefix fuzz-,$(FUZZ_TARGETS))
 
 fuzz-build: setup
-	RUSTC_WORKSPACE_WRAPPER=$(FUZZ)/instrument.sh cargo build --locked --profile fast -p capsule-fuzz --features libfuzzer
+	RUSTC_WORKSPACE_WRAPPER=$(FUZZ)/instrument.sh cargo build --locked --profile fast --workspace --bin capsule-fuzz --features capsule-fuzz/libfuzzer
 
 fuzz-%: fuzz-build
 	mkdir -p target/fuzz/$*
@@ -106,18 +107,18 @@ fuzz-%: fuzz-build
 # or nothing for both; TEST_CASES is a part of the cases' names ("streams", "log file").
 test-runtime: rootfs
 	$(MACHINES) TEST_RUNTIME=$(TEST_RUNTIME) TEST_CASES="$(TEST_CASES)" \
-		cargo test --locked -p capsule-integration --test machines -- --test-threads=1 --skip bench _runtime
+		cargo test --locked --workspace --test machines -- --test-threads=1 --skip bench _runtime
 
 rootfs: build
 	@$(TESTBED) prepare
 
 # Machines of private namespaces on this kernel.
 native: rootfs suite
-	$(MACHINES) cargo test --locked -p capsule-integration --tests -- --test-threads=1 --skip privileged_vm
+	$(MACHINES) cargo test --locked --workspace $(ON_MACHINES) -- --test-threads=1 --skip privileged_vm
 
 # Machines of Debian's kernel and systemd, in qemu.
 vm: rootfs
-	$(MACHINES) cargo test --locked -p capsule-integration --tests -- --test-threads=1 privileged_vm
+	$(MACHINES) cargo test --locked --workspace $(ON_MACHINES) -- --test-threads=1 privileged_vm
 
 setup:
 	@integration/setup.sh
