@@ -15,6 +15,8 @@ mod shown;
 mod sign;
 mod tags;
 #[cfg(test)]
+mod reference;
+#[cfg(test)]
 mod tests;
 mod transfer;
 mod written;

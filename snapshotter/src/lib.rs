@@ -38,7 +38,12 @@ pub(crate) fn fresh_id() -> String {
     let mut bytes = [0_u8; 12];
     // Does not fail once the kernel's generator is seeded, which it is long before daemons start (getrandom(2)).
     let _filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    hex(&bytes)
+}
+
+/// Two lower-case hexadecimal digits for each byte.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The machine's architecture by the name that OCI (Go) gives it.

@@ -163,7 +163,7 @@ fn judge_capabilities(name: &str, capabilities: &[String], remap_ids: bool) -> F
             format!(
                 "containers in user namespaces will see wrong owners: [proxy_plugins.{name}] has the capability remap-ids, and snapshots.remap_ids is false"
             ),
-            "set it to true in capsuled's configuration",
+            "set it to true in capsuled's configuration; or, with containerd 1.7, which cannot map ids, take the capability away",
         ),
         (false, true) => Finding::warning(
             CHECK,

@@ -173,8 +173,7 @@ impl Digest {
 
     /// From the 32 bytes of a SHA-256 sum.
     pub fn from_sha256(sum: &[u8]) -> Self {
-        let hex: String = sum.iter().map(|b| format!("{b:02x}")).collect();
-        Self(format!("sha256:{hex}"))
+        Self(format!("sha256:{}", crate::hex(sum)))
     }
 }
 

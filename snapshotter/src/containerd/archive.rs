@@ -220,8 +220,7 @@ fn digest_of(name: &str) -> Option<String> {
 
 /// A sum as digests are written.
 pub(super) fn sha256_text(sum: Sha256) -> String {
-    let hex: String = sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{hex}")
+    format!("sha256:{}", crate::hex(&sum.finalize()))
 }
 
 #[cfg(test)]

@@ -193,7 +193,7 @@ fn open_parent<'a>(root: &OwnedFd, path: &'a [u8]) -> Result<(OwnedFd, &'a [u8])
 }
 
 fn name_of(key: &Key) -> String {
-    key.iter().map(|byte| format!("{byte:02x}")).collect()
+    crate::hex(key)
 }
 
 fn add(pool: &OwnedFd, root: &OwnedFd, key: &Key, path: &[u8], full: bool) -> io::Result<()> {
