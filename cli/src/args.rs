@@ -65,6 +65,9 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// The command's name, as it was typed.
+    #[arg(skip)]
+    pub name: String,
 }
 
 /// Heading of the options that every command has.
@@ -94,7 +97,8 @@ impl Cli {
         let mut command = Self::command();
         let matches = command.try_get_matches_from_mut(words)?;
         build::check(&mut command, &matches)?;
-        Self::from_arg_matches(&matches)
+        let name = matches.subcommand_name().unwrap_or_default().to_owned();
+        Ok(Self { name, ..Self::from_arg_matches(&matches)? })
     }
 }
 

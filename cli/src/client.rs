@@ -19,18 +19,24 @@ use capsule_proto::capsule::v1::uppers_client::UppersClient;
 use capsule_proto::capsule::v1::usage_client::UsageClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::error::Error;
+use crate::trace::Caller;
 
 /// Listings of a large node are larger than gRPC's usual 4 MiB.
 const MAX_ANSWER: usize = 64 << 20;
+
+/// A connection on which each call says of which trace it is.
+pub type Wire = InterceptedService<Channel, Caller>;
 
 /// A connection to capsuled.
 #[derive(Debug, Clone)]
 pub struct Client {
     channel: Channel,
+    caller: Caller,
 }
 
 /// A gRPC channel over a connection that is there; when it breaks, so does the channel.
@@ -47,11 +53,11 @@ pub async fn channel(stream: UnixStream) -> Result<Channel, tonic::transport::Er
 }
 
 impl Client {
-    /// Connects to the socket at `address`.
+    /// Connects to the socket at `address`. Calls are a part of the caller's trace.
     ///
     /// # Errors
     /// [`Error::Connect`] with the errno when nobody listens there or the caller may not connect.
-    pub async fn connect(address: &Path) -> Result<Self, Error> {
+    pub async fn connect(address: &Path, caller: Caller) -> Result<Self, Error> {
         // The socket is connected here and not by tonic, so that the errno reaches the person as it is.
         let stream = UnixStream::connect(address)
             .await
@@ -59,76 +65,80 @@ impl Client {
         let channel = channel(stream)
             .await
             .map_err(|source| Error::Handshake { address: address.to_owned(), source })?;
-        Ok(Self { channel })
+        Ok(Self { channel, caller })
+    }
+
+    fn wire(&self) -> Wire {
+        InterceptedService::new(self.channel.clone(), self.caller.clone())
     }
 
     /// Publishing and looking at versions.
-    pub fn capsules(&self) -> CapsulesClient<Channel> {
-        CapsulesClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    pub fn capsules(&self) -> CapsulesClient<Wire> {
+        CapsulesClient::new(self.wire()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Which services can do their work.
-    pub fn health(&self) -> HealthClient<Channel> {
-        HealthClient::new(self.channel.clone())
+    pub fn health(&self) -> HealthClient<Wire> {
+        HealthClient::new(self.wire())
     }
 
     /// What happens on the node.
-    pub fn events(&self) -> EventsClient<Channel> {
-        EventsClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    pub fn events(&self) -> EventsClient<Wire> {
+        EventsClient::new(self.wire()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Devices of the node.
-    pub fn devices(&self) -> DevicesClient<Channel> {
-        DevicesClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    pub fn devices(&self) -> DevicesClient<Wire> {
+        DevicesClient::new(self.wire()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// How much attachments may add to limits.
-    pub fn budgets(&self) -> BudgetsClient<Channel> {
-        BudgetsClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    pub fn budgets(&self) -> BudgetsClient<Wire> {
+        BudgetsClient::new(self.wire()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// What containers use.
-    pub fn usage(&self) -> UsageClient<Channel> {
-        UsageClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    pub fn usage(&self) -> UsageClient<Wire> {
+        UsageClient::new(self.wire()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// What capsuled counts.
-    pub fn metrics(&self) -> MetricsClient<Channel> {
-        MetricsClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    pub fn metrics(&self) -> MetricsClient<Wire> {
+        MetricsClient::new(self.wire()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Removing versions.
-    pub fn collector(&self) -> CollectorClient<Channel> {
-        CollectorClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    pub fn collector(&self) -> CollectorClient<Wire> {
+        CollectorClient::new(self.wire()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Names of versions that move.
-    pub fn tags(&self) -> TagsClient<Channel> {
-        TagsClient::new(self.channel.clone())
+    pub fn tags(&self) -> TagsClient<Wire> {
+        TagsClient::new(self.wire())
     }
 
     /// Who vouches for versions.
-    pub fn signatures(&self) -> SignaturesClient<Channel> {
-        SignaturesClient::new(self.channel.clone())
+    pub fn signatures(&self) -> SignaturesClient<Wire> {
+        SignaturesClient::new(self.wire())
     }
 
     /// Versions on their way between nodes.
-    pub fn transfers(&self) -> TransfersClient<Channel> {
-        TransfersClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    pub fn transfers(&self) -> TransfersClient<Wire> {
+        TransfersClient::new(self.wire()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// What is in versions.
-    pub fn trees(&self) -> TreesClient<Channel> {
-        TreesClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    pub fn trees(&self) -> TreesClient<Wire> {
+        TreesClient::new(self.wire()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// What is written to attachments.
-    pub fn uppers(&self) -> UppersClient<Channel> {
-        UppersClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    pub fn uppers(&self) -> UppersClient<Wire> {
+        UppersClient::new(self.wire()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Capsules in live containers.
-    pub fn attachments(&self) -> AttachmentsClient<Channel> {
-        AttachmentsClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    pub fn attachments(&self) -> AttachmentsClient<Wire> {
+        AttachmentsClient::new(self.wire()).max_decoding_message_size(MAX_ANSWER)
     }
 }

@@ -32,16 +32,17 @@ use crate::publish;
 use crate::request;
 use crate::text::{Attached, Detached, Listed, Text};
 use crate::top;
+use crate::trace::Caller;
 use crate::view::{Attachments, Built, Inspection, Moves, Plan, Versions};
 
 /// Carries out the command.
 ///
 /// # Errors
 /// Any of [`Error`]; then nothing was printed on standard output.
-pub async fn run(cli: Cli) -> Result<(), Error> {
-    let Cli { address, namespace, output, command } = cli;
+pub async fn run(cli: Cli, caller: &Caller) -> Result<(), Error> {
+    let Cli { address, namespace, output, command, .. } = cli;
     let namespace = namespace.as_deref();
-    let to = Target { address: &address, output };
+    let to = Target { address: &address, output, caller };
     match command {
         Command::Build(args) => build(to, &args).await,
         Command::Ls { name } => ls(to, name).await,
@@ -91,6 +92,7 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
     address: &'a Path,
+    caller: &'a Caller,
     pub output: Output,
 }
 
@@ -100,7 +102,7 @@ impl Target<'_> {
     /// # Errors
     /// As [`Client::connect`].
     pub async fn connect(self) -> Result<Client, Error> {
-        Client::connect(self.address).await
+        Client::connect(self.address, self.caller.clone()).await
     }
 
     /// Prints a result.

@@ -22,6 +22,9 @@ pub enum Error {
     /// No device of the node has this name.
     #[error("this node has no device {0}: see `capsulectl devices`")]
     NoDevice(String),
+    /// The command's span cannot be exported.
+    #[error("cannot export traces: {}", innermost(.0))]
+    Traces(#[source] capsule_telemetry::ExporterError),
     /// Nobody answers at the socket.
     #[error("cannot reach capsuled at {}: {source}; {}", address.display(), connect_hint(source))]
     Connect {

@@ -3,7 +3,7 @@
 //! The rooms, in the direction of flow: `args` (what was typed) and `declaration` (what a tree's `capsule.toml`
 //! says) → `request` (the wire, pure) → `client` and `archive` (effects) → `view` (our own values) → `text` (what is
 //! read). `commands` and `publish` (with `base`) join them; `credentials` and `progress` are
-//! for transfers; `doctor` and `setup` look at the machine itself (`host`) and at containerd's configuration.
+//! for transfers; `trace` says of which trace the calls are; `doctor` and `setup` look at the machine itself (`host`) and at containerd's configuration.
 //! Nothing here needs root by itself, enters a namespace or opens a database: capsuled does. `setup` alone writes a file that is
 //! root's.
 
@@ -25,6 +25,7 @@ mod setup;
 mod table;
 mod text;
 mod top;
+mod trace;
 mod view;
 
 use std::io::Write;
@@ -52,7 +53,9 @@ fn main() -> ExitCode {
 fn run(cli: args::Cli) -> Result<(), Error> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
-    let outcome = runtime.block_on(commands::run(cli));
+    let trace = trace::Trace::begin(&cli.name)?;
+    let outcome = runtime.block_on(commands::run(cli, &trace.caller()));
+    trace.end(&outcome);
     // A thread may still wait for a tar on standard input that nobody wants any more.
     runtime.shutdown_background();
     outcome

@@ -51,6 +51,12 @@ fn privileged_native_forky_full() -> Result<()> {
     run(Kind::Native, Suite::Forky, "full")
 }
 
+/// Calls followed from program to program.
+#[test]
+fn privileged_native_forky_traces() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "traces")
+}
+
 /// Requirements between capsules.
 #[test]
 fn privileged_native_forky_sets() -> Result<()> {

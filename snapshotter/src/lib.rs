@@ -30,6 +30,7 @@ pub mod service;
 pub mod shims;
 pub mod snapshots;
 pub mod store;
+pub mod traces;
 pub mod trees;
 pub mod uppers;
 

@@ -3,12 +3,16 @@
 use std::{io, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
+use capsule_telemetry::TARGET;
 use capsuled::{
-    config::{Config, ConfigError, DEFAULT_PATH, Level},
-    daemon,
+    config::{Config, ConfigError, DEFAULT_PATH, Format, Level},
+    daemon, traces,
 };
 use clap::Parser;
-use tracing_subscriber::EnvFilter;
+use tracing::Subscriber;
+use tracing_subscriber::{
+    EnvFilter, Layer, fmt, layer::SubscriberExt as _, registry::LookupSpan, util::SubscriberInitExt as _,
+};
 
 /// What a configuration with mistakes exits with, as usage errors do.
 const EXIT_CONFIG: u8 = 2;
@@ -79,17 +83,32 @@ fn writeln(error: &dyn std::fmt::Display) -> io::Result<()> {
 }
 
 fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
-    tracing_subscriber::fmt()
-        .with_writer(io::stderr)
-        .with_ansi(false)
-        .with_env_filter(filter(config.log.level))
-        .init();
+    let mut exporter = traces::start(&config.traces)?;
+    let spans = exporter.as_mut().map(|exporter| traces::layer(exporter, &config.traces)).transpose()?;
+    let lines = lines(config.log.format).with_filter(filter(config.log.level));
+    tracing_subscriber::registry().with(lines).with(spans).init();
     let features = overlayfs_utils::probe().context("this machine cannot carry capsules")?;
     tracing::info!(%features, "kernel probed");
-    Ok(daemon::run(config, take_over)?)
+    let outcome = daemon::run(config, take_over);
+    if let Some(exporter) = exporter {
+        exporter.end();
+    }
+    Ok(outcome?)
 }
 
-/// The solver tells each of its steps as if it were news.
+/// The log: lines on standard error.
+fn lines<S>(format: Format) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    let lines = fmt::layer().with_writer(io::stderr).with_ansi(false);
+    match format {
+        Format::Text => lines.boxed(),
+        Format::Json => lines.json().flatten_event(true).boxed(),
+    }
+}
+
+/// The solver tells each of its steps as if it were news; spans are for traces.
 fn filter(level: Level) -> EnvFilter {
-    EnvFilter::new(format!("{},pubgrub=warn", tracing::Level::from(level)))
+    EnvFilter::new(format!("{},pubgrub=warn,{TARGET}=off", tracing::Level::from(level)))
 }

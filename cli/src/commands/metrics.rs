@@ -23,6 +23,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 
 use super::{Target, write_out};
 use crate::error::Error;
+use crate::trace::Caller;
 
 /// Of OpenMetrics 1.0, section 4.3.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -67,7 +68,8 @@ async fn serve(to: Target<'_>, address: SocketAddr) -> Result<(), Error> {
         };
         let socket = socket.clone();
         tokio::spawn(async move {
-            let to = Target { address: &socket, output };
+            let caller = Caller::default();
+            let to = Target { address: &socket, output, caller: &caller };
             let answer = service_fn(|request: Request<Incoming>| async move {
                 Ok::<_, Infallible>(answer(to, &request).await)
             });

@@ -11,6 +11,7 @@ use super::Finding;
 use crate::client::Client;
 use crate::error::Error;
 use crate::host::{Settings, find, own_path, run};
+use crate::trace::Caller;
 
 /// What is found at capsuled's socket.
 #[derive(Debug)]
@@ -157,7 +158,7 @@ fn version(capsuled: Option<&str>, own: &str) -> Finding {
 }
 
 async fn ask(address: &Path) -> Result<Answer, Error> {
-    let client = Client::connect(address).await?;
+    let client = Client::connect(address, Caller::default()).await?;
     let metrics = client.metrics().read_metrics(v1::ReadMetricsRequest {}).await?.into_inner().text;
     let devices = client.devices().list_devices(v1::ListDevicesRequest {}).await?.into_inner();
     Ok(Answer {

@@ -76,6 +76,7 @@ pub mod snapshotters;
 pub mod storage;
 pub mod suite;
 pub mod told;
+mod traces;
 pub mod upgrade;
 pub mod versions;
 pub mod world;
@@ -126,6 +127,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "devices-more" => devices::programs::run(reporter).and_then(|()| devices::created::run(reporter)),
         "limits" => limits::run(reporter),
         "sets" => sets::run(reporter),
+        "traces" => traces::run(reporter),
         "setup" => setup::run(reporter),
         "moves" => moves::run(reporter),
         "keep" => keep::run(reporter),

@@ -6,7 +6,7 @@
 //! and `model` (validated types; `edits`, those of devices) → `kernel` (what it can do, probed when first needed) → `overlayfs-utils` (the kernel).
 //!
 //! Beside them: `notices` (what capsuled is to be told), `config` (what devices need of `config.json`), `own` (pure: what the container has of them by itself),
-//! `limited` (pure: what attachments do to limits) and `execs` (pure: what attachments give to later processes).
+//! `steps` (how long parts of a call took), `limited` (pure: what attachments do to limits) and `execs` (pure: what attachments give to later processes).
 //!
 //! This module is the seam to the rest of the shim: hot-plug asks the task side where a container's live task is,
 //! through [`Tasks`], and asks nothing else.
@@ -28,6 +28,7 @@ mod own;
 mod plan;
 mod scene;
 mod service;
+mod steps;
 
 use std::{
     os::fd::OwnedFd,

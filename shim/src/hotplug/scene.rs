@@ -20,6 +20,7 @@ use super::{
     kernel::Kernel,
     known::Known,
     plan::{Place, Seen, There},
+    steps::step,
 };
 
 /// The directory in the bundle that overlays of one layer get as their second.
@@ -99,7 +100,7 @@ impl Scene {
     /// # Errors
     /// [`EngineError::Journal`].
     pub fn write_journal(&mut self) -> Result<(), EngineError> {
-        Ok(self.kept.known.write(&self.journal, &self.bundle)?)
+        Ok(step("journal", || self.kept.known.write(&self.journal, &self.bundle))?)
     }
 
     /// The container's mount table as it is now.

@@ -16,8 +16,14 @@ use super::{
     error::{DevicesError, EngineError},
     model::{AttachmentId, Content, InvalidRequest, Mode, Spec, UpperPlace},
     notices::{Kind, Notice},
+    steps,
 };
 use crate::limits::{Change, LimitError};
+
+/// Where a call says of which trace it is (W3C Trace Context).
+const TRACE_PARENT: &str = "traceparent";
+/// The service's name in traces.
+const HOTPLUG: &str = "capsule.hotplug.v1.Hotplug";
 
 /// Answers `capsule.hotplug.v1`.
 pub struct Service {
@@ -29,6 +35,25 @@ impl Service {
     #[must_use]
     pub fn new(engine: Arc<Engine>) -> Self {
         Self { engine }
+    }
+
+    /// As [`Service::run`], with how long it took where the caller traces it.
+    async fn measured<T: Send + 'static>(
+        &self,
+        method: &str,
+        context: &TtrpcContext,
+        call: impl FnOnce(&Engine) -> Result<T, EngineError> + Send + 'static,
+    ) -> ttrpc::Result<(T, Vec<wire::Span>)> {
+        let mut parent = context.metadata.get(TRACE_PARENT).into_iter().flatten();
+        if !parent.next().is_some_and(|parent| steps::is_sampled(parent)) {
+            return Ok((self.run(call).await?, Vec::new()));
+        }
+        let name = format!("{HOTPLUG}/{method}");
+        let measured = move |engine: &Engine| {
+            let (done, spans) = steps::measured(&name, || call(engine));
+            done.map(|done| (done, spans))
+        };
+        self.run(measured).await
     }
 
     /// Runs `call` where it may block: the runtime's thread goes on serving other containers.
@@ -48,19 +73,20 @@ impl Service {
 impl wire::Hotplug for Service {
     async fn attach(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         req: wire::AttachRequest,
     ) -> ttrpc::Result<wire::AttachResponse> {
         let container = req.container_id.clone();
         let (id, wanted) = parse_wanted(req).map_err(|e| status(&e.into()))?;
-        let attached = self.run(move |engine| attach(engine, &container, id, wanted)).await?;
+        let attach = move |engine: &Engine| attach(engine, &container, id, wanted);
+        let (attached, spans) = self.measured("Attach", context, attach).await?;
         let attachment = Some(attached).into();
-        Ok(wire::AttachResponse { attachment, ..Default::default() })
+        Ok(wire::AttachResponse { attachment, spans, ..Default::default() })
     }
 
     async fn replace(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         req: wire::ReplaceRequest,
     ) -> ttrpc::Result<wire::ReplaceResponse> {
         let parse = || {
@@ -71,22 +97,23 @@ impl wire::Hotplug for Service {
         let (container, has_resources) = (req.container_id, !change.is_empty());
         let undoing = req.undoing;
         let replace = move |engine: &Engine| engine.replace_all(&container, &id, content, change, undoing);
-        let (now, replaced) = self.run(replace).await?;
+        let ((now, replaced), spans) = self.measured("Replace", context, replace).await?;
         let now = wire::Attachment { has_resources, ..wire_attachment(now) };
         let (attachment, replaced) = (Some(now).into(), Some(wire_content(replaced)).into());
-        Ok(wire::ReplaceResponse { attachment, replaced, ..Default::default() })
+        Ok(wire::ReplaceResponse { attachment, replaced, spans, ..Default::default() })
     }
 
     async fn detach(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         req: wire::DetachRequest,
     ) -> ttrpc::Result<wire::DetachResponse> {
         let (container, lazy) = (req.container_id, req.lazy);
         let id = AttachmentId::parse(req.attachment_id).map_err(|e| status(&e.into()))?;
-        let done = self.run(move |engine| engine.detach(&container, &id, lazy)).await?;
+        let detach = move |engine: &Engine| engine.detach(&container, &id, lazy);
+        let (done, spans) = self.measured("Detach", context, detach).await?;
         let users = done.users.into_iter().map(wire_user).collect();
-        Ok(wire::DetachResponse { users, detached: done.detached, ..Default::default() })
+        Ok(wire::DetachResponse { users, detached: done.detached, spans, ..Default::default() })
     }
 
     async fn list(&self, _: &TtrpcContext, req: wire::ListRequest) -> ttrpc::Result<wire::ListResponse> {

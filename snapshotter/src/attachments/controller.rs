@@ -124,10 +124,27 @@ impl Attachments {
             .collect();
         plan::plan_free(&key, &existing, &taken)?;
 
-        let preparing = self.meters.step(Step::prepare);
-        let mut intents = self.intend_devices(&key, &existing, devices).await?;
+        let preparing = self.intend_set(&key, &existing, planned, devices, moment);
+        let intents = self.timed(Step::prepare, preparing).await?;
+        if let Err(error) = self.take_budget(&mut reservation, &intents).await {
+            self.end(&intents);
+            return Err(error);
+        }
+        self.carry_out(&key, &mut existing, intents, "attach", None).await
+    }
+
+    /// What is to be written down of a set; on a failure nothing is held for it.
+    async fn intend_set(
+        &self,
+        key: &ContainerKey,
+        existing: &Locked,
+        planned: Vec<Planned>,
+        devices: &[DeviceName],
+        moment: Moment,
+    ) -> Result<Vec<Attachment>, AttachmentError> {
+        let mut intents = self.intend_devices(key, existing, devices).await?;
         for one in planned {
-            match self.intend(&key, one, moment).await {
+            match self.intend(key, one, moment).await {
                 Ok(intent) => intents.push(intent),
                 Err(error) => {
                     self.end(&intents);
@@ -135,12 +152,7 @@ impl Attachments {
                 }
             }
         }
-        drop(preparing);
-        if let Err(error) = self.take_budget(&mut reservation, &intents).await {
-            self.end(&intents);
-            return Err(error);
-        }
-        self.carry_out(&key, &mut existing, intents, "attach", None).await
+        Ok(intents)
     }
 
     /// Takes a capsule's attachments in a container away: all of them or none. Beside each, who still uses it.

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
+use capsule_telemetry::TARGET;
 use futures::future::join;
 use tonic::Code;
+use tracing::Instrument as _;
 
 use super::{
     Attachments,
@@ -108,7 +110,7 @@ impl Attachments {
     /// Measures a step.
     pub(super) async fn timed<T>(&self, step: Step, what: impl Future<Output = T>) -> T {
         let _timer = self.meters.step(step);
-        what.await
+        what.instrument(tracing::info_span!(target: TARGET, "step", otel.name = step.name())).await
     }
 
     /// As [`Attachments::prove`], of a task that has all of it: the one that was to be proved may have ended meanwhile.

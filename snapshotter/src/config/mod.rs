@@ -9,6 +9,7 @@ mod devices;
 mod parse;
 #[cfg(test)]
 mod tests;
+mod told;
 
 use std::{
     collections::BTreeSet,
@@ -16,6 +17,8 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
+
+use capsule_telemetry::Endpoint;
 
 use crate::{
     capsules::model::CapsuleName,
@@ -54,6 +57,8 @@ pub struct Config {
     pub budgets: Settings,
     /// What is logged.
     pub log: Log,
+    /// Where traces of calls go.
+    pub traces: Traces,
 }
 
 /// Whose versions are used. What is attached already stays, whatever this says.
@@ -133,6 +138,26 @@ pub struct Containerd {
 pub struct Log {
     /// `error`, `warn`, `info`, `debug` or `trace`. Default `info`.
     pub level: Level,
+    /// How lines look. Default: text.
+    pub format: Format,
+}
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// Where traces of calls go (OTLP over gRPC).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traces {
+    /// The collector. Default: none, and nothing is traced.
+    pub endpoint: Option<Endpoint>,
+    /// How many of the traces that begin at this daemon, in percent. Default 100. Those that a caller began are traced as it says.
+    pub percent: u8,
 }
 
 /// How much is logged.
@@ -208,7 +233,8 @@ impl Default for Config {
                 pods_may_name: Vec::new(),
             },
             budgets: Settings::default(),
-            log: Log { level: Level::Info },
+            log: Log { level: Level::Info, format: Format::Text },
+            traces: Traces { endpoint: None, percent: 100 },
         }
     }
 }

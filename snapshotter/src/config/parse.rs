@@ -11,7 +11,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{Config, Level, Mistake, Require};
+use super::{Config, Mistake, Require};
 use crate::{capsules::model::CapsuleName, snapshots::MountOption};
 
 /// Most bytes of a socket's path (`sun_path` of unix(7), without its final zero byte).
@@ -73,10 +73,11 @@ impl Reader<'_> {
                 "devices" => self.devices(&mut config, value),
                 "budgets" => self.budgets(&mut config, value),
                 "log" => self.log(&mut config, value),
+                "traces" => self.traces(&mut config, value),
                 _ => self.unknown(
                     key.span(),
                     key.get_ref(),
-                    "root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices], [budgets] and [log]",
+                    "root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices], [budgets], [log] and [traces]",
                 ),
             }
         }
@@ -218,15 +219,6 @@ impl Reader<'_> {
         }
     }
 
-    fn log(&mut self, config: &mut Config, value: &Value<'_>) {
-        for (key, value) in self.table("log", value) {
-            match key.get_ref().as_ref() {
-                "level" => self.set(&mut config.log.level, "log.level", value, parse_level),
-                _ => self.unknown(key.span(), &format!("log.{}", key.get_ref()), "level"),
-            }
-        }
-    }
-
     pub(super) fn unknown(&mut self, span: Range<usize>, name: &str, known: &str) {
         self.mistake(span, format!("unknown key {name}: known here are {known}"));
     }
@@ -348,11 +340,4 @@ fn parse_snapshotter(text: &str) -> Result<String, String> {
         return Err("containerd has a snapshotter of that name itself: choose another".to_owned());
     }
     parse_identifier(text)
-}
-
-fn parse_level(text: &str) -> Result<Level, String> {
-    match Level::NAMES.iter().find(|(name, _)| *name == text) {
-        Some((_, level)) => Ok(*level),
-        None => Err("it must be error, warn, info, debug or trace".to_owned()),
-    }
 }

@@ -53,6 +53,21 @@ pub enum Step {
     record,
 }
 
+impl Step {
+    /// As in the metrics and the traces.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::plan => "plan",
+            Self::prepare => "prepare",
+            Self::intend => "intend",
+            Self::shim => "shim",
+            Self::keep => "keep",
+            Self::record => "record",
+        }
+    }
+}
+
 /// The meters: cheap to clone, shared.
 #[derive(Clone)]
 pub struct Meters {

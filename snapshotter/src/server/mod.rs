@@ -22,7 +22,10 @@ use tonic::service::Routes;
 
 use linger::Connections;
 
-use crate::metrics::{MeteredLayer, Meters};
+use crate::{
+    metrics::{MeteredLayer, Meters},
+    traces::TracedLayer,
+};
 
 /// How long calls under way may take once the daemon is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -198,6 +201,7 @@ pub async fn serve(
     let incoming = UnixListenerStream::new(listener).map(|stream| stream.map(|s| connections.accept(s)));
     let server = tonic::transport::Server::builder()
         .layer(MeteredLayer(meters))
+        .layer(TracedLayer)
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stop);
     tokio::select! {

@@ -45,6 +45,7 @@ use std::error::Error;
 
 use capsule_proto::capsule::v1 as wire;
 use tonic::Status;
+use tracing::Instrument as _;
 
 use crate::{
     attachments::{Attachments, model::ContainerKey},
@@ -57,7 +58,10 @@ where
     T: Send + 'static,
     E: Into<Status> + Send + 'static,
 {
-    tokio::spawn(call).await.map_err(|e| Status::internal(e.to_string()))?.map_err(Into::into)
+    tokio::spawn(call.in_current_span())
+        .await
+        .map_err(|e| Status::internal(e.to_string()))?
+        .map_err(Into::into)
 }
 
 /// With the names that clients call the containers by, and what these are in pods.

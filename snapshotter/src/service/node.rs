@@ -16,6 +16,7 @@ use capsule_proto::node::{
 };
 use tokio::time::timeout;
 use tonic::Status;
+use tracing::Instrument as _;
 use ttrpc::r#async::{Server, TtrpcContext};
 
 use super::creation;
@@ -132,7 +133,7 @@ impl Wire for Answers {
 async fn to_the_end<T: Send + 'static, E: Into<Status> + Send + 'static>(
     call: impl Future<Output = Result<T, E>> + Send + 'static,
 ) -> ttrpc::Result<T> {
-    match tokio::spawn(call).await {
+    match tokio::spawn(call.in_current_span()).await {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(error)) => Err(status(&error.into())),
         Err(panic) => Err(status(&Status::internal(panic.to_string()))),

@@ -25,6 +25,7 @@ pub use wire::{wire_hook, wire_node};
 use crate::{
     attachments::model::{Attachment, ContainerKey, Content},
     capsules::model::Mode,
+    traces,
 };
 
 /// How long a shim may take to answer.
@@ -258,6 +259,7 @@ impl Shims {
                 client.attach(context(), &request).await
             })
             .await?;
+        traces::relay(&reply.spans);
         let lacks = if asks_devices && !reply.attachment.has_devices {
             "of a release before devices: start the container anew, then attach"
         } else if asks_resources && !reply.attachment.has_resources {
@@ -305,6 +307,7 @@ impl Shims {
             .await
         };
         let reply = replace(request.clone()).await?;
+        traces::relay(&reply.spans);
         if !asks || reply.attachment.has_resources {
             return Ok(());
         }
@@ -327,6 +330,7 @@ impl Shims {
                 client.detach(context(), &request).await
             })
             .await?;
+        traces::relay(&reply.spans);
         Ok((reply.detached, reply.users.into_iter().map(user).collect()))
     }
 
@@ -445,7 +449,7 @@ fn read_dir_or_empty(path: &Path) -> io::Result<Vec<std::fs::DirEntry>> {
 }
 
 fn context() -> ttrpc::context::Context {
-    ttrpc::context::with_duration(DEADLINE)
+    traces::context(DEADLINE)
 }
 
 /// ttrpc's own client reports a connection that broke under a call as a status of its own making, and its server a

@@ -16,6 +16,7 @@ use crate::{
         model::{AttachmentId, Spec},
         plan::Planned,
         scene::Scene,
+        steps::step,
     },
     limits::Change,
 };
@@ -34,9 +35,12 @@ impl Engine {
         wanted: Wanted,
     ) -> Result<Option<Attached>, EngineError> {
         self.with_scene(container, |scene| {
-            let is_new = limits::give(scene, container, id, wanted.change, wanted.undoing)?;
+            let is_new =
+                step("limits", || limits::give(scene, container, id, wanted.change, wanted.undoing))?;
             let attached = match (wanted.devices, wanted.spec) {
-                (Some(edits), spec) => self.attach_with_devices(scene, container, id, edits, spec),
+                (Some(edits), spec) => {
+                    step("devices", || self.attach_with_devices(scene, container, id, edits, spec))
+                }
                 (None, Some(spec)) => attach_in(container, scene, spec).map(Some),
                 (None, None) => Ok(None),
             };
@@ -84,9 +88,12 @@ fn attach_new(scene: &mut Scene, spec: Spec) -> Result<Record, EngineError> {
     if spec.upper.is_some() && drains(scene, &spec.id)? {
         return Err(EngineError::StillWritten(spec.id));
     }
-    let tree = Tree::open(&spec.content.layers)?;
-    let planned = plan(scene, &spec, &tree, None)?;
-    let built = build_all(scene, &spec, &tree, &planned)?;
+    let (planned, built) = step("build", || {
+        let tree = Tree::open(&spec.content.layers)?;
+        let planned = plan(scene, &spec, &tree, None)?;
+        let built = build_all(scene, &spec, &tree, &planned)?;
+        Ok::<_, EngineError>((planned, built))
+    })?;
     let mounts = built.iter().map(|b| b.mounted.clone()).collect();
     let mut record = Record { spec, state: State::Attaching, mounts, created: Vec::new() };
     let done = attach_built(scene, &mut record, &planned, &built);
@@ -124,7 +131,7 @@ fn attach_built(
 
 /// Attaches each mount at its place, in the container's mount namespace; on a failure takes away those that are there.
 pub(super) fn put_all(scene: &Scene, built: &[Built], places: Vec<Placed>) -> Result<(), EngineError> {
-    in_mount_namespace(scene.task.pidfd(), || {
+    let put_each = || {
         for (n, (built_one, placed)) in built.iter().zip(places).enumerate() {
             if let Err(error) = put(built_one, placed) {
                 for done in built[..n].iter().rev() {
@@ -135,7 +142,8 @@ pub(super) fn put_all(scene: &Scene, built: &[Built], places: Vec<Placed>) -> Re
             }
         }
         Ok(())
-    })?
+    };
+    step("mount", || in_mount_namespace(scene.task.pidfd(), put_each))?
 }
 
 /// Attaches a mount at its place.

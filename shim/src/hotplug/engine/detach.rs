@@ -17,6 +17,7 @@ use crate::hotplug::{
     journal::{Mounted, Record, State},
     model::AttachmentId,
     scene::{Pins, Scene},
+    steps::step,
 };
 
 /// How often a strict unmount is tried whose user no process shows: it was closing the file, most likely.
@@ -37,9 +38,9 @@ impl Engine {
     /// [`EngineError`]; then it is attached as before.
     pub fn detach(&self, container: &str, id: &AttachmentId, lazy: bool) -> Result<Detached, EngineError> {
         let done = self.with_scene(container, |scene| {
-            limits::leave(scene, id, lazy)?;
+            step("limits", || limits::leave(scene, id, lazy))?;
             let done = match scene.journal.find_devices(id).cloned() {
-                Some(devices) => detach_with_devices(scene, devices, lazy),
+                Some(devices) => step("devices", || detach_with_devices(scene, devices, lazy)),
                 None => detach_in(scene, id, lazy),
             };
             if let Err(error) = limits::left(scene, id, done.as_ref().is_ok_and(|done| done.detached)) {
@@ -142,7 +143,7 @@ pub(super) fn detach_lazy(scene: &mut Scene, record: Record) -> Result<Detached,
 
 /// Takes every mount away, the last first, wherever the container has moved it; returns what keeps them alive.
 pub(super) fn take_lazily(scene: &Scene, record: &Record) -> Result<Pins, EngineError> {
-    in_mount_namespace(scene.task.pidfd(), || {
+    let take_each = || {
         let mut pins = Pins::new();
         for mounted in record.mounts.iter().rev() {
             let (_, pin) = take(scene, mounted, |point| {
@@ -152,7 +153,8 @@ pub(super) fn take_lazily(scene: &Scene, record: &Record) -> Result<Pins, Engine
             pins.extend(pin.map(|pin| (mounted.block, pin)));
         }
         Ok(pins)
-    })?
+    };
+    step("unmount", || in_mount_namespace(scene.task.pidfd(), take_each))?
 }
 
 /// Finds one mount and lets `act` take it away. A container that renames directories in a loop can win the race between
@@ -177,9 +179,8 @@ fn detach_strict(scene: &mut Scene, record: Record) -> Result<Detached, EngineEr
     begin(scene, &record)?;
     let mut record = record;
     for attempt in 1..=TRIES {
-        let outcome = in_mount_namespace(scene.task.pidfd(), || take_strictly(scene, &mut record))
-            .map_err(EngineError::from)
-            .and_then(|taken| taken);
+        let take = || in_mount_namespace(scene.task.pidfd(), || take_strictly(scene, &mut record));
+        let outcome = step("unmount", take).map_err(EngineError::from).and_then(|taken| taken);
         match outcome {
             Ok(Taken::All) => {
                 finish(scene, &record);

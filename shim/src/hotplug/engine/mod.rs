@@ -35,6 +35,7 @@ use super::{
     model::AttachmentId,
     notices::Notices,
     scene::{Kept, Pins, Scene},
+    steps::step,
 };
 use crate::{limits::LimitError, reaper::Reaper};
 
@@ -111,8 +112,13 @@ impl Engine {
         let held = std::mem::take(&mut *kept);
         let live = self.tasks.live(container)?;
         let ended = |error| as_not_running(container, error);
-        let mut scene = Scene::open(&live, self.kernel.clone(), held).map_err(ended)?;
-        let done = recover::recover(&mut scene).and_then(|()| call(&mut scene));
+        let opened = step("look", || {
+            let mut scene = Scene::open(&live, self.kernel.clone(), held)?;
+            let recovered = recover::recover(&mut scene);
+            Ok((scene, recovered))
+        });
+        let (mut scene, recovered) = opened.map_err(ended)?;
+        let done = recovered.and_then(|()| call(&mut scene));
         *kept = scene.kept;
         done.map_err(ended)
     }
@@ -143,7 +149,9 @@ fn as_not_running(container: &str, error: EngineError) -> EngineError {
 
 /// The users of each of `blocks`, other than this process.
 fn users_of(scene: &Scene, blocks: &[SuperBlock]) -> Result<Vec<Vec<User>>, EngineError> {
-    let mut users = find_users(blocks, Some(scene.task.mount_namespace()?)).map_err(EngineError::Users)?;
+    let namespace = scene.task.mount_namespace()?;
+    let found = step("users", || find_users(blocks, Some(namespace)));
+    let mut users = found.map_err(EngineError::Users)?;
     let own = std::process::id();
     users.iter_mut().for_each(|list| list.retain(|user| u32::try_from(user.pid) != Ok(own)));
     Ok(users)

@@ -24,6 +24,7 @@ use crate::{
         model::{AttachmentId, Content},
         plan::Planned,
         scene::Scene,
+        steps::step,
     },
     limits::Change as LimitChange,
 };
@@ -50,7 +51,7 @@ impl Engine {
                 // Two overlays with one upper directory would not see what the other writes, and the old one drains.
                 return Err(EngineError::Writable(id.clone()));
             }
-            limits::replace(scene, id, &content, change, undoing)?;
+            step("limits", || limits::replace(scene, id, &content, change, undoing))?;
             let record = if replaced == content { Ok(old) } else { replace_content(scene, old, content) };
             limits::replaced(scene, id, record.is_ok());
             Ok((super::list::checked(container, scene, record?)?, replaced))
@@ -83,18 +84,21 @@ fn replace_content(scene: &mut Scene, old: Record, content: Content) -> Result<R
     if scene.journal.draining.len() >= MANY_DRAINING {
         prune_draining(scene)?;
     }
-    let tree = Tree::open(&content.layers)?;
     let mut spec = old.spec.clone();
     spec.content = content;
-    let planned = plan(scene, &spec, &tree, Some(&old))?;
-    let built = build_all(scene, &spec, &tree, &planned)?;
+    let (planned, built) = step("build", || {
+        let tree = Tree::open(&spec.content.layers)?;
+        let planned = plan(scene, &spec, &tree, Some(&old))?;
+        let built = build_all(scene, &spec, &tree, &planned)?;
+        Ok::<_, EngineError>((planned, built))
+    })?;
     let mounts: Vec<Mounted> = built.iter().map(|b| b.mounted.clone()).collect();
     let (mut created, mut restored) = (Vec::new(), Restored::new());
     let changed = plan_changes(scene, &old, &planned, built, &mut created).and_then(|changes| {
         let state = State::Replacing { content: spec.content.clone(), mounts: mounts.clone() };
         scene.journal.put(Record { state, ..old.clone() });
         scene.write_journal()?;
-        change_all(scene, changes, &mut restored)
+        step("mount", || change_all(scene, changes, &mut restored))
     });
     let record = match changed {
         Ok(done) => {
