@@ -17,9 +17,10 @@ use crate::nerdctl;
 pub type Page = (&'static str, &'static str, &'static str);
 
 /// The pages that have examples.
-pub const PAGES: [Page; 10] = [
+pub const PAGES: [Page; 11] = [
     ("readme", "README.md", include_str!("../../../../README.md")),
     ("capsule-toml", "docs/capsule-toml.md", include_str!("../../../../docs/capsule-toml.md")),
+    ("docker", "docs/docker.md", include_str!("../../../../docs/docker.md")),
     ("kubernetes", "docs/kubernetes.md", include_str!("../../../../docs/kubernetes.md")),
     ("lifecycle", "docs/lifecycle.md", include_str!("../../../../docs/lifecycle.md")),
     ("metrics", "docs/metrics.md", include_str!("../../../../docs/metrics.md")),
