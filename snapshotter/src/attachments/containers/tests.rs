@@ -107,8 +107,8 @@ fn with_dockers(names: &[(char, &str)]) -> (Containers, Index) {
     (containers, index)
 }
 
-#[test]
-fn dockers_containers_are_called_as_docker_calls_them() {
+#[tokio::test]
+async fn dockers_containers_are_called_as_docker_calls_them() {
     let (containers, mut index) = with_dockers(&[('a', "web"), ('c', "job"), ('d', "not-dockers")]);
     containers.call_dockers(&mut index);
     let find = |name: &str, namespace: &str| {
@@ -127,8 +127,8 @@ fn dockers_containers_are_called_as_docker_calls_them() {
     assert_eq!(find("web", "default").unwrap(), format!("default/{d}"));
 }
 
-#[test]
-fn what_comes_later_has_its_name_too() {
+#[tokio::test]
+async fn what_comes_later_has_its_name_too() {
     let (containers, _) = with_dockers(&[('a', "web")]);
     for (namespace, id, name) in [
         ("moby", "a".repeat(64), Some("web")),
