@@ -81,7 +81,7 @@ Examples:
   capsulectl rollback web tzdata
   capsulectl detach web tzdata
 
-CONTAINER is a container's id, its name (nerdctl's), a prefix of the id that no other container shares, or one of them after
+CONTAINER is a container's id, its name (nerdctl's, Docker's), a prefix of the id that no other container shares, or one of them after
 its containerd namespace: NAMESPACE/NAME; or, in Kubernetes, pod/NAMESPACE/POD/CONTAINER (without CONTAINER where the
 pod has one).
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage.";

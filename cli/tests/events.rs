@@ -21,17 +21,21 @@ fn events_are_read_by_people_and_by_programs() {
     assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (Some(0), line, ""));
     let asked = WatchRequest { after: Some(41), no_follow: true, ..WatchRequest::default() };
     assert_eq!(fake.asked(), [Asked::Watch(asked)]);
-    let words = "events --all --no-follow --container moby/web --capsule tzdata -o json";
+    let words = "events --all --no-follow --container moby/shop --capsule tzdata -o json";
     let ran = fake.run(&words.split(' ').collect::<Vec<_>>());
     let json: serde_json::Value = serde_json::from_str(&ran.stdout).expect("JSON");
     assert_eq!(
         (&json["sequence"], &json["kind"], &json["from_version"]),
         (&1.into(), &"upgraded".into(), &"1".into())
     );
+    assert_eq!(
+        (&json["container"], &json["container_name"], &json["pod"]),
+        (&"web".into(), &"shop".into(), &().into())
+    );
     let asked = WatchRequest {
         after: Some(0),
         no_follow: true,
-        container: "web".into(),
+        container: "shop".into(),
         namespace: "moby".into(),
         capsule: "tzdata".into(),
     };
@@ -44,6 +48,7 @@ fn events_of_a_pod() {
     let fake = Fake::start();
     let ran = fake.run(&["events", "--no-follow", "--container", "pod/shop/cart/app"]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.stdout.contains(" in pod/shop/cart/app at /t"), "{}", ran.stdout);
     let asked =
         WatchRequest { no_follow: true, container: "pod/shop/cart/app".into(), ..WatchRequest::default() };
     assert_eq!(fake.asked(), [Asked::Watch(asked)]);

@@ -1,7 +1,7 @@
 //! capsuled, the node daemon of Resource Capsules.
 //!
 //! Rooms, each of which may use only those to its right:
-//! `service` → `collect` → `snapshots`, `capsules`, `attachments`, `devices` → `resources`, `metrics`, `events` → `store`, `dirs`, `trees`, `containerd`, `shims` → `config`.
+//! `service` → `collect` → `snapshots`, `capsules`, `attachments`, `devices` → `resources`, `metrics`, `events` → `store`, `dirs`, `trees`, `containerd`, `docker`, `shims` → `config`.
 //! `daemon` puts them together; `server`, `handover` and `notify` are about its sockets and its life, `agreement` about what
 //! containerd believes of it.
 //! The pure types of `snapshots` and `attachments` (`model`, the mount options) belong to all rooms.
@@ -17,6 +17,7 @@ pub mod containerd;
 pub mod daemon;
 pub mod devices;
 pub mod dirs;
+pub mod docker;
 pub mod events;
 pub mod filters;
 pub mod full;

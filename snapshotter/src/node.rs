@@ -28,6 +28,7 @@ use crate::{
     config::Config,
     containerd::Containerd,
     devices::Registry,
+    docker::Docker,
     events::Feed,
     metrics::Meters,
     resources::{Budgets, Capacity, DiskError, Disks},
@@ -136,10 +137,11 @@ impl Node {
         let disks = Disks::new(&config.root);
         let capacity = Capacity::read().map_err(NodeError::Capacity)?;
         let budgets = Budgets::new(config.budgets.settle(capacity, &disks)?);
+        let docker = Docker::new(&config.containerd.docker_sockets);
         let uppers = Uppers::open(&config.root, config.uppers.size, &recorded)?;
         let attachments =
             Attachments::new(containerd.clone(), capsules.clone(), snapshots, ledger, uppers, &config.run)
-                .with_docker(&config.containerd.docker_namespaces)
+                .with_docker(&config.containerd.docker_namespaces, docker)
                 .with_drains(drains)
                 .with_devices(registry.clone(), config.devices.refuse_foreign)
                 .with_devices_for_pods(&config.devices.pods_may_name)
@@ -209,7 +211,10 @@ impl Node {
                 self.attachments.clone(),
                 self.closing.subscribe(),
             )))
-            .add_service(CollectorServer::new(CollectorService::new(self.collector())))
+            .add_service(CollectorServer::new(CollectorService::new(
+                self.collector(),
+                self.attachments.clone(),
+            )))
             .add_service(BudgetsServer::new(BudgetsService::new(self.attachments.clone())))
             .add_service(UsageServer::new(UsageService::new(self.attachments.clone())))
             .add_service(MetricsServer::new(MetricsService::new(

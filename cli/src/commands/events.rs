@@ -34,6 +34,11 @@ struct Event {
     digest: String,
     tag: Option<String>,
     message: Option<String>,
+    /// What its client called the container; `null` where it had no name beside its id.
+    container_name: Option<String>,
+    /// The pod that the container is of, as `NAMESPACE/NAME`, and what it is called there.
+    pod: Option<String>,
+    pod_container: Option<String>,
 }
 
 impl From<v1::Event> for Event {
@@ -52,11 +57,23 @@ impl From<v1::Event> for Event {
             digest: e.digest,
             tag: filled(e.tag),
             message: filled(e.message),
+            container_name: filled(e.container_name),
+            pod: filled(e.pod),
+            pod_container: filled(e.pod_container),
         }
     }
 }
 
 impl Event {
+    /// The container as a person names it, and as a command takes it.
+    fn place(&self) -> Option<String> {
+        if let (Some(pod), Some(container)) = (&self.pod, &self.pod_container) {
+            return Some(format!("pod/{pod}/{container}"));
+        }
+        let (namespace, id) = self.namespace.as_ref().zip(self.container.as_ref())?;
+        Some(format!("{namespace}/{}", self.container_name.as_ref().unwrap_or(id)))
+    }
+
     /// As a person reads it.
     fn line(&self) -> String {
         let at = self.at.map(|at| at.0.to_string()).unwrap_or_default();
@@ -74,8 +91,8 @@ impl Event {
         if let Some(tag) = &self.tag {
             line += &format!(" as {tag}");
         }
-        if let (Some(namespace), Some(container)) = (&self.namespace, &self.container) {
-            line += &format!(" in {namespace}/{container}");
+        if let Some(place) = self.place() {
+            line += &format!(" in {place}");
         }
         if let Some(target) = &self.target {
             line += &format!(" at {target}");

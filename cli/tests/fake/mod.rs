@@ -428,10 +428,18 @@ impl Events for Service {
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let request = request.into_inner();
         let after = request.after.unwrap_or(100);
-        self.heard(Asked::Watch(request));
+        self.heard(Asked::Watch(request.clone()));
         if after == 7 {
             return Err(Status::out_of_range("events after 7 are no longer kept"));
         }
+        // As it was asked for: by a pod, by Docker's name, by an id.
+        let [container_name, pod, pod_container] =
+            match (request.container.as_str(), request.namespace.as_str()) {
+                ("pod/shop/cart/app", _) => ["", "shop/cart", "app"],
+                (name, "moby") => [name, "", ""],
+                _ => ["", "", ""],
+            }
+            .map(str::to_owned);
         let event = v1::Event {
             sequence: after + 1,
             at: Some(prost_types::Timestamp { seconds: INSTANT, nanos: 0 }),
@@ -446,6 +454,9 @@ impl Events for Service {
             digest: "sha256:00".into(),
             message: "all \x1b[31mwell".into(),
             tag: String::new(),
+            container_name,
+            pod,
+            pod_container,
         };
         Ok(Response::new(tokio_stream::iter(vec![
             Ok(v1::WatchResponse { event: None, sequence: after }),

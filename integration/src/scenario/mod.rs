@@ -17,7 +17,9 @@
 //! | [`devices`] | devices of CDI specs are given to live containers and taken back, and to those that are created |
 //! | [`limits`] | limits of live containers are changed by what is attached to them, and put back |
 //! | [`cri`] | what Kubernetes asks of a node: pods with capsules, by a RuntimeClass, annotations and hand |
-//! | [`docker`] | what is attached to Docker's containers outlives their restarts, and ends with them |
+//! | [`job`] | the main job again, through a client that has names for containers |
+//! | [`left`] | that nothing is left of a client's containers |
+//! | [`docker`] | Docker's containers live on ours as on containerd's own, with capsules, which last as long as they do |
 //! | [`nerdctl`] | containers of nerdctl's live on ours as on containerd's own, with capsules |
 //! | [`registry`] | tags; versions move between machines, by a registry and by archives |
 //! | [`versions`] | versions are compared, built on each other and from images, and stored once |
@@ -54,7 +56,9 @@ pub mod follow;
 pub mod full;
 pub mod idmapped;
 pub mod images;
+pub mod job;
 pub mod keep;
+pub mod left;
 pub mod life;
 pub mod limits;
 pub mod moves;

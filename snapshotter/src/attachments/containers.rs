@@ -5,26 +5,34 @@
 //! container's by now.
 //!
 //! dockerd deletes containerd's container whenever its own stops, and creates it anew, with the same id, when it starts it
-//! again. What lasts as long as Docker's container is a lease of that id (docs/adr/0022).
+//! again. What lasts as long as Docker's container is a lease of that id (docs/adr/0022). What Docker calls it only dockerd
+//! knows (docs/adr/0029).
+
+mod choose;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, SystemTime},
 };
 
 use tokio::{sync::watch, time::timeout};
 
-use super::{
-    error::AttachmentError,
-    model::ContainerKey,
-    pods::{self, MemberRef},
+use self::choose::{Index, choose, matching};
+use super::{called::Called, error::AttachmentError, model::ContainerKey, pods::MemberRef};
+use crate::{
+    containerd::{Container, Containerd, ContainerdError, Lease, Member, PODS},
+    docker::{Docker, Patience, Unanswered},
 };
-use crate::containerd::{Container, Containerd, ContainerdError, Lease, Member};
 
 /// How long containerd may take to list its containers where a caller names one.
 const LISTING: Duration = Duration::from_secs(5);
+
+/// How many of the containers that went last are still known by what they were called: what is told of their end names them.
+const GONE: usize = 256;
 
 /// How a caller names a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +50,16 @@ pub enum Name {
     Id(String),
     /// What it is in a pod.
     Member(MemberRef),
+}
+
+impl Wanted {
+    /// The only containerd namespace in which it can be; any when empty.
+    fn scope(&self) -> &str {
+        match &self.name {
+            Name::Member(_) if self.namespace.is_empty() => PODS,
+            _ => &self.namespace,
+        }
+    }
 }
 
 impl fmt::Display for Wanted {
@@ -87,15 +105,16 @@ fn is_dockers(id: &str) -> bool {
     id.len() == 64 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// container id → (containerd namespace → what is known of it).
-type Index = BTreeMap<String, BTreeMap<String, Known>>;
-
 /// The containers: cheap to clone, shared.
 #[derive(Debug, Clone)]
 pub struct Containers {
     containerd: Containerd,
-    docker: Arc<BTreeSet<String>>,
+    /// The containerd namespaces of Docker's.
+    dockers: Arc<BTreeSet<String>>,
+    docker: Docker,
     index: Arc<RwLock<Index>>,
+    /// What containers were called that are deleted; the newest last.
+    gone: Arc<Mutex<VecDeque<(ContainerKey, Called)>>>,
     /// Every change comes by an event.
     followed: Arc<watch::Sender<bool>>,
 }
@@ -105,32 +124,36 @@ impl Containers {
     pub fn new(containerd: Containerd) -> Self {
         Self {
             containerd,
-            docker: Arc::default(),
+            dockers: Arc::default(),
+            docker: Docker::default(),
             index: Arc::default(),
+            gone: Arc::default(),
             followed: Arc::new(watch::Sender::new(false)),
         }
     }
 
-    /// With Docker's containers in these namespaces.
-    pub fn with_docker(self, namespaces: &BTreeSet<String>) -> Self {
-        Self { docker: Arc::new(namespaces.clone()), ..self }
+    /// With Docker's containers in these namespaces, and what these dockerds call them.
+    pub fn with_docker(self, namespaces: &BTreeSet<String>, docker: Docker) -> Self {
+        Self { dockers: Arc::new(namespaces.clone()), docker, ..self }
     }
 
     /// Whether the containers of a namespace are Docker's.
     pub fn are_dockers(&self, namespace: &str) -> bool {
-        self.docker.contains(namespace)
+        self.dockers.contains(namespace)
     }
 
     /// Lists all containers of all namespaces.
     pub async fn reload(&self) -> Result<(), ContainerdError> {
-        let index = self.listed().await?;
+        let index = self.listed("").await?;
         *self.index.write().unwrap_or_else(PoisonError::into_inner) = index;
         Ok(())
     }
 
-    async fn listed(&self) -> Result<Index, ContainerdError> {
+    /// What containerd has in a namespace, in all of them when it is empty.
+    async fn listed(&self, only: &str) -> Result<Index, ContainerdError> {
         let mut index = Index::new();
-        for namespace in self.containerd.namespaces().await? {
+        let namespaces = self.containerd.namespaces().await?.into_iter();
+        for namespace in namespaces.filter(|namespace| only.is_empty() || namespace == only) {
             let scope = self.containerd.namespace(&namespace)?;
             let containers = scope.containers().await?.into_iter().map(|c| (c.id.clone(), c));
             let mut containers: BTreeMap<String, Container> = containers.collect();
@@ -146,6 +169,7 @@ impl Containers {
                 index.entry(id).or_default().insert(namespace.clone(), known);
             }
         }
+        self.call_dockers(&mut index);
         Ok(index)
     }
 
@@ -190,7 +214,8 @@ impl Containers {
     }
 
     /// Adds a container, or changes what is known of it.
-    pub(super) fn put(&self, key: &ContainerKey, known: Known) {
+    pub(super) fn put(&self, key: &ContainerKey, mut known: Known) {
+        known.name = self.dockers_name(&key.namespace, &key.id).or(known.name);
         let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
         index.entry(key.id.clone()).or_default().insert(key.namespace.clone(), known);
     }
@@ -199,7 +224,9 @@ impl Containers {
     pub fn forget(&self, key: &ContainerKey) {
         let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(namespaces) = index.get_mut(&key.id) {
-            namespaces.remove(&key.namespace);
+            if let Some(known) = namespaces.remove(&key.namespace) {
+                self.note_gone(key, Called::new(known.name, known.member));
+            }
             if namespaces.is_empty() {
                 index.remove(&key.id);
             }
@@ -212,7 +239,7 @@ impl Containers {
         if matches!((&in_memory, &wanted.name), (Ok(key), Name::Id(id)) if key.id == *id) {
             return in_memory;
         }
-        let index = match timeout(LISTING, self.listed()).await {
+        let mut index = match timeout(LISTING, self.listed(wanted.scope())).await {
             Ok(Ok(index)) => index,
             // Nobody makes or renames containers meanwhile.
             Ok(Err(error)) if is_unknown(&in_memory) => return Err(error.into()),
@@ -222,7 +249,8 @@ impl Containers {
                 return in_memory;
             }
         };
-        let key = choose(&index, wanted)?;
+        let unanswered = self.name_dockers(&mut index, wanted).await;
+        let key = choose(&index, wanted).map_err(|error| error.without_names(unanswered))?;
         if self.known(&key).as_ref() != index.get(&key.id).and_then(|all| all.get(&key.namespace)) {
             // Its event is still on its way, or came since: what is listed may be the older word.
             match timeout(LISTING, self.refresh(&key)).await {
@@ -236,14 +264,88 @@ impl Containers {
         Ok(key)
     }
 
-    /// The container that is called so, by its client or in a pod, and by no whole id. From memory.
-    pub fn by_name(&self, wanted: &Wanted) -> Option<ContainerKey> {
+    /// The container that is called so, by its client or in a pod, and by no whole id. containerd is not asked.
+    pub async fn by_name(&self, wanted: &Wanted) -> Option<ContainerKey> {
+        let Name::Id(name) = &wanted.name else { return self.look_up(wanted).ok() };
+        let (is_id, has_dockers) = {
+            let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+            (index.contains_key(name), self.has_dockers(&index))
+        };
+        if is_id {
+            return None;
+        }
+        if has_dockers {
+            self.learn_names().await;
+        }
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-        let Name::Id(name) = &wanted.name else { return choose(&index, wanted).ok() };
-        let mut named =
-            matching(index.iter(), &wanted.namespace, |known| known.name.as_ref() == Some(name)).into_iter();
-        let first = named.next().filter(|_| !index.contains_key(name))?;
+        let is_called = |known: &Known| known.name.as_ref() == Some(name);
+        let mut named = matching(index.iter(), &wanted.namespace, is_called).into_iter();
+        let first = named.next()?;
         named.next().is_none().then_some(first)
+    }
+
+    /// Has dockerd say what its containers are called, where it answers soon.
+    pub async fn learn_names(&self) {
+        self.ask_names(Patience::Little).await;
+    }
+
+    async fn ask_names(&self, patience: Patience) -> Vec<Unanswered> {
+        let unanswered = self.docker.ask(patience).await;
+        self.call_dockers(&mut self.index.write().unwrap_or_else(PoisonError::into_inner));
+        unanswered
+    }
+
+    /// Has Docker's containers among these called as dockerd calls them now, if one may be meant by that; why that is not known.
+    async fn name_dockers(&self, index: &mut Index, wanted: &Wanted) -> Option<Unanswered> {
+        let Name::Id(name) = &wanted.name else { return None };
+        let found = choose(index, wanted);
+        if !self.has_dockers(index) || found.as_ref().is_ok_and(|key| key.id == *name) {
+            return None;
+        }
+        let patience = if is_unknown(&found) { Patience::Much } else { Patience::Little };
+        let unanswered = self.ask_names(patience).await;
+        self.call_dockers(index);
+        unanswered.into_iter().next()
+    }
+
+    fn has_dockers(&self, index: &Index) -> bool {
+        index
+            .iter()
+            .any(|(id, all)| is_dockers(id) && all.keys().any(|namespace| self.are_dockers(namespace)))
+    }
+
+    fn call_dockers(&self, index: &mut Index) {
+        for (id, all) in index {
+            for (namespace, known) in all {
+                known.name = self.dockers_name(namespace, id).or(known.name.take());
+            }
+        }
+    }
+
+    /// What Docker called one of its containers when it last said so.
+    fn dockers_name(&self, namespace: &str, id: &str) -> Option<String> {
+        if self.are_dockers(namespace) && is_dockers(id) { self.docker.name(id) } else { None }
+    }
+
+    fn note_gone(&self, key: &ContainerKey, called: Called) {
+        if called.is_none() {
+            return;
+        }
+        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        gone.retain(|(other, _)| other != key);
+        if gone.len() == GONE {
+            gone.pop_front();
+        }
+        gone.push_back((key.clone(), called));
+    }
+
+    /// What the container is called, or was called when it was there last. From memory.
+    pub fn called(&self, key: &ContainerKey) -> Called {
+        if let Some(known) = self.known(key) {
+            return Called::new(known.name, known.member);
+        }
+        let gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        gone.iter().find(|(other, _)| other == key).map(|(_, called)| called.clone()).unwrap_or_default()
     }
 
     /// What the container is in a pod, if it is of one.
@@ -265,161 +367,4 @@ impl Containers {
 
 fn is_unknown(found: &Result<ContainerKey, AttachmentError>) -> bool {
     matches!(found, Err(AttachmentError::UnknownContainer { .. } | AttachmentError::UnknownMember { .. }))
-}
-
-fn choose(index: &Index, wanted: &Wanted) -> Result<ContainerKey, AttachmentError> {
-    match &wanted.name {
-        Name::Id(id) => choose_by_id(index, id, &wanted.namespace),
-        Name::Member(member) => pods::choose(members(index, &wanted.namespace), member),
-    }
-}
-
-/// All containers of pods in a containerd namespace, or in all when it is empty.
-fn members<'a>(index: &'a Index, namespace: &str) -> Vec<pods::Candidate<'a>> {
-    let all = index.iter().flat_map(|(id, namespaces)| namespaces.iter().map(move |of| (id, of)));
-    all.filter(|(_, (of, _))| namespace.is_empty() || *of == namespace)
-        .filter_map(|(id, (of, known))| {
-            let key = ContainerKey { namespace: of.clone(), id: id.clone() };
-            Some((key, known.member.as_ref()?, known.created))
-        })
-        .collect()
-}
-
-fn choose_by_id(index: &Index, wanted: &str, namespace: &str) -> Result<ContainerKey, AttachmentError> {
-    let unknown =
-        || AttachmentError::UnknownContainer { id: wanted.to_owned(), namespace: namespace.to_owned() };
-    if wanted.is_empty() {
-        return Err(unknown());
-    }
-    // One after the other: what is exact wins, and only where it finds nothing is the next looked for.
-    let by_id = index.get_key_value(wanted).into_iter();
-    let mut matches = matching(by_id, namespace, |_| true);
-    if matches.is_empty() {
-        matches = matching(index.iter(), namespace, |known| known.name.as_deref() == Some(wanted));
-    }
-    if matches.is_empty() {
-        let by_prefix = index.range(wanted.to_owned()..).take_while(|(id, _)| id.starts_with(wanted));
-        matches = matching(by_prefix, namespace, |_| true);
-    }
-    match matches.len() {
-        0 => Err(unknown()),
-        1 => Ok(matches.remove(0)),
-        _ => Err(AttachmentError::AmbiguousContainer {
-            id: wanted.to_owned(),
-            matches: matches.iter().map(ToString::to_string).collect(),
-        }),
-    }
-}
-
-/// Those of the wanted namespace, any when it is empty, of which `is` holds.
-fn matching<'a>(
-    ids: impl Iterator<Item = (&'a String, &'a BTreeMap<String, Known>)>,
-    wanted: &str,
-    is: impl Fn(&Known) -> bool,
-) -> Vec<ContainerKey> {
-    let of = |namespace: &String| wanted.is_empty() || namespace == wanted;
-    ids.flat_map(|(id, namespaces)| namespaces.iter().map(move |(namespace, known)| (id, namespace, known)))
-        .filter(|(_, namespace, known)| of(namespace) && is(known))
-        .map(|(id, namespace, _)| ContainerKey { namespace: namespace.clone(), id: id.clone() })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn index() -> Index {
-        let mut index = Index::new();
-        for (namespace, id) in
-            [("default", "web"), ("default", "web-2"), ("k8s.io", "3f9a"), ("moby", "3f9a"), ("moby", "77")]
-        {
-            index.entry(id.into()).or_default().insert(namespace.into(), Known::default());
-        }
-        for (namespace, id, name) in [
-            ("default", "c1f0", "shop"),
-            ("other", "c2f0", "shop"),
-            ("default", "c3f0", "c1f0"),
-            ("default", "c4f0", "web-"),
-            ("default", "5hop", "5"),
-        ] {
-            let known = Known { name: Some(name.to_owned()), ..Known::default() };
-            index.entry(id.into()).or_default().insert(namespace.into(), known);
-        }
-        index
-    }
-
-    fn find(id: &str, namespace: &str) -> Result<String, String> {
-        let wanted = Wanted { name: Name::Id(id.into()), namespace: namespace.into() };
-        choose(&index(), &wanted).map(|k| k.to_string()).map_err(|e| e.to_string())
-    }
-
-    #[test]
-    fn ids_and_unique_prefixes_find_containers() {
-        assert_eq!(find("web", "").unwrap(), "default/web");
-        assert_eq!(find("web-2", "").unwrap(), "default/web-2");
-        assert_eq!(find("7", "").unwrap(), "moby/77");
-        assert_eq!(find("3f", "moby").unwrap(), "moby/3f9a");
-    }
-
-    #[test]
-    fn names_find_containers_after_ids_and_before_prefixes() {
-        assert_eq!(find("shop", "other").unwrap(), "other/c2f0");
-        assert_eq!(find("shop", "default").unwrap(), "default/c1f0");
-        assert_eq!(find("c1f0", "").unwrap(), "default/c1f0"); // though another has it for a name
-        assert_eq!(find("web-", "").unwrap(), "default/c4f0"); // though an id begins with it
-        assert_eq!(find("web-", "default").unwrap(), "default/c4f0");
-        // The beginning of a name finds nothing, and one of an id is not kept from it by names.
-        assert!(find("sho", "").unwrap_err().contains("not known"));
-        assert_eq!(find("5h", "").unwrap(), "default/5hop");
-        let ambiguous = find("shop", "").unwrap_err();
-        assert!(ambiguous.contains("could be default/c1f0, other/c2f0"), "{ambiguous}");
-    }
-
-    #[tokio::test]
-    async fn only_a_name_is_one() {
-        let containers = Containers::new(Containerd::new(std::path::Path::new("/nowhere.sock")));
-        *containers.index.write().unwrap() = index();
-        let named = |id: &str, namespace: &str| {
-            let wanted = Wanted { name: Name::Id(id.into()), namespace: namespace.into() };
-            containers.by_name(&wanted).map(|key| key.to_string())
-        };
-        assert_eq!(named("shop", "other").as_deref(), Some("other/c2f0"));
-        // Of two, a whole id (which another has for a name), the beginning of an id, nothing.
-        for id in ["shop", "c1f0", "3f", "nope"] {
-            assert_eq!(named(id, ""), None, "{id}");
-        }
-    }
-
-    #[test]
-    fn a_container_of_dockers_is_there_as_long_as_its_lease() {
-        let at = |seconds| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
-        let (id, runtime) = ("c0".repeat(32), "io.containerd.capsule.v1".to_owned());
-        let container =
-            Container { id: id.clone(), runtime: runtime.clone(), created: at(9), member: None, name: None };
-        let lease = Lease { id: id.clone(), created: at(5), labels: std::collections::HashMap::new() };
-        let known = |runtime: &str, created, stopped| {
-            Some(Known { runtime: runtime.to_owned(), created, stopped, ..Known::default() })
-        };
-        for (container, lease, expected) in [
-            (Some(&container), None, known(&runtime, at(9), false)),
-            (Some(&container), Some(&lease), known(&runtime, at(5), false)),
-            (None, Some(&lease), known("", at(5), true)),
-            (None, None, None),
-        ] {
-            assert_eq!(Known::of(container.cloned(), lease), expected);
-        }
-        assert!(is_dockers(&id));
-        for other in ["web", "1764398000-abcd", &id[1..], &id.to_uppercase()] {
-            assert!(!is_dockers(other), "{other}");
-        }
-    }
-
-    #[test]
-    fn what_is_unknown_or_ambiguous_is_said() {
-        assert!(find("we", "").unwrap_err().contains("could be default/web, default/web-2"));
-        assert!(find("3f9a", "").unwrap_err().contains("k8s.io/3f9a, moby/3f9a"));
-        assert!(find("nope", "").unwrap_err().contains("\"nope\" is not known"));
-        assert!(find("web", "moby").unwrap_err().contains("in the containerd namespace moby"));
-        assert!(find("", "").is_err());
-    }
 }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use futures::future::join_all;
+use futures::future::{join, join_all};
 use overlayfs_utils::ContainerPath;
 use tokio::time::timeout;
 
@@ -283,7 +283,9 @@ impl Attachments {
                 keys
             }
         };
-        Ok(join_all(keys.iter().map(|key| self.list_one(key))).await.into_iter().flatten().collect())
+        let listed = join_all(keys.iter().map(|key| self.list_one(key)));
+        let (listed, ()) = join(listed, self.learn_names(&keys)).await;
+        Ok(listed.into_iter().flatten().collect())
     }
 
     /// What one container has. If its shim takes long over this or another call, what is on record will do.
@@ -425,7 +427,7 @@ impl Attachments {
             Some(known) => known.runtime,
             None => {
                 let (id, namespace) = (key.id.clone(), key.namespace.clone());
-                return Ok(AttachmentError::UnknownContainer { id, namespace });
+                return Ok(AttachmentError::UnknownContainer { id, namespace, unanswered: None });
             }
         };
         if runtime != RUNTIME {

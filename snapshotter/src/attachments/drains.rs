@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::sleep;
 
-use super::{Attachments, model::ContainerKey};
+use super::{Attachments, called::Called, model::ContainerKey};
 use crate::{
     capsules::model::{CapsuleName, Digest, Version},
     events::{Event, Kind, Place},
@@ -160,6 +160,7 @@ fn drain(draining: &Draining) -> Option<Drain> {
 fn event(container: &ContainerKey, drain: &Drain, kind: Kind) -> Event {
     let place = Place {
         container: container.clone(),
+        called: Called::default(),
         attachment: drain.attachment.clone(),
         target: drain.target.clone(),
     };

@@ -16,6 +16,7 @@ use crate::{
         model::{CapsuleName, ModelError},
     },
     containerd::ContainerdError,
+    docker::Unanswered,
     full,
     shims::{ShimError, User},
     store::StoreError,
@@ -26,12 +27,17 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum AttachmentError {
     /// No container has this id or prefix.
-    #[error("container {id:?} is not known{}: see \"ctr containers ls\" or \"nerdctl ps -a\"", in_namespace(.namespace))]
+    #[error(
+        "container {id:?} is not known{}: see \"ctr containers ls\", \"nerdctl ps -a\" or \"docker ps -a\"{}",
+        in_namespace(.namespace), by_ids(.unanswered.as_ref())
+    )]
     UnknownContainer {
         /// What was asked for.
         id: String,
         /// Where it was looked for; everywhere when empty.
         namespace: String,
+        /// Why what Docker calls its containers now is not known.
+        unanswered: Option<Unanswered>,
     },
     /// Several containers do.
     #[error("container {id:?} is ambiguous: it could be {}; give more of the id or --namespace", .matches.join(", "))]
@@ -374,6 +380,16 @@ impl AttachmentError {
         }
     }
 
+    /// The same where what Docker calls its containers was not to be had.
+    pub(super) fn without_names(self, why: Option<Unanswered>) -> Self {
+        match self {
+            Self::UnknownContainer { id, namespace, .. } => {
+                Self::UnknownContainer { id, namespace, unanswered: why }
+            }
+            other => other,
+        }
+    }
+
     /// What this is to whoever wanted to `action` these in a container: [`AttachmentError::DiskFull`] where that is why and
     /// nothing has said so yet, [`AttachmentError::Failed`] where who refuses knows of no capsule, else as it is.
     pub(super) fn of(self, action: &'static str, intents: &[Attachment]) -> Self {
@@ -436,6 +452,10 @@ fn nothing_to_decide(container: &ContainerKey, name: Option<&UpperName>) -> Stri
 
 fn in_namespace(namespace: &str) -> String {
     if namespace.is_empty() { String::new() } else { format!(" in the containerd namespace {namespace}") }
+}
+
+fn by_ids(unanswered: Option<&Unanswered>) -> String {
+    unanswered.map(|why| format!("; {why}; name one of Docker's by its id")).unwrap_or_default()
 }
 
 fn in_the_pod(names: &[String]) -> String {

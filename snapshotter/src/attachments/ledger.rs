@@ -8,6 +8,7 @@
 use futures::future::join;
 
 use super::{
+    containers::Containers,
     effects::{change, puts, removals},
     model::{Attachment, Phase},
 };
@@ -24,12 +25,20 @@ use crate::{
 pub struct Ledger {
     live: Journal,
     kept: Journal,
+    /// Who knows what the containers are called that events tell of.
+    containers: Option<Containers>,
 }
 
 impl Ledger {
     /// Over the journals of the two stores.
     pub fn new(live: Journal, kept: Journal) -> Self {
-        Self { live, kept }
+        Self { live, kept, containers: None }
+    }
+
+    /// With events that name containers as these are called.
+    #[must_use]
+    pub(super) fn naming(self, containers: Containers) -> Self {
+        Self { containers: Some(containers), ..self }
     }
 
     /// Writes intents down, before their effects.
@@ -49,7 +58,7 @@ impl Ledger {
 
     /// What a call has done, once it is kept. When this returns, no crash takes it for an intent any more.
     pub(super) async fn done(&self, changes: Vec<Change>, events: Vec<Event>) {
-        if let Err(error) = self.live.write(with(changes, events)).await {
+        if let Err(error) = self.live.write(self.with(changes, events)).await {
             // It is done, and kept: the next start finds it by what the shim has.
             tracing::error!(%error, "cannot write down that a call is done");
         }
@@ -59,7 +68,7 @@ impl Ledger {
     pub(super) fn found(&self, changes: Vec<Change>, events: Vec<Event>) {
         let of_records = changes.iter().filter(|change| !matches!(change, Change::Tell(_)));
         self.kept.post(of_records.cloned().collect());
-        self.live.post(with(changes, events));
+        self.live.post(self.with(changes, events));
     }
 
     /// What becomes of records, and what is told of it.
@@ -73,11 +82,19 @@ impl Ledger {
         // A journal that has ended has nothing more to write.
         let _ended = join(self.live.write(Vec::new()), self.kept.write(Vec::new())).await;
     }
-}
 
-fn with(mut changes: Vec<Change>, events: Vec<Event>) -> Vec<Change> {
-    changes.extend(events.into_iter().map(|event| Change::Tell(Box::new(event))));
-    changes
+    fn with(&self, mut changes: Vec<Change>, events: Vec<Event>) -> Vec<Change> {
+        changes.extend(events.into_iter().map(|event| Change::Tell(Box::new(self.named(event)))));
+        changes
+    }
+
+    /// Who reads it later, when its container may be gone or be called otherwise, has the name of now.
+    fn named(&self, mut event: Event) -> Event {
+        if let Some((place, containers)) = event.place.as_mut().zip(self.containers.as_ref()) {
+            place.called = containers.called(&place.container);
+        }
+        event
+    }
 }
 
 /// What a call that is done tells of one of its intents.

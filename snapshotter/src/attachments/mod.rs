@@ -1,9 +1,10 @@
 //! Attachments: capsules in live containers.
 //!
-//! `controller` and `moves` (calls) with `set` (what goes together), `written` (what is written to them), `devices` (those by themselves, and capsules' own), `limits` (what they do to limits), `environment` (their variables), `drains` (what left its path), `usage` (what containers use), `health` (whether it did), `notices` (what shims see by themselves), `pods` (containers by their names in pods), `named`, `restore` and `creation` (before a container's first process) and `recovery` (after a restart) → `effects` → {`plan`, `unmet`} (pure) → `records`, `marks`,
+//! `controller` and `moves` (calls) with `set` (what goes together), `written` (what is written to them), `devices` (those by themselves, and capsules' own), `limits` (what they do to limits), `environment` (their variables), `drains` (what left its path), `usage` (what containers use), `health` (whether it did), `notices` (what shims see by themselves), `pods` (containers by their names in pods), `called` (what people call containers), `named`, `restore` and `creation` (before a container's first process) and `recovery` (after a restart) → `effects` → {`plan`, `unmet`} (pure) → `records`, `marks`,
 //! [`crate::shims`], [`crate::capsules`]. An intent is on record before its effect; the shim's all-or-nothing answer decides whether it
 //! becomes the record or is given up; what a crash leaves between is settled by asking the shim.
 
+pub mod called;
 pub mod containers;
 mod controller;
 pub mod creation;
@@ -35,8 +36,9 @@ use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use crate::{
     capsules::Capsules,
-    containerd::{Containerd, Member},
+    containerd::Containerd,
     devices::Registry,
+    docker::Docker,
     metrics::Meters,
     resources::{Budgets, Disks},
     shims::Shims,
@@ -94,13 +96,14 @@ impl Attachments {
         run: &Path,
     ) -> Self {
         let marks = Marks::new(run);
+        let containers = Containers::new(containerd.clone());
         Self {
-            containers: Containers::new(containerd.clone()),
+            ledger: ledger.naming(containers.clone()),
+            containers,
             containerd,
             capsules,
             snapshots,
             shims: Shims::new(run),
-            ledger,
             records: Records::new(marks.clone()),
             marks,
             checks: Checks::new(run),
@@ -128,11 +131,6 @@ impl Attachments {
         Self { registry, refuse_foreign, ..self }
     }
 
-    /// What a container is in a pod, if it is of one.
-    pub fn member(&self, container: &model::ContainerKey) -> Option<Member> {
-        self.containers.member(container)
-    }
-
     /// With kinds of devices, or `*`, that pods may name by annotation.
     #[must_use]
     pub fn with_devices_for_pods(self, kinds: &[String]) -> Self {
@@ -151,10 +149,11 @@ impl Attachments {
         Self { meters, ..self }
     }
 
-    /// With Docker's containers in these namespaces.
+    /// With Docker's containers in these namespaces, and what these dockerds call them.
     #[must_use]
-    pub fn with_docker(self, namespaces: &BTreeSet<String>) -> Self {
-        Self { containers: self.containers.with_docker(namespaces), ..self }
+    pub fn with_docker(self, namespaces: &BTreeSet<String>, docker: Docker) -> Self {
+        let containers = self.containers.with_docker(namespaces, docker);
+        Self { ledger: self.ledger.naming(containers.clone()), containers, ..self }
     }
 }
 

@@ -7,6 +7,7 @@ use tokio::{sync::watch, time::timeout};
 
 use super::{
     Attachments,
+    called::{self, Called},
     containers::Wanted,
     error::AttachmentError,
     model::{Attachment, ContainerKey},
@@ -44,6 +45,7 @@ impl Attachments {
     /// # Errors
     /// containerd's.
     pub async fn usage(&self) -> Result<Vec<ContainerUsage>, AttachmentError> {
+        self.learn_names(&self.records.containers()).await;
         let mut all = self.unmeasured();
         for of_namespace in all.chunk_by_mut(|a, b| a.container.namespace == b.container.namespace) {
             let namespace = of_namespace[0].container.namespace.clone();
@@ -74,14 +76,26 @@ impl Attachments {
         .collect()
     }
 
-    /// The name that its client calls a container by, if it has one beside its id.
-    pub fn name_of(&self, container: &ContainerKey) -> Option<String> {
-        self.containers.known(container)?.name
+    /// What people call a container, or called it when it was there last.
+    pub fn called(&self, container: &ContainerKey) -> Called {
+        self.containers.called(container)
     }
 
-    /// The container that is called so, by its client or in a pod, and by no whole id. From memory.
-    pub fn by_name(&self, wanted: &Wanted) -> Option<ContainerKey> {
-        self.containers.by_name(wanted)
+    /// The text with containers named as people name them, where it has their ids.
+    pub fn in_words(&self, text: &str) -> String {
+        called::in_words(text, |key| self.containers.called(key).place(key))
+    }
+
+    /// The container that is called so, by its client or in a pod, and by no whole id. containerd is not asked.
+    pub async fn by_name(&self, wanted: &Wanted) -> Option<ContainerKey> {
+        self.containers.by_name(wanted).await
+    }
+
+    /// Has dockerd say what its containers are called, where one of these is Docker's.
+    pub(super) async fn learn_names(&self, shown: &[ContainerKey]) {
+        if shown.iter().any(|key| self.containers.are_dockers(&key.namespace)) {
+            self.containers.learn_names().await;
+        }
     }
 
     /// Whether containerd's events are followed.

@@ -36,6 +36,8 @@ impl Attachments {
         self.capsules.reload().await?;
         self.capsules.release_stale().await?;
         self.capsules.is_to_sweep();
+        let (this, recorded) = (self.clone(), self.records.containers());
+        tokio::spawn(async move { this.learn_names(&recorded).await });
         for container in self.records.containers() {
             // Not waited for: a shim that does not answer must not delay the events of other containers.
             let this = self.clone();
@@ -57,7 +59,9 @@ impl Attachments {
     async fn take(&self, event: Event) -> Result<(), AttachmentError> {
         match event {
             Event::ContainerChanged { namespace, id } => {
-                self.containers.refresh(&ContainerKey { namespace, id }).await?;
+                let key = ContainerKey { namespace, id };
+                self.containers.refresh(&key).await?;
+                self.learn_name_in_background(&key);
             }
             Event::ContainerDeleted { namespace, id } => {
                 let key = ContainerKey { namespace, id };
@@ -86,6 +90,15 @@ impl Attachments {
             Event::ImageChanged { .. } => {}
         }
         Ok(())
+    }
+
+    /// What Docker calls a new container is known by the time something is told of it.
+    fn learn_name_in_background(&self, container: &ContainerKey) {
+        let is_known = self.containers.known(container).is_none_or(|known| known.name.is_some());
+        if self.containers.are_dockers(&container.namespace) && !is_known {
+            let containers = self.containers.clone();
+            tokio::spawn(async move { containers.learn_names().await });
+        }
     }
 
     /// The shim holds its registration until Delete: one slow task must not delay other events.

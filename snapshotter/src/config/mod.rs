@@ -131,6 +131,8 @@ pub struct Containerd {
     pub hosts: PathBuf,
     /// The namespaces in which dockerd has its containers. Default: `moby`.
     pub docker_namespaces: BTreeSet<String>,
+    /// The sockets of their dockerds, which are asked for the names of containers. Default: `/run/docker.sock`.
+    pub docker_sockets: Vec<PathBuf>,
 }
 
 /// What is logged, on standard error.
@@ -210,6 +212,7 @@ impl Default for Config {
                 snapshotter: "capsule".to_owned(),
                 hosts: "/etc/containerd/certs.d".into(),
                 docker_namespaces: BTreeSet::from(["moby".to_owned()]),
+                docker_sockets: vec!["/run/docker.sock".into()],
             },
             snapshots: Snapshots {
                 mount_options: Vec::new(),

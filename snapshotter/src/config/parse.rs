@@ -112,10 +112,13 @@ impl Reader<'_> {
                     let namespaces = self.list("containerd.docker_namespaces", value, parse_identifier);
                     containerd.docker_namespaces = namespaces.into_iter().collect();
                 }
+                "docker_sockets" => {
+                    containerd.docker_sockets = self.list("containerd.docker_sockets", value, parse_socket);
+                }
                 _ => self.unknown(
                     key.span(),
                     &format!("containerd.{}", key.get_ref()),
-                    "address, namespace, snapshotter, hosts and docker_namespaces",
+                    "address, namespace, snapshotter, hosts, docker_namespaces and docker_sockets",
                 ),
             }
         }

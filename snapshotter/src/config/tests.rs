@@ -1,6 +1,6 @@
 //! What a configuration file may say, and every mistake it can have.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
@@ -23,7 +23,7 @@ fn mistakes(text: &str) -> Vec<(usize, String)> {
 fn the_shipped_file_says_the_defaults_and_names_every_key() {
     assert_eq!(parse_config(SHIPPED), Ok(Config::default()));
     assert_eq!(parse_config(""), Ok(Config::default()));
-    let keys = "root run socket address namespace snapshotter hosts docker_namespaces mount_options remap_ids upperdir_label \
+    let keys = "root run socket address namespace snapshotter hosts docker_namespaces docker_sockets mount_options remap_ids upperdir_label \
                 async_remove keys require interval keep_last keep_tagged older_than high_watermark low_watermark \
                 discard_unpacked_layers level";
     for key in keys.split_whitespace() {
@@ -34,7 +34,7 @@ fn the_shipped_file_says_the_defaults_and_names_every_key() {
 #[test]
 fn what_is_set_is_taken() {
     let config = parse_config(
-        "root = '/srv/c'\nrun = '/run/c'\nlog.level = 'debug'\n[containerd]\naddress = '/c.sock'\nnamespace = 'a.b'\nsnapshotter = 'x-1'\nhosts = '/h'\ndocker_namespaces = ['moby', 'docker.two']\n",
+        "root = '/srv/c'\nrun = '/run/c'\nlog.level = 'debug'\n[containerd]\naddress = '/c.sock'\nnamespace = 'a.b'\nsnapshotter = 'x-1'\nhosts = '/h'\ndocker_namespaces = ['moby', 'docker.two']\ndocker_sockets = ['/run/d1.sock', '/run/d2.sock']\n",
     )
     .unwrap();
     assert_eq!(config.root, Path::new("/srv/c"));
@@ -48,6 +48,9 @@ fn what_is_set_is_taken() {
         parse_config("containerd.docker_namespaces = []").unwrap().containerd.docker_namespaces.is_empty()
     );
     assert_eq!(mistakes("[containerd]\ndocker_namespaces = ['a/b']\n")[0].0, 2);
+    assert_eq!(config.containerd.docker_sockets, ["/run/d1.sock", "/run/d2.sock"].map(PathBuf::from));
+    assert_eq!(parse_config("containerd.docker_sockets = []").unwrap().containerd.docker_sockets.len(), 0);
+    assert_eq!(mistakes("[containerd]\n\ndocker_sockets = ['run/docker.sock']\n")[0].0, 3);
     assert_eq!(parse_config("socket = '/s'").unwrap().socket, Path::new("/s"));
 }
 
@@ -199,7 +202,7 @@ fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
         ),
         (
             9,
-            "unknown key containerd.snapshoter: known here are address, namespace, snapshotter, hosts and docker_namespaces",
+            "unknown key containerd.snapshoter: known here are address, namespace, snapshotter, hosts, docker_namespaces and docker_sockets",
         ),
         (12, "log.level is \"loud\": it must be error, warn, info, debug or trace"),
         (13, "duplicate key"),

@@ -40,7 +40,7 @@ pub enum FeedError {
 /// Which events are wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Of this container id; any when empty.
+    /// Of the container of this id, or of those that were called so; any when empty.
     pub container: String,
     /// Of this containerd namespace; any when empty.
     pub namespace: String,
@@ -51,10 +51,11 @@ pub struct Filter {
 impl Filter {
     /// Whether it is.
     pub fn takes(&self, event: &Event) -> bool {
-        let place = event.place.as_ref().map(|place| &place.container);
+        let place = event.place.as_ref();
         let is = |wanted: &str, found: Option<&str>| wanted.is_empty() || found == Some(wanted);
-        is(&self.container, place.map(|c| c.id.as_str()))
-            && is(&self.namespace, place.map(|c| c.namespace.as_str()))
+        (is(&self.container, place.map(|place| place.container.id.as_str()))
+            || is(&self.container, place.and_then(|place| place.called.name.as_deref())))
+            && is(&self.namespace, place.map(|place| place.container.namespace.as_str()))
             && self.capsule.as_ref().is_none_or(|capsule| *capsule == event.capsule)
     }
 }

@@ -5,7 +5,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    attachments::model::{Attachment, ContainerKey, Content},
+    attachments::{
+        called::Called,
+        model::{Attachment, ContainerKey, Content},
+    },
     capsules::model::{CapsuleName, Digest, Version, or_none},
 };
 
@@ -115,6 +118,9 @@ pub struct Event {
 pub struct Place {
     /// The container.
     pub container: ContainerKey,
+    /// What it was called then, where that was known.
+    #[serde(default)]
+    pub called: Called,
     /// The attachment's id.
     pub attachment: String,
     /// Where in the container.
@@ -131,6 +137,7 @@ impl Event {
     pub fn of_content(attachment: &Attachment, content: &Content, kind: Kind) -> Self {
         let place = Place {
             container: attachment.container.clone(),
+            called: Called::default(),
             attachment: attachment.id.clone(),
             target: attachment.target.clone(),
         };

@@ -91,6 +91,12 @@ fn labels(event: &Event) -> HashMap<String, String> {
     all.extend(event.tag.as_ref().map(|tag| ("tag", tag.to_string())));
     if let Some(place) = &event.place {
         all.extend([("attachment_id", place.attachment.clone()), ("target", place.target.clone())]);
+        let called = place.called.clone();
+        all.extend([
+            ("container_name", called.name.unwrap_or_default()),
+            ("pod", called.pod.unwrap_or_default()),
+            ("pod_container", called.pod_container.unwrap_or_default()),
+        ]);
     }
     let filled = all.into_iter().filter(|(_, text)| !text.is_empty());
     filled.map(|(name, text)| (name.to_owned(), text)).collect()

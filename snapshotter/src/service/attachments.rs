@@ -3,7 +3,7 @@
 use capsule_proto::capsule::v1 as wire;
 use tonic::{Request, Response, Status};
 
-use super::{convert, named, to_the_end};
+use super::{convert, named, refused, to_the_end};
 use crate::{
     attachments::{AttachmentError, Attachments, Move, Moved, Outcome, containers::Wanted},
     capsules::model::{CapsuleName, Version},
@@ -35,7 +35,10 @@ impl AttachmentsService {
         }
         let (container, devices) = (convert::parse_container(container)?, convert::parse_devices(&devices)?);
         let engine = self.engine.clone();
-        let detached = to_the_end(async move { engine.detach_devices(&container, &devices, lazy).await });
+        let detached = to_the_end(async move {
+            let detached = engine.detach_devices(&container, &devices, lazy).await;
+            detached.map_err(|error| refused(&engine, error))
+        });
         let detached = detached.await?;
         let attachments = named(&self.engine, detached.iter().map(|(a, users)| convert::detached(a, users)));
         Ok(Response::new(wire::DetachResponse { attachments }))
@@ -55,9 +58,9 @@ impl Asked {
         Self { action, what: what.collect(), container: container.to_string() }
     }
 
-    fn refused(&self, error: AttachmentError) -> Status {
+    fn refused(&self, engine: &Attachments, error: AttachmentError) -> Status {
         let says = error.says_of_what();
-        let status = Status::from(error);
+        let status = refused(engine, error);
         // A set may fail for one that another requires.
         let is_said =
             |one: &String| one.split(['@', ' ']).next().is_some_and(|name| status.message().contains(name));
@@ -101,7 +104,7 @@ impl wire::attachments_server::Attachments for AttachmentsService {
         let engine = self.engine.clone();
         let attached = to_the_end(async move {
             let attached = engine.attach_with(&container, &specs, &devices).await;
-            attached.map_err(|error| asked.refused(error))
+            attached.map_err(|error| asked.refused(&engine, error))
         });
         let attached = attached.await?;
         let attachments = named(&self.engine, attached.iter().map(convert::attachment));
@@ -120,7 +123,7 @@ impl wire::attachments_server::Attachments for AttachmentsService {
         let (engine, dry_run) = (self.engine.clone(), request.dry_run);
         let outcome = to_the_end(async move {
             let outcome = engine.upgrade(&container, &moves, check.as_ref(), dry_run).await;
-            outcome.map_err(|error| asked.refused(error))
+            outcome.map_err(|error| asked.refused(&engine, error))
         });
         Ok(Response::new(match outcome.await? {
             Outcome::Planned(planned) => {
@@ -144,7 +147,7 @@ impl wire::attachments_server::Attachments for AttachmentsService {
         let engine = self.engine.clone();
         let asked = Asked::new("roll back", &container, names_of(&moves));
         let done = to_the_end(async move {
-            engine.rollback(&container, &moves).await.map_err(|error| asked.refused(error))
+            engine.rollback(&container, &moves).await.map_err(|error| asked.refused(&engine, error))
         });
         let done = done.await?;
         let (attachments, from_versions) = moved(&self.engine, &done);
@@ -166,7 +169,7 @@ impl wire::attachments_server::Attachments for AttachmentsService {
         let (engine, lazy) = (self.engine.clone(), request.lazy);
         let detached = to_the_end(async move {
             let detached = engine.detach(&choice, lazy, fate.as_ref()).await;
-            detached.map_err(|error| asked.refused(error))
+            detached.map_err(|error| asked.refused(&engine, error))
         });
         let detached = detached.await?;
         let attachments = named(&self.engine, detached.iter().map(|(a, users)| convert::detached(a, users)));
@@ -181,7 +184,8 @@ impl wire::attachments_server::Attachments for AttachmentsService {
         let container = request.container.filter(|c| !c.id.is_empty());
         let container = container.map(|c| convert::parse_container(Some(c))).transpose()?;
         let specs = request.specs.into_iter().map(convert::parse_spec).collect::<Result<Vec<_>, _>>()?;
-        let planned = self.engine.plan(container.as_ref(), &specs).await?;
+        let planned = self.engine.plan(container.as_ref(), &specs).await;
+        let planned = planned.map_err(|error| refused(&self.engine, error))?;
         let planned = planned.iter().map(convert::planned).collect();
         Ok(Response::new(wire::ResolveResponse { planned }))
     }
@@ -192,7 +196,8 @@ impl wire::attachments_server::Attachments for AttachmentsService {
     ) -> Result<Response<wire::ListAttachmentsResponse>, Status> {
         let container = request.into_inner().container.filter(|c| !c.id.is_empty());
         let container = container.map(|c| convert::parse_container(Some(c))).transpose()?;
-        let listed = self.engine.list(container.as_ref()).await?;
+        let listed = self.engine.list(container.as_ref()).await;
+        let listed = listed.map_err(|error| refused(&self.engine, error))?;
         let attachments = named(&self.engine, listed.iter().map(convert::listed));
         Ok(Response::new(wire::ListAttachmentsResponse { attachments }))
     }

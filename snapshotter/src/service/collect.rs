@@ -5,19 +5,28 @@ use std::time::Duration;
 use capsule_proto::capsule::v1 as wire;
 use tonic::{Request, Response, Status};
 
-use super::{convert, error_line, to_the_end};
-use crate::collect::{CollectError, Collector, Judged, Rules, Verdict};
+use super::{convert, error_line, in_words, to_the_end};
+use crate::{
+    attachments::Attachments,
+    collect::{CollectError, Collector, Judged, Rules, Verdict},
+};
 
 /// The service.
 #[derive(Clone)]
 pub struct CollectorService {
     engine: Collector,
+    attachments: Attachments,
 }
 
 impl CollectorService {
-    /// Over the engine.
-    pub fn new(engine: Collector) -> Self {
-        Self { engine }
+    /// Over the engine, with what knows the names of containers.
+    pub fn new(engine: Collector, attachments: Attachments) -> Self {
+        Self { engine, attachments }
+    }
+
+    fn judged(&self, one: &Judged) -> wire::Judged {
+        let judged = wire_judged(one);
+        wire::Judged { reason: self.attachments.in_words(&judged.reason), ..judged }
     }
 }
 
@@ -39,7 +48,7 @@ impl wire::collector_server::Collector for CollectorService {
         };
         let (engine, dry_run) = (self.engine.clone(), request.dry_run);
         let judged = to_the_end(async move { engine.prune(&names, &rules, dry_run).await }).await?;
-        Ok(Response::new(wire::PruneResponse { judged: judged.iter().map(wire_judged).collect() }))
+        Ok(Response::new(wire::PruneResponse { judged: judged.iter().map(|one| self.judged(one)).collect() }))
     }
 
     async fn remove(
@@ -51,8 +60,9 @@ impl wire::collector_server::Collector for CollectorService {
         let version = convert::parse_version(&request.version).map_err(convert::from_model)?;
         let version = version.ok_or_else(|| convert::malformed("the version to remove"))?;
         let engine = self.engine.clone();
-        let removed = to_the_end(async move { engine.remove(&name, &version).await }).await?;
-        Ok(Response::new(wire::RemoveResponse { removed: Some(wire_judged(&removed)) }))
+        let removed = to_the_end(async move { engine.remove(&name, &version).await }).await;
+        let removed = removed.map_err(|status| in_words(&self.attachments, &status))?;
+        Ok(Response::new(wire::RemoveResponse { removed: Some(self.judged(&removed)) }))
     }
 }
 

@@ -37,11 +37,12 @@ impl wire::events_server::Events for EventsService {
     async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<Answers>, Status> {
         let request = request.into_inner();
         let capsule = convert::non_empty(request.capsule).map(|name| convert::parse_name(&name));
-        let (container, namespace) = self.container(request.container, request.namespace)?;
+        let (container, namespace) = self.container(request.container, request.namespace).await?;
         let filter = Filter { container, namespace, capsule: capsule.transpose()? };
         let watcher = self.feed.follow(request.after).await?;
         let begins = wire::WatchResponse { event: None, sequence: watcher.position() };
-        let following = Following { watcher, filter, no_follow: request.no_follow };
+        let attachments = self.attachments.clone();
+        let following = Following { watcher, filter, no_follow: request.no_follow, attachments };
         let answers = stream::iter([Ok(begins)]).chain(stream::unfold(Some(following), next).flatten());
         let mut closing = self.closing.clone();
         // An error means that nobody can set it any more.
@@ -51,15 +52,15 @@ impl wire::events_server::Events for EventsService {
 }
 
 impl EventsService {
-    /// The id that a container has, or had: events outlive it, so what names none that is there is taken for an id.
-    fn container(&self, id: String, namespace: String) -> Result<(String, String), Status> {
+    /// The id that a container has. Events outlive it: what names none that is there is taken for the id, or the name, that one had.
+    async fn container(&self, id: String, namespace: String) -> Result<(String, String), Status> {
         if id.is_empty() {
             return Ok((id, namespace));
         }
         let is_member = MemberRef::is_meant(&id);
         let reference = wire::ContainerRef { id: id.clone(), namespace: namespace.clone() };
         let wanted = convert::parse_container(Some(reference))?;
-        match self.attachments.by_name(&wanted) {
+        match self.attachments.by_name(&wanted).await {
             Some(key) => Ok((key.id, key.namespace)),
             None if is_member => Err(Status::not_found(format!(
                 "no container is known as {id}: name one that is gone by its id, as its events have it"
@@ -73,6 +74,7 @@ struct Following {
     watcher: Watcher,
     filter: Filter,
     no_follow: bool,
+    attachments: Attachments,
 }
 
 type Batch = stream::Iter<std::vec::IntoIter<Result<wire::WatchResponse, Status>>>;
@@ -90,8 +92,9 @@ async fn next(following: Option<Following>) -> Option<(Batch, Option<Following>)
     };
     let sequence = following.watcher.position();
     let taken = events.iter().filter(|event| following.filter.takes(event));
-    let mut answers: Vec<_> =
-        taken.map(|e| Ok(wire::WatchResponse { event: Some(event(e)), sequence: e.sequence })).collect();
+    let mut answers: Vec<_> = taken
+        .map(|e| Ok(wire::WatchResponse { event: Some(following.event(e)), sequence: e.sequence }))
+        .collect();
     // How far this is, where the last ones were not wanted: who takes up again need not go through them.
     if !matches!(answers.last(), Some(Ok(answer)) if answer.sequence == sequence) {
         answers.push(Ok(wire::WatchResponse { event: None, sequence }));
@@ -99,6 +102,22 @@ async fn next(following: Option<Following>) -> Option<(Batch, Option<Following>)
     Some((stream::iter(answers), Some(following)))
 }
 
+impl Following {
+    /// With what its container was called then; where nobody knew, what it is called now.
+    fn event(&self, told: &Event) -> wire::Event {
+        let Some(place) = &told.place else { return event(told) };
+        let called = if place.called.is_none() {
+            self.attachments.called(&place.container)
+        } else {
+            place.called.clone()
+        };
+        let [container_name, pod, pod_container] =
+            [called.name, called.pod, called.pod_container].map(Option::unwrap_or_default);
+        wire::Event { container_name, pod, pod_container, ..event(told) }
+    }
+}
+
+/// Without what its container is called.
 fn event(event: &Event) -> wire::Event {
     let place = event.place.clone();
     let (container, attachment_id, target) = match place {
@@ -107,6 +126,9 @@ fn event(event: &Event) -> wire::Event {
     };
     let (container, namespace) = container.map(|c| (c.id, c.namespace)).unwrap_or_default();
     wire::Event {
+        container_name: String::new(),
+        pod: String::new(),
+        pod_container: String::new(),
         sequence: event.sequence,
         at: Some(event.at.into()),
         kind: kind(event.kind).into(),

@@ -47,10 +47,7 @@ use capsule_proto::capsule::v1 as wire;
 use tonic::Status;
 use tracing::Instrument as _;
 
-use crate::{
-    attachments::{Attachments, model::ContainerKey},
-    containerd::Member,
-};
+use crate::attachments::{AttachmentError, Attachments, called::Called, model::ContainerKey};
 
 /// Runs a call in a task of its own: to its end, with all that it has to clear up, also if the caller goes away in the middle.
 async fn to_the_end<T, E>(call: impl Future<Output = Result<T, E>> + Send + 'static) -> Result<T, Status>
@@ -64,13 +61,25 @@ where
         .map_err(Into::into)
 }
 
+/// An error as callers are told it: with names for containers, but where it is about which one of several is meant.
+fn refused(engine: &Attachments, error: AttachmentError) -> Status {
+    let is_which = matches!(error, AttachmentError::AmbiguousContainer { .. });
+    let status = Status::from(error);
+    if is_which { status } else { in_words(engine, &status) }
+}
+
+/// The same of what is said already.
+fn in_words(engine: &Attachments, status: &Status) -> Status {
+    Status::new(status.code(), engine.in_words(status.message()))
+}
+
 /// With the names that clients call the containers by, and what these are in pods.
 fn named(engine: &Attachments, all: impl Iterator<Item = wire::Attachment>) -> Vec<wire::Attachment> {
     let named = |one: wire::Attachment| {
         let key = ContainerKey { namespace: one.namespace.clone(), id: one.container.clone() };
-        let Member { pod, container, .. } = engine.member(&key).unwrap_or_default();
-        let container_name = engine.name_of(&key).unwrap_or_default();
-        wire::Attachment { pod, pod_container: container.unwrap_or_default(), container_name, ..one }
+        let Called { name, pod, pod_container } = engine.called(&key);
+        let [container_name, pod, pod_container] = [name, pod, pod_container].map(Option::unwrap_or_default);
+        wire::Attachment { container_name, pod, pod_container, ..one }
     };
     all.map(named).collect()
 }

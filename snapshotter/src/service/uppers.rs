@@ -39,7 +39,8 @@ impl UppersService {
             None => Err(convert::malformed("what is to be published")),
             Some(wire::commit_request::Of::Attachment(of)) => {
                 let choice = convert::parse_choice(of.container, &of.capsule, of.target)?;
-                let attachment = self.attachments.find_written(&choice).await?;
+                let attachment = self.attachments.find_written(&choice).await;
+                let attachment = attachment.map_err(|error| super::refused(&self.attachments, error))?;
                 Ok(Source::Attachment(Box::new(attachment)))
             }
             Some(wire::commit_request::Of::Upper(name)) => {

@@ -50,6 +50,10 @@ pub fn main_job(kubelet: &Kubelet) -> Result<String> {
     let top = json(&["top"])?;
     ensure!(top["containers"][0]["pod"] == "shop/web", "{top}");
     done(&["detach", &name, "tzdata"])?;
+    let told = done(&["events", "--all", "--no-follow", "--container", &name])?;
+    let detached = format!("tzdata {new} in {name} at ");
+    ensure!(told.lines().any(|line| line.contains("detached") && line.contains(&detached)), "{told}");
+    ensure!(!told.contains(&app.id), "{told}");
     ensure!(app.mounts()? == mounts, "the mount table is another one");
     ensure!(app.pid()? == pid, "it was restarted");
     pod.remove()?;
@@ -78,7 +82,7 @@ pub fn names(kubelet: &Kubelet) -> Result<String> {
     expect(&next.id, &["lib@1 attached"])?;
     let theirs = kubelet.pod(REFERENCE, "theirs", &[])?;
     theirs.start("app", SLEEP)?;
-    refused(&["attach", "pod/shop/theirs", "lib"], &["cannot hot-plug", "runtimeClassName"])?;
+    refused(&["attach", "pod/shop/theirs", "lib"], &["pod/shop/theirs/app runs on", "runtimeClassName"])?;
     theirs.remove()?;
     web.remove()?;
     Ok(which)

@@ -17,11 +17,12 @@ use crate::nerdctl;
 pub type Page = (&'static str, &'static str, &'static str);
 
 /// The pages that have examples.
-pub const PAGES: [Page; 14] = [
+pub const PAGES: [Page; 15] = [
     ("readme", "README.md", include_str!("../../../../README.md")),
     ("ca-bundles", "docs/tasks/ca-bundles.md", include_str!("../../../../docs/tasks/ca-bundles.md")),
     ("capsule-toml", "docs/capsule-toml.md", include_str!("../../../../docs/capsule-toml.md")),
     ("distroless", "docs/tasks/distroless.md", include_str!("../../../../docs/tasks/distroless.md")),
+    ("docker", "docs/docker.md", include_str!("../../../../docs/docker.md")),
     ("kubernetes", "docs/kubernetes.md", include_str!("../../../../docs/kubernetes.md")),
     ("lifecycle", "docs/lifecycle.md", include_str!("../../../../docs/lifecycle.md")),
     ("metrics", "docs/metrics.md", include_str!("../../../../docs/metrics.md")),

@@ -4,9 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::SLEEP;
 use super::client::{Container, done as nerdctl_done, nerdctl};
-use super::left::Node;
+use super::{SLEEP, node};
 use crate::images::Image;
 use crate::scenario::capsulectl::{done, json, refused};
 use crate::scenario::ctr::{OURS, REFERENCE, SNAPSHOTTER, Stack};
@@ -85,7 +84,7 @@ pub fn namespaces() -> Result<String> {
 
 /// Containers with and without capsules, side by side.
 pub fn on_and_off() -> Result<String> {
-    let before = Node::now()?;
+    let before = node()?;
     let asks = format!("{ATTACH}=lib@1");
     let on = Container::run(OURS, "on", &["--annotation", &asks], &SLEEP)?;
     let plain = Container::run(OURS, "plain", &[], &SLEEP)?;
@@ -101,7 +100,10 @@ pub fn on_and_off() -> Result<String> {
     done(&["attach", "plain", "lib@2"])?;
     ensure!(plain.sh("cat /opt/lib/version")? == "2", "what is attached later");
     refused(&["attach", "off", "lib@1"], &["takes no capsules", "resourcecapsules.io/enabled"])?;
-    let said = refused(&["attach", "runc", "lib@1"], &["io.containerd.runc.v2", "io.containerd.capsule.v1"])?;
+    let said = refused(
+        &["attach", &runc.id, "lib@1"],
+        &["default/runc runs on io.containerd.runc.v2", "io.containerd.capsule.v1"],
+    )?;
     for container in [on, plain, off, runc] {
         container.remove()?;
     }
@@ -127,7 +129,7 @@ fn is_created() -> Result<bool> {
 /// What cannot be attached keeps a container from being started: nerdctl says why, and nothing is left that is not left of any
 /// other container that cannot be started.
 pub fn mistakes() -> Result<String> {
-    let before = Node::now()?;
+    let before = node()?;
     cannot_run(REFERENCE, &[], &["/bin/no-such-program"])?;
     let kept = is_created()?;
     nerdctl_done(&["rm", "-f", "wrong"])?;

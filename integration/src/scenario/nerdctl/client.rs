@@ -7,7 +7,8 @@ use anyhow::{Context as _, Result, ensure};
 use super::until;
 use crate::images::Image;
 use crate::scenario::capsulectl::ps;
-use crate::scenario::ctr::{Output, Stack, run};
+use crate::scenario::ctr::{OURS, Output, Stack, run};
+use crate::scenario::job::Client;
 use crate::scenario::readers::Inside;
 
 /// Runs `nerdctl`.
@@ -139,6 +140,37 @@ impl Container {
         done(&["rm", "-f", &self.name])?;
         std::mem::forget(self);
         Ok(())
+    }
+}
+
+impl Client for Container {
+    const NAME: &str = "nerdctl";
+
+    fn run(name: &str, options: &[&str], command: &[&str]) -> Result<Self> {
+        Self::run(OURS, name, options, command)
+    }
+
+    fn annotation(&self, name: &str) -> Result<String> {
+        let format = ["--format", "{{json .Spec.annotations}}"];
+        let all = done(&[&["inspect", "--mode", "native"], &format[..], &[&self.id]].concat())?;
+        let all: serde_json::Value = serde_json::from_str(&all).context("its annotations")?;
+        Ok(all[name].as_str().with_context(|| format!("no annotation {name}: {all}"))?.to_owned())
+    }
+
+    fn exec(&self, command: &[&str]) -> Result<Output> {
+        self.exec(command)
+    }
+
+    fn restart(&self) -> Result<()> {
+        done(&["restart", "-t", "0", &self.name]).map(drop)
+    }
+
+    fn expect(&self, expected: &[&str]) -> Result<()> {
+        self.expect(expected)
+    }
+
+    fn remove(self) -> Result<()> {
+        self.remove()
     }
 }
 

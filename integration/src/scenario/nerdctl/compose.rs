@@ -5,8 +5,7 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 
 use super::client::done as nerdctl_done;
-use super::left::Node;
-use super::until;
+use super::{node, until};
 use crate::scenario::capsulectl::{done, json, refused};
 use crate::scenario::ctr::{OURS, Stack};
 
@@ -46,7 +45,7 @@ fn compose(stack: Stack, args: &[&str]) -> Result<String> {
 pub fn run(stack: Stack) -> Result<String> {
     fs::create_dir_all(FOLDER).with_context(|| format!("create {FOLDER}"))?;
     fs::write(format!("{FOLDER}/compose.yaml"), file(stack)).context("write the file")?;
-    let before = Node::now()?;
+    let before = node()?;
     compose(stack, &["up", "-d"])?;
     let used = used(stack);
     // Whatever became of it, the next stack finds nothing of it.

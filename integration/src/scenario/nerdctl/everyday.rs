@@ -6,9 +6,8 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 
 use super::client::{Container, done, nerdctl, nerdctl_with};
-use super::left::Node;
-use super::until;
 use super::{FILES, SLEEP};
+use super::{node, until};
 use crate::images::Image;
 use crate::scenario::ctr::{Stack, run};
 
@@ -33,7 +32,7 @@ pub fn prepare() -> Result<()> {
 
 /// Output, execs, volumes, restart, stop and start.
 pub fn lives(stack: Stack) -> Result<String> {
-    let before = Node::now()?;
+    let before = node()?;
     let bound = format!("{FILES}:/bound:ro");
     let volumes = ["-v", "data:/data", "-v", &bound, "--label", "team=shop"];
     done(&["volume", "create", "data"])?;
@@ -75,7 +74,7 @@ pub fn lives(stack: Stack) -> Result<String> {
 
 /// Containers in the foreground, that are gone afterwards.
 pub fn ends(stack: Stack) -> Result<String> {
-    let before = Node::now()?;
+    let before = node()?;
     let run_once = |options: &[&str], command: &[&str], input: &[u8]| {
         let fixed = ["run", "--rm", "--network", "none"];
         nerdctl_with(
@@ -113,7 +112,7 @@ pub fn policy(stack: Stack) -> Result<String> {
 
 /// nerdctl's own network: a bridge, with an address and a port of the node.
 pub fn network(stack: Stack) -> Result<String> {
-    let before = Node::now()?;
+    let before = node()?;
     let serve = ["/bin/sh", "-c", "mkdir /www; echo served > /www/index.html; exec httpd -f -p 80 -h /www"];
     let web = Container::run_in(stack, "web", &["-p", "8080:80"], &serve)?;
     let address = web.inspect("{{.NetworkSettings.IPAddress}}")?;

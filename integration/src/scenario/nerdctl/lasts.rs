@@ -5,8 +5,7 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 
 use super::client::{Container, done as nerdctl_done, nerdctl};
-use super::left::Node;
-use super::until;
+use super::{node, until};
 use crate::scenario::capsulectl::{done, refused};
 use crate::scenario::ctr::OURS;
 use crate::scenario::reboot::shim;
@@ -119,7 +118,7 @@ pub fn reboot(world: &mut World) -> Result<String> {
 
 /// `rm`, of containers that run and that do not.
 pub fn removed() -> Result<String> {
-    let before = Node::now()?;
+    let before = node()?;
     let (web, idle) = (run("web", &[])?, run("idle", &[])?);
     for name in ["web", "idle"] {
         done(&["attach", name, "lib@1", "tool"])?;

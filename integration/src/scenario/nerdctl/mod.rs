@@ -3,10 +3,8 @@
 //! | room | what it asserts |
 //! | --- | --- |
 //! | [`client`] | nothing: containers as `nerdctl` drives them |
-//! | [`left`] | that nothing is left of them |
 //! | [`everyday`] | what nerdctl does every day, on any stack |
 //! | [`compose`] | the same of `nerdctl compose` |
-//! | [`job`] | the main job, end to end |
 //! | [`lasts`] | what is attached outlives restarts, and ends with the container |
 //! | [`asked`] | names, annotations, and refusals |
 
@@ -14,24 +12,38 @@ mod asked;
 mod client;
 mod compose;
 mod everyday;
-mod job;
 mod lasts;
-mod left;
 
 use std::time::Duration;
 
 use anyhow::Result;
 
 use super::ctr::{OURS, REFERENCE, SNAPSHOTTER, Stack};
-use super::others;
+use super::left::{Node, Places};
 use super::sets::publish;
 use super::world::{World, with_logs, within};
+use super::{job, others};
 use crate::event::Reporter;
 use crate::nerdctl;
 
 const SLEEP: [&str; 2] = ["/bin/sleep", "100000"];
 /// A folder of the node's.
 const FILES: &str = "/srv/nerdctl";
+
+const PLACES: Places = Places {
+    namespace: "default",
+    folders: &[
+        "/run/netns",
+        "/var/lib/nerdctl/*/containers/default",
+        "/var/lib/nerdctl/*/names/default",
+        "/var/lib/nerdctl/*/etchosts/default",
+    ],
+};
+
+/// What the node has now that goes with nerdctl's containers.
+fn node() -> Result<Node> {
+    Node::now(&PLACES)
+}
 
 /// containerd's monitor takes its time before it starts the same container again.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -61,7 +73,7 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     for stack in [REFERENCE, SNAPSHOTTER, OURS] {
         everyday(reporter, stack);
     }
-    job::run(reporter)?;
+    job::run::<client::Container>(reporter, &PLACES)?;
     reporter.check("restart, stop and start keep what is attached", lasts::restarts);
     reporter.check("a restart policy keeps it", lasts::policy);
     reporter.check("so do restarts of capsuled and containerd", || lasts::daemons(&mut world));

@@ -1,40 +1,68 @@
-//! The main job through nerdctl: attach, upgrade under readers, roll back, detach.
+//! The main job through a client with names: attach, upgrade under readers, roll back, detach.
+
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::client::{Container, nerdctl};
-use super::left::Node;
-use super::until;
+use super::capsulectl::{done, ps, publish, refused, tzdata};
+use super::ctr::Output;
+use super::left::{Node, Places};
+use super::readers::{BINDS, Clock, Holder, Inside, Readers, expect_seamless};
+use super::world::within;
 use crate::event::Reporter;
-use crate::scenario::capsulectl::{done, ps, publish, refused, tzdata};
-use crate::scenario::ctr::OURS;
-use crate::scenario::readers::{BINDS, Clock, Holder, Readers, expect_seamless};
 
+const ANNOTATION: &str = "resourcecapsules.io/attach";
 const ZONE: &str = "America/Vancouver";
 const RELEASE: &str = "/usr/share/zoneinfo/tzdata.zi";
 const READERS: usize = 3;
 const SWAPS: u32 = 20;
+/// Between two questions a shim is asked ever less often who still uses what was detached.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A container of a client's, on our runtime; it is removed when this is dropped.
+pub trait Client: Inside + Sized {
+    /// The client's program.
+    const NAME: &str;
+
+    /// Runs one in the background, without a network.
+    fn run(name: &str, options: &[&str], command: &[&str]) -> Result<Self>;
+
+    /// What the client shows of one of its annotations.
+    fn annotation(&self, name: &str) -> Result<String>;
+
+    /// Runs a command in it.
+    fn exec(&self, command: &[&str]) -> Result<Output>;
+
+    /// The client's `restart`.
+    fn restart(&self) -> Result<()>;
+
+    /// That it has these, as `NAME@VERSION STATE`.
+    fn expect(&self, expected: &[&str]) -> Result<()>;
+
+    /// The client's `rm -f`.
+    fn remove(self) -> Result<()>;
+}
 
 /// What the steps share.
-struct Stage {
-    shop: Container,
+struct Stage<C> {
+    shop: C,
     clock: Clock,
     /// Versions of tzdata, older first, and how their release calls itself.
     versions: [String; 2],
     releases: [String; 2],
 }
 
-/// Runs every step.
-pub fn run(reporter: &mut Reporter) -> Result<()> {
-    let before = Node::now()?;
-    let stage = reporter.must("a container starts with the capsule of its annotation", start)?;
-    reporter.check("nerdctl shows it with its capsules", || stage.shown());
-    reporter.check("tools are attached to it, and work in nerdctl exec", || stage.tools());
+/// Runs every step. `places`: where the client's containers are.
+pub fn run<C: Client>(reporter: &mut Reporter, places: &'static Places) -> Result<()> {
+    let (before, name) = (Node::now(places)?, C::NAME);
+    let stage = reporter.must("a container starts with the capsule of its annotation", Stage::<C>::start)?;
+    reporter.check(&format!("{name} shows it with its capsules"), || stage.shown(places.namespace));
+    reporter.check(&format!("tools are attached to it, and work in {name} exec"), || stage.tools());
     reporter
         .check(&format!("{SWAPS} upgrades and rollbacks, and no reader misses the file"), || stage.swap());
     reporter.check("detach names who uses it, and drains", || stage.busy());
     reporter.check("one process from the beginning to the end", || stage.clock.expect_one_process());
-    reporter.check("nerdctl restart brings back what the annotation names", || stage.restart());
+    reporter.check(&format!("{name} restart brings back what the annotation names"), || stage.restart());
     reporter.check("rm -f leaves nothing", || {
         stage.shop.remove()?;
         before.is_the_same()?;
@@ -42,18 +70,6 @@ pub fn run(reporter: &mut Reporter) -> Result<()> {
         Ok(String::new())
     });
     Ok(())
-}
-
-fn start() -> Result<(Stage, String)> {
-    let versions = publish()?;
-    let releases = releases()?;
-    let clock = Clock::new()?;
-    let annotation = format!("resourcecapsules.io/attach=tzdata@{}", versions[0]);
-    let options = [&BINDS[..], &["--annotation", &annotation]].concat();
-    let shop = Container::run(OURS, "shop", &options, &Clock::command(ZONE))?;
-    let line = clock.shows(&releases[0])?;
-    ensure!(!line.contains("UTC"), "{line}");
-    Ok((Stage { shop, clock, versions, releases }, line))
 }
 
 fn releases() -> Result<[String; 2]> {
@@ -65,16 +81,27 @@ fn releases() -> Result<[String; 2]> {
     Ok([old?, new?])
 }
 
-impl Stage {
-    fn shown(&self) -> Result<String> {
+impl<C: Client> Stage<C> {
+    fn start() -> Result<(Self, String)> {
+        let versions = publish()?;
+        let releases = releases()?;
+        let clock = Clock::new()?;
+        let annotation = format!("{ANNOTATION}=tzdata@{}", versions[0]);
+        let options = [&BINDS[..], &["--annotation", &annotation]].concat();
+        let shop = C::run("shop", &options, &Clock::command(ZONE))?;
+        let line = clock.shows(&releases[0])?;
+        ensure!(!line.contains("UTC"), "{line}");
+        Ok((Self { shop, clock, versions, releases }, line))
+    }
+
+    fn shown(&self, namespace: &str) -> Result<String> {
         let version = &self.versions[0];
-        let spec = nerdctl(&["inspect", "--mode", "native", "shop"])?.success("nerdctl inspect")?;
-        let annotation = format!("\"resourcecapsules.io/attach\": \"tzdata@{version}\"");
-        ensure!(spec.contains(&annotation), "not in its annotations: {annotation}");
+        let shown = self.shop.annotation(ANNOTATION)?;
+        ensure!(shown == format!("tzdata@{version}"), "{ANNOTATION} is shown as {shown:?}");
         let table = done(&["ps", "shop"])?;
         let row = table.lines().nth(1).unwrap_or_default().to_owned();
         let words: Vec<&str> = row.split_whitespace().collect();
-        ensure!(words.starts_with(&["default", "shop", "tzdata", version]), "{table}");
+        ensure!(words.starts_with(&[namespace, "shop", "tzdata", version]), "{table}");
         Ok(row)
     }
 
@@ -118,12 +145,12 @@ impl Stage {
         done(&["detach", "shop", "tzdata", "--lazy"])?;
         self.clock.shows("none")?;
         holder.stop()?;
-        until("no more draining", || Ok(ps()?.is_empty()))?;
+        within(PATIENCE, "no more draining", || Ok(ps()?.is_empty()))?;
         Ok(line)
     }
 
     fn restart(&self) -> Result<String> {
-        super::client::done(&["restart", "-t", "0", "shop"])?;
+        self.shop.restart()?;
         let line = self.clock.shows(&self.releases[0])?;
         self.shop.expect(&[&format!("tzdata@{} attached", self.versions[0])])?;
         Ok(line)
