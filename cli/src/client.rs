@@ -1,4 +1,4 @@
-//! The connection to capsuled: one Unix socket, one HTTP/2 connection, the services of `capsule.v1`.
+//! The connection to capsuled: one Unix socket, or TLS to a node elsewhere (`remote`), one HTTP/2 connection, the services of `capsule.v1`.
 
 use std::io;
 use std::path::Path;
@@ -18,11 +18,13 @@ use capsule_proto::capsule::v1::trees_client::TreesClient;
 use capsule_proto::capsule::v1::uppers_client::UppersClient;
 use capsule_proto::capsule::v1::usage_client::UsageClient;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::error::Error;
+use crate::remote::{self, Place};
 
 /// Listings of a large node are larger than gRPC's usual 4 MiB.
 const MAX_ANSWER: usize = 64 << 20;
@@ -37,7 +39,9 @@ pub struct Client {
 ///
 /// # Errors
 /// When what listens does not speak HTTP/2.
-pub async fn channel(stream: UnixStream) -> Result<Channel, tonic::transport::Error> {
+pub async fn channel(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) -> Result<Channel, tonic::transport::Error> {
     let stream = Mutex::new(Some(stream));
     let connector = tower::service_fn(move |_: Uri| {
         let stream = stream.lock().ok().and_then(|mut s| s.take());
@@ -47,6 +51,17 @@ pub async fn channel(stream: UnixStream) -> Result<Channel, tonic::transport::Er
 }
 
 impl Client {
+    /// Connects to where capsuled is.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] and [`Error::Handshake`] here, [`Error::Remote`] elsewhere.
+    pub async fn at(place: &Place) -> Result<Self, Error> {
+        match place {
+            Place::Socket(address) => Self::connect(address).await,
+            Place::Node(node) => Ok(Self { channel: remote::connect(node).await? }),
+        }
+    }
+
     /// Connects to the socket at `address`.
     ///
     /// # Errors
