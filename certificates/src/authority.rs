@@ -13,7 +13,7 @@ use p256::{
 use x509_cert::{
     Certificate, TbsCertificate,
     builder::{self, Builder, CertificateBuilder, profile::BuilderProfile},
-    der::{DecodePem, EncodePem, Encode, asn1::Ia5String, flagset::FlagSet, oid::db::rfc5280},
+    der::{DecodePem, Encode, EncodePem, asn1::Ia5String, flagset::FlagSet, oid::db::rfc5280},
     ext::{
         Extension, ToExtension,
         pkix::{
@@ -90,8 +90,7 @@ impl Authority {
         if !Facts::of_pem(certificate)?.first().is_some_and(|facts| facts.authority) {
             return Err(CertificateError::NotAnAuthority);
         }
-        let certificate =
-            Certificate::from_pem(certificate).map_err(|_| CertificateError::Unreadable)?;
+        let certificate = Certificate::from_pem(certificate).map_err(|_| CertificateError::Unreadable)?;
         let key = SigningKey::from_pkcs8_pem(key).map_err(|_| CertificateError::Key)?;
         let public = SubjectPublicKeyInfo::from_key(key.verifying_key()).map_err(builder::Error::from)?;
         if public.to_der()? != certificate.tbs_certificate().subject_public_key_info().to_der()? {
@@ -251,8 +250,9 @@ mod tests {
         let own = authority.to_pem().unwrap();
         assert!(facts(&own).authority && facts(&own).name.starts_with("Resource Capsules "));
         let authority = Authority::from_pem(&own.certificate, &own.key).unwrap();
-        let server =
-            authority.server(&["node".parse().unwrap(), "::1".parse().unwrap()], Period::lasting(DAY)).unwrap();
+        let server = authority
+            .server(&["node".parse().unwrap(), "::1".parse().unwrap()], Period::lasting(DAY))
+            .unwrap();
         let hosts: Vec<_> = facts(&server).hosts.iter().map(Host::to_string).collect();
         assert_eq!(hosts, ["node", "::1"]);
         assert!(matches!(facts(&server).client(), Err(CertificateError::NoRole)));
@@ -295,9 +295,8 @@ mod tests {
     fn a_role_is_one_of_three_and_only_one() {
         let authority = Authority::new(Period::lasting(DAY)).unwrap();
         let issue = |uris: &[&str]| {
-            let names = uris.iter().map(|uri| {
-                GeneralName::UniformResourceIdentifier(Ia5String::new(*uri).unwrap())
-            });
+            let names =
+                uris.iter().map(|uri| GeneralName::UniformResourceIdentifier(Ia5String::new(*uri).unwrap()));
             facts(&authority.issue("a", Kind::Client(names.collect()), Period::lasting(DAY / 2)).unwrap())
         };
         let refusal = |uris: &[&str]| issue(uris).client().unwrap_err().to_string();

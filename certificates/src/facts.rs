@@ -69,8 +69,7 @@ impl Facts {
     /// # Errors
     /// [`CertificateError::Unreadable`].
     pub fn of_pem(pem: &str) -> Result<Vec<Self>, CertificateError> {
-        let all =
-            Certificate::load_pem_chain(pem.as_bytes()).map_err(|_| CertificateError::Unreadable)?;
+        let all = Certificate::load_pem_chain(pem.as_bytes()).map_err(|_| CertificateError::Unreadable)?;
         if all.is_empty() {
             return Err(CertificateError::Unreadable);
         }
@@ -111,7 +110,9 @@ impl Facts {
         let words: Vec<&str> = self.uris.iter().filter_map(|uri| Role::word(uri)).collect();
         let role = match words.as_slice() {
             [] => return Err(CertificateError::NoRole),
-            [word] => word.parse().map_err(|_| CertificateError::Roles((*word).escape_debug().to_string()))?,
+            [word] => {
+                word.parse().map_err(|_| CertificateError::Roles((*word).escape_debug().to_string()))?
+            }
             several => return Err(CertificateError::Roles(several.join(", ").escape_debug().to_string())),
         };
         let name = client_name(&self.name)?.to_owned();

@@ -31,13 +31,17 @@ pub enum CertificateError {
     #[error("the certificate is no authority's: it cannot sign others")]
     NotAnAuthority,
     /// What is issued would outlive who vouches for it.
-    #[error("the authority's own certificate ends before that: make the time shorter, or make a new authority")]
+    #[error(
+        "the authority's own certificate ends before that: make the time shorter, or make a new authority"
+    )]
     TooLong,
     /// The certificate names nobody.
     #[error("the certificate names no client: its common name must be {NAME_RULE}")]
     Nameless,
     /// The certificate has no role.
-    #[error("the certificate has no role: it needs one URI capsule:role/viewer, capsule:role/operator or capsule:role/admin")]
+    #[error(
+        "the certificate has no role: it needs one URI capsule:role/viewer, capsule:role/operator or capsule:role/admin"
+    )]
     NoRole,
     /// The certificate has several roles, or one that there is not.
     #[error("the certificate's roles are not one of viewer, operator and admin: {0}")]

@@ -14,7 +14,7 @@ pub mod message;
 pub mod rules;
 pub mod server;
 pub mod service;
-pub mod tls;
-pub mod upstream;
 #[cfg(test)]
 mod tests;
+pub mod tls;
+pub mod upstream;

@@ -79,9 +79,7 @@ async fn serve(config: Config, address: std::net::SocketAddr) -> Result<()> {
     tracing::info!(address = %server.address()?, "serving");
     tell(State::Ready);
     let (reload, reloads) = mpsc::channel(1);
-    tokio::spawn(async move {
-        while hangup.recv().await.is_some() && reload.send(()).await.is_ok() {}
-    });
+    tokio::spawn(async move { while hangup.recv().await.is_some() && reload.send(()).await.is_ok() {} });
     let stop = async {
         tokio::select! {
             _ = terminate.recv() => {}

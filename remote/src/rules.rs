@@ -69,7 +69,9 @@ pub const RULES: &[Rule] = &[
     Rule::new("/capsule.v1.Attachments/Rollback", Operator)
         .about(|m| about(m, |r: v1::RollbackRequest| moved(r.container, &r.specs))),
     Rule::new("/capsule.v1.Attachments/Detach", Operator).about(|m| {
-        about(m, |r: v1::DetachRequest| words(container(r.container), std::iter::once(r.capsule).chain(r.devices)))
+        about(m, |r: v1::DetachRequest| {
+            words(container(r.container), std::iter::once(r.capsule).chain(r.devices))
+        })
     }),
     Rule::new("/capsule.v1.Attachments/ListAttachments", Viewer)
         .about(|m| about(m, |r: v1::ListAttachmentsRequest| container(r.container))),
@@ -109,9 +111,8 @@ pub const RULES: &[Rule] = &[
         .about(|m| about(m, |r: v1::ImportRequest| format!("{}/{}", r.namespace, r.image))),
     Rule::new("/capsule.v1.Trees/ListTree", Operator)
         .about(|m| about(m, |r: v1::ListTreeRequest| reference(r.version))),
-    Rule::new("/capsule.v1.Trees/DiffTrees", Operator).about(|m| {
-        about(m, |r: v1::DiffTreesRequest| format!("{} {}", reference(r.from), reference(r.to)))
-    }),
+    Rule::new("/capsule.v1.Trees/DiffTrees", Operator)
+        .about(|m| about(m, |r: v1::DiffTreesRequest| format!("{} {}", reference(r.from), reference(r.to)))),
     Rule::new("/capsule.v1.Uppers/Commit", Admin).about(|m| about(m, commit)),
     Rule::new("/capsule.v1.Uppers/ListUppers", Viewer),
     Rule::new("/capsule.v1.Uppers/RemoveUpper", Admin)
@@ -168,7 +169,9 @@ fn build(request: v1::BuildRequest) -> String {
 
 fn commit(request: v1::CommitRequest) -> String {
     let what = match request.of {
-        Some(v1::commit_request::Of::Attachment(one)) => format!("{} {}", container(one.container), one.capsule),
+        Some(v1::commit_request::Of::Attachment(one)) => {
+            format!("{} {}", container(one.container), one.capsule)
+        }
         Some(v1::commit_request::Of::Upper(name)) => name,
         None => String::new(),
     };
@@ -240,7 +243,11 @@ mod tests {
         let rule = rule("/capsule.v1.Attachments/Attach").unwrap();
         let mut request = v1::AttachRequest {
             container: Some(v1::ContainerRef { id: "web".into(), namespace: "default".into() }),
-            specs: vec![v1::AttachmentSpec { capsule: "tz".into(), version: "1".into(), ..Default::default() }],
+            specs: vec![v1::AttachmentSpec {
+                capsule: "tz".into(),
+                version: "1".into(),
+                ..Default::default()
+            }],
             devices: Vec::new(),
         };
         assert_eq!(rule.least(Some(&request.encode_to_vec())), Operator);

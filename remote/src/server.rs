@@ -129,7 +129,11 @@ impl Server {
 
     /// Serves until `stop`. Each time `reload` gives something, the files of certificates are read again; so they are when
     /// they have changed.
-    pub async fn serve(mut self, stop: impl Future<Output = ()>, mut reload: tokio::sync::mpsc::Receiver<()>) {
+    pub async fn serve(
+        mut self,
+        stop: impl Future<Output = ()>,
+        mut reload: tokio::sync::mpsc::Receiver<()>,
+    ) {
         let mut connections = JoinSet::new();
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -256,7 +260,9 @@ impl Connection {
             held.map(|held| (room, held)).ok_or(tokio::sync::TryAcquireError::NoPermits)
         });
         let Ok((_room, held)) = held else {
-            return self.refusals.write(self.address, &format!("{} has too many connections, or all have", client.name));
+            return self
+                .refusals
+                .write(self.address, &format!("{} has too many connections, or all have", client.name));
         };
         let peer = Arc::new(Peer { client, address: self.address });
         peer.connected();

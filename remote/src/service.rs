@@ -45,7 +45,12 @@ pub struct Calls {
 
 impl Calls {
     /// Of a client whose connection is counted.
-    pub fn new(peer: Arc<Peer>, held: Held, upstream: Upstream<Peeked<Incoming>>, reflection: Routes) -> Self {
+    pub fn new(
+        peer: Arc<Peer>,
+        held: Held,
+        upstream: Upstream<Peeked<Incoming>>,
+        reflection: Routes,
+    ) -> Self {
         Self { peer, held, upstream, reflection }
     }
 

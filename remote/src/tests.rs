@@ -1,13 +1,16 @@
 //! Clients of every kind against a server with certificates, over loopback; capsuled is a stand-in that says what it was
 //! asked.
 
+mod calls;
+mod connections;
+
 use std::{
     fs,
     io::{self, Write as _},
     net::SocketAddr,
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    path::Path,
+    sync::{Arc, Mutex, OnceLock},
     time::{Duration, SystemTime},
 };
 
@@ -90,7 +93,7 @@ struct Bed {
     remote: Remote,
     authority: Authority,
     address: SocketAddr,
-    capsuled: JoinHandle<()>,
+    capsuled: Option<oneshot::Sender<()>>,
     headers: Arc<Mutex<Vec<String>>>,
     stop: Option<oneshot::Sender<()>>,
     served: Option<JoinHandle<()>>,
@@ -118,18 +121,28 @@ fn files(folder: &Path, authority: &Authority, period: Period) -> Remote {
     remote
 }
 
-fn serve_capsuled(socket: &PathBuf) -> (JoinHandle<()>, Arc<Mutex<Vec<String>>>) {
+/// In a runtime of its own, with which its connections end. It is there while the sender is.
+fn serve_capsuled(socket: &Path) -> (oneshot::Sender<()>, Arc<Mutex<Vec<String>>>) {
     _ = fs::remove_file(socket);
-    let listener = UnixListener::bind(socket).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
+    listener.set_nonblocking(true).unwrap();
     let stand_in = Capsuled::default();
     let headers = stand_in.headers.clone();
-    let served = tokio::spawn(async move {
-        let server = tonic::transport::Server::builder()
-            .add_service(capsules_server::CapsulesServer::new(stand_in))
-            .serve_with_incoming(UnixListenerStream::new(listener));
-        server.await.unwrap();
+    let (alive, killed) = oneshot::channel::<()>();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let listener = UnixListener::from_std(listener).unwrap();
+            let server = tonic::transport::Server::builder()
+                .add_service(capsules_server::CapsulesServer::new(stand_in))
+                .serve_with_incoming(UnixListenerStream::new(listener));
+            tokio::select! {
+                served = server => served.unwrap(),
+                _ = killed => {}
+            }
+        });
     });
-    (served, headers)
+    (alive, headers)
 }
 
 impl Bed {
@@ -138,6 +151,7 @@ impl Bed {
     }
 
     async fn start_with(configure: impl FnOnce(&mut Remote)) -> Self {
+        log();
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::new(Period::lasting(DAY * 100)).unwrap();
         let mut remote = files(folder.path(), &authority, Period::lasting(DAY * 50));
@@ -151,11 +165,22 @@ impl Bed {
         let (reload, reloads) = mpsc::channel(1);
         let served = tokio::spawn(server.serve(async move { _ = stopped.await }, reloads));
         let (stop, served) = (Some(stop), Some(served));
-        Self { folder, remote, authority, address, capsuled, headers, stop, served, reload }
+        Self { folder, remote, authority, address, capsuled: Some(capsuled), headers, stop, served, reload }
+    }
+
+    /// The name of a client of this server's: the log is one for all tests.
+    fn name(&self, name: &str) -> String {
+        format!("{name}.{}", self.address.port())
     }
 
     fn issue(&self, name: &str, role: Role) -> Issued {
-        self.authority.client(name, role, Period::lasting(DAY)).unwrap()
+        self.authority.client(&self.name(name), role, Period::lasting(DAY)).unwrap()
+    }
+
+    /// Waits for a line about a client of this server's that has all of these words.
+    async fn wrote(&self, client: &str, words: &[&str]) {
+        let client = format!("client=\"{}\"", self.name(client));
+        written(&[&[client.as_str()], words].concat()).await;
     }
 
     /// A connection of a client with this certificate, which the server has let in.
@@ -163,11 +188,10 @@ impl Bed {
         let mut roots = RootCertStore::empty();
         let ca = self.authority.to_pem().unwrap().certificate;
         roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
-        let builder =
-            ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-                .with_safe_default_protocol_versions()
-                .unwrap()
-                .with_root_certificates(roots);
+        let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
         let mut config = match own {
             None => builder.with_no_client_auth(),
             Some(Issued { certificate, key }) => {
@@ -187,7 +211,11 @@ impl Bed {
     }
 
     async fn channel(&self, own: &Issued) -> Channel {
-        let (tls, heard) = self.connect(Some(own)).await.unwrap();
+        self.over(self.connect(Some(own)).await.unwrap()).await
+    }
+
+    /// Calls over a connection.
+    async fn over(&self, (tls, heard): (TlsStream<TcpStream>, Vec<u8>)) -> Channel {
         let (rest, write) = tokio::io::split(tls);
         let stream = tokio::io::join(io::Cursor::new(heard).chain(rest), write);
         let stream = Mutex::new(Some(TokioIo::new(stream)));
@@ -203,13 +231,13 @@ impl Bed {
     }
 
     async fn refusal(&self, own: Option<&Issued>) -> String {
-        let refused = self.connect(own).await;
-        let (_, heard) = match refused {
-            Err(error) => return error.to_string(),
-            Ok(connected) => connected,
-        };
-        assert!(heard.is_empty(), "let in, and told {heard:?}");
-        "hung up".to_owned()
+        match self.connect(own).await {
+            Err(error) => error.to_string(),
+            Ok((_, heard)) => {
+                assert!(heard.is_empty(), "let in, and told {heard:?}");
+                "hung up".to_owned()
+            }
+        }
     }
 
     async fn stop(mut self) {
@@ -238,11 +266,11 @@ async fn pull(channel: &Channel) -> Status {
     TransfersClient::new(channel.clone()).pull(request).await.unwrap_err()
 }
 
-/// What the lines of the audit log say, while this test has the thread.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
+/// The log of all tests: tracing knows one subscriber for all threads, or forgets lines of some.
+#[derive(Clone)]
+struct Log(Arc<Mutex<Vec<u8>>>);
 
-impl io::Write for Lines {
+impl io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
@@ -253,339 +281,30 @@ impl io::Write for Lines {
     }
 }
 
-impl Lines {
-    /// Of everything on this thread from now on; a test's runtime has no other.
-    fn listen() -> (Self, tracing::subscriber::DefaultGuard) {
-        let lines = Self::default();
-        let written = lines.clone();
-        let subscriber = tracing_subscriber::fmt()
+fn log() -> Log {
+    static LOG: OnceLock<Log> = OnceLock::new();
+    let start = || {
+        let log = Log(Arc::default());
+        let written = log.clone();
+        tracing_subscriber::fmt()
             .with_ansi(false)
             .with_writer(move || written.clone())
             .with_env_filter(format!("error,{}=info", audit::TARGET))
-            .finish();
-        (lines, tracing::subscriber::set_default(subscriber))
-    }
-
-    /// Waits for a line that has all of these words.
-    async fn have(&self, words: &[&str]) {
-        let has = || {
-            let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-            let found = text.lines().any(|line| words.iter().all(|word| line.contains(word)));
-            (found, text)
-        };
-        for _ in 0..600 {
-            if has().0 {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("no line with {words:?}:\n{}", has().1);
-    }
-}
-
-#[tokio::test]
-async fn who_has_no_good_certificate_is_told_nothing_and_written_down() {
-    let (lines, _guard) = Lines::listen();
-    let bed = Bed::start().await;
-    let now = SystemTime::now();
-    let issue = |from, until| bed.authority.client("a", Role::Admin, Period { from, until }).unwrap();
-    let other = Authority::new(Period::lasting(DAY)).unwrap();
-    let stranger = other.client("a", Role::Admin, Period::lasting(DAY / 2)).unwrap();
-    let server = bed.authority.server(&["127.0.0.1".parse().unwrap()], Period::lasting(DAY)).unwrap();
-    for (own, told, written) in [
-        (None, "CertificateRequired", "peer sent no certificates"),
-        (Some(issue(now - DAY * 2, now - DAY)), "CertificateExpired", "certificate expired"),
-        (Some(issue(now + DAY, now + DAY * 2)), "CertificateExpired", "not valid yet"),
-        (Some(stranger), "UnknownCA", "UnknownIssuer"),
-        // What a server shows to clients opens no door.
-        (Some(server), "UnsupportedCertificate", "InvalidPurpose"),
-    ] {
-        let refusal = bed.refusal(own.as_ref()).await;
-        assert!(refusal.contains(told), "{told}: {refusal}");
-        lines.have(&["audit", "refused", "peer=127.0.0.1:", written]).await;
-    }
-    // Without TLS there is no answer at all.
-    let mut plain = TcpStream::connect(bed.address).await.unwrap();
-    tokio::io::AsyncWriteExt::write_all(&mut plain, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
-    let mut heard = Vec::new();
-    _ = plain.read_to_end(&mut heard).await;
-    assert!(heard.len() <= 7, "an alert of TLS at most: {heard:?}"); // RFC 8446, section 6: 5 bytes and 2
-    lines.have(&["audit", "refused", "corrupt message"]).await;
-    // Nobody of them was heard of by capsuled.
-    assert!(bed.headers.lock().unwrap().is_empty());
-    bed.stop().await;
-}
-
-#[tokio::test]
-async fn each_role_may_call_what_it_may() {
-    let (lines, _guard) = Lines::listen();
-    let bed = Bed::start().await;
-    // The stand-in serves Capsules alone: what is let through to another service is unimplemented there.
-    let (refused, passed) = (Code::PermissionDenied, Code::Unimplemented);
-    for (role, attaches, with_device, pulls) in [
-        (Role::Viewer, refused, refused, refused),
-        (Role::Operator, passed, refused, refused),
-        (Role::Admin, passed, passed, passed),
-    ] {
-        let channel = bed.client(role).await;
-        assert_eq!(list(&channel, "tz").await.unwrap(), "tz");
-        let (attached, device, pulled) =
-            (attach(&channel, &[]).await, attach(&channel, &["v/c=0"]).await, pull(&channel).await);
-        assert_eq!([attached.code(), device.code(), pulled.code()], [attaches, with_device, pulls], "{role}");
-        let client = format!("client=\"{role}\"");
-        lines.have(&[&client, "ListCapsules", "object=\"tz\"", "outcome=\"OK\""]).await;
-        let outcome = format!("outcome=\"{pulls:?}\"");
-        lines.have(&[&client, "Transfers/Pull", "registry.example/tz:1", &outcome]).await;
-        if pulls == refused {
-            assert!(pulled.message().contains("this call needs admin"), "{pulled}");
-        } else {
-            lines.have(&[&client, "Transfers/Pull", "outcome=\"begun\""]).await;
-        }
-    }
-    lines.have(&["Attachments/Attach", "object=\"web tz v/c=0\"", "role=\"operator\"", "needs admin"]).await;
-    bed.stop().await;
-}
-
-#[tokio::test]
-async fn what_is_passed_on_is_the_call_and_nothing_beside_it() {
-    let (lines, _guard) = Lines::listen();
-    let bed = Bed::start().await;
-    let channel = bed.client(Role::Admin).await;
-    let mut request = Request::new(v1::ListCapsulesRequest { name: "tz".to_owned() });
-    request.metadata_mut().insert("containerd-namespace", "moby".parse().unwrap());
-    request.metadata_mut().insert("traceparent", "00-1-2-01".parse().unwrap());
-    let mut client = CapsulesClient::new(channel.clone());
-    client.list_capsules(request).await.unwrap();
-    let headers = bed.headers.lock().unwrap().join(" ");
-    assert!(headers.contains("traceparent") && !headers.contains("containerd"), "{headers}");
-    // An error comes back as it is, with what it is about.
-    let request = v1::InspectCapsuleRequest { name: "x".to_owned(), version: "1".to_owned() };
-    let error = client.inspect_capsule(request).await.unwrap_err();
-    assert_eq!((error.code(), error.message()), (Code::NotFound, "no capsule `x`"));
-    lines.have(&["InspectCapsule", "object=\"x@1\"", "outcome=\"NotFound\""]).await;
-    // A stream, of which the first message is looked at.
-    let header = v1::BuildHeader { name: "big".to_owned(), version: "1".to_owned(), ..Default::default() };
-    let first = v1::BuildRequest { part: Some(v1::build_request::Part::Header(header)) };
-    let tar = v1::BuildRequest { part: Some(v1::build_request::Part::Tar(vec![7; 1 << 20])) };
-    let parts = std::iter::once(first).chain(std::iter::repeat_n(tar, 20));
-    let answer = client.build(tokio_stream::iter(parts)).await.unwrap().into_inner();
-    assert_eq!(answer.version.unwrap().size, 20 << 20);
-    lines.have(&["Capsules/Build", "object=\"big@1\"", "outcome=\"begun\""]).await;
-    lines.have(&["Capsules/Build", "object=\"big@1\"", "outcome=\"OK\""]).await;
-    bed.stop().await;
-}
-
-#[tokio::test]
-async fn what_is_not_for_clients_elsewhere_is_not_there() {
-    let (lines, _guard) = Lines::listen();
-    let bed = Bed::start().await;
-    let channel = bed.client(Role::Admin).await;
-    let request = capsule_proto::containerd::services::snapshots::v1::ListSnapshotsRequest::default();
-    let mut snapshots =
-        capsule_proto::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient::new(channel);
-    let error = snapshots.list(request).await.unwrap_err();
-    assert_eq!(error.code(), Code::Unimplemented);
-    lines.have(&["Snapshots/List", "outcome=\"Unimplemented\"", "no such call"]).await;
-    bed.stop().await;
-}
-
-#[tokio::test]
-async fn who_was_let_in_is_told_what_there_is() {
-    let bed = Bed::start().await;
-    let mut reflection = ServerReflectionClient::new(bed.client(Role::Viewer).await);
-    let ask = ServerReflectionRequest {
-        host: String::new(),
-        message_request: Some(MessageRequest::ListServices(String::new())),
+            .init();
+        log
     };
-    let mut answers =
-        reflection.server_reflection_info(tokio_stream::iter([ask])).await.unwrap().into_inner();
-    let answer = answers.message().await.unwrap().unwrap().message_response;
-    let Some(MessageResponse::ListServicesResponse(services)) = answer else { panic!("{answer:?}") };
-    let names: Vec<_> = services.service.into_iter().map(|service| service.name).collect();
-    for name in ["capsule.v1.Attachments", "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"] {
-        assert!(names.iter().any(|known| known == name), "{names:?}");
-    }
-    assert!(!names.iter().any(|name| name.contains("containerd") || name.contains("node")), "{names:?}");
-    bed.stop().await;
+    LOG.get_or_init(start).clone()
 }
 
-#[tokio::test]
-async fn too_many_calls_are_refused_with_when_to_come_again() {
-    let (lines, _guard) = Lines::listen();
-    let bed = Bed::start_with(|remote| (remote.calls_per_second, remote.burst) = (1, 3)).await;
-    let channel = bed.client(Role::Viewer).await;
-    let mut refused = None;
-    for _ in 0..10 {
-        if let Err(status) = list(&channel, "tz").await {
-            refused = Some(status);
-            break;
-        }
-    }
-    let status = refused.expect("ten calls at once are too many");
-    assert_eq!(status.code(), Code::ResourceExhausted);
-    assert!(status.message().contains("more than 1 calls a second, after 3 at once"), "{status}");
-    let pushback = status.metadata().get("grpc-retry-pushback-ms").unwrap().to_str().unwrap();
-    assert!((1..=1000).contains(&pushback.parse::<u64>().unwrap()), "{pushback}");
-    let details = capsule_proto::google::rpc::Status::decode(status.details()).unwrap().details;
-    assert_eq!(details[0].type_url, "type.googleapis.com/google.rpc.RetryInfo");
-    lines.have(&["outcome=\"ResourceExhausted\"", "client=\"viewer\""]).await;
-    // Another client is not held up.
-    list(&bed.client(Role::Admin).await, "tz").await.unwrap();
-    bed.stop().await;
-}
-
-#[tokio::test]
-async fn connections_of_one_client_are_counted() {
-    let bed = Bed::start_with(|remote| remote.connections = 4).await;
-    let own = bed.issue("greedy", Role::Viewer);
-    let first = bed.channel(&own).await;
-    list(&first, "tz").await.unwrap();
-    assert_eq!(bed.refusal(Some(&own)).await.contains("CertificateRequired"), false);
-    list(&bed.client(Role::Operator).await, "tz").await.unwrap();
-    list(&first, "tz").await.unwrap();
-    bed.stop().await;
-}
-
-#[tokio::test]
-async fn capsuled_may_go_and_come_again() {
-    let bed = Bed::start().await;
-    let channel = bed.client(Role::Viewer).await;
-    list(&channel, "tz").await.unwrap();
-    bed.capsuled.abort();
-    let socket = bed.folder.path().join("capsuled.sock");
-    fs::remove_file(&socket).unwrap();
-    let mut last = Ok(String::new());
-    for _ in 0..600 {
-        last = list(&channel, "tz").await;
-        if last.is_err() {
-            break;
+/// Waits for a line that has all of these words.
+async fn written(words: &[&str]) {
+    let mut text = String::new();
+    for _ in 0..1200 {
+        text = String::from_utf8(log().0.lock().unwrap().clone()).unwrap();
+        if text.lines().any(|line| words.iter().all(|word| line.contains(word))) {
+            return;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let status = last.unwrap_err();
-    assert_eq!(status.code(), Code::Unavailable, "{status}");
-    assert!(status.message().contains("capsuled"), "{status}");
-    let (_capsuled, _) = serve_capsuled(&socket);
-    list(&channel, "tz").await.unwrap();
-    bed.stop().await;
-}
-
-#[tokio::test]
-async fn renewed_certificates_are_used_and_other_authorities_end_connections() {
-    let bed = Bed::start().await;
-    let own = bed.issue("a", Role::Viewer);
-    let before = bed.connect(Some(&own)).await.unwrap().0;
-    let shown = |tls: &TlsStream<TcpStream>| tls.get_ref().1.peer_certificates().unwrap()[0].to_vec();
-    let channel = bed.channel(&own).await;
-    // Only one of the two files is new: they are no pair, and those from before are used.
-    let renewed = bed.authority.server(&["127.0.0.1".parse().unwrap()], Period::lasting(DAY)).unwrap();
-    put(&bed.remote.key, &renewed.key);
-    assert_eq!(shown(&bed.connect(Some(&own)).await.unwrap().0), shown(&before));
-    put(&bed.remote.certificate, &renewed.certificate);
-    let after = bed.connect(Some(&own)).await.unwrap().0;
-    assert_ne!(shown(&after), shown(&before));
-    // Connections from before go on.
-    list(&channel, "tz").await.unwrap();
-    let other = Authority::new(Period::lasting(DAY)).unwrap();
-    put(&bed.remote.client_ca, &other.to_pem().unwrap().certificate);
-    bed.reload.send(()).await.unwrap();
-    let refusal = bed.refusal(Some(&own)).await;
-    assert!(refusal.contains("UnknownCA"), "{refusal}");
-    let mut ended = false;
-    for _ in 0..600 {
-        ended = list(&channel, "tz").await.is_err();
-        if ended {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    assert!(ended, "a connection by an authority that is believed no more goes on");
-    bed.stop().await;
-}
-
-#[tokio::test]
-async fn who_is_let_in_is_not_for_longer_than_the_certificate() {
-    let bed = Bed::start().await;
-    let now = SystemTime::now();
-    let period = Period { from: now - DAY, until: now + Duration::from_secs(4) };
-    let channel = bed.channel(&bed.authority.client("short", Role::Viewer, period).unwrap()).await;
-    let mut last = Ok(String::new());
-    for _ in 0..600 {
-        last = list(&channel, "tz").await;
-        if last.is_err() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    assert_eq!(last.unwrap_err().code(), Code::Unauthenticated);
-    bed.stop().await;
-}
-
-#[tokio::test]
-async fn a_call_that_is_given_up_is_written_down() {
-    let (lines, _guard) = Lines::listen();
-    let bed = Bed::start().await;
-    let channel = bed.client(Role::Admin).await;
-    let header = v1::BuildHeader { name: "late".to_owned(), version: "1".to_owned(), ..Default::default() };
-    let first = v1::BuildRequest { part: Some(v1::build_request::Part::Header(header)) };
-    let (sender, parts) = mpsc::channel(1);
-    sender.send(first).await.unwrap();
-    let mut client = CapsulesClient::new(channel);
-    let call = tokio::spawn(async move {
-        client.build(tokio_stream::wrappers::ReceiverStream::new(parts)).await.map(drop)
-    });
-    lines.have(&["Capsules/Build", "late@1", "outcome=\"begun\""]).await;
-    call.abort();
-    drop(sender);
-    lines.have(&["Capsules/Build", "late@1", "outcome=\"Cancelled\""]).await;
-    bed.stop().await;
-}
-
-#[tokio::test]
-async fn following_is_for_viewers_and_written_down_when_it_begins() {
-    let (lines, _guard) = Lines::listen();
-    let bed = Bed::start().await;
-    let channel = bed.client(Role::Viewer).await;
-    let error = EventsClient::new(channel).watch(v1::WatchRequest::default()).await.unwrap_err();
-    assert_eq!(error.code(), Code::Unimplemented); // the stand-in's
-    lines.have(&["Events/Watch", "outcome=\"begun\""]).await;
-    bed.stop().await;
-}
-
-#[test]
-fn files_that_cannot_be_used_are_named_with_what_to_do() {
-    let folder = tempfile::tempdir().unwrap();
-    let authority = Authority::new(Period::lasting(DAY * 100)).unwrap();
-    let fresh = || files(folder.path(), &authority, Period::lasting(DAY));
-    Material::load(&fresh()).unwrap();
-    let told = |remote: &Remote| {
-        let error = Material::load(remote).unwrap_err();
-        std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source())
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(": ")
-    };
-    let remote = fresh();
-    fs::set_permissions(&remote.key, fs::Permissions::from_mode(0o640)).unwrap();
-    let exposed = told(&remote);
-    assert!(exposed.contains("server.key (mode 0640)") && exposed.contains("chmod 600"), "{exposed}");
-    let other = authority.client("a", Role::Viewer, Period::lasting(DAY)).unwrap();
-    for (which, text, words) in [
-        ("server.key", other.key.as_str(), ["server.pem", "server.key"]),
-        ("server.key", "", ["server.key", "no private key"]),
-        ("server.pem", "x", ["server.pem", "no readable certificate"]),
-        ("ca.pem", "", ["ca.pem", "no readable certificate"]),
-        ("ca.pem", other.certificate.as_str(), ["ca.pem", "no authority's"]),
-    ] {
-        let remote = fresh();
-        put(&folder.path().join(which), text);
-        let told = told(&remote);
-        assert!(words.iter().all(|word| told.contains(word)), "{which}: {told}");
-    }
-    let remote = fresh();
-    fs::remove_file(&remote.client_ca).unwrap();
-    assert!(told(&remote).contains("No such file"), "{}", told(&remote));
-    // A server's certificate that has ended is not refused here: the node is not to lose its API for it.
-    let now = SystemTime::now();
-    Material::load(&files(folder.path(), &authority, Period { from: now - DAY * 2, until: now - DAY })).unwrap();
+    panic!("no line with {words:?}:\n{text}");
 }

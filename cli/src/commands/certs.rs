@@ -196,7 +196,10 @@ fn issue(args: IssueArgs) -> Result<Vec<Shown>, Error> {
     file.current = file.current.or_else(|| nodes.first().map(|node| node.name.clone()));
     file.write(&path)?;
     let facts = facts(&path, &issued.certificate)?;
-    Ok(nodes.iter().flat_map(|node| facts.iter().map(|one| Shown::new(one, &path, Some(&node.name)))).collect())
+    Ok(nodes
+        .iter()
+        .flat_map(|node| facts.iter().map(|one| Shown::new(one, &path, Some(&node.name))))
+        .collect())
 }
 
 fn client(
@@ -220,7 +223,8 @@ fn show(path: &Path) -> Result<Vec<Shown>, Error> {
         let file = ClientFile::read(path)?;
         let mut shown = Vec::new();
         for (name, entry) in &file.nodes {
-            let wrong = |source| RemoteError::Certificate { path: path.to_owned(), node: name.clone(), source };
+            let wrong =
+                |source| RemoteError::Certificate { path: path.to_owned(), node: name.clone(), source };
             let facts = Facts::of_pem(&entry.certificate).map_err(wrong)?;
             shown.extend(facts.iter().map(|one| Shown::new(one, path, Some(name))));
         }

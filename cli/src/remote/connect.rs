@@ -26,7 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// With who does not believe whom, and what to do.
 pub async fn connect(node: &Node) -> Result<Channel, RemoteError> {
     let (name, address) = (node.name.clone(), node.entry.address.clone());
-    let unreachable = |source| RemoteError::Unreachable { node: name.clone(), address: address.clone(), source };
+    let unreachable =
+        |source| RemoteError::Unreachable { node: name.clone(), address: address.clone(), source };
     let late = |_| unreachable(io::ErrorKind::TimedOut.into());
     let config = config(node)?;
     let host = address.host.to_string();

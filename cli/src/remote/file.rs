@@ -159,7 +159,8 @@ impl ClientFile {
         let none = || refused(capsule_certificates::CertificateError::Unreadable);
         let entry = self.nodes.remove(&name).ok_or_else(none)?;
         Facts::of_pem(&entry.ca).map_err(refused)?;
-        let facts = Facts::of_pem(&entry.certificate).map_err(refused)?.into_iter().next().ok_or_else(none)?;
+        let facts =
+            Facts::of_pem(&entry.certificate).map_err(refused)?.into_iter().next().ok_or_else(none)?;
         let client = facts.client().map_err(refused)?;
         if let Some(what) = untimely(&facts, SystemTime::now()) {
             return Err(RemoteError::Time { path: file, node: name, what });
@@ -235,7 +236,8 @@ mod tests {
         for text in ["node1.example:7443", "10.0.0.5:7443", "[::1]:7443"] {
             assert_eq!(text.parse::<Address>().map(|address| address.to_string()).as_deref(), Ok(text));
         }
-        for text in ["", "node", "node:", ":7443", "node:0", "node:70000", "::1:7443", "[node]:7443", "a b:1"] {
+        for text in ["", "node", "node:", ":7443", "node:0", "node:70000", "::1:7443", "[node]:7443", "a b:1"]
+        {
             assert!(text.parse::<Address>().is_err(), "{text:?}");
         }
     }
@@ -313,8 +315,13 @@ mod tests {
                 .enumerate()
         {
             let path = folder.path().join(number.to_string());
-            let mut file =
-                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path).expect("file");
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&path)
+                .expect("file");
             file.write_all(text.as_bytes()).expect("write");
             let error = ClientFile::read(&path).expect_err("a mistake").to_string();
             assert!(error.contains(word), "{text}: {error}");

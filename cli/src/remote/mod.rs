@@ -119,7 +119,9 @@ pub enum RemoteError {
         what: String,
     },
     /// The node cannot be reached.
-    #[error("cannot reach node `{node}` at {address}: {source}; does capsule-remote run there, and is the port open?")]
+    #[error(
+        "cannot reach node `{node}` at {address}: {source}; does capsule-remote run there, and is the port open?"
+    )]
     Unreachable {
         /// The node.
         node: String,

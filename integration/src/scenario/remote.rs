@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::capsulectl::{capsulectl, done, refused, tzdata};
 use super::ctr::{OURS, Output, run as program};
 use super::follow::Follower;
-use super::readers::{Readers, VOLUMES, expect_seamless};
+use super::readers::{Readers, SHARED, VOLUMES, expect_seamless};
 use super::world::{Daemon, World, log_of, path, until, with_logs, within};
 use crate::event::Reporter;
 
@@ -33,15 +33,18 @@ pub fn run(reporter: &mut Reporter) -> Result<()> {
 fn cases(reporter: &mut Reporter) -> Result<()> {
     let mut world = World::start(true)?;
     OURS.import()?;
-    fs::create_dir_all(FILES).with_context(|| format!("create {FILES}"))?;
+    for folder in [FILES, SHARED] {
+        fs::create_dir_all(folder).with_context(|| format!("create {folder}"))?;
+    }
     reporter.check("it is off unless it is configured, and says so", off);
     reporter.must("certificates are made", || Ok(((), certificates()?)))?;
     reporter.check("a key that others can read is refused", exposed);
-    let mut server = reporter.must("capsule-remote serves, as its unit has it: with no capability", || {
-        let server = start()?;
-        let detail = format!("{} KiB of memory", resident(server.pid())?);
-        Ok((server, detail))
-    })?;
+    let mut server =
+        reporter.must("capsule-remote serves, as its unit has it: with no capability", || {
+            let server = start()?;
+            let detail = format!("{} KiB of memory", resident(server.pid())?);
+            Ok((server, detail))
+        })?;
     reporter.check("publish, attach, upgrade under readers, roll back, detach: all from elsewhere", main_job);
     reporter.check("a version goes to a file there and back", streams);
     reporter.check("who has no certificate hears nothing", strangers);
@@ -50,7 +53,8 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     reporter.check("what looks at the machine itself is refused", local_only);
     reporter.check("capsuled is killed and comes again under clients", || capsuled_killed(&mut world));
     reporter.check("certificates are renewed under clients", renewed);
-    reporter.check("capsule-remote is killed and comes again; containers notice nothing", || killed(&mut server));
+    reporter
+        .check("capsule-remote is killed and comes again; containers notice nothing", || killed(&mut server));
     reporter.check("all of it is in the audit log", audited);
     server.kill()?;
     world.stop()
@@ -218,11 +222,15 @@ fn client_files() -> Result<String> {
     done(&["certs", "issue", "short", "--role", "viewer", "--to", &to, "--file", &short, "--valid", "1s"])?;
     let ended = Command::new("sleep").arg("2").status().context("sleep")?;
     ensure!(ended.success(), "{ended}");
-    let line = refused(&by(&short, &["ps"]), &["your certificate for node `node1`", "has ended", "certs issue"])?;
+    let line =
+        refused(&by(&short, &["ps"]), &["your certificate for node `node1`", "has ended", "certs issue"])?;
     program("chmod", &["0644", &short], b"")?.success("chmod")?;
     refused(&by(&short, &["ps"]), &["mode 0644", "chmod 600"])?;
     refused(&by("/tmp/remote/none.yml", &["ps"]), &["cannot read the client file"])?;
-    refused(&["--config", "/tmp/remote/ci.yml", "--node", "node2", "ps"], &["no node `node2`: it has node1"])?;
+    refused(
+        &["--config", "/tmp/remote/ci.yml", "--node", "node2", "ps"],
+        &["no node `node2`: it has node1"],
+    )?;
     let other = format!("{FILES}/elsewhere.yml");
     done(&["certs", "issue", "a", "--role", "viewer", "--to", "node3=127.0.0.1:7444", "--file", &other])?;
     refused(&by(&other, &["ps"]), &["cannot reach node `node3` at 127.0.0.1:7444"])?;
@@ -307,9 +315,22 @@ fn audited() -> Result<String> {
         &["connected", "client=\"ci\"", "role=\"operator\"", "serial="][..],
         &["call", "client=\"ada\"", "Capsules/Build", "object=\"tzdata@", "outcome=\"begun\""],
         &["call", "client=\"ada\"", "Capsules/Build", "object=\"tzdata@", "outcome=\"OK\""],
-        &["call", "client=\"ci\"", "peer=127.0.0.1:", "Attachments/Attach", "object=\"shop tzdata@", "outcome=\"OK\""],
+        &[
+            "call",
+            "client=\"ci\"",
+            "peer=127.0.0.1:",
+            "Attachments/Attach",
+            "object=\"shop tzdata@",
+            "outcome=\"OK\"",
+        ],
         &["call", "client=\"ci\"", "Attachments/Detach", "object=\"shop tzdata\"", "outcome=\"OK\""],
-        &["call", "client=\"grace\"", "Attachments/Attach", "object=\"shop tzdata@", "outcome=\"PermissionDenied\""],
+        &[
+            "call",
+            "client=\"grace\"",
+            "Attachments/Attach",
+            "object=\"shop tzdata@",
+            "outcome=\"PermissionDenied\"",
+        ],
         &["call", "client=\"ci\"", "Transfers/Pull", "registry.example/tz:1", "outcome=\"PermissionDenied\""],
         &["call", "client=\"grace\"", "Events/Watch", "outcome=\"begun\""],
         &["call", "client=\"ci\"", "outcome=\"Unavailable\""],

@@ -42,7 +42,7 @@ fn parse_address(text: &str) -> Result<Option<SocketAddr>, String> {
         return Ok(None);
     }
     let address = text.parse().ok().filter(|address: &SocketAddr| address.port() > 0);
-    address.map(Some).ok_or_else(|| {
-        "write an address and a port, as 10.0.0.5:7443 or [::]:7443, or \"none\"".to_owned()
-    })
+    address
+        .map(Some)
+        .ok_or_else(|| "write an address and a port, as 10.0.0.5:7443 or [::]:7443, or \"none\"".to_owned())
 }
