@@ -130,6 +130,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "sets" => sets::run(reporter),
         "setup" => setup::run(reporter),
         "remote" => remote::run(reporter),
+        "remote-unit" => boots::remote(reporter),
         "moves" => moves::run(reporter),
         "keep" => keep::run(reporter),
         "written" => written::run(reporter),
