@@ -52,7 +52,7 @@ bench-scale: build
 
 # What users install, in target/release.
 release: release-shim
-	cargo build --locked --release -p capsuled -p capsulectl
+	cargo build --locked --release -p capsuled -p capsulectl -p capsule-remote
 
 # The shim is linked statically: there is one for each container, three times in its life a process begins, and nothing is
 # then left to be loaded and kept. Needs the C library's archive (Debian: libc6-dev).

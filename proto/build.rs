@@ -83,6 +83,9 @@ fn generate_grpc() -> Result<(), Box<dyn Error>> {
         .build_client(true)
         .build_server(true)
         .compile_fds_with_config(set, config)?;
+    let mut own = protox::Compiler::new([VENDOR, OURS])?;
+    let described = own.include_imports(true).open_files(CAPSULE)?.encode_file_descriptor_set();
+    fs::write(Path::new(&env::var("OUT_DIR")?).join("capsule.v1.bin"), described)?;
     Ok(())
 }
 

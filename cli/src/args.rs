@@ -4,6 +4,7 @@
 //! what the command line itself means is checked.
 
 mod build;
+mod certs;
 mod devices;
 mod diff;
 mod events;
@@ -32,6 +33,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, 
 use serde::Deserialize;
 
 pub use self::build::{BuildArgs, Source};
+pub use self::certs::{CertsCommand, InitArgs, IssueArgs, ServerArgs};
 pub use self::devices::{DetachArgs, DevicesArgs};
 pub use self::diff::DiffArgs;
 pub use self::events::EventsArgs;
@@ -55,6 +57,12 @@ pub struct Cli {
     #[arg(long, global = true, env = "CAPSULE_ADDRESS", default_value = DEFAULT_ADDRESS,
           value_name = "SOCKET", value_hint = ValueHint::FilePath, help_heading = GLOBAL)]
     pub address: PathBuf,
+    /// A client file: the node it names is asked, and not this machine [with --node: ~/.capsule/client.yml]
+    #[arg(long, env = "CAPSULE_CONFIG", value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = REMOTE)]
+    pub config: Option<PathBuf>,
+    /// The node of the client file that is asked [default: the file's `current`]
+    #[arg(long, env = "CAPSULE_NODE", value_name = "NODE", help_heading = REMOTE)]
+    pub node: Option<String>,
     /// The containerd namespace of the container, or of the image [default: wherever the container is found]
     #[arg(short, long, global = true, value_name = "NS", help_heading = GLOBAL)]
     pub namespace: Option<String>,
@@ -73,6 +81,9 @@ pub struct Cli {
 /// Heading of the options that every command has.
 const GLOBAL: &str = "Global options";
 
+/// Heading of the options that stand before the command.
+const REMOTE: &str = "Nodes elsewhere (before the command)";
+
 const TOP_EXAMPLES: &str = "\
 Examples:
   capsulectl build ./zoneinfo --name tzdata --version 2026.1 --target /usr/share/zoneinfo
@@ -80,6 +91,7 @@ Examples:
   capsulectl upgrade web tzdata@2026.2
   capsulectl rollback web tzdata
   capsulectl detach web tzdata
+  capsulectl --config client.yml --node node2 ps
 
 CONTAINER is a container's id, its name (nerdctl's, Docker's), a prefix of the id that no other container shares, or one of them after
 its containerd namespace: NAMESPACE/NAME; or, in Kubernetes, pod/NAMESPACE/POD/CONTAINER (without CONTAINER where the
@@ -243,6 +255,13 @@ pub enum Command {
     /// Write containerd's configuration so that capsules work, or take that back
     #[command(after_help = machine::SETUP_EXAMPLES)]
     Setup(SetupArgs),
+    /// Make certificates for the remote API: an authority, servers' and clients'
+    #[command(after_help = certs::EXAMPLES)]
+    Certs {
+        /// What to do.
+        #[command(subcommand)]
+        command: CertsCommand,
+    },
     /// Print a completion script for a shell
     #[command(after_help = COMPLETION_EXAMPLES)]
     Completion {

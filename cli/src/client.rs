@@ -1,4 +1,4 @@
-//! The connection to capsuled: one Unix socket, one HTTP/2 connection, the services of `capsule.v1`.
+//! The connection to capsuled: one Unix socket, or TLS to a node elsewhere (`remote`), one HTTP/2 connection, the services of `capsule.v1`.
 
 use std::io;
 use std::path::Path;
@@ -18,6 +18,7 @@ use capsule_proto::capsule::v1::trees_client::TreesClient;
 use capsule_proto::capsule::v1::uppers_client::UppersClient;
 use capsule_proto::capsule::v1::usage_client::UsageClient;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -25,6 +26,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::error::Error;
 use crate::trace::Caller;
+use crate::remote::{self, Place};
 
 /// Listings of a large node are larger than gRPC's usual 4 MiB.
 const MAX_ANSWER: usize = 64 << 20;
@@ -43,7 +45,9 @@ pub struct Client {
 ///
 /// # Errors
 /// When what listens does not speak HTTP/2.
-pub async fn channel(stream: UnixStream) -> Result<Channel, tonic::transport::Error> {
+pub async fn channel(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) -> Result<Channel, tonic::transport::Error> {
     let stream = Mutex::new(Some(stream));
     let connector = tower::service_fn(move |_: Uri| {
         let stream = stream.lock().ok().and_then(|mut s| s.take());
@@ -53,7 +57,18 @@ pub async fn channel(stream: UnixStream) -> Result<Channel, tonic::transport::Er
 }
 
 impl Client {
-    /// Connects to the socket at `address`. Calls are a part of the caller's trace.
+    /// Connects to where capsuled is. Calls are a part of the caller's trace.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] and [`Error::Handshake`] here, [`Error::Remote`] elsewhere.
+    pub async fn at(place: &Place, caller: Caller) -> Result<Self, Error> {
+        match place {
+            Place::Socket(address) => Self::connect(address, caller).await,
+            Place::Node(node) => Ok(Self { channel: remote::connect(node).await?, caller }),
+        }
+    }
+
+    /// Connects to the socket at `address`.
     ///
     /// # Errors
     /// [`Error::Connect`] with the errno when nobody listens there or the caller may not connect.

@@ -2,6 +2,7 @@
 
 mod archives;
 mod budget;
+mod certs;
 mod devices;
 pub mod diff;
 mod doctor;
@@ -29,20 +30,29 @@ use crate::client::Client;
 use crate::error::Error;
 use crate::lock::Lock;
 use crate::publish;
+use crate::remote::Place;
 use crate::request;
 use crate::text::{Attached, Detached, Listed, Text};
 use crate::top;
 use crate::trace::Caller;
 use crate::view::{Attachments, Built, Inspection, Moves, Plan, Versions};
 
+pub use self::certs::CertsError;
+
 /// Carries out the command.
 ///
 /// # Errors
 /// Any of [`Error`]; then nothing was printed on standard output.
 pub async fn run(cli: Cli, caller: &Caller) -> Result<(), Error> {
-    let Cli { address, namespace, output, command, .. } = cli;
+    let Cli { address, config, node, namespace, output, command, .. } = cli;
     let namespace = namespace.as_deref();
-    let to = Target { address: &address, output, caller };
+    let place = match command {
+        // Neither asks a node.
+        Command::Certs { .. } | Command::Keygen { .. } | Command::Completion { .. } => Place::Socket(address),
+        _ => Place::chosen(address, config.as_deref(), node.as_deref())?,
+    };
+    let to = Target { place: &place, output, caller };
+    to.warn();
     match command {
         Command::Build(args) => build(to, &args).await,
         Command::Ls { name } => ls(to, name).await,
@@ -84,6 +94,7 @@ pub async fn run(cli: Cli, caller: &Caller) -> Result<(), Error> {
         Command::Events(args) => events::follow(to, request::events(args, namespace)?).await,
         Command::Doctor(args) => doctor::doctor(to, args).await,
         Command::Setup(args) => setup::setup(to, args).await,
+        Command::Certs { command } => certs::certs(to, command),
         Command::Completion { shell } => completion(shell),
     }
 }
@@ -91,18 +102,42 @@ pub async fn run(cli: Cli, caller: &Caller) -> Result<(), Error> {
 /// Where calls go and how results are printed.
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
-    address: &'a Path,
+    place: &'a Place,
     caller: &'a Caller,
     pub output: Output,
 }
 
-impl Target<'_> {
+impl<'a> Target<'a> {
     /// Connects to capsuled.
     ///
     /// # Errors
-    /// As [`Client::connect`].
+    /// As [`Client::at`].
     pub async fn connect(self) -> Result<Client, Error> {
-        Client::connect(self.address, self.caller.clone()).await
+        Client::at(self.place, self.caller.clone()).await
+    }
+
+    /// The socket on this machine, for what looks at the machine itself.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when a node elsewhere is meant.
+    fn socket(self, what: &str) -> Result<&'a Path, Error> {
+        match self.place {
+            Place::Socket(address) => Ok(address),
+            Place::Node(node) => Err(Error::Usage(format!(
+                "{what} looks at the machine it runs on: run it on node `{}` without --config and --node",
+                node.name
+            ))),
+        }
+    }
+
+    /// Says on standard error what a person should know before it is too late.
+    fn warn(self) {
+        if let Place::Node(node) = self.place
+            && let Some(warning) = node.warning()
+        {
+            // It is not what was asked for.
+            let _ = writeln!(std::io::stderr(), "capsulectl: {}", crate::text::escape_control(&warning));
+        }
     }
 
     /// Prints a result.

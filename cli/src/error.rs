@@ -9,7 +9,9 @@ use std::path::PathBuf;
 use tonic::{Code, Status};
 
 use crate::archive;
+use crate::commands::CertsError;
 use crate::declaration::Mistake;
+use crate::remote::RemoteError;
 use crate::setup::SetupError;
 use crate::text::escape_control;
 
@@ -90,6 +92,12 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A node elsewhere cannot be asked.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// No certificate was made.
+    #[error(transparent)]
+    Certs(#[from] CertsError),
     /// containerd's configuration is left as it is.
     #[error(transparent)]
     Setup(#[from] SetupError),

@@ -75,6 +75,12 @@ fn privileged_native_trixie_setup() -> Result<()> {
     run(Kind::Native, Suite::Trixie, "setup")
 }
 
+/// Clients elsewhere, over TLS.
+#[test]
+fn privileged_native_forky_remote() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "remote")
+}
+
 /// Upgrades of sets, and what is proved of them.
 #[test]
 fn privileged_native_forky_moves() -> Result<()> {

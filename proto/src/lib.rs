@@ -84,6 +84,9 @@ pub mod capsule {
     /// Version 1.
     pub mod v1 {
         tonic::include_proto!("capsule.v1");
+        /// All of it and what it imports, as a `google.protobuf.FileDescriptorSet`: for reflection, and for tests that no
+        /// call is forgotten.
+        pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/capsule.v1.bin"));
     }
 }
 

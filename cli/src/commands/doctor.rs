@@ -37,7 +37,7 @@ impl Text for Report {
 /// # Errors
 /// [`Error::Unfit`] when something is an error; the findings are printed then, too.
 pub async fn doctor(to: Target<'_>, args: DoctorArgs) -> Result<(), Error> {
-    let findings = doctor::examine(to.address, &args.capsuled_config).await;
+    let findings = doctor::examine(to.socket("doctor")?, &args.capsuled_config).await;
     let count = |state| findings.iter().filter(|finding| finding.state == state).count();
     let (errors, warnings) = (count(State::Error), count(State::Warning));
     let report = Report { findings, errors, warnings };

@@ -12,6 +12,7 @@ use super::{Target, write_out};
 use crate::args::Output;
 use crate::client::Client;
 use crate::error::Error;
+use crate::remote::RemoteError;
 use crate::text::escape_control;
 use crate::view::{Time, filled};
 
@@ -135,7 +136,7 @@ async fn again(to: Target<'_>) -> Result<Client, Error> {
     let mut is_told = false;
     loop {
         match to.connect().await {
-            Err(error @ (Error::Connect { .. } | Error::Handshake { .. })) => {
+            Err(error) if cannot_be_reached(&error) => {
                 if !std::mem::replace(&mut is_told, true) {
                     // A note lost is no failure.
                     let _ = writeln!(std::io::stderr(), "capsulectl: note: {}; waiting for it", error.line());
@@ -165,6 +166,15 @@ fn print(to: Target<'_>, event: &Event) -> Result<(), Error> {
         Output::Json => serde_json::to_string(event).map_err(Error::Json)?,
     };
     write_out(format!("{line}\n").as_bytes())
+}
+
+fn cannot_be_reached(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Connect { .. }
+            | Error::Handshake { .. }
+            | Error::Remote(RemoteError::Unreachable { .. } | RemoteError::Handshake { .. })
+    )
 }
 
 fn is_away(error: &Error) -> bool {

@@ -53,7 +53,7 @@ async fn serve(to: Target<'_>, address: SocketAddr) -> Result<(), Error> {
     let refused = |source| Error::Listen { address, source };
     let listener = TcpListener::bind(address).await.map_err(refused)?;
     write_out(format!("serving on http://{}/metrics\n", listener.local_addr().map_err(refused)?).as_bytes())?;
-    let (socket, output) = (Arc::new(to.address.to_owned()), to.output);
+    let (node, output) = (Arc::new(to.place.clone()), to.output);
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         // Never closed.
@@ -66,10 +66,10 @@ async fn serve(to: Target<'_>, address: SocketAddr) -> Result<(), Error> {
                 continue;
             }
         };
-        let socket = socket.clone();
+        let node = node.clone();
         tokio::spawn(async move {
             let caller = Caller::default();
-            let to = Target { address: &socket, output, caller: &caller };
+            let to = Target { place: &node, output, caller: &caller };
             let answer = service_fn(|request: Request<Incoming>| async move {
                 Ok::<_, Infallible>(answer(to, &request).await)
             });

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::Path;
 use std::time::SystemTime;
 
 use serde::Serialize;
@@ -75,12 +76,13 @@ impl Text for Done {
 /// # Errors
 /// [`SetupError`].
 pub async fn setup(to: Target<'_>, args: SetupArgs) -> Result<(), Error> {
+    let socket = to.socket("setup")?;
     let settings = Settings::read(DEFAULT_SETTINGS.as_ref());
     let mut notes = Vec::new();
     let prepared = if args.undo {
         setup::prepare_undo(&args.config)?
     } else {
-        let wanted = wanted(&to, &args, &settings).await?;
+        let wanted = wanted(socket, &args, &settings).await?;
         if wanted.release.is_1_7() && settings.remap_ids {
             notes.push(format!(
                 "containerd {} maps no ids: set snapshots.remap_ids = false in {DEFAULT_SETTINGS}",
@@ -128,7 +130,7 @@ pub async fn setup(to: Target<'_>, args: SetupArgs) -> Result<(), Error> {
     if done.kept.is_empty() { Ok(()) } else { Err(SetupError::Kept(done.kept).into()) }
 }
 
-async fn wanted(to: &Target<'_>, args: &SetupArgs, settings: &Settings) -> Result<Wanted, SetupError> {
+async fn wanted(socket: &Path, args: &SetupArgs, settings: &Settings) -> Result<Wanted, SetupError> {
     let release = match args.containerd_version {
         Some(release) => Some(release),
         None => containerd::release(&settings.containerd).await,
@@ -138,8 +140,8 @@ async fn wanted(to: &Target<'_>, args: &SetupArgs, settings: &Settings) -> Resul
         return Err(SetupError::Release(release.to_string()));
     }
     // What capsuled's configuration says goes, unless another address was named.
-    let is_default = to.address.as_os_str() == DEFAULT_ADDRESS;
-    let address = if is_default { settings.socket.as_path() } else { to.address };
+    let is_default = socket.as_os_str() == DEFAULT_ADDRESS;
+    let address = if is_default { settings.socket.as_path() } else { socket };
     let systemd = match args.systemd_cgroup.made() {
         Some(value) => Systemd::Asked(value),
         None => Systemd::Fits(Driver::read().fits()),

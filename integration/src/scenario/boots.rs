@@ -91,6 +91,18 @@ fn event() -> Result<u64> {
     last()?.parse().context("a number")
 }
 
+/// What [`prepared`] does of capsule-remote, alone.
+pub fn remote(reporter: &mut Reporter) -> Result<()> {
+    reporter.must("containerd and capsuled are installed, and run", || {
+        node::install()?;
+        Ok(((), node::wait()?))
+    })?;
+    reporter.check(REMOTE, node::remote);
+    Ok(())
+}
+
+const REMOTE: &str = "capsule-remote serves under its unit, and not where it is switched off";
+
 /// Two containers with attachments of every kind, one of which containerd starts again by itself.
 fn prepared(reporter: &mut Reporter) -> Result<()> {
     reporter.must("containerd and capsuled are installed, and run", || {
@@ -103,6 +115,7 @@ fn prepared(reporter: &mut Reporter) -> Result<()> {
         done(&["tag", "lib@1", "stable"])?;
         Ok(((), String::new()))
     })?;
+    reporter.check(REMOTE, node::remote);
     reporter.must("two containers have attachments of every kind", || {
         for id in [AUTO, HAND] {
             OURS.start(id, &[], &node::PROGRAM).map(std::mem::forget)?;

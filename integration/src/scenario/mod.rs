@@ -28,6 +28,7 @@
 //! | [`snapshotters`] | nothing but that every call succeeds: it measures snapshotters |
 //! | [`runtime`] | what a container's runtime must do, on containerd's own and on ours |
 //! | [`runtimes`] | nothing but that every call succeeds: it measures runtimes |
+//! | [`remote`] | clients elsewhere do the main job, strangers hear nothing, and all of it is written down |
 //! | [`rootless`] | the runtime suite holds on a node without root |
 //! | [`setup`] | `setup` writes what containerd needs and takes it back to the byte; `doctor` finds what is missing |
 //! | [`sharing`] | equal files of capsules are one file, whatever is killed meanwhile |
@@ -68,6 +69,7 @@ pub mod random_trees;
 pub mod readers;
 pub mod reboot;
 pub mod registry;
+pub mod remote;
 pub mod rootless;
 pub mod runtime;
 pub mod runtimes;
@@ -133,6 +135,8 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "sets" => sets::run(reporter),
         "traces" => traces::run(reporter),
         "setup" => setup::run(reporter),
+        "remote" => remote::run(reporter),
+        "remote-unit" => boots::remote(reporter),
         "moves" => moves::run(reporter),
         "keep" => keep::run(reporter),
         "written" => written::run(reporter),

@@ -310,7 +310,7 @@ pub fn with_logs(reporter: &mut Reporter, scenario: impl FnOnce(&mut Reporter) -
 
 /// Sends the ends of the daemons' logs outside, for whoever looks into a failure.
 pub fn send_logs(reporter: &mut Reporter) {
-    for name in ["capsuled", "containerd", "dockerd"] {
+    for name in ["capsuled", "capsule-remote", "containerd", "dockerd"] {
         let Ok(text) = fs::read_to_string(log_of(name)) else { continue };
         let lines: Vec<&str> = text.lines().collect();
         let tail = lines[lines.len().saturating_sub(25)..].join("\n");

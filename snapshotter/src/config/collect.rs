@@ -62,7 +62,7 @@ impl Reader<'_> {
         percent.and_then(|percent| u8::try_from(percent).ok()).unwrap_or_default()
     }
 
-    fn integer(
+    pub(super) fn integer(
         &mut self,
         name: &str,
         value: &Value<'_>,

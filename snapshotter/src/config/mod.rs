@@ -7,6 +7,7 @@ mod budgets;
 mod collect;
 mod devices;
 mod parse;
+mod remote;
 #[cfg(test)]
 mod tests;
 mod told;
@@ -14,6 +15,7 @@ mod told;
 use std::{
     collections::BTreeSet,
     fmt, fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -55,10 +57,31 @@ pub struct Config {
     pub devices: Devices,
     /// How much attachments may add to limits. Default: of the node's memory, half granted and a quarter protected.
     pub budgets: Settings,
+    /// How clients elsewhere are served, by `capsule-remote`.
+    pub remote: Remote,
     /// What is logged.
     pub log: Log,
     /// Where traces of calls go.
     pub traces: Traces,
+}
+
+/// How clients elsewhere are served. capsuled reads none of it: another program serves them, and asks capsuled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remote {
+    /// Where it listens. Default: nowhere, the remote API is off.
+    pub address: Option<SocketAddr>,
+    /// Its certificate and those between it and the authority, in PEM. Default `/etc/capsule/remote/server.pem`.
+    pub certificate: PathBuf,
+    /// The certificate's key, in PEM; nobody but root may read it. Default `/etc/capsule/remote/server.key`.
+    pub key: PathBuf,
+    /// The authorities of clients, in PEM. Default `/etc/capsule/remote/ca.pem`.
+    pub client_ca: PathBuf,
+    /// How many calls a second each client may make in the long run, 1 to 10,000. Default 20.
+    pub calls_per_second: u16,
+    /// How many calls each may make at once after a pause, 1 to 10,000. Default 100.
+    pub burst: u16,
+    /// How many connections there may be, 1 to 10,000. Default 128.
+    pub connections: u16,
 }
 
 /// Whose versions are used. What is attached already stays, whatever this says.
@@ -236,6 +259,15 @@ impl Default for Config {
                 pods_may_name: Vec::new(),
             },
             budgets: Settings::default(),
+            remote: Remote {
+                address: None,
+                certificate: "/etc/capsule/remote/server.pem".into(),
+                key: "/etc/capsule/remote/server.key".into(),
+                client_ca: "/etc/capsule/remote/ca.pem".into(),
+                calls_per_second: 20,
+                burst: 100,
+                connections: 128,
+            },
             log: Log { level: Level::Info, format: Format::Text },
             traces: Traces { endpoint: None, percent: 100 },
         }

@@ -72,12 +72,13 @@ impl Reader<'_> {
                 "uppers" => self.uppers(&mut config, value),
                 "devices" => self.devices(&mut config, value),
                 "budgets" => self.budgets(&mut config, value),
+                "remote" => self.remote(&mut config, value),
                 "log" => self.log(&mut config, value),
                 "traces" => self.traces(&mut config, value),
                 _ => self.unknown(
                     key.span(),
                     key.get_ref(),
-                    "root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices], [budgets], [log] and [traces]",
+                    "root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices], [budgets], [remote], [log] and [traces]",
                 ),
             }
         }

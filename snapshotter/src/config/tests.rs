@@ -188,7 +188,7 @@ fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
         (1, "root is an integer, and must be a string"),
         (
             2,
-            "unknown key rum: known here are root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices], [budgets] and [log]",
+            "unknown key rum: known here are root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices], [budgets], [remote] and [log]",
         ),
         (3, "run is \"relative\": it must be an absolute path below /, without .."),
         (6, "containerd.address is \"/a/../b\": it must be an absolute path below /, without .."),
@@ -208,7 +208,7 @@ fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
         (13, "duplicate key"),
         (
             15,
-            "unknown key metrics: known here are root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices], [budgets] and [log]",
+            "unknown key metrics: known here are root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices], [budgets], [remote] and [log]",
         ),
         (
             19,
@@ -301,5 +301,33 @@ fn budgets_are_of_a_node_namespaces_pods_and_containers() {
     ] {
         let mistakes = parse_config(text).unwrap_err();
         assert!(mistakes[0].message.contains(message), "{mistakes:?}");
+    }
+}
+
+#[test]
+fn the_remote_api_is_off_unless_it_has_an_address() {
+    assert_eq!(parse_config("[remote]\n").unwrap().remote.address, None);
+    assert_eq!(parse_config("[remote]\naddress = 'none'\n").unwrap().remote.address, None);
+    let text = "[remote]\naddress = '[::]:7443'\ncertificate = '/c'\nkey = '/k'\nclient_ca = '/a'\n\
+        calls_per_second = 1\nburst = 2\nconnections = 3\n";
+    let remote = parse_config(text).unwrap().remote;
+    assert_eq!(remote.address, Some("[::]:7443".parse().unwrap()));
+    assert_eq!(
+        [remote.certificate, remote.key, remote.client_ca],
+        ["/c", "/k", "/a"].map(std::path::PathBuf::from)
+    );
+    assert_eq!([remote.calls_per_second, remote.burst, remote.connections], [1, 2, 3]);
+    for (text, word) in [
+        ("[remote]\naddress = 'node:7443'\n", "as 10.0.0.5:7443"),
+        ("[remote]\naddress = '10.0.0.5'\n", "as 10.0.0.5:7443"),
+        ("[remote]\naddress = '10.0.0.5:0'\n", "as 10.0.0.5:7443"),
+        ("[remote]\nkey = 'server.key'\n", "absolute path"),
+        ("[remote]\ncalls_per_second = 0\n", "from 1 to 10000"),
+        ("[remote]\nburst = '5'\n", "must be an integer"),
+        ("[remote]\nconnections = 20000\n", "from 1 to 10000"),
+        ("[remote]\nrate = 1\n", "unknown key remote.rate"),
+        ("remote = 1\n", "must be a table"),
+    ] {
+        assert!(mistakes(text)[0].1.contains(word), "{text}: {:?}", mistakes(text));
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::scenario::capsulectl::done;
 use crate::scenario::ctr::{Container, ctr};
 use crate::scenario::others::MONITOR;
 use crate::scenario::world::{CAPSULED_SOCKET, write_configs};
@@ -50,6 +51,36 @@ pub fn install() -> Result<()> {
     systemctl(&["daemon-reload"])?;
     systemctl(&["restart", "capsuled.service"])?;
     systemctl(&["start", "containerd.service"]).map(drop)
+}
+
+/// capsule-remote by its unit, which takes nearly everything away from it: refused, started, asked, reloaded and ended.
+pub fn remote() -> Result<String> {
+    copy("/payload/bin/capsule-remote", "/usr/bin/capsule-remote")?;
+    copy("/payload/configs/capsule-remote.service", "/etc/systemd/system/capsule-remote.service")?;
+    systemctl(&["daemon-reload"])?;
+    let unit = |what: &str| systemctl(&[what, "capsule-remote.service"]);
+    ensure!(unit("start").is_err(), "it started with no address");
+    let config = "/etc/capsule/config.toml";
+    let text = fs::read_to_string(config).context(config)?;
+    let on = text.replace("address = \"none\"", "address = \"127.0.0.1:7443\"");
+    fs::write(config, on).context(config)?;
+    done(&["certs", "init", "--host", "127.0.0.1"])?;
+    let file = "/root/ada.yml";
+    done(&["certs", "issue", "ada", "--role", "admin", "--to", "n=127.0.0.1:7443", "--file", file])?;
+    unit("reset-failed")?;
+    unit("start")?;
+    done(&["--config", file, "ls"])?;
+    done(&["certs", "server", "--host", "127.0.0.1"])?;
+    unit("reload")?;
+    done(&["--config", file, "ls"])?;
+    let journal = output_of(Command::new("journalctl").args(["--no-pager", "-ucapsule-remote.service"]))?;
+    for word in ["the remote API is off", "audit: call client=\"ada\"", "certificates read again"] {
+        ensure!(journal.contains(word), "no {word:?} in {journal}");
+    }
+    let memory = systemctl(&["show", "--value", "--property=MemoryPeak", "capsule-remote.service"])?;
+    unit("stop")?;
+    fs::write(config, text).context(config)?;
+    Ok(format!("{} bytes of memory at most", memory.trim()))
 }
 
 fn copy(from: &str, to: &str) -> Result<()> {
