@@ -7,11 +7,15 @@ use capsuled::{
     config::{Config, ConfigError, DEFAULT_PATH, Level},
     daemon,
 };
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
+use clap_mangen::Man;
 use tracing_subscriber::EnvFilter;
 
 /// What a configuration with mistakes exits with, as usage errors do.
 const EXIT_CONFIG: u8 = 2;
+
+/// The end of the manual page: what is nowhere on the command line.
+const MANUAL: &str = include_str!("manual.roff");
 
 /// The node daemon of Resource Capsules: containerd snapshotter, capsule store and attachment controller.
 #[derive(Debug, Parser)]
@@ -29,10 +33,16 @@ struct Arguments {
     /// Replace the capsuled that runs, without a call being lost; start as usual when none does
     #[arg(long, conflicts_with_all = ["check_config", "check_kernel"])]
     take_over: bool,
+    /// Print the manual page, for packages
+    #[arg(long, hide = true, exclusive = true)]
+    man: bool,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if arguments.man {
+        return manual();
+    }
     if arguments.check_kernel {
         return check_kernel();
     }
@@ -46,6 +56,20 @@ fn main() -> ExitCode {
     match run(config, arguments.take_over) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(1, &format_args!("capsuled: {error:#}")),
+    }
+}
+
+/// What `--help` says, as man(1) reads it, and [`MANUAL`].
+fn manual() -> ExitCode {
+    let man = Man::new(Arguments::command()).section("8").manual("Resource Capsules");
+    let mut page = Vec::new();
+    let told = man.render(&mut page).and_then(|()| {
+        page.extend_from_slice(MANUAL.as_bytes());
+        io::Write::write_all(&mut io::stdout(), &page)
+    });
+    match told {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(1, &format_args!("capsuled: print the manual page: {error}")),
     }
 }
 

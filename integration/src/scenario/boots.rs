@@ -14,6 +14,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
+pub(super) use self::node::systemctl;
 use self::node::{AUTO, HAND};
 use super::capsulectl::done;
 use super::ctr::{Container, OURS};
@@ -183,7 +184,7 @@ fn after_the_second(reporter: &mut Reporter, so_far: &SoFar) -> Result<()> {
     Ok(())
 }
 
-fn send_journal(reporter: &mut Reporter) {
+pub(super) fn send_journal(reporter: &mut Reporter) {
     for (unit, lines) in [("capsuled", "60"), ("containerd", "40")] {
         let mut command = Command::new("journalctl");
         command.args(["--no-pager", "--boot", "--output=cat", "-n", lines, "-u", unit]);

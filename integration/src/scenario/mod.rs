@@ -36,6 +36,7 @@
 //! | [`others`] | what is attached outlives what others do to its images and its task |
 //! | [`told`] | what was not asked for is told too, to those who follow containerd as well |
 //! | [`boots`] | what is attached, kept and told outlives restarts of the machine itself |
+//! | [`packages`] | the package is installed, used, upgraded under readers, removed and purged |
 //! | [`upgrade`] | no call fails while capsuled is replaced |
 
 pub mod api;
@@ -60,6 +61,7 @@ pub mod limits;
 pub mod moves;
 pub mod nerdctl;
 pub mod others;
+pub mod packages;
 pub mod random_trees;
 pub mod readers;
 pub mod reboot;
@@ -137,6 +139,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "registry-old" => registry::run(reporter, true),
         "versions" => versions::run(reporter),
         "upgrade" => upgrade::take_over(reporter, 50),
+        crate::packages::SCENARIO => packages::run(reporter),
         "upgrade-systemd" => upgrade::systemd(reporter, 10),
         "reboot" => boots::run(reporter, |_| Ok(())),
         // Both in one machine: a boot takes half a minute.
