@@ -64,7 +64,7 @@ REVISION := 1
 deb: release cargo-deb
 	CARGO_DEB=$(CURDIR)/$(CARGO_DEB) configs/debian/make.sh release $(REVISION)
 
-# Built once, here, in a minute: Debian has none.
+# Built once, here, in two minutes of one CPU: Debian has none.
 CARGO_DEB_VERSION := 3.8.0
 CARGO_DEB := target/tools/cargo-deb-$(CARGO_DEB_VERSION)/bin/cargo-deb
 .PHONY: cargo-deb

@@ -10,7 +10,7 @@ REVISION=${2:-1}
 NAME=resource-capsules
 PROGRAMS=target/$PROFILE
 # Where snapshotter/Cargo.toml looks for what is made here.
-PARTS=target/debian/parts
+PARTS=.cache/debian
 VERSION=$("$PROGRAMS/capsulectl" --version | cut -d' ' -f2)
 # The same sources give the same package.
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}

@@ -5,7 +5,7 @@ use std::{io, path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use capsuled::{
     config::{Config, ConfigError, DEFAULT_PATH, Level},
-    daemon,
+    daemon::{self, End},
 };
 use clap::{CommandFactory as _, Parser};
 use clap_mangen::Man;
@@ -13,6 +13,9 @@ use tracing_subscriber::EnvFilter;
 
 /// What a configuration with mistakes exits with, as usage errors do.
 const EXIT_CONFIG: u8 = 2;
+
+/// What a daemon that nobody uses exits with: `capsuled.service` knows it, and does not start another before the next call.
+const EXIT_IDLE: u8 = 3;
 
 /// The end of the manual page: what is nowhere on the command line.
 const MANUAL: &str = include_str!("manual.roff");
@@ -54,7 +57,8 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     match run(config, arguments.take_over) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(End::Told) => ExitCode::SUCCESS,
+        Ok(End::Idle) => ExitCode::from(EXIT_IDLE),
         Err(error) => fail(1, &format_args!("capsuled: {error:#}")),
     }
 }
@@ -102,7 +106,7 @@ fn writeln(error: &dyn std::fmt::Display) -> io::Result<()> {
     io::Write::write_fmt(&mut io::stderr(), format_args!("{error}\n"))
 }
 
-fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
+fn run(config: Config, take_over: bool) -> anyhow::Result<End> {
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_ansi(false)

@@ -19,6 +19,7 @@ use self::node::{AUTO, HAND};
 use super::capsulectl::done;
 use super::ctr::{Container, OURS};
 use super::follow::last;
+use super::idle;
 use super::sets::publish;
 use crate::event::{Event, Reporter};
 use crate::workspace::output_of;
@@ -79,8 +80,8 @@ fn in_order() -> Result<()> {
     fs::create_dir_all(drop_in).context(drop_in)?;
     fs::write(format!("{drop_in}/reboot.conf"), "[Unit]\nSuccessAction=none\nFailureAction=none\n")
         .context(drop_in)?;
-    node::systemctl(&["daemon-reload"])?;
-    node::systemctl(&["--no-block", "reboot"]).map(drop)
+    systemctl(&["daemon-reload"])?;
+    systemctl(&["--no-block", "reboot"]).map(drop)
 }
 
 /// Nothing ends, and nothing is written that was not written yet.
@@ -104,6 +105,7 @@ fn prepared(reporter: &mut Reporter) -> Result<()> {
         done(&["tag", "lib@1", "stable"])?;
         Ok(((), String::new()))
     })?;
+    idle::run(reporter)?;
     reporter.must("two containers have attachments of every kind", || {
         for id in [AUTO, HAND] {
             OURS.start(id, &[], &node::PROGRAM).map(std::mem::forget)?;

@@ -31,6 +31,7 @@
 //! | [`sharing`] | equal files of capsules are one file, whatever is killed meanwhile |
 //! | [`storage`] | nothing but that every call succeeds: it measures what versions take |
 //! | [`suite`] | the snapshotter's conformance suite, through containerd, on its overlayfs and on ours |
+//! | [`idle`] | a capsuled that nobody uses ends, and the next call starts it |
 //! | [`idmapped`] | owners in user namespaces are those of containerd's overlayfs |
 //! | [`written`] | what is written to attachments is kept, dropped and published as asked |
 //! | [`others`] | what is attached outlives what others do to its images and its task |
@@ -53,6 +54,7 @@ pub mod docs;
 pub mod errors;
 pub mod follow;
 pub mod full;
+pub mod idle;
 pub mod idmapped;
 pub mod images;
 pub mod keep;

@@ -128,6 +128,11 @@ impl Attachments {
         Self { registry, refuse_foreign, ..self }
     }
 
+    /// Whether there is anything that events of containers, or shims, change: something attached, draining, or to be put back.
+    pub fn are_any(&self) -> bool {
+        !self.records.containers().is_empty() || self.drains.are_any() || self.limits_left.are_any()
+    }
+
     /// What a container is in a pod, if it is of one.
     pub fn member(&self, container: &model::ContainerKey) -> Option<Member> {
         self.containers.member(container)

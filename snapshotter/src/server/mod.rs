@@ -1,5 +1,6 @@
 //! Serving on unix sockets: where they come from, their modes, and the drain at the end.
 
+mod idle;
 mod linger;
 
 use std::{
@@ -20,6 +21,8 @@ use tokio::sync::oneshot;
 use tokio_stream::{StreamExt, wrappers::UnixListenerStream};
 use tonic::service::Routes;
 
+pub use idle::{Activity, Call};
+use idle::ActiveLayer;
 use linger::Connections;
 
 use crate::metrics::{MeteredLayer, Meters};
@@ -171,7 +174,7 @@ fn make_way(path: &Path) -> Result<(), ServerError> {
 /// Serves until `stop` ends, then accepts no connection more, tells the clients of those that there are to make their
 /// next calls elsewhere (GOAWAY, RFC 9113 section 6.8), and lets calls under way finish, for [`DRAIN`] at most.
 ///
-/// What connects from then on waits in the listening socket for as long as somebody has it open.
+/// What connects from then on waits in the listening socket for as long as somebody has it open. `activity` is told of calls.
 ///
 /// # Errors
 /// [`ServerError::Serve`] when the listener fails.
@@ -179,6 +182,7 @@ pub async fn serve(
     listener: UnixListener,
     routes: Routes,
     meters: Meters,
+    activity: Activity,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), ServerError> {
     listener.set_nonblocking(true).map_err(ServerError::Accept)?;
@@ -198,6 +202,7 @@ pub async fn serve(
     let incoming = UnixListenerStream::new(listener).map(|stream| stream.map(|s| connections.accept(s)));
     let server = tonic::transport::Server::builder()
         .layer(MeteredLayer(meters))
+        .layer(ActiveLayer(activity))
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stop);
     tokio::select! {
