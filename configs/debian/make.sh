@@ -45,11 +45,14 @@ cp configs/debian/containerd-shim-capsule-v1.8 "$PARTS/man8/"
 	echo
 	echo '# DESCRIPTION'
 	sed -e 1d -e '/^<!-- prepare/,/^-->/d' -e '/^<!--.*-->$/d' -e 's/\[\([^]]*\)\]([^)]*)/\1/g' \
-		-e '/^| *---/d' -e '/^| field /d' -e '/^| /{s/^| /- /;s/ | /: /;s/ | *|$//;s/ | \(.*\) |$/ (\1)/;s/ |$//;}' docs/capsule-toml.md
+		-e '/^| *---/d' -e '/^| field /d' \
+		-e 's/^| \(.*\) | \(.*\) | \(.*\) | \(.\+\) |$/- \1, \2: \3 (\4)/' -e 's/^| \(.*\) | \(.*\) | \(.*\) | *|$/- \1, \2: \3/' docs/capsule-toml.md
 	echo
 	echo '# SEE ALSO'
 	echo 'capsulectl-build(1), capsulectl(1)'
-} | go-md2man -in /dev/stdin | sed 's/\\fC/\\fB/g' >"$PARTS/man5/capsule.toml.5"
+} | go-md2man -in /dev/stdin | sed 's/\\fC/\\fB/g' |
+	# It leaves alone what begins with a dot in an example.
+	awk '/^\.(fi|EE)/ { shown = 0 } shown && /^\./ { printf "\\&" } /^\.(nf|EX)/ { shown = 1 } 1' >"$PARTS/man5/capsule.toml.5"
 
 for shell in bash zsh fish; do
 	"$PROGRAMS/capsulectl" completion "$shell" >"$PARTS/completions/$shell"
