@@ -128,7 +128,8 @@ mod tests {
             let file = format!("capsulectl-{}.1", command.get_name());
             assert_eq!(pages.iter().any(|page| page.file == file), !command.is_hide_set(), "{file}");
         }
-        let (top, attach, remove) = (text("capsulectl.1"), text("capsulectl-attach.1"), text("capsulectl-uppers-rm.1"));
+        let (top, attach, remove) =
+            (text("capsulectl.1"), text("capsulectl-attach.1"), text("capsulectl-uppers-rm.1"));
         for (page, words) in [
             (&top, ".SH SUBCOMMANDS"),
             (&top, "capsulectl\\-attach(1)"),

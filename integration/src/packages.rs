@@ -19,7 +19,11 @@ pub const SCENARIO: &str = "packages";
 /// When they are not there, which says what makes them.
 pub fn made(workspace: &Workspace) -> Result<Vec<PathBuf>> {
     let found = in_folder(&workspace.target("debian")?)?;
-    ensure!(found.len() == 2, "target/debian has {} packages instead of two: run `make test-packages`", found.len());
+    ensure!(
+        found.len() == 2,
+        "target/debian has {} packages instead of two: run `make test-packages`",
+        found.len()
+    );
     Ok(found)
 }
 

@@ -165,7 +165,10 @@ async fn live(
                 return Ok(End::Told);
             }
             Ending::Idle => {
-                tracing::info!(seconds = config.idle_stop.as_secs(), "nobody has used capsuled: stopped until somebody does");
+                tracing::info!(
+                    seconds = config.idle_stop.as_secs(),
+                    "nobody has used capsuled: stopped until somebody does"
+                );
                 return Ok(End::Idle);
             }
             Ending::Successor(successor) => {

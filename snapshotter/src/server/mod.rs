@@ -21,8 +21,8 @@ use tokio::sync::oneshot;
 use tokio_stream::{StreamExt, wrappers::UnixListenerStream};
 use tonic::service::Routes;
 
-pub use idle::{Activity, Call};
 use idle::ActiveLayer;
+pub use idle::{Activity, Call};
 use linger::Connections;
 
 use crate::metrics::{MeteredLayer, Meters};

@@ -110,7 +110,8 @@ impl Wire for Answers {
         let named = request.attachments;
         let moment = if request.created_with_devices { Moment::Created } else { Moment::Live };
         let attached =
-            to_the_end(call, async move { attachments.attach_named(&container, &named, moment).await }).await?;
+            to_the_end(call, async move { attachments.attach_named(&container, &named, moment).await })
+                .await?;
         Ok(AttachNamedResponse { attached: lines(&attached), ..Default::default() })
     }
 

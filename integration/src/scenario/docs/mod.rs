@@ -71,7 +71,8 @@ fn examples(reporter: &mut Reporter, name: &str, source: &str) -> Result<()> {
 /// # Errors
 /// As an example's; a section that is not there, or has no example.
 pub fn section(reporter: &mut Reporter, (_, name, source): Page, heading: &str) -> Result<()> {
-    let lines = page::section(source, heading).with_context(|| format!("{name} has no section {heading:?}"))?;
+    let lines =
+        page::section(source, heading).with_context(|| format!("{name} has no section {heading:?}"))?;
     let parts = page::parse(source).with_context(|| format!("read {name}"))?;
     let parts = parts.into_iter().filter(|part| lines.contains(&part.line())).collect();
     ensure!(parts_of(reporter, name, parts)? > 0, "{name}: {heading} has no example");

@@ -1,6 +1,7 @@
 //! The package on a machine of Debian's: installed, used, upgraded under readers, removed and purged. What is done is what
 //! [`docs::INSTALL`] shows, with apt and systemd; what is proved is beside it.
 
+mod memory;
 mod node;
 
 use std::collections::BTreeSet;
@@ -44,6 +45,7 @@ fn all(reporter: &mut Reporter) -> Result<()> {
     })?;
     docs::section(reporter, docs::INSTALL, "Install")?;
     reporter.check("all of the package is there, and runs as it says", installed);
+    reporter.check("its services take little memory", memory::measured);
     let shop = upgraded_under_readers(reporter)?;
     reporter.check("removal is refused while a container runs with it", removal_is_refused);
     reporter.must("removed all the same, the container goes on, and is found again", || {
@@ -134,7 +136,11 @@ fn removal_is_refused() -> Result<String> {
     let output = node::apt(&["remove", NAME], &[])?;
     let all = format!("{}{}", output.out, output.err);
     let words = [format!("  default/{ID}\n"), "End them and repeat this".to_owned()];
-    ensure!(output.code != 0 && words.iter().all(|words| all.contains(words)), "exit status {}: {all}", output.code);
+    ensure!(
+        output.code != 0 && words.iter().all(|words| all.contains(words)),
+        "exit status {}: {all}",
+        output.code
+    );
     let (state, _) = node::state()?;
     ensure!(state == "ii", "dpkg says {state}");
     Ok(format!("capsuled is process {}", node::capsuled()?))
