@@ -59,7 +59,7 @@ SHIM := containerd-shim-capsule-v1
 release-shim:
 	cargo rustc --locked --release -p $(SHIM) --bin $(SHIM) -- -C target-feature=+crt-static
 
-# The Debian package of all programs: target/debian/resource-capsules_VERSION-1_amd64.deb. REVISION=2 is a newer one of the same.
+# The Debian package of all programs: target/packages/resource-capsules_VERSION-1_amd64.deb. REVISION=2 is a newer one of the same.
 REVISION := 1
 deb: release cargo-deb
 	CARGO_DEB=$(CURDIR)/$(CARGO_DEB) configs/debian/make.sh release $(REVISION)
@@ -78,7 +78,7 @@ $(CARGO_DEB): | setup
 
 # The package installed, used, upgraded under readers, removed and purged, in a VM. 5 minutes without KVM, and the release.
 test-packages: rootfs
-	rm -f target/debian/*.deb
+	rm -f target/packages/*.deb
 	$(MAKE) deb REVISION=1
 	$(MAKE) deb REVISION=2
 	@$(TESTBED) run packages --machine vm

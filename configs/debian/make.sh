@@ -1,7 +1,7 @@
 #!/bin/sh
 # Packs programs that are built already, with what belongs to them, and prints the package's path:
 #   configs/debian/make.sh PROFILE [REVISION]
-# PROFILE is the folder of target/ that has the programs. cargo-deb is where CARGO_DEB says, or on the PATH.
+# PROFILE is the folder of target/ that has the programs. cargo-deb is where CARGO_DEB says, or on the PATH. FAST=1 compresses less.
 set -eu
 cd "$(dirname "$0")/../.."
 PROFILE=$1
@@ -71,4 +71,8 @@ $NAME ($VERSION-$REVISION) unstable; urgency=medium
 CHANGES
 
 PATH=$PATH:/usr/sbin:/sbin
-"${CARGO_DEB:-cargo-deb}" deb --locked --no-build --profile "$PROFILE" --deb-revision "$REVISION" --compress-system -p capsuled
+# Not in target/debian: it removes other revisions from there.
+mkdir -p target/packages
+FILE=target/packages/${NAME}_$VERSION-${REVISION}_$(dpkg --print-architecture).deb
+"${CARGO_DEB:-cargo-deb}" deb --locked --no-build --profile "$PROFILE" --deb-revision "$REVISION" --compress-system \
+	${FAST:+--fast} --output "$FILE" -p capsuled

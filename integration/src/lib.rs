@@ -10,7 +10,7 @@
 //! | [`images`] | OCI images, made here: of one layer and of very many | `rustc`, `gzip`, `target/images` |
 //! | [`peers`] | other snapshotters, to compare ours with | apt's client, `target/peers` |
 //! | [`nerdctl`] | the client nerdctl, built from its module | Go and its module proxy, apt's client, `target/nerdctl` |
-//! | [`packages`] | our own Debian package, made by the Makefile | `target/debian` |
+//! | [`packages`] | our own Debian package, made by the Makefile | `target/packages` |
 //! | [`payload`] | what a machine is given: programs, images, capsule trees | `target/payload` |
 //! | [`native`] | a machine of private namespaces on this kernel | namespaces, cgroups below its own |
 //! | [`vm`] | a machine of its own kernel | qemu |

@@ -18,10 +18,10 @@ pub const SCENARIO: &str = "packages";
 /// # Errors
 /// When they are not there, which says what makes them.
 pub fn made(workspace: &Workspace) -> Result<Vec<PathBuf>> {
-    let found = in_folder(&workspace.target("debian")?)?;
+    let found = in_folder(&workspace.target("packages")?)?;
     ensure!(
         found.len() == 2,
-        "target/debian has {} packages instead of two: run `make test-packages`",
+        "target/packages has {} packages instead of two: run `make test-packages`",
         found.len()
     );
     Ok(found)
