@@ -10,7 +10,7 @@ TESTBED := $(PROGRAMS)/capsule-testbed
 MACHINES := CAPSULE_PROGRAMS=$(PROGRAMS)
 ON_MACHINES := --test machines --test leftovers --test power --test trees
 
-.PHONY: demo test release release-shim bench bench-runtime bench-snapshotter bench-storage bench-scale bench-devices soak build lint unit fuzz fuzz-build native vm suite test-runtime rootfs setup clean
+.PHONY: demo test release release-shim bench bench-runtime bench-snapshotter bench-storage bench-scale bench-devices soak deb test-packages static test-static build lint unit fuzz fuzz-build native vm suite test-runtime rootfs setup clean
 
 # Attach, upgrade, roll back and detach capsules in a live container, and tell what happens.
 demo: build
@@ -59,6 +59,44 @@ release: release-shim
 SHIM := containerd-shim-capsule-v1
 release-shim:
 	cargo rustc --locked --release -p $(SHIM) --bin $(SHIM) -- -C target-feature=+crt-static
+
+# The Debian package of all programs: target/packages/resource-capsules_VERSION-1_amd64.deb. REVISION=2 is a newer one of the same.
+REVISION := 1
+deb: release cargo-deb
+	CARGO_DEB=$(CURDIR)/$(CARGO_DEB) configs/debian/make.sh release $(REVISION)
+
+# Built once, here, in two minutes of one CPU: Debian has none.
+CARGO_DEB_VERSION := 3.8.0
+CARGO_DEB := target/tools/cargo-deb-$(CARGO_DEB_VERSION)/bin/cargo-deb
+.PHONY: cargo-deb
+cargo-deb: $(CARGO_DEB)
+	@integration/setup.sh packages
+
+# Without its features it compresses with xz(1), and needs no library of C.
+$(CARGO_DEB): | setup
+	cargo install cargo-deb --version $(CARGO_DEB_VERSION) --locked --no-default-features \
+		--root target/tools/cargo-deb-$(CARGO_DEB_VERSION) --target-dir target/tools/build
+
+# The package installed, used, upgraded under readers, removed and purged, in a VM. 5 minutes without KVM, and the release.
+test-packages: rootfs
+	rm -f target/packages/*.deb
+	$(MAKE) deb REVISION=1
+	$(MAKE) deb REVISION=2
+	@$(TESTBED) run packages --machine vm
+
+# All programs for x86_64 with musl, linked statically, in target/static: they run wherever the kernel does.
+MUSL := x86_64-unknown-linux-musl
+static: setup
+	rustup target add $(MUSL)
+	cargo build --locked --release --target $(MUSL) -p capsuled -p capsulectl -p $(SHIM)
+	mkdir -p target/static
+	cp target/$(MUSL)/release/capsuled target/$(MUSL)/release/capsulectl target/$(MUSL)/release/$(SHIM) target/static/
+
+# The main job, and what a runtime must do, by those.
+test-static: static rootfs
+	cp $(PROGRAMS)/capsule-testbed $(PROGRAMS)/capsule-reader target/static/
+	@target/static/capsule-testbed run demo
+	@target/static/capsule-testbed run conformance
 
 # 5,000 execs in one container, and shims killed at any moment; both runtimes, on containerd 2.1 and 1.7.
 soak: build

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what the test bed needs and this machine lacks, with the system's package manager. Knows Debian 12 and 13
-# and Ubuntu 24.04; does nothing, and needs neither root nor a network, when nothing is missing.
+# and Ubuntu 24.04; does nothing, and needs neither root nor a network, when nothing is missing. With the word `packages`
+# also what makes packages.
 set -eu
 
 RUST=1.90
@@ -27,6 +28,11 @@ need_file /etc/ssl/certs/ca-certificates.crt ca-certificates
 need_file /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
 need_file /usr/lib/x86_64-linux-gnu/libc.a libc6-dev
 need_file /usr/bin/busybox busybox-static
+if [ "${1:-}" = packages ]; then
+	need dpkg-shlibdeps dpkg-dev
+	need go-md2man go-md2man
+	need xz xz-utils
+fi
 
 # cargo's version, or nothing. A toolchain that rustup would first have to fetch counts as none.
 cargo_version() {

@@ -29,6 +29,7 @@ use crate::base;
 use crate::client::Client;
 use crate::error::Error;
 use crate::lock::Lock;
+use crate::man;
 use crate::publish;
 use crate::remote::Place;
 use crate::request;
@@ -96,6 +97,7 @@ pub async fn run(cli: Cli, caller: &Caller) -> Result<(), Error> {
         Command::Setup(args) => setup::setup(to, args).await,
         Command::Certs { command } => certs::certs(to, command),
         Command::Completion { shell } => completion(shell),
+        Command::Man { folder } => manual(&folder),
     }
 }
 
@@ -269,6 +271,14 @@ async fn ps(
     let mut listed = Attachments::from(answer.attachments);
     listed.attachments.retain(|a| only.is_none_or(|namespace| a.namespace == namespace));
     to.print(&listed, &Listed { attachments: &listed, users })
+}
+
+fn manual(folder: &Path) -> Result<(), Error> {
+    for page in man::pages(Cli::command()).map_err(Error::Print)? {
+        let path = folder.join(page.file);
+        fs::write(&path, page.text).map_err(|source| Error::WritePage { path, source })?;
+    }
+    Ok(())
 }
 
 fn completion(shell: clap_complete::Shell) -> Result<(), Error> {

@@ -127,6 +127,14 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A manual page cannot be written.
+    #[error("cannot write the manual page {}: {source}", path.display())]
+    WritePage {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The password cannot be read.
     #[error("cannot read the password from standard input: {source}")]
     Stdin {

@@ -3,7 +3,7 @@
 //! The rooms, in the direction of flow: `args` (what was typed) and `declaration` (what a tree's `capsule.toml`
 //! says) → `request` (the wire, pure) → `client` and `archive` (effects) → `view` (our own values) → `text` (what is
 //! read). `commands` and `publish` (with `base`) join them; `credentials` and `progress` are
-//! for transfers; `trace` says of which trace the calls are; `remote` is how nodes elsewhere are reached; `doctor` and `setup` look at the machine itself (`host`) and at containerd's configuration.
+//! for transfers; `trace` says of which trace the calls are; `remote` is how nodes elsewhere are reached; `doctor` and `setup` look at the machine itself (`host`) and at containerd's configuration; `man` is for packages.
 //! Nothing here needs root by itself, enters a namespace or opens a database: capsuled does. `setup` alone writes a file that is
 //! root's.
 
@@ -18,6 +18,7 @@ mod doctor;
 mod error;
 mod host;
 mod lock;
+mod man;
 mod progress;
 mod publish;
 mod remote;

@@ -10,6 +10,7 @@
 //! | [`images`] | OCI images, made here: of one layer and of very many | `rustc`, `gzip`, `target/images` |
 //! | [`peers`] | other snapshotters, to compare ours with | apt's client, `target/peers` |
 //! | [`nerdctl`] | the client nerdctl, built from its module | Go and its module proxy, apt's client, `target/nerdctl` |
+//! | [`packages`] | our own Debian package, made by the Makefile | `target/packages` |
 //! | [`payload`] | what a machine is given: programs, images, capsule trees | `target/payload` |
 //! | [`native`] | a machine of private namespaces on this kernel | namespaces, cgroups below its own |
 //! | [`vm`] | a machine of its own kernel | qemu |
@@ -34,6 +35,7 @@ pub mod machine;
 pub mod narrate;
 pub mod native;
 pub mod nerdctl;
+pub mod packages;
 pub mod payload;
 pub mod peers;
 pub mod power;

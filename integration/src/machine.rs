@@ -14,7 +14,7 @@ use crate::native::Site;
 use crate::payload::Payload;
 use crate::rootfs::{self, Suite};
 use crate::workspace::{Workspace, require_root};
-use crate::{native, peers, vm};
+use crate::{native, packages, peers, vm};
 
 /// What a scenario runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -60,6 +60,9 @@ impl Machine {
         require_root(&format!("a {self} machine"))?;
         let rootfs = rootfs::ready(workspace, self.suite)?;
         let payload = Payload::ready(workspace, Image::needed_by(&job.scenario))?;
+        if job.scenario == packages::SCENARIO {
+            payload.add(packages::SCENARIO, &packages::made(workspace)?)?;
+        }
         match self.kind {
             Kind::Native => {
                 let (testbed, runs) = (workspace.testbed(), workspace.target("runs")?);

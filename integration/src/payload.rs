@@ -1,5 +1,5 @@
 //! What a machine is given as `/payload`: `bin/` (the build that is tested), `configs/` (as users get them),
-//! `images/`, `capsules/`, `criu/`.
+//! `images/`, `capsules/`, `criu/`, and for one scenario `packages/`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -51,6 +51,17 @@ impl Payload {
             }
         }
         Ok(Self { folder })
+    }
+
+    /// Adds files, in a folder of this name.
+    pub fn add(&self, name: &str, files: &[PathBuf]) -> Result<()> {
+        let folder = self.folder.join(name);
+        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        for file in files {
+            let at = folder.join(file.file_name().context("a file without a name")?);
+            fs::copy(file, &at).with_context(|| format!("copy {}", file.display()))?;
+        }
+        Ok(())
     }
 }
 

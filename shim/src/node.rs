@@ -17,6 +17,8 @@ use crate::{bundle::ATTACH, connection, registration};
 const AWAY: Duration = Duration::from_secs(10);
 /// How often it is tried.
 const RETRY: Duration = Duration::from_millis(100);
+/// Where capsuled serves its API, beside our socket, unless it is configured otherwise.
+const API: &str = "capsuled.sock";
 /// How long an attach may take.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -191,13 +193,25 @@ async fn ask<Q: Clone, T, F: Future<Output = Result<T, ttrpc::Error>>>(
 
 async fn connect(socket: &Path) -> Result<NodeClient, Failure> {
     let (address, began) = (format!("unix://{}", socket.display()), Instant::now());
+    let mut is_woken = false;
     loop {
         match connection::connect(&address).await {
             Ok(client) => return Ok(NodeClient::new(client)),
-            Err(_) if began.elapsed() < AWAY => tokio::time::sleep(RETRY).await,
+            Err(_) if began.elapsed() < AWAY => {
+                if !std::mem::replace(&mut is_woken, true) {
+                    wake(socket).await;
+                }
+                tokio::time::sleep(RETRY).await;
+            }
             Err(source) => return Err(Failure::Unreachable(socket.to_owned(), source)),
         }
     }
+}
+
+/// A capsuled that has ended because nobody used it is started by whoever connects to its other socket, which systemd holds. One that
+/// has a client there goes on for as long as it goes on without.
+async fn wake(socket: &Path) {
+    _ = tokio::net::UnixStream::connect(socket.with_file_name(API)).await; // what comes of it shows on our own socket
 }
 
 #[cfg(test)]
@@ -249,5 +263,25 @@ mod tests {
         let mut server = server.register_service(create_node(Arc::new(Capsuled)));
         server.start().await.unwrap();
         assert_eq!(asking.await.unwrap().unwrap().attached, ["tz"]);
+    }
+
+    #[tokio::test]
+    async fn a_capsuled_that_has_ended_is_woken_by_its_other_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("node.sock");
+        // As systemd has it.
+        let held = UnixListener::bind(folder.path().join(API)).unwrap();
+        let asking = tokio::spawn({
+            let socket = socket.clone();
+            async move {
+                let call = |node: NodeClient, request| async move { node.restore(within(), &request).await };
+                ask(&socket, RestoreRequest::default(), call).await.map_err(|_| "refused or away")
+            }
+        });
+        tokio::task::spawn_blocking(move || held.accept().unwrap()).await.unwrap();
+        let server = Server::new().bind(&format!("unix://{}", socket.display())).unwrap();
+        let mut server = server.register_service(create_node(Arc::new(Capsuled)));
+        server.start().await.unwrap();
+        assert!(asking.await.unwrap().is_ok());
     }
 }

@@ -8,7 +8,10 @@
 use std::{
     error::Error,
     io,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -26,7 +29,7 @@ use crate::{
     handover::{self, HandoverError, Predecessor, Sockets, Successor},
     node::{Node, NodeError},
     notify::{State, notify},
-    server::{self, ServerError},
+    server::{self, Activity, ServerError},
     service::{NodeServiceError, SnapshotsService},
     snapshots::{Environment, OverlayOptions, SnapshotError, Snapshots},
     store::{Store, StoreError, Watch},
@@ -82,13 +85,26 @@ fn process(step: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
     move |source| DaemonError::Process { step, source }
 }
 
-/// Serves until the process is told to stop or a successor serves. With `take_over`, the sockets and the stores are
-/// taken from the capsuled that runs, if one does.
+/// Why the daemon has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It was told to, or a successor serves.
+    Told,
+    /// Nobody used it for as long as the configuration says. The next call has to start it again.
+    Idle,
+}
+
+/// Serves until the process is told to stop, a successor serves, or nobody uses a daemon that the service manager starts when it is
+/// called. With `take_over`, the sockets and the stores are taken from the capsuled that runs, if one does.
 ///
 /// # Errors
 /// When it cannot serve (any longer). The capsuled that was to be replaced then serves on.
-pub fn run(config: Config, take_over: bool) -> Result<(), DaemonError> {
-    let (sockets, mut predecessor) = acquire(&config, take_over)?;
+pub fn run(mut config: Config, take_over: bool) -> Result<End, DaemonError> {
+    let Acquired { sockets, mut predecessor, is_held } = acquire(&config, take_over)?;
+    if !is_held && !config.idle_stop.is_zero() {
+        tracing::warn!("systemd has not given this capsuled its socket, so it does not end when idle");
+        config.idle_stop = Duration::ZERO;
+    }
     if let Some(predecessor) = &mut predecessor {
         tracing::info!("taking over: the capsuled that runs ends its calls");
         predecessor.wait_until_closed().map_err(DaemonError::TakeOver)?;
@@ -100,25 +116,37 @@ pub fn run(config: Config, take_over: bool) -> Result<(), DaemonError> {
     outcome
 }
 
+/// The sockets, and where they are from.
+struct Acquired {
+    sockets: Sockets,
+    predecessor: Option<Predecessor>,
+    /// The service manager has the socket, too, and starts the daemon when somebody connects. Not known of one that was taken over.
+    is_held: bool,
+}
+
 /// The sockets: from the capsuled that runs, from the service manager, or made.
-fn acquire(config: &Config, take_over: bool) -> Result<(Sockets, Option<Predecessor>), DaemonError> {
+fn acquire(config: &Config, take_over: bool) -> Result<Acquired, DaemonError> {
     let path = config.run.join(handover::SOCKET);
     if take_over {
         match handover::take_over(&path, &config.socket).map_err(DaemonError::TakeOver)? {
-            Some((sockets, predecessor)) => return Ok((sockets, Some(predecessor))),
+            Some((sockets, predecessor)) => {
+                return Ok(Acquired { sockets, predecessor: Some(predecessor), is_held: false });
+            }
             None => tracing::info!("no capsuled runs that could be taken over from: starting"),
         }
     }
-    let api = match server::passed(&config.socket)? {
-        Some(listener) => listener,
-        None => server::listen(&config.socket)?,
+    let (api, is_held) = match server::passed(&config.socket)? {
+        Some(listener) => (listener, true),
+        None => (server::listen(&config.socket)?, false),
     };
-    Ok((Sockets { api, handover: server::listen(&path)? }, None))
+    let sockets = Sockets { api, handover: server::listen(&path)? };
+    Ok(Acquired { sockets, predecessor: None, is_held })
 }
 
 /// How a session ends.
 enum Ending {
     Stop,
+    Idle,
     Successor(Successor),
     Failed(Arc<io::Error>),
 }
@@ -127,24 +155,31 @@ async fn live(
     config: Arc<Config>,
     sockets: Sockets,
     mut predecessor: Option<Predecessor>,
-) -> Result<(), DaemonError> {
+) -> Result<End, DaemonError> {
     let mut stop = Stop::listen()?;
     loop {
         let session = Session::start(&config, &sockets, predecessor.take()).await?;
         match session.run(&sockets, &mut stop).await? {
             Ending::Stop => {
                 tracing::info!("stopped");
-                return Ok(());
+                return Ok(End::Told);
+            }
+            Ending::Idle => {
+                tracing::info!(
+                    seconds = config.idle_stop.as_secs(),
+                    "nobody has used capsuled: stopped until somebody does"
+                );
+                return Ok(End::Idle);
             }
             Ending::Successor(successor) => {
                 let pid = successor.pid;
                 tokio::select! {
-                    () = stop.requested() => return Ok(()), // the stores are the successor's already
+                    () = stop.requested() => return Ok(End::Told), // the stores are the successor's already
                     taken = successor.hand_over() => match taken {
                         Ok(()) => {
                             tracing::info!(pid, "another capsuled serves now");
                             tell(State::MainPid(pid));
-                            return Ok(());
+                            return Ok(End::Told);
                         }
                         Err(error) => {
                             let error: &dyn Error = &error;
@@ -164,7 +199,7 @@ async fn live(
 struct Session {
     runtime: Runtime,
     stop: oneshot::Sender<()>,
-    served: JoinHandle<Result<(), DaemonError>>,
+    served: JoinHandle<Result<End, DaemonError>>,
     stores: [Watch; 3],
 }
 
@@ -212,19 +247,27 @@ impl Session {
             error = snapshots.failed() => Ok(Ending::Failed(error)),
             error = live.failed() => Ok(Ending::Failed(error)),
             error = kept.failed() => Ok(Ending::Failed(error)),
-            served = &mut self.served => {
-                self.runtime.shutdown_background(); // dropped in async code, it would panic
-                return Err(joined(served).err().unwrap_or(DaemonError::NotClosed));
-            }
+            served = &mut self.served => match joined(served) {
+                Ok(End::Idle) => {
+                    tell(State::Stopping);
+                    Ok(Ending::Idle)
+                }
+                served => {
+                    self.runtime.shutdown_background(); // dropped in async code, it would panic
+                    return Err(served.err().unwrap_or(DaemonError::NotClosed));
+                }
+            },
         };
-        _ = self.stop.send(()); // it is there: it has not ended
-        if let Err(error) = joined(self.served.await) {
-            self.runtime.shutdown_background(); // as above
-            return Err(error);
+        if !matches!(ending, Ok(Ending::Idle)) {
+            _ = self.stop.send(()); // it is there: it has not ended
+            if let Err(error) = joined(self.served.await) {
+                self.runtime.shutdown_background(); // as above
+                return Err(error);
+            }
         }
         let closed = close(self.runtime, &self.stores).await;
         match &ending {
-            Ok(Ending::Stop) => {} // the end of the process closes what a call that hangs has open
+            Ok(Ending::Stop | Ending::Idle) => {} // the end of the process closes what a call that hangs has open
             _ if !closed => return Err(DaemonError::NotClosed),
             _ => {}
         }
@@ -245,23 +288,25 @@ async fn close(runtime: Runtime, stores: &[Watch]) -> bool {
     true
 }
 
-fn joined(result: Result<Result<(), DaemonError>, tokio::task::JoinError>) -> Result<(), DaemonError> {
+fn joined<T>(result: Result<Result<T, DaemonError>, tokio::task::JoinError>) -> Result<T, DaemonError> {
     result.unwrap_or_else(|error| Err(process("serve")(io::Error::other(error))))
 }
 
-/// Opens the stores, serves until `stop`, and lets go of everything but what runs in the background.
+/// Opens the stores, serves until `stop`, or until nobody has used it for long enough, and lets go of everything but what runs in the
+/// background.
 async fn serve(
     config: Arc<Config>,
     sockets: Sockets,
     stop: oneshot::Receiver<()>,
     started: oneshot::Sender<[Watch; 3]>,
-) -> Result<(), DaemonError> {
+) -> Result<End, DaemonError> {
     let (snapshots, watch) = open_snapshots(&config)?;
     let (dirs, leftovers) = snapshots.leftovers()?;
     let node = Node::open(&config, snapshots.clone()).await?;
     let routes = node.routes().add_service(SnapshotsService::new(snapshots).into_server());
     let meters = node.meters();
-    let shims = node.serve_shims(&config).await?;
+    let activity = Activity::default();
+    let shims = node.serve_shims(&config, activity.clone()).await?;
     node.follow_containerd();
     let [live, kept] = node.watches();
     _ = started.send([watch, live, kept]); // who started it waits
@@ -273,13 +318,18 @@ async fn serve(
             tracing::warn!(error, "files that no layer has any more stay in the pool");
         }
     });
+    let is_idle = AtomicBool::new(false);
     let stop = async {
-        _ = stop.await; // gone or told: both mean to stop
+        tokio::select! {
+            _ = stop => {} // gone or told: both mean to stop
+            () = activity.idle(config.idle_stop, || node.is_in_use()) => is_idle.store(true, Ordering::Relaxed),
+        }
         node.end_watches();
     };
-    let served = server::serve(sockets.api, routes, meters, stop).await;
+    let served = server::serve(sockets.api, routes, meters, activity.clone(), stop).await;
     shims.stop().await;
-    Ok(served?)
+    served?;
+    Ok(if is_idle.into_inner() { End::Idle } else { End::Told })
 }
 
 fn open_snapshots(config: &Config) -> Result<(Snapshots, Watch), DaemonError> {
@@ -339,7 +389,7 @@ mod tests {
         };
         let stores = ["a", "b", "c"].map(|name| Store::open(&at(name)).unwrap().watch());
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let served = runtime.spawn(async { Err(process("fail")(io::ErrorKind::Other.into())) });
+        let served = runtime.spawn(async { Err::<End, _>(process("fail")(io::ErrorKind::Other.into())) });
         let session = Session { runtime, stop: oneshot::channel().0, served, stores };
         let mut stop = Stop::listen().unwrap();
         let error = session.run(&sockets, &mut stop).await.err().unwrap();

@@ -6,9 +6,11 @@ use anyhow::Context as _;
 use capsule_telemetry::TARGET;
 use capsuled::{
     config::{Config, ConfigError, DEFAULT_PATH, Format, Level},
-    daemon, traces,
+    daemon::{self, End},
+    traces,
 };
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
+use clap_mangen::Man;
 use tracing::Subscriber;
 use tracing_subscriber::{
     EnvFilter, Layer, fmt, layer::SubscriberExt as _, registry::LookupSpan, util::SubscriberInitExt as _,
@@ -16,6 +18,12 @@ use tracing_subscriber::{
 
 /// What a configuration with mistakes exits with, as usage errors do.
 const EXIT_CONFIG: u8 = 2;
+
+/// What a daemon that nobody uses exits with: `capsuled.service` knows it, and does not start another before the next call.
+const EXIT_IDLE: u8 = 3;
+
+/// The end of the manual page: what is nowhere on the command line.
+const MANUAL: &str = include_str!("manual.roff");
 
 /// The node daemon of Resource Capsules: containerd snapshotter, capsule store and attachment controller.
 #[derive(Debug, Parser)]
@@ -33,10 +41,16 @@ struct Arguments {
     /// Replace the capsuled that runs, without a call being lost; start as usual when none does
     #[arg(long, conflicts_with_all = ["check_config", "check_kernel"])]
     take_over: bool,
+    /// Print the manual page, for packages
+    #[arg(long, hide = true, exclusive = true)]
+    man: bool,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if arguments.man {
+        return manual();
+    }
     if arguments.check_kernel {
         return check_kernel();
     }
@@ -48,8 +62,23 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     match run(config, arguments.take_over) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(End::Told) => ExitCode::SUCCESS,
+        Ok(End::Idle) => ExitCode::from(EXIT_IDLE),
         Err(error) => fail(1, &format_args!("capsuled: {error:#}")),
+    }
+}
+
+/// What `--help` says, as man(1) reads it, and [`MANUAL`].
+fn manual() -> ExitCode {
+    let man = Man::new(Arguments::command()).section("8").manual("Resource Capsules");
+    let mut page = Vec::new();
+    let told = man.render(&mut page).and_then(|()| {
+        page.extend_from_slice(MANUAL.as_bytes());
+        io::Write::write_all(&mut io::stdout(), &page)
+    });
+    match told {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(1, &format_args!("capsuled: print the manual page: {error}")),
     }
 }
 
@@ -82,7 +111,7 @@ fn writeln(error: &dyn std::fmt::Display) -> io::Result<()> {
     io::Write::write_fmt(&mut io::stderr(), format_args!("{error}\n"))
 }
 
-fn run(config: Config, take_over: bool) -> anyhow::Result<()> {
+fn run(config: Config, take_over: bool) -> anyhow::Result<End> {
     let mut exporter = traces::start(&config.traces)?;
     let spans = exporter.as_mut().map(|exporter| traces::layer(exporter, &config.traces)).transpose()?;
     let lines = lines(config.log.format).with_filter(filter(config.log.level));

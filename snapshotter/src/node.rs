@@ -32,6 +32,7 @@ use crate::{
     events::Feed,
     metrics::Meters,
     resources::{Budgets, Capacity, DiskError, Disks},
+    server::Activity,
     service::{
         AttachmentsService, BudgetsService, CapsulesService, CollectorService, DevicesService, EventsService,
         HealthService, MetricsService, NodeService, NodeServiceError, SignaturesService, TagsService,
@@ -181,6 +182,11 @@ impl Node {
         self.closing.send_replace(true);
     }
 
+    /// Whether something is attached, or ends, that is to be followed without anybody asking.
+    pub fn is_in_use(&self) -> bool {
+        self.attachments.are_any()
+    }
+
     /// What counts the calls of the routes.
     pub fn meters(&self) -> Meters {
         self.meters.clone()
@@ -190,8 +196,12 @@ impl Node {
     ///
     /// # Errors
     /// When the socket cannot be made.
-    pub async fn serve_shims(&self, config: &Config) -> Result<NodeService, NodeServiceError> {
-        NodeService::serve(&config.run.join(SHIMS), self.attachments.clone()).await
+    pub async fn serve_shims(
+        &self,
+        config: &Config,
+        activity: Activity,
+    ) -> Result<NodeService, NodeServiceError> {
+        NodeService::serve(&config.run.join(SHIMS), self.attachments.clone(), activity).await
     }
 
     /// `capsule.v1` as gRPC routes, and the health of all services.

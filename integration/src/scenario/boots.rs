@@ -14,10 +14,12 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
+pub(super) use self::node::systemctl;
 use self::node::{AUTO, HAND};
 use super::capsulectl::done;
 use super::ctr::{Container, OURS};
 use super::follow::last;
+use super::idle;
 use super::sets::publish;
 use crate::event::{Event, Reporter};
 use crate::workspace::output_of;
@@ -78,8 +80,8 @@ fn in_order() -> Result<()> {
     fs::create_dir_all(drop_in).context(drop_in)?;
     fs::write(format!("{drop_in}/reboot.conf"), "[Unit]\nSuccessAction=none\nFailureAction=none\n")
         .context(drop_in)?;
-    node::systemctl(&["daemon-reload"])?;
-    node::systemctl(&["--no-block", "reboot"]).map(drop)
+    systemctl(&["daemon-reload"])?;
+    systemctl(&["--no-block", "reboot"]).map(drop)
 }
 
 /// Nothing ends, and nothing is written that was not written yet.
@@ -116,6 +118,7 @@ fn prepared(reporter: &mut Reporter) -> Result<()> {
         Ok(((), String::new()))
     })?;
     reporter.check(REMOTE, node::remote);
+    idle::run(reporter)?;
     reporter.must("two containers have attachments of every kind", || {
         for id in [AUTO, HAND] {
             OURS.start(id, &[], &node::PROGRAM).map(std::mem::forget)?;
@@ -196,7 +199,7 @@ fn after_the_second(reporter: &mut Reporter, so_far: &SoFar) -> Result<()> {
     Ok(())
 }
 
-fn send_journal(reporter: &mut Reporter) {
+pub(super) fn send_journal(reporter: &mut Reporter) {
     for (unit, lines) in [("capsuled", "60"), ("containerd", "40")] {
         let mut command = Command::new("journalctl");
         command.args(["--no-pager", "--boot", "--output=cat", "-n", lines, "-u", unit]);

@@ -34,11 +34,13 @@
 //! | [`sharing`] | equal files of capsules are one file, whatever is killed meanwhile |
 //! | [`storage`] | nothing but that every call succeeds: it measures what versions take |
 //! | [`suite`] | the snapshotter's conformance suite, through containerd, on its overlayfs and on ours |
+//! | [`idle`] | a capsuled that nobody uses ends, and the next call starts it |
 //! | [`idmapped`] | owners in user namespaces are those of containerd's overlayfs |
 //! | [`written`] | what is written to attachments is kept, dropped and published as asked |
 //! | [`others`] | what is attached outlives what others do to its images and its task |
 //! | [`told`] | what was not asked for is told too, to those who follow containerd as well |
 //! | [`boots`] | what is attached, kept and told outlives restarts of the machine itself |
+//! | [`packages`] | the package is installed, used, upgraded under readers, removed and purged |
 //! | [`upgrade`] | no call fails while capsuled is replaced |
 
 pub mod api;
@@ -55,6 +57,7 @@ pub mod docs;
 pub mod errors;
 pub mod follow;
 pub mod full;
+pub mod idle;
 pub mod idmapped;
 pub mod images;
 pub mod job;
@@ -65,6 +68,7 @@ pub mod limits;
 pub mod moves;
 pub mod nerdctl;
 pub mod others;
+pub mod packages;
 pub mod random_trees;
 pub mod readers;
 pub mod reboot;
@@ -147,6 +151,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "registry-old" => registry::run(reporter, true),
         "versions" => versions::run(reporter),
         "upgrade" => upgrade::take_over(reporter, 50),
+        crate::packages::SCENARIO => packages::run(reporter),
         "upgrade-systemd" => upgrade::systemd(reporter, 10),
         "reboot" => boots::run(reporter, |_| Ok(())),
         // Both in one machine: a boot takes half a minute.

@@ -121,16 +121,17 @@ fn under_load(
 }
 
 /// Clients at work, each in a thread of its own.
-struct Load {
+pub(super) struct Load {
     end: Arc<AtomicBool>,
-    calls: Arc<AtomicU64>,
+    /// Calls that have succeeded.
+    pub(super) calls: Arc<AtomicU64>,
     containers: Arc<AtomicU64>,
     threads: Vec<JoinHandle<Result<()>>>,
 }
 
 impl Load {
     /// Clients of the socket; with `containers`, `ctr` too.
-    fn start(socket: &'static str, containers_too: bool) -> Self {
+    pub(super) fn start(socket: &'static str, containers_too: bool) -> Self {
         let (end, calls, containers) = <(Arc<AtomicBool>, Arc<AtomicU64>, Arc<AtomicU64>)>::default();
         let mut threads = Vec::new();
         for number in 0..CLIENTS {
@@ -145,7 +146,7 @@ impl Load {
     }
 
     /// Ends the clients after the calls that they are at; what failed.
-    fn end(self) -> Vec<String> {
+    pub(super) fn end(self) -> Vec<String> {
         self.end.store(true, Ordering::Relaxed);
         let ended = self.threads.into_iter().map(JoinHandle::join);
         ended

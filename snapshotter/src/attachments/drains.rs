@@ -60,6 +60,11 @@ impl Drains {
         Ok(this)
     }
 
+    /// Whether anything drains.
+    pub fn are_any(&self) -> bool {
+        self.lock().values().any(|of| !of.drains.is_empty())
+    }
+
     fn learn(&self, event: &Event) {
         let Some(place) = &event.place else { return };
         let drain = Drain {

@@ -131,6 +131,11 @@ impl Attachments {
         Self { registry, refuse_foreign, ..self }
     }
 
+    /// Whether there is anything that events of containers, or shims, change: something attached, draining, or to be put back.
+    pub fn are_any(&self) -> bool {
+        !self.records.containers().is_empty() || self.drains.are_any() || self.limits_left.are_any()
+    }
+
     /// With kinds of devices, or `*`, that pods may name by annotation.
     #[must_use]
     pub fn with_devices_for_pods(self, kinds: &[String]) -> Self {

@@ -35,6 +35,11 @@ impl LimitsLeft {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether any may be left.
+    pub fn are_any(&self) -> bool {
+        !self.lock().is_empty()
+    }
+
     /// Has a container asked until its shim says that nothing is left.
     pub fn note(&self, container: &ContainerKey) {
         self.lock().insert(container.clone());

@@ -85,6 +85,6 @@ impl Reader<'_> {
     }
 }
 
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{error}: write a time as 12h or 7days, or 0s"))
 }

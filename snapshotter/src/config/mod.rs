@@ -41,6 +41,8 @@ pub struct Config {
     pub run: PathBuf,
     /// Socket on which the Snapshots API and `capsule.v1` are served. Default `capsuled.sock` in [`Config::run`].
     pub socket: PathBuf,
+    /// How long nobody may use a daemon that its socket's unit has started, before it ends. Default 0: for ever.
+    pub idle_stop: Duration,
     /// The containerd that this daemon belongs to.
     pub containerd: Containerd,
     /// How snapshots are made, mounted and removed.
@@ -229,6 +231,7 @@ impl Default for Config {
             root: "/var/lib/capsule".into(),
             run: "/run/capsule".into(),
             socket: "/run/capsule/capsuled.sock".into(),
+            idle_stop: Duration::ZERO,
             containerd: Containerd {
                 address: "/run/containerd/containerd.sock".into(),
                 namespace: "capsules".to_owned(),

@@ -11,6 +11,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
+use super::collect::parse_duration;
 use super::{Config, Mistake, Require};
 use crate::{capsules::model::CapsuleName, snapshots::MountOption};
 
@@ -58,12 +59,16 @@ impl Reader<'_> {
 
     fn config(&mut self, table: &DeTable<'_>) -> Config {
         let mut config = Config::default();
-        let mut socket = None;
+        let (mut socket, mut idle_stop) = (None, None);
         for (key, value) in table {
             match key.get_ref().as_ref() {
                 "root" => self.set(&mut config.root, "root", value, parse_root),
                 "run" => self.set(&mut config.run, "run", value, parse_run),
                 "socket" => socket = self.value("socket", value, parse_socket),
+                "idle_stop" => {
+                    self.set(&mut config.idle_stop, "idle_stop", value, parse_duration);
+                    idle_stop = Some(value.span());
+                }
                 "containerd" => self.containerd(&mut config, value),
                 "snapshots" => self.snapshots(&mut config, value),
                 "verify" => self.verify(&mut config, value, key.span()),
@@ -78,12 +83,26 @@ impl Reader<'_> {
                 _ => self.unknown(
                     key.span(),
                     key.get_ref(),
-                    "root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices], [budgets], [remote], [log] and [traces]",
+                    "root, run, socket, idle_stop, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices], [budgets], [remote], [log] and [traces]",
                 ),
             }
         }
         config.socket = socket.unwrap_or_else(|| config.run.join(SOCKET));
+        if let Some(span) = idle_stop {
+            self.check_idle_stop(&config, span);
+        }
         config
+    }
+
+    /// What is to be done at times of its own is not done by a daemon that has ended.
+    fn check_idle_stop(&mut self, config: &Config, span: Range<usize>) {
+        let collects = !config.collect.interval.is_zero() || config.collect.watermarks.is_some();
+        if collects && !config.idle_stop.is_zero() {
+            self.mistake(
+                span,
+                "a capsuled that ends when idle cannot collect by itself: leave out either idle_stop, or collect.interval and the watermarks",
+            );
+        }
     }
 
     fn uppers(&mut self, config: &mut Config, value: &Value<'_>) {

@@ -23,7 +23,7 @@ fn mistakes(text: &str) -> Vec<(usize, String)> {
 fn the_shipped_file_says_the_defaults_and_names_every_key() {
     assert_eq!(parse_config(SHIPPED), Ok(Config::default()));
     assert_eq!(parse_config(""), Ok(Config::default()));
-    let keys = "root run socket address namespace snapshotter hosts docker_namespaces docker_sockets mount_options remap_ids upperdir_label \
+    let keys = "root run socket idle_stop address namespace snapshotter hosts docker_namespaces docker_sockets mount_options remap_ids upperdir_label \
                 async_remove keys require interval keep_last keep_tagged older_than high_watermark low_watermark \
                 discard_unpacked_layers level";
     for key in keys.split_whitespace() {
@@ -52,6 +52,17 @@ fn what_is_set_is_taken() {
     assert_eq!(parse_config("containerd.docker_sockets = []").unwrap().containerd.docker_sockets.len(), 0);
     assert_eq!(mistakes("[containerd]\n\ndocker_sockets = ['run/docker.sock']\n")[0].0, 3);
     assert_eq!(parse_config("socket = '/s'").unwrap().socket, Path::new("/s"));
+}
+
+#[test]
+fn a_daemon_may_end_when_idle_if_it_has_nothing_to_do_by_itself() {
+    assert_eq!(parse_config("idle_stop = '10m'").unwrap().idle_stop, std::time::Duration::from_secs(600));
+    assert_eq!(mistakes("root = '/c'\nidle_stop = 'soon'")[0].0, 2);
+    for collects in ["interval = '12h'", "high_watermark = 90\nlow_watermark = 80"] {
+        let found = mistakes(&format!("idle_stop = '10m'\n[collect]\n{collects}\n"));
+        assert!(found.len() == 1 && found[0].0 == 1 && found[0].1.contains("collect.interval"), "{found:?}");
+    }
+    assert!(parse_config("idle_stop = '0s'\n[collect]\ninterval = '12h'\n").is_ok());
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Serving on unix sockets: where they come from, their modes, and the drain at the end.
 
+mod idle;
 mod linger;
 
 use std::{
@@ -20,6 +21,8 @@ use tokio::sync::oneshot;
 use tokio_stream::{StreamExt, wrappers::UnixListenerStream};
 use tonic::service::Routes;
 
+use idle::ActiveLayer;
+pub use idle::{Activity, Call};
 use linger::Connections;
 
 use crate::{
@@ -174,7 +177,7 @@ fn make_way(path: &Path) -> Result<(), ServerError> {
 /// Serves until `stop` ends, then accepts no connection more, tells the clients of those that there are to make their
 /// next calls elsewhere (GOAWAY, RFC 9113 section 6.8), and lets calls under way finish, for [`DRAIN`] at most.
 ///
-/// What connects from then on waits in the listening socket for as long as somebody has it open.
+/// What connects from then on waits in the listening socket for as long as somebody has it open. `activity` is told of calls.
 ///
 /// # Errors
 /// [`ServerError::Serve`] when the listener fails.
@@ -182,6 +185,7 @@ pub async fn serve(
     listener: UnixListener,
     routes: Routes,
     meters: Meters,
+    activity: Activity,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), ServerError> {
     listener.set_nonblocking(true).map_err(ServerError::Accept)?;
@@ -202,6 +206,7 @@ pub async fn serve(
     let server = tonic::transport::Server::builder()
         .layer(MeteredLayer(meters))
         .layer(TracedLayer)
+        .layer(ActiveLayer(activity))
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stop);
     tokio::select! {

@@ -24,6 +24,7 @@ use crate::attachments::{
     Attachments, Moment,
     model::{Attachment, ContainerKey},
 };
+use crate::server::{Activity, Call};
 
 /// Why the service is not there.
 #[derive(Debug, thiserror::Error)]
@@ -58,11 +59,15 @@ pub struct NodeService {
 
 impl NodeService {
     /// Serves on `path`, which is replaced if it is there: to be called by the one capsuled that serves its gRPC socket.
-    /// The socket has mode 0600.
+    /// The socket has mode 0600. `activity` is told of calls.
     ///
     /// # Errors
     /// [`NodeServiceError`].
-    pub async fn serve(path: &Path, attachments: Attachments) -> Result<Self, NodeServiceError> {
+    pub async fn serve(
+        path: &Path,
+        attachments: Attachments,
+        activity: Activity,
+    ) -> Result<Self, NodeServiceError> {
         let prepare = |source| NodeServiceError::Prepare { path: path.to_owned(), source };
         let listen = |source| NodeServiceError::Listen { path: path.to_owned(), source };
         if let Some(directory) = path.parent() {
@@ -75,7 +80,7 @@ impl NodeService {
         let mut server = Server::new()
             .bind(&format!("unix://{}", path.display()))
             .map_err(listen)?
-            .register_service(create_node(Arc::new(Answers(attachments))));
+            .register_service(create_node(Arc::new(Answers { attachments, activity })));
         fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(prepare)?;
         server.start().await.map_err(listen)?;
         Ok(Self { server })
@@ -89,7 +94,10 @@ impl NodeService {
     }
 }
 
-struct Answers(Attachments);
+struct Answers {
+    attachments: Attachments,
+    activity: Activity,
+}
 
 #[async_trait]
 impl Wire for Answers {
@@ -98,20 +106,22 @@ impl Wire for Answers {
         _: &TtrpcContext,
         request: AttachNamedRequest,
     ) -> ttrpc::Result<AttachNamedResponse> {
-        let attachments = self.0.clone();
+        let (attachments, call) = (self.attachments.clone(), self.activity.begin());
         let container = ContainerKey { namespace: request.namespace, id: request.container_id };
         let named = request.attachments;
         let moment = if request.created_with_devices { Moment::Created } else { Moment::Live };
         let attached =
-            to_the_end(async move { attachments.attach_named(&container, &named, moment).await }).await?;
+            to_the_end(call, async move { attachments.attach_named(&container, &named, moment).await })
+                .await?;
         Ok(AttachNamedResponse { attached: lines(&attached), ..Default::default() })
     }
 
     async fn restore(&self, _: &TtrpcContext, request: RestoreRequest) -> ttrpc::Result<RestoreResponse> {
-        let attachments = self.0.clone();
+        let (attachments, call) = (self.attachments.clone(), self.activity.begin());
         let container = ContainerKey { namespace: request.namespace, id: request.container_id };
         let named = request.attachments;
-        let restored = to_the_end(async move { attachments.restore_named(&container, &named).await }).await?;
+        let restored =
+            to_the_end(call, async move { attachments.restore_named(&container, &named).await }).await?;
         Ok(RestoreResponse { restored: lines(&restored), ..Default::default() })
     }
 
@@ -120,7 +130,7 @@ impl Wire for Answers {
         _: &TtrpcContext,
         request: DevicesAtCreationRequest,
     ) -> ttrpc::Result<DevicesAtCreationResponse> {
-        let attachments = self.0.clone();
+        let (attachments, _call) = (self.attachments.clone(), self.activity.begin());
         let container =
             ContainerKey { namespace: request.namespace.clone(), id: request.container_id.clone() };
         let asked = creation::creation(request);
@@ -131,9 +141,15 @@ impl Wire for Answers {
 
 /// To its end, also when the shim goes away in the middle.
 async fn to_the_end<T: Send + 'static, E: Into<Status> + Send + 'static>(
-    call: impl Future<Output = Result<T, E>> + Send + 'static,
+    call: Call,
+    work: impl Future<Output = Result<T, E>> + Send + 'static,
 ) -> ttrpc::Result<T> {
-    match tokio::spawn(call.in_current_span()).await {
+    let work = async move {
+        let done = work.await;
+        drop(call);
+        done
+    };
+    match tokio::spawn(work.in_current_span()).await {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(error)) => Err(status(&error.into())),
         Err(panic) => Err(status(&Status::internal(panic.to_string()))),

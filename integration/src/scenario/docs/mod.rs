@@ -3,7 +3,7 @@
 mod page;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -43,6 +43,9 @@ pub const UNIFIED_PAGES: [Page; 3] = [
     ("limits", "docs/limits.md", include_str!("../../../../docs/limits.md")),
 ];
 
+/// The page of the package, whose examples are run by the scenario `packages`, section by section.
+pub const INSTALL: Page = ("install", "docs/install.md", include_str!("../../../../docs/install.md"));
+
 /// Runs the examples of one page, or of [`UNIFIED_PAGES`], which is `unified`: a machine of theirs takes its time to start.
 pub fn run(reporter: &mut Reporter, page: &str) -> Result<()> {
     if page == "unified" {
@@ -61,8 +64,33 @@ fn examples(reporter: &mut Reporter, name: &str, source: &str) -> Result<()> {
     OURS.import()?;
     let folder = PathBuf::from("/tmp/docs");
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    let parts = page::parse(source).with_context(|| format!("read {name}"))?;
+    let examples = parts_of(reporter, name, parts)?;
+    ensure!(examples > 0, "{name} has no example");
+    for id in ctr(&["container", "ls", "-q"])?.success("ctr container ls")?.lines() {
+        Container { id: id.to_owned() }.remove()?;
+    }
+    world.stop()
+}
+
+/// Runs the examples of a page's section, whose heading is `## HEADING`, with what is there already.
+///
+/// # Errors
+/// As an example's; a section that is not there, or has no example.
+pub fn section(reporter: &mut Reporter, (_, name, source): Page, heading: &str) -> Result<()> {
+    let lines =
+        page::section(source, heading).with_context(|| format!("{name} has no section {heading:?}"))?;
+    let parts = page::parse(source).with_context(|| format!("read {name}"))?;
+    let parts = parts.into_iter().filter(|part| lines.contains(&part.line())).collect();
+    ensure!(parts_of(reporter, name, parts)? > 0, "{name}: {heading} has no example");
+    Ok(())
+}
+
+/// Runs them in order, in `/tmp/docs`; how many examples they are.
+fn parts_of(reporter: &mut Reporter, name: &str, parts: Vec<Part>) -> Result<u32> {
+    let folder = Path::new("/tmp/docs");
     let mut examples = 0;
-    for part in page::parse(source).with_context(|| format!("read {name}"))? {
+    for part in parts {
         match part {
             Part::Prepare { line, script } => {
                 let script = format!("set -eu\n{script}");
@@ -89,11 +117,7 @@ fn examples(reporter: &mut Reporter, name: &str, source: &str) -> Result<()> {
             }
         }
     }
-    ensure!(examples > 0, "{name} has no example");
-    for id in ctr(&["container", "ls", "-q"])?.success("ctr container ls")?.lines() {
-        Container { id: id.to_owned() }.remove()?;
-    }
-    world.stop()
+    Ok(examples)
 }
 
 /// Runs it; its first line.
@@ -114,14 +138,12 @@ fn sh(script: &str) -> Result<Output> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     #[test]
     fn what_a_page_shows_of_a_file_is_in_it() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let quotes = PAGES.iter().chain(&UNIFIED_PAGES).flat_map(|(_, page, source)| {
+        let quotes = PAGES.iter().chain(&UNIFIED_PAGES).chain([&INSTALL]).flat_map(|(_, page, source)| {
             page::quotes(source).unwrap().into_iter().map(move |quote| (page, quote))
         });
         let mut seen = 0;

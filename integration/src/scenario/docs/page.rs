@@ -9,6 +9,8 @@
 //! | `<!-- file: PATH -->` | the next fence is what that file holds |
 //! | `<!-- same as: PATH -->` | the next fence is a part of that file of the project |
 
+use std::ops::Range;
+
 use anyhow::{Context as _, Result, ensure};
 
 /// A part of a page, in order.
@@ -22,6 +24,26 @@ pub enum Part {
     Shown { line: usize, reason: String },
     /// A fence that is a file.
     File { line: usize, path: String, text: String },
+}
+
+impl Part {
+    /// Where it is in its source, counted from 1.
+    pub fn line(&self) -> usize {
+        match self {
+            Self::Prepare { line, .. }
+            | Self::Example { line, .. }
+            | Self::Shown { line, .. }
+            | Self::File { line, .. } => *line,
+        }
+    }
+}
+
+/// The lines of the section whose heading is `## HEADING`, if a page has one.
+pub fn section(source: &str, heading: &str) -> Option<Range<usize>> {
+    let headings = || source.lines().zip(1..).filter(|(line, _)| line.starts_with("## "));
+    let (_, first) = headings().find(|(line, _)| line.strip_prefix("## ") == Some(heading))?;
+    let next = headings().map(|(_, number)| number).find(|number| *number > first);
+    Some(first..next.unwrap_or(usize::MAX))
 }
 
 /// What a page has to run.

@@ -1,0 +1,50 @@
+//! What the services of each profile take, as the documentation lists it.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::scenario::boots::systemctl;
+use crate::scenario::capsulectl::done;
+use crate::scenario::world::within;
+
+/// The services, each with how much it may take, in KiB: `MemoryMax` of its unit, or what a laptop does not feel.
+const SERVICES: [(&str, u64); 2] = [("capsuled.service", 48 << 10), ("capsule-metrics.service", 32 << 10)];
+
+/// Starts the one that is not started by itself, uses both, and measures them.
+pub fn measured() -> Result<String> {
+    systemctl(&["start", "capsule-metrics.service"])?;
+    done(&["ls"])?;
+    within(Duration::from_secs(60), "metrics", || Ok(scrape().is_ok_and(|text| text.contains("capsule_"))))?;
+    let mut told = Vec::new();
+    for (unit, most) in SERVICES {
+        let pid = systemctl(&["show", "--property=MainPID", "--value", unit])?;
+        let path = format!("/proc/{}/smaps_rollup", pid.trim());
+        let rollup = fs::read_to_string(&path).with_context(|| path.clone())?;
+        let [rss, pss, anonymous] = ["Rss:", "Pss:", "Anonymous:"].map(|key| kib(&rollup, key));
+        let (rss, pss, anonymous) = (rss?, pss?, anonymous?);
+        ensure!(rss < most, "{unit} has {rss} KiB resident, and may have {most}");
+        told.push(format!("{unit}: {rss} KiB resident, {pss} proportional, {anonymous} anonymous"));
+    }
+    systemctl(&["stop", "capsule-metrics.service"])?;
+    Ok(told.join("; "))
+}
+
+/// As Prometheus does it.
+fn scrape() -> Result<String> {
+    let mut stream = TcpStream::connect("127.0.0.1:9470").context("connect")?;
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .context("ask")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).context("read")?;
+    Ok(text)
+}
+
+fn kib(rollup: &str, key: &str) -> Result<u64> {
+    let line = rollup.lines().find_map(|line| line.strip_prefix(key)).with_context(|| format!("no {key}"))?;
+    line.trim().trim_end_matches(" kB").parse().with_context(|| format!("{key} {line}"))
+}
