@@ -7,6 +7,9 @@ use capsule_certificates::Role::{self, Admin, Operator, Viewer};
 use capsule_proto::capsule::v1;
 use prost::Message;
 
+/// Tells from a first message what its call is about.
+pub type Object = fn(&[u8]) -> Option<String>;
+
 /// What is decided of one call.
 #[derive(Debug)]
 pub struct Rule {
@@ -17,7 +20,7 @@ pub struct Rule {
     /// It goes on until somebody ends it.
     pub follows: bool,
     /// What its first message is about; `None` where no message is looked at.
-    pub object: Option<fn(&[u8]) -> Option<String>>,
+    pub object: Option<Object>,
     /// A message for which only an admin may make it. What could not be looked at is one.
     only_admin: Option<fn(&[u8]) -> bool>,
 }
@@ -27,7 +30,7 @@ impl Rule {
         Self { method, role, follows: false, object: None, only_admin: None }
     }
 
-    const fn about(mut self, object: fn(&[u8]) -> Option<String>) -> Self {
+    const fn about(mut self, object: Object) -> Self {
         self.object = Some(object);
         self
     }

@@ -138,7 +138,10 @@ impl Material {
 
 /// What the files were when they were looked at: changes when one is written or replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stamp([Option<(i64, i64, u64, u64, u32)>; 3]);
+pub struct Stamp([Option<Seen>; 3]);
+
+/// When a file was changed (seconds and nanoseconds), its inode, size and mode.
+type Seen = (i64, i64, u64, u64, u32);
 
 impl Stamp {
     /// Of the files as they are. Those that are not there are told from those that are.
