@@ -45,6 +45,17 @@ pub struct Output {
     pub code: i32,
 }
 
+impl From<std::process::Output> for Output {
+    fn from(output: std::process::Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Self {
+            out: text(&output.stdout),
+            err: text(&output.stderr),
+            code: output.status.code().unwrap_or(-1),
+        }
+    }
+}
+
 impl Output {
     /// Fails unless the program succeeded; its standard output.
     pub fn success(self, what: &str) -> Result<String> {
@@ -67,18 +78,22 @@ impl Output {
 
 /// Runs a program with `input` on its standard input, for at most two minutes.
 pub fn run(program: &str, args: &[&str], input: &[u8]) -> Result<Output> {
-    let output = run_raw(program, args, input)?;
-    Ok(Output {
-        out: String::from_utf8_lossy(&output.stdout).into_owned(),
-        err: String::from_utf8_lossy(&output.stderr).into_owned(),
-        code: output.status.code().unwrap_or(-1),
-    })
+    run_raw(program, args, input).map(Output::from)
+}
+
+/// The same for what takes minutes on emulated processors, for at most seven.
+pub fn run_long(program: &str, args: &[&str], input: &[u8]) -> Result<Output> {
+    run_raw_for("420", program, args, input).map(Output::from)
 }
 
 /// [`run`] for a program that writes no text.
 pub fn run_raw(program: &str, args: &[&str], input: &[u8]) -> Result<std::process::Output> {
+    run_raw_for("120", program, args, input)
+}
+
+fn run_raw_for(seconds: &str, program: &str, args: &[&str], input: &[u8]) -> Result<std::process::Output> {
     let mut child = Command::new("timeout")
-        .args(["--kill-after=5", "120", program])
+        .args(["--kill-after=5", seconds, program])
         .args(args)
         .env("PATH", path())
         .stdin(Stdio::piped())

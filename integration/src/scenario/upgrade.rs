@@ -34,7 +34,7 @@ const CLIENTS: usize = 8;
 pub fn take_over(reporter: &mut Reporter, times: u32) -> Result<()> {
     let mut world = World::start(true)?;
     SNAPSHOTTER.import()?;
-    let load = Load::start(CONTAINERD_SOCKET, true);
+    let load = Load::start(CONTAINERD_SOCKET, CLIENTS, true);
     under_load(reporter, load, &format!("{times} times capsuled --take-over"), times, || world.take_over())?;
     world.stop()
 }
@@ -54,7 +54,7 @@ pub fn systemd(reporter: &mut Reporter, times: u32) -> Result<()> {
         systemctl(&["start", "capsuled.service"])?;
         Ok(((), systemctl(&["is-active", "capsuled.socket"])?.trim().to_owned()))
     })?;
-    let load = Load::start(CAPSULED_SOCKET, false);
+    let load = Load::start(CAPSULED_SOCKET, CLIENTS, false);
     let outcome = under_load(reporter, load, &format!("{times} times systemctl restart"), times, || {
         systemctl(&["restart", "capsuled.service"]).map(drop)
     });
@@ -130,11 +130,11 @@ pub(super) struct Load {
 }
 
 impl Load {
-    /// Clients of the socket; with `containers`, `ctr` too.
-    pub(super) fn start(socket: &'static str, containers_too: bool) -> Self {
+    /// So many clients of the socket; with `containers_too`, `ctr` too.
+    pub(super) fn start(socket: &'static str, clients: usize, containers_too: bool) -> Self {
         let (end, calls, containers) = <(Arc<AtomicBool>, Arc<AtomicU64>, Arc<AtomicU64>)>::default();
         let mut threads = Vec::new();
-        for number in 0..CLIENTS {
+        for number in 0..clients {
             let (end, calls) = (end.clone(), calls.clone());
             threads.push(spawn(move || call_until(&end, &calls, socket, number)));
         }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 
 use self::page::Part;
-use super::ctr::{Container, OURS, Output, ctr, run as run_program};
+use super::ctr::{Container, OURS, Output, ctr, run_long};
 use super::world::{World, with_logs};
 use crate::event::Reporter;
 use crate::nerdctl;
@@ -133,7 +133,7 @@ fn example(command: &str, prints: Option<&str>) -> Result<String> {
 }
 
 fn sh(script: &str) -> Result<Output> {
-    run_program("sh", &["-c", &format!("export HOME=/root\ncd /tmp/docs\n{script}")], b"")
+    run_long("sh", &["-c", &format!("export HOME=/root\ncd /tmp/docs\n{script}")], b"")
 }
 
 #[cfg(test)]

@@ -102,9 +102,9 @@ fn upgraded_under_readers(reporter: &mut Reporter) -> Result<Container> {
         Ok((shop, done(&["ps"])?))
     })?;
     let allowed = [&old, &new].map(|(version, _)| format!("/reference/tzdata-{version}/tzdata.zi"));
-    let (readers, load) = reporter.must("readers read in it, and clients call capsuled", || {
+    let (readers, load) = reporter.must("readers read in it, and a client calls capsuled", || {
         let readers = Readers::start(&shop, 2, RELEASE, &allowed)?;
-        Ok(((readers, Load::start(CAPSULED_SOCKET, false)), String::new()))
+        Ok(((readers, Load::start(CAPSULED_SOCKET, 1, false)), String::new()))
     })?;
     let (first, known) = (node::capsuled()?, ps()?);
     let outcome = docs::section(reporter, docs::INSTALL, "Upgrade");

@@ -72,9 +72,7 @@ pub fn apt(words: &[&str], variables: &[(&str, &str)]) -> Result<Output> {
         .stdin(Stdio::null())
         .output()
         .context("start apt-get")?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let code = output.status.code().unwrap_or(-1);
-    Ok(Output { out: text(&output.stdout), err: text(&output.stderr), code })
+    Ok(output.into())
 }
 
 /// The file of the newer package, as apt takes it.
