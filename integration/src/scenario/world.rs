@@ -261,7 +261,9 @@ fn containerd_command(config: &Path) -> Command {
 
 fn start_capsuled(arguments: &[&str]) -> Result<Daemon> {
     let mut command = Command::new("capsuled");
-    Daemon::start("capsuled", command.args(arguments).env("PATH", path()).env("RUST_LOG", "info"))
+    command.args(arguments).env("PATH", path()).env("RUST_LOG", "info");
+    // Milliseconds between two exports of spans: nobody should wait for five seconds.
+    Daemon::start("capsuled", command.env("OTEL_BSP_SCHEDULE_DELAY", "200"))
 }
 
 fn answers() -> bool {
