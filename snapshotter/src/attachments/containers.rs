@@ -65,6 +65,8 @@ pub struct Known {
     pub member: Option<Member>,
     /// The name that its client calls it by, if it has one beside its id.
     pub name: Option<String>,
+    /// Its task is its only one: it is a pod's, and the kubelet makes another container where it restarts one.
+    pub once: bool,
     /// It is Docker's, and stopped: containerd has no container of its id now.
     pub stopped: bool,
 }
@@ -74,8 +76,9 @@ impl Known {
     fn of(container: Option<Container>, lease: Option<&Lease>) -> Option<Self> {
         let created = lease.map(|lease| lease.created);
         match container {
-            Some(Container { runtime, created: own, member, name, .. }) => {
-                Some(Self { runtime, created: created.unwrap_or(own), member, name, stopped: false })
+            Some(Container { runtime, created: own, member, name, once, .. }) => {
+                let created = created.unwrap_or(own);
+                Some(Self { runtime, created, member, name, once, stopped: false })
             }
             None => Some(Self { created: created?, stopped: true, ..Self::default() }),
         }
@@ -394,8 +397,14 @@ mod tests {
     fn a_container_of_dockers_is_there_as_long_as_its_lease() {
         let at = |seconds| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
         let (id, runtime) = ("c0".repeat(32), "io.containerd.capsule.v1".to_owned());
-        let container =
-            Container { id: id.clone(), runtime: runtime.clone(), created: at(9), member: None, name: None };
+        let container = Container {
+            id: id.clone(),
+            runtime: runtime.clone(),
+            created: at(9),
+            member: None,
+            name: None,
+            once: false,
+        };
         let lease = Lease { id: id.clone(), created: at(5), labels: std::collections::HashMap::new() };
         let known = |runtime: &str, created, stopped| {
             Some(Known { runtime: runtime.to_owned(), created, stopped, ..Known::default() })
