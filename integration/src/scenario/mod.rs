@@ -17,6 +17,7 @@
 //! | [`devices`] | devices of CDI specs are given to live containers and taken back, and to those that are created |
 //! | [`limits`] | limits of live containers are changed by what is attached to them, and put back |
 //! | [`cri`] | what Kubernetes asks of a node: pods with capsules, by a RuntimeClass, annotations and hand |
+//! | [`kubernetes`] | a cluster of one node, as `kubectl` drives it: pods on containerd's own and on ours, with capsules |
 //! | [`docker`] | what is attached to Docker's containers outlives their restarts, and ends with them |
 //! | [`nerdctl`] | containers of nerdctl's live on ours as on containerd's own, with capsules |
 //! | [`registry`] | tags; versions move between machines, by a registry and by archives |
@@ -55,6 +56,7 @@ pub mod full;
 pub mod idmapped;
 pub mod images;
 pub mod keep;
+pub mod kubernetes;
 pub mod life;
 pub mod limits;
 pub mod moves;
@@ -118,6 +120,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "docker" => docker::run(reporter),
         "cri" => cri::run(reporter),
         "nerdctl" => nerdctl::run(reporter),
+        "kubernetes" => kubernetes::run(reporter),
         "devices" => devices::run(reporter),
         "bench-devices" => devices::bench::run(reporter),
         "programs" => devices::programs::run(reporter),
