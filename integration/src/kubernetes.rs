@@ -70,7 +70,7 @@ pub fn ready(workspace: &Workspace) -> Result<PathBuf> {
 /// The folder with what is built: kept apart, for it takes so long.
 fn built(workspace: &Workspace) -> Result<PathBuf> {
     let recipe = format!("{VERSION} {MODULE:?} {}", SUITE.name());
-    workspace.cached("kubernetes", VERSION, &recipe, |folder| {
+    workspace.cached("kubernetes", "programs", &recipe, |folder| {
         eprintln!("building Kubernetes {VERSION}: half an hour, once");
         let scratch = folder.with_extension("scratch");
         remove_tree(&scratch)?;
@@ -112,4 +112,22 @@ pub fn install() -> Result<()> {
         symlink(Path::new(AT).join(from), &at).with_context(|| format!("link {at}"))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_module_is_of_this_release_as_a_whole() {
+        let text = MODULE[0].1;
+        assert!(text.contains(&format!("k8s.io/kubernetes {VERSION} ")), "{text}");
+        let libraries = VERSION.replacen("v1.", "v0.", 1);
+        let replaced: Vec<&str> = text.lines().filter(|line| line.contains(" => ")).collect();
+        assert!(replaced.len() > 20);
+        for line in replaced {
+            let words: Vec<&str> = line.split_ascii_whitespace().collect();
+            assert_eq!(words, [words[0], "=>", words[0], &libraries]);
+        }
+    }
 }

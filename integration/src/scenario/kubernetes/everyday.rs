@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::kubectl::{Manifest, Member, apply, done, get};
+use super::kubectl::{Manifest, Member, apply, done, get, kubectl};
 use super::{Class, left, until};
 use crate::scenario::reboot::kill;
 use crate::scenario::runtime::cgroups::group::Group;
@@ -59,10 +59,29 @@ pub fn lives(class: Class) -> Result<String> {
     app.sh("test -s /var/run/secrets/kubernetes.io/serviceaccount/token && echo from app > /both/note")?;
     ensure!(log.sh("cat /both/note")? == "from app", "a volume of both");
     limited(&app)?;
-    let usage = usage(&pod.name)?;
     let address = pod.get()?["status"]["podIP"].clone();
     pod.delete()?;
-    Ok(format!("{address}, {usage}"))
+    Ok(address.to_string())
+}
+
+/// A gap of ours: the kubelet measures no pod of the node while there is one (docs/kubernetes.md).
+pub fn measured(class: Class) -> Result<String> {
+    let pod = Manifest::new("measured", class, &[("app", SLEEP), ("log", SLEEP)]).ready()?;
+    let said = match class {
+        None => usage(&pod.name)?,
+        Some(_) => {
+            let refusal = || -> Result<String> { Ok(kubectl(&["get", "--raw", &summary()])?.err) };
+            until("refused", || Ok(refusal()?.contains("failed to get device for dir")))?;
+            refusal()?.trim().to_owned()
+        }
+    };
+    pod.delete()?;
+    Ok(said)
+}
+
+/// Where the API server has what the kubelet measures.
+fn summary() -> String {
+    format!("/api/v1/nodes/{}/proxy/stats/summary", super::files::NODE)
 }
 
 fn limited(app: &Member<'_>) -> Result<()> {
@@ -76,8 +95,7 @@ fn limited(app: &Member<'_>) -> Result<()> {
 /// What the kubelet measures of each container.
 fn usage(name: &str) -> Result<String> {
     let of = || -> Result<Option<[u64; 2]>> {
-        let path = format!("/api/v1/nodes/{}/proxy/stats/summary", super::files::NODE);
-        let text = done(&["get", "--raw", &path])?;
+        let text = done(&["get", "--raw", &summary()])?;
         let summary: Value = serde_json::from_str(&text).context("a summary of the node")?;
         let pods = summary["pods"].as_array().cloned().unwrap_or_default();
         let pod = pods.into_iter().find(|pod| pod["podRef"]["name"] == name);

@@ -75,8 +75,9 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     })?;
     reporter.must("the RuntimeClass of configs/kubernetes", || shipped::class().map(|said| ((), said)))?;
     for (name, class) in [("runc", REFERENCE), ("capsule", OURS)] {
-        let cases: [(&str, fn(Class) -> Result<String>); 4] = [
-            ("probes, logs, execs, volumes, a limit and usage", everyday::lives),
+        let cases: [(&str, fn(Class) -> Result<String>); 5] = [
+            ("probes, logs, execs, volumes and a limit", everyday::lives),
+            ("what the kubelet measures", everyday::measured),
             ("restarts, by a probe and of what was killed", everyday::restarts),
             ("a pod that ends by itself", everyday::ends),
             ("a pod is deleted, and nothing is left", everyday::deleted),
