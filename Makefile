@@ -10,7 +10,7 @@ TESTBED := $(PROGRAMS)/capsule-testbed
 MACHINES := CAPSULE_PROGRAMS=$(PROGRAMS)
 ON_MACHINES := --test machines --test leftovers --test power --test trees
 
-.PHONY: demo test release release-shim bench bench-runtime bench-snapshotter bench-storage bench-scale bench-devices soak deb test-packages static test-static build lint unit fuzz fuzz-build native vm suite test-runtime rootfs setup clean
+.PHONY: demo test release release-shim bench bench-runtime bench-snapshotter bench-storage bench-scale bench-devices soak deb test-packages static test-static build lint unit fuzz fuzz-build native vm suite test-runtime test-k8s rootfs setup clean
 
 # Attach, upgrade, roll back and detach capsules in a live container, and tell what happens.
 demo: build
@@ -146,6 +146,12 @@ fuzz-%: fuzz-build
 test-runtime: rootfs
 	$(MACHINES) TEST_RUNTIME=$(TEST_RUNTIME) TEST_CASES="$(TEST_CASES)" \
 		cargo test --locked --workspace --test machines -- --test-threads=1 --skip bench _runtime
+
+# Pods on a cluster of one node, with a real kubelet. What is not Debian's is built from Kubernetes' Go modules, once, in half an hour
+# (target/kubernetes); the test takes ten minutes.
+test-k8s: build
+	@$(TESTBED) prepare --suite forky
+	@$(TESTBED) run kubernetes
 
 rootfs: build
 	@$(TESTBED) prepare

@@ -9,8 +9,10 @@
 //! | [`criu`] | the program that checkpoints | mmdebstrap, `target/criu` |
 //! | [`images`] | OCI images, made here: of one layer and of very many | `rustc`, `gzip`, `target/images` |
 //! | [`peers`] | other snapshotters, to compare ours with | apt's client, `target/peers` |
+//! | [`go`] | Debian's Go, which builds what Debian has no package of | mmdebstrap, folders it is given |
 //! | [`nerdctl`] | the client nerdctl, built from its module | Go and its module proxy, apt's client, `target/nerdctl` |
 //! | [`packages`] | our own Debian package, made by the Makefile | `target/packages` |
+//! | [`kubernetes`] | a cluster's programs and a node's, built as tools of a module | Go and its module proxy, apt's client, `target/kubernetes` |
 //! | [`payload`] | what a machine is given: programs, images, capsule trees | `target/payload` |
 //! | [`native`] | a machine of private namespaces on this kernel | namespaces, cgroups below its own |
 //! | [`vm`] | a machine of its own kernel | qemu |
@@ -30,7 +32,9 @@ pub mod bench;
 pub mod capsules;
 pub mod criu;
 pub mod event;
+pub mod go;
 pub mod images;
+pub mod kubernetes;
 pub mod machine;
 pub mod narrate;
 pub mod native;

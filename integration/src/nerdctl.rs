@@ -11,6 +11,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::apt::Apt;
+use crate::go::Go;
 use crate::rootfs::{self, Suite};
 use crate::workspace::{Workspace, output_of, remove_tree};
 
@@ -41,7 +42,7 @@ pub fn needed_by(scenario: &str) -> bool {
 /// The folder with `bin/nerdctl` and the plugins in `cni/`. Four minutes the first time.
 pub fn ready(workspace: &Workspace) -> Result<PathBuf> {
     let rootfs = rootfs::ready(workspace, PLUGINS.1)?;
-    let recipe = format!("{} {}", rootfs.display(), include_str!("nerdctl.rs"));
+    let recipe = format!("{} {} {}", rootfs.display(), include_str!("nerdctl.rs"), include_str!("go.rs"));
     workspace.cached("nerdctl", "programs", &recipe, |folder| {
         let scratch = folder.with_extension("scratch");
         remove_tree(&scratch)?;
@@ -49,7 +50,8 @@ pub fn ready(workspace: &Workspace) -> Result<PathBuf> {
             fs::create_dir_all(&part).with_context(|| format!("create {}", part.display()))?;
         }
         let keyring = rootfs::keyring(&scratch.join("keyring"))?;
-        Go::fetch(&scratch, keyring.as_deref())?.build(&folder.join("bin/nerdctl"))?;
+        let go = Go::fetch(GO, &scratch, keyring.as_deref())?;
+        build(&go, &scratch, &folder.join("bin/nerdctl"))?;
         let apt = Apt::of(&rootfs, PLUGINS.1.name(), keyring.as_deref(), &scratch.join("apt"))?;
         let plugins = scratch.join("plugins");
         let deb = apt.download(PLUGINS.0)?;
@@ -68,71 +70,41 @@ pub fn install() -> Result<()> {
     Ok(())
 }
 
-/// Debian's Go, unpacked and not installed.
-struct Go {
-    scratch: PathBuf,
-    /// Its root, in which `bin/go` is.
-    root: PathBuf,
+/// Builds nerdctl, linked statically.
+fn build(go: &Go, scratch: &Path, program: &Path) -> Result<()> {
+    let source = source(go, scratch)?;
+    // `go install` builds no module that replaces another one.
+    let (tests, files) = TESTS;
+    for file in files {
+        let path = source.join("cmd/nerdctl/helpers").join(file);
+        fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+    }
+    let edits = [format!("-dropreplace={tests}@v0.0.0"), format!("-droprequire={tests}")];
+    output_of(go.command(&source).args(["mod", "edit"]).args(edits))?;
+    let named = format!("-s -w -X {MODULE}/pkg/version.Version={VERSION}");
+    let mut build = go.command(&source);
+    build.args(["build", "-mod=readonly", "-ldflags", &named, "-o"]).arg(program).arg("./cmd/nerdctl");
+    output_of(&mut build).context("build nerdctl")?;
+    let says = output_of(Command::new(program).arg("--version"))?;
+    ensure!(says.contains(VERSION.trim_start_matches('v')), "nerdctl calls itself {says:?}");
+    Ok(())
 }
 
-impl Go {
-    fn fetch(scratch: &Path, keyring: Option<&Path>) -> Result<Self> {
-        let tree = scratch.join("go");
-        let mut command = rootfs::mmdebstrap(keyring);
-        command.args(["--variant=extract", "--include=golang-go", GO.name()]).arg(&tree);
-        output_of(&mut command).context("fetch Debian's Go")?;
-        let program = fs::read_link(tree.join("usr/bin/go")).context("Debian's Go has no program")?;
-        // As `../lib/go-1.24/bin/go`.
-        let root = program.parent().and_then(Path::parent).context("the Go program's folder")?;
-        Ok(Self { scratch: scratch.to_owned(), root: tree.join("usr/bin").join(root) })
+/// Its module's files, as they were when the sums were written.
+fn source(go: &Go, scratch: &Path) -> Result<PathBuf> {
+    let asking = scratch.join("asking");
+    fs::create_dir_all(&asking).with_context(|| format!("create {}", asking.display()))?;
+    let sums = format!("{MODULE} {VERSION} {}\n{MODULE} {VERSION}/go.mod {}\n", SUMS[0], SUMS[1]);
+    let module = format!("module asking\n\ngo 1.24\n\nrequire {MODULE} {VERSION}\n");
+    for (file, text) in [("go.mod", module), ("go.sum", sums)] {
+        fs::write(asking.join(file), text).with_context(|| format!("write {file}"))?;
     }
-
-    /// A run of the program. It is linked statically, as its compiler is: whatever the host has.
-    fn command(&self, folder: &Path) -> Command {
-        let mut command = Command::new(self.root.join("bin/go"));
-        command.current_dir(folder).env("GOROOT", &self.root).env("GOPATH", self.scratch.join("path"));
-        command.env("GOCACHE", self.scratch.join("cache")).env("GOTOOLCHAIN", "local");
-        command.env("GOFLAGS", "-trimpath -buildvcs=false -modcacherw").env("CGO_ENABLED", "0");
-        command
-    }
-
-    /// Builds nerdctl, linked statically.
-    fn build(&self, program: &Path) -> Result<()> {
-        let source = self.source()?;
-        // `go install` builds no module that replaces another one.
-        let (tests, files) = TESTS;
-        for file in files {
-            let path = source.join("cmd/nerdctl/helpers").join(file);
-            fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
-        }
-        let edits = [format!("-dropreplace={tests}@v0.0.0"), format!("-droprequire={tests}")];
-        output_of(self.command(&source).args(["mod", "edit"]).args(edits))?;
-        let named = format!("-s -w -X {MODULE}/pkg/version.Version={VERSION}");
-        let mut build = self.command(&source);
-        build.args(["build", "-mod=readonly", "-ldflags", &named, "-o"]).arg(program).arg("./cmd/nerdctl");
-        output_of(&mut build).context("build nerdctl")?;
-        let says = output_of(Command::new(program).arg("--version"))?;
-        ensure!(says.contains(VERSION.trim_start_matches('v')), "nerdctl calls itself {says:?}");
-        Ok(())
-    }
-
-    /// Its module's files, as they were when the sums were written.
-    fn source(&self) -> Result<PathBuf> {
-        let asking = self.scratch.join("asking");
-        fs::create_dir_all(&asking).with_context(|| format!("create {}", asking.display()))?;
-        let sums = format!("{MODULE} {VERSION} {}\n{MODULE} {VERSION}/go.mod {}\n", SUMS[0], SUMS[1]);
-        let module = format!("module asking\n\ngo 1.24\n\nrequire {MODULE} {VERSION}\n");
-        for (file, text) in [("go.mod", module), ("go.sum", sums)] {
-            fs::write(asking.join(file), text).with_context(|| format!("write {file}"))?;
-        }
-        let told = output_of(self.command(&asking).args(["mod", "download", "-json", MODULE]))
-            .context("fetch nerdctl's module")?;
-        let told: serde_json::Value =
-            serde_json::from_str(&told).context("what Go says of nerdctl's module")?;
-        let folder = told["Dir"].as_str().context("Go names no folder")?;
-        ensure!(told["Sum"] == SUMS[0], "nerdctl's module is another one: {told}");
-        let source = self.scratch.join("source");
-        output_of(Command::new("cp").arg("-a").arg(folder).arg(&source))?;
-        Ok(source)
-    }
+    let told = output_of(go.command(&asking).args(["mod", "download", "-json", MODULE]))
+        .context("fetch nerdctl's module")?;
+    let told: serde_json::Value = serde_json::from_str(&told).context("what Go says of nerdctl's module")?;
+    let folder = told["Dir"].as_str().context("Go names no folder")?;
+    ensure!(told["Sum"] == SUMS[0], "nerdctl's module is another one: {told}");
+    let source = scratch.join("source");
+    output_of(Command::new("cp").arg("-a").arg(folder).arg(&source))?;
+    Ok(source)
 }

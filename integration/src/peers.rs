@@ -1,5 +1,5 @@
 //! Programs of others that single scenarios need: other snapshotters of Debian, for the benchmark alone, which need
-//! nothing but libc; and nerdctl.
+//! nothing but libc; nerdctl; and a cluster's.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,10 +8,10 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 
 use crate::apt::Apt;
-use crate::nerdctl;
 use crate::rootfs::{self, Suite};
 use crate::scenario::snapshotters;
 use crate::workspace::{Workspace, output_of, remove_tree};
+use crate::{kubernetes, nerdctl};
 
 /// Debian's package and the daemon in it. Debian's package of stargz has only the client's program.
 const PEERS: [(&str, &str); 3] = [
@@ -25,6 +25,7 @@ pub fn of(workspace: &Workspace, scenario: &str) -> Result<Option<PathBuf>> {
     match scenario {
         snapshotters::FULL => ready(workspace).map(Some),
         _ if nerdctl::needed_by(scenario) => nerdctl::ready(workspace).map(Some),
+        _ if kubernetes::needed_by(scenario) => kubernetes::ready(workspace).map(Some),
         _ => Ok(None),
     }
 }

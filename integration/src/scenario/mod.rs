@@ -20,6 +20,7 @@
 //! | [`job`] | the main job again, through a client that has names for containers |
 //! | [`left`] | that nothing is left of a client's containers |
 //! | [`docker`] | Docker's containers live on ours as on containerd's own, with capsules, which last as long as they do |
+//! | [`kubernetes`] | a cluster of one node, as `kubectl` drives it: pods on containerd's own and on ours, with capsules |
 //! | [`nerdctl`] | containers of nerdctl's live on ours as on containerd's own, with capsules |
 //! | [`registry`] | tags; versions move between machines, by a registry and by archives |
 //! | [`versions`] | versions are compared, built on each other and from images, and stored once |
@@ -63,6 +64,7 @@ pub mod images;
 pub mod job;
 pub mod keep;
 pub mod left;
+pub mod kubernetes;
 pub mod life;
 pub mod limits;
 pub mod moves;
@@ -129,6 +131,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "docker" => docker::run(reporter),
         "cri" => cri::run(reporter),
         "nerdctl" => nerdctl::run(reporter),
+        "kubernetes" => kubernetes::run(reporter),
         "devices" => devices::run(reporter),
         "bench-devices" => devices::bench::run(reporter),
         "programs" => devices::programs::run(reporter),

@@ -63,13 +63,18 @@ impl Daemon {
 
     /// Waits until `ready`; an error if the daemon ends before.
     pub(super) fn wait_until(&mut self, ready: impl Fn() -> bool) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        self.wait_within(PATIENCE, ready)
+    }
+
+    /// The same, for one that may take so long.
+    pub(super) fn wait_within(&mut self, patience: Duration, ready: impl Fn() -> bool) -> Result<()> {
+        let deadline = Instant::now() + patience;
         while !ready() {
             if let Some(status) = self.child.try_wait().with_context(|| format!("look at {}", self.name))? {
                 bail!("{} ended: {status}", self.name);
             }
             if Instant::now() > deadline {
-                bail!("{} was not ready after {PATIENCE:?}", self.name);
+                bail!("{} was not ready after {patience:?}", self.name);
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -312,7 +317,7 @@ pub fn with_logs(reporter: &mut Reporter, scenario: impl FnOnce(&mut Reporter) -
 
 /// Sends the ends of the daemons' logs outside, for whoever looks into a failure.
 pub fn send_logs(reporter: &mut Reporter) {
-    for name in ["capsuled", "capsule-remote", "containerd", "dockerd"] {
+    for name in ["capsuled", "capsule-remote", "containerd", "dockerd", "kube-apiserver", "kubelet"] {
         let Ok(text) = fs::read_to_string(log_of(name)) else { continue };
         let lines: Vec<&str> = text.lines().collect();
         let tail = lines[lines.len().saturating_sub(25)..].join("\n");

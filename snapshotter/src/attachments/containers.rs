@@ -83,6 +83,8 @@ pub struct Known {
     pub member: Option<Member>,
     /// The name that its client calls it by, if it has one beside its id.
     pub name: Option<String>,
+    /// Its task is its only one: it is a pod's, and the kubelet makes another container where it restarts one.
+    pub once: bool,
     /// It is Docker's, and stopped: containerd has no container of its id now.
     pub stopped: bool,
 }
@@ -92,8 +94,9 @@ impl Known {
     fn of(container: Option<Container>, lease: Option<&Lease>) -> Option<Self> {
         let created = lease.map(|lease| lease.created);
         match container {
-            Some(Container { runtime, created: own, member, name, .. }) => {
-                Some(Self { runtime, created: created.unwrap_or(own), member, name, stopped: false })
+            Some(Container { runtime, created: own, member, name, once, .. }) => {
+                let created = created.unwrap_or(own);
+                Some(Self { runtime, created, member, name, once, stopped: false })
             }
             None => Some(Self { created: created?, stopped: true, ..Self::default() }),
         }

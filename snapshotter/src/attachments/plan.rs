@@ -262,6 +262,13 @@ pub fn is_of(attachment: &Attachment, container: Option<&Known>) -> bool {
     })
 }
 
+/// Whether a record waits in vain: its container, which is still there, has no other task. What was written to it and has no
+/// name stays as long as the container, for somebody to keep it.
+pub fn is_over(attachment: &Attachment, container: Option<&Known>) -> bool {
+    let is_written = attachment.upper.as_ref().is_some_and(|upper| upper.name.is_none());
+    container.is_some_and(|container| container.once) && !is_written
+}
+
 /// Whether a record that waits is still wanted by the annotation: what a person made is.
 pub fn is_wanted(attachment: &Attachment, annotation: &[AttachSpec]) -> bool {
     attachment.named.as_ref().is_none_or(|named| annotation.iter().any(|s| s.named.as_ref() == Some(named)))

@@ -129,14 +129,16 @@ impl Attachments {
         self.forget_deleted(container).await;
     }
 
-    /// Forgets what waits for the next task of a container that is deleted, or whose id another has now.
+    /// Forgets what waits for the next task of a container that is deleted, or whose id another has now, or that has none.
     pub(super) async fn forget_deleted(&self, container: &ContainerKey) {
         let mut records = self.records.lock(container).await;
         if records.iter().any(is_waiting) {
             match self.containers.refresh(container).await {
                 Ok(()) => {
                     let known = self.containers.known(container);
-                    self.drop_waiting(container, &mut records, |a| !plan::is_of(a, known.as_ref()));
+                    self.drop_waiting(container, &mut records, |a| {
+                        !plan::is_of(a, known.as_ref()) || plan::is_over(a, known.as_ref())
+                    });
                 }
                 // Asked again when containerd can be followed again.
                 Err(error) => tracing::warn!(%container, %error, "cannot tell whether it is deleted"),

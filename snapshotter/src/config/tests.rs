@@ -25,7 +25,7 @@ fn the_shipped_file_says_the_defaults_and_names_every_key() {
     assert_eq!(parse_config(""), Ok(Config::default()));
     let keys = "root run socket idle_stop address namespace snapshotter hosts docker_namespaces docker_sockets mount_options remap_ids upperdir_label \
                 async_remove keys require interval keep_last keep_tagged older_than high_watermark low_watermark \
-                discard_unpacked_layers level";
+                discard_unpacked_layers level format endpoint share";
     for key in keys.split_whitespace() {
         assert!(SHIPPED.lines().any(|line| line.starts_with(&format!("{key} = "))), "{key}");
     }
@@ -199,7 +199,7 @@ fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
         (1, "root is an integer, and must be a string"),
         (
             2,
-            "unknown key rum: known here are root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices], [budgets], [remote] and [log]",
+            "unknown key rum: known here are root, run, socket, idle_stop, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices], [budgets], [remote], [log] and [traces]",
         ),
         (3, "run is \"relative\": it must be an absolute path below /, without .."),
         (6, "containerd.address is \"/a/../b\": it must be an absolute path below /, without .."),
@@ -219,7 +219,7 @@ fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
         (13, "duplicate key"),
         (
             15,
-            "unknown key metrics: known here are root, run, socket, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices], [budgets], [remote] and [log]",
+            "unknown key metrics: known here are root, run, socket, idle_stop, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices], [budgets], [remote], [log] and [traces]",
         ),
         (
             19,

@@ -63,6 +63,8 @@ pub struct Container {
     pub member: Option<Member>,
     /// The name that its client calls it by, beside its id: as nerdctl labels its containers.
     pub name: Option<String>,
+    /// It is CRI's, which starts none a second time: the kubelet makes another one.
+    pub once: bool,
 }
 
 impl Container {
@@ -73,6 +75,7 @@ impl Container {
         Self {
             member: Member::of(&c.labels).filter(|_| namespace == PODS && is_cris),
             name: c.labels.get(NAME).filter(|name| !name.is_empty() && !is_cris).cloned(),
+            once: namespace == PODS && is_cris,
             id: c.id,
             runtime: c.runtime.unwrap_or_default().name,
             created: c.created_at.and_then(|at| SystemTime::try_from(at).ok()),
@@ -133,6 +136,7 @@ mod tests {
         let of = |labels: &[(&str, &str)], namespace: &str| {
             let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
             let container = Container::of(WireContainer { labels, ..WireContainer::default() }, namespace);
+            assert_eq!(container.once, container.member.is_some());
             (container.member.map(|member| member.pod), container.name)
         };
         let pod = [("io.kubernetes.pod.namespace", "shop"), ("io.kubernetes.pod.name", "web")];

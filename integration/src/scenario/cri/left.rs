@@ -41,6 +41,11 @@ pub fn restarted(world: &mut World, kubelet: &Kubelet) -> Result<String> {
 pub fn nothing(kubelet: &Kubelet) -> Result<String> {
     let (containers, pods) = kubelet.all()?;
     ensure!(containers.is_empty() && pods.is_empty(), "{containers:?} {pods:?}");
+    no_trace()
+}
+
+/// The same, as it is seen without CRI.
+pub fn no_trace() -> Result<String> {
     until("ended", || Ok(ps()?.is_empty()))?;
     until("without shims", || Ok(processes_named("containerd-shim")?.is_empty()))?;
     for what in [&["containers", "ls", "-q"][..], &["tasks", "ls", "-q"], &["leases", "ls", "-q"]] {

@@ -16,9 +16,9 @@ mod capsules;
 mod devices;
 mod hand;
 mod kubelet;
-mod left;
+pub(super) mod left;
 mod life;
-mod pause;
+pub(super) mod pause;
 mod shipped;
 mod users;
 
@@ -41,8 +41,7 @@ const OURS: &str = "capsule";
 /// Ours under the name of containerd's own, of which alone containerd 2 asks what it can do (docs/runtime.md).
 const BY_PATH: &str = "capsule-path";
 /// containerd's namespace of pods.
-const K8S: &str = "k8s.io";
-const PAUSE: &str = "/tmp/pause.tar";
+pub(super) const K8S: &str = "k8s.io";
 
 /// Runs every case.
 pub fn run(reporter: &mut Reporter) -> Result<()> {
@@ -64,13 +63,7 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
         Ok((kubelet, detail))
     })?;
     reporter.must("images and capsules are there", || {
-        pause::write(Path::new(PAUSE))?;
-        let busybox = Image::Busybox.in_machine();
-        for archive in [Path::new(PAUSE), &busybox] {
-            let archive = archive.to_str().context("an archive's path is no text")?;
-            ctr(&["-n", K8S, "image", "import", "--local", "--no-unpack", archive])?
-                .success("import an image")?;
-        }
+        import()?;
         for label in ["lib@1", "lib@2", "tool@1"] {
             publish(label, &[])?;
         }
@@ -107,8 +100,20 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     world.stop()
 }
 
+/// Gives pods the image of their sandboxes and that of their containers, unpacked nowhere.
+pub(super) fn import() -> Result<()> {
+    let pause = Path::new("/tmp/pause.tar");
+    pause::write(pause)?;
+    for archive in [pause, &Image::Busybox.in_machine()] {
+        let archive = archive.to_str().context("an archive's path is no text")?;
+        ctr(&["-n", K8S, "image", "import", "--local", "--no-unpack", archive])?
+            .success("import an image")?;
+    }
+    Ok(())
+}
+
 /// containerd's configuration as it is shipped, with what this machine and these cases need.
-fn configuration(shipped: &str, systemd: bool) -> String {
+pub(super) fn configuration(shipped: &str, systemd: bool) -> String {
     let is_old = shipped.contains("\nversion = 2");
     let (runtime, pause) = match is_old {
         true => {

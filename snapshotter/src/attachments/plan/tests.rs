@@ -6,6 +6,7 @@ use super::*;
 use crate::{
     capsules::{model::Digest, oci},
     resources::Resources,
+    uppers::model::Place,
 };
 
 fn key() -> ContainerKey {
@@ -202,5 +203,26 @@ fn only_the_same_container_has_it_again_and_only_while_its_annotation_says_so() 
     {
         let record = Attachment { named: named.map(str::to_owned), ..attachment(Phase::Waiting) };
         assert_eq!(is_wanted(&record, &annotation), wanted, "{named:?}");
+    }
+}
+
+#[test]
+fn nothing_waits_in_a_container_that_is_started_once_but_what_was_written() {
+    let written = |name: Option<&str>| Upper {
+        name: name.map(|name| name.parse().unwrap()),
+        place: Place::Directory("u".into()),
+        limit: None,
+        fresh: false,
+    };
+    for (upper, once, is) in [
+        (None, true, true),
+        (None, false, false),
+        (Some(written(Some("kept"))), true, true),
+        (Some(written(None)), true, false),
+    ] {
+        let record = Attachment { upper, ..attachment(Phase::Waiting) };
+        let known = Known { once, ..Known::default() };
+        assert_eq!(is_over(&record, Some(&known)), is, "{record:?} {once}");
+        assert!(!is_over(&record, None));
     }
 }

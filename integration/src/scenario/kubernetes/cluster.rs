@@ -1,0 +1,111 @@
+//! The programs of a cluster of one node.
+
+use std::net::TcpStream;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::files::{ADDRESS, NODE, file};
+use super::{PATIENCE, kubectl, until};
+use crate::scenario::world::{Daemon, path};
+
+/// The programs; they are killed when this is dropped.
+#[derive(Debug)]
+pub struct Cluster {
+    kubelet: Daemon,
+    /// Those that need the others before.
+    _controllers: [Daemon; 2],
+    _apiserver: Daemon,
+    _etcd: Daemon,
+}
+
+impl Cluster {
+    /// Starts them all, one after the other.
+    pub fn start() -> Result<Self> {
+        let mut etcd = start("etcd", &["--data-dir=/var/lib/etcd", "--unsafe-no-fsync"])?;
+        etcd.wait_within(PATIENCE, || TcpStream::connect("127.0.0.1:2379").is_ok())?;
+        let mut apiserver = apiserver()?;
+        apiserver.wait_within(PATIENCE, || {
+            kubectl::kubectl(&["get", "--raw", "/readyz"]).is_ok_and(|said| said.out == "ok")
+        })?;
+        let (private, root) = (file("pki/apiserver.key"), file("pki/apiserver.crt"));
+        let controllers = start(
+            "kube-controller-manager",
+            &[
+                &format!("--kubeconfig={}", file("controllers.conf")),
+                &format!("--service-account-private-key-file={private}"),
+                &format!("--root-ca-file={root}"),
+                "--leader-elect=false",
+                "--secure-port=0",
+            ],
+        )?;
+        let scheduler = start(
+            "kube-scheduler",
+            &[&format!("--kubeconfig={}", file("scheduler.conf")), "--leader-elect=false", "--secure-port=0"],
+        )?;
+        let kubelet = kubelet()?;
+        Ok(Self { kubelet, _controllers: [controllers, scheduler], _apiserver: apiserver, _etcd: etcd })
+    }
+
+    /// Kills the kubelet as `kill -9` does, and starts it again.
+    pub fn restart_kubelet(&mut self) -> Result<()> {
+        self.kubelet.kill()?;
+        self.kubelet = kubelet()?;
+        Ok(())
+    }
+}
+
+fn start(name: &str, arguments: &[&str]) -> Result<Daemon> {
+    Daemon::start(name, Command::new(name).args(arguments).env("PATH", path()).env("HOME", "/root"))
+}
+
+/// Its certificate it makes by itself; with the key of that, it signs what pods show for themselves as well.
+fn apiserver() -> Result<Daemon> {
+    let key = file("pki/apiserver.key");
+    start(
+        "kube-apiserver",
+        &[
+            "--etcd-servers=http://127.0.0.1:2379",
+            &format!("--cert-dir={}", file("pki")),
+            &format!("--advertise-address={ADDRESS}"),
+            &format!("--token-auth-file={}", file("tokens.csv")),
+            "--authorization-mode=Node,RBAC",
+            "--service-cluster-ip-range=10.96.0.0/24",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            &format!("--service-account-key-file={key}"),
+            &format!("--service-account-signing-key-file={key}"),
+            "--kubelet-preferred-address-types=InternalIP",
+        ],
+    )
+}
+
+fn kubelet() -> Result<Daemon> {
+    start(
+        "kubelet",
+        &[
+            &format!("--config={}", file("kubelet.yaml")),
+            &format!("--kubeconfig={}", file("node.conf")),
+            &format!("--node-ip={ADDRESS}"),
+            &format!("--hostname-override={NODE}"),
+        ],
+    )
+}
+
+/// Waits until the node is ready, and its pods can be made; what `kubectl` says of it.
+pub fn node_is_ready() -> Result<String> {
+    let said = || kubectl::kubectl(&["get", "node", NODE, "--no-headers", "-o", "wide"]);
+    until("a node that is ready", || {
+        let said = said()?;
+        Ok(said.out.split_ascii_whitespace().nth(1) == Some("Ready"))
+    })
+    .with_context(|| format!("the node: {:?}", said()))?;
+    kubectl::done(&["create", "namespace", kubectl::NAMESPACE])?;
+    // A controller makes it; without it no pod is taken.
+    until("there: the service account of the namespace", || {
+        Ok(kubectl::kubectl(&["get", "serviceaccount", "default"])?.code == 0)
+    })?;
+    let said = said()?.success("look at the node")?;
+    let words: Vec<&str> = said.split_ascii_whitespace().collect();
+    ensure!(words.contains(&crate::kubernetes::VERSION), "{said}");
+    Ok(words.join(" "))
+}
