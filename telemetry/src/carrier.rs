@@ -65,7 +65,7 @@ mod tests {
             "x",
             "00-0-0-01",
             "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-            &CALLER[1..],
+            &CALLER[..20],
         ] {
             assert!(!has_parent(&carried(parent)), "{parent}");
         }
