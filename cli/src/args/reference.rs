@@ -23,7 +23,7 @@ fn page() -> String {
 }
 
 fn section(page: &mut String, command: &mut Command, level: usize) {
-    let name = command.get_bin_name().unwrap_or_default().to_owned();
+    let name = command.get_bin_name().unwrap_or_else(|| command.get_name()).to_owned();
     let help = command.render_long_help().to_string();
     let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
     let marks = "#".repeat(level);
