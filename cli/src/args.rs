@@ -12,11 +12,11 @@ mod limits;
 mod machine;
 mod moves;
 mod prune;
+#[cfg(test)]
+mod reference;
 mod shown;
 mod sign;
 mod tags;
-#[cfg(test)]
-mod reference;
 #[cfg(test)]
 mod tests;
 mod transfer;

@@ -25,8 +25,8 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::error::Error;
-use crate::trace::Caller;
 use crate::remote::{self, Place};
+use crate::trace::Caller;
 
 /// Listings of a large node are larger than gRPC's usual 4 MiB.
 const MAX_ANSWER: usize = 64 << 20;

@@ -28,7 +28,9 @@ fn section(page: &mut String, command: &mut Command, level: usize) {
     let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
     let marks = "#".repeat(level);
     _ = write!(page, "\n{marks} {name}\n\n```text\n{}\n```\n", lines.join("\n").trim());
-    for below in command.get_subcommands_mut().filter(|below| !below.is_hide_set() && below.get_name() != "help") {
+    for below in
+        command.get_subcommands_mut().filter(|below| !below.is_hide_set() && below.get_name() != "help")
+    {
         section(page, below, 3);
     }
 }

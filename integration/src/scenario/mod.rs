@@ -63,8 +63,8 @@ pub mod idmapped;
 pub mod images;
 pub mod job;
 pub mod keep;
-pub mod left;
 pub mod kubernetes;
+pub mod left;
 pub mod life;
 pub mod limits;
 pub mod moves;
@@ -128,10 +128,6 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "demo" => demo::run(reporter),
         "errors" => errors::run(reporter),
         "full" => full::run(reporter),
-        "docker" => docker::run(reporter),
-        "cri" => cri::run(reporter),
-        "nerdctl" => nerdctl::run(reporter),
-        "kubernetes" => kubernetes::run(reporter),
         "devices" => devices::run(reporter),
         "bench-devices" => devices::bench::run(reporter),
         "programs" => devices::programs::run(reporter),
@@ -142,8 +138,6 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "sets" => sets::run(reporter),
         "traces" => traces::run(reporter),
         "setup" => setup::run(reporter),
-        "remote" => remote::run(reporter),
-        "remote-unit" => boots::remote(reporter),
         "moves" => moves::run(reporter),
         "keep" => keep::run(reporter),
         "written" => written::run(reporter),
@@ -159,6 +153,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "reboot" => boots::run(reporter, |_| Ok(())),
         // Both in one machine: a boot takes half a minute.
         "systemd" => boots::run(reporter, |reporter| upgrade::systemd(reporter, 10)),
+        _ if CLIENTS.contains(&name) => through_clients(name, reporter),
         _ if name.starts_with("docs-") => docs::run(reporter, name.trim_start_matches("docs-")),
         _ => match runtime::Choice::parse(name) {
             Some(choice) if name.starts_with("rootless") => {
@@ -169,6 +164,21 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
             Some(choice) => runtime::run(reporter, &choice?),
             None => bail!("there is no scenario {name:?}"),
         },
+    }
+}
+
+/// The scenarios of clients other than `ctr`, and of what they install.
+const CLIENTS: [&str; 6] = ["docker", "cri", "nerdctl", "kubernetes", "remote", "remote-unit"];
+
+fn through_clients(name: &str, reporter: &mut Reporter) -> Result<()> {
+    match name {
+        "docker" => docker::run(reporter),
+        "cri" => cri::run(reporter),
+        "nerdctl" => nerdctl::run(reporter),
+        "kubernetes" => kubernetes::run(reporter),
+        "remote" => remote::run(reporter),
+        "remote-unit" => boots::remote(reporter),
+        _ => bail!("there is no scenario {name:?}"),
     }
 }
 

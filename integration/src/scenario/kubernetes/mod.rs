@@ -58,6 +58,8 @@ pub fn run(reporter: &mut Reporter) -> Result<()> {
     with_logs(reporter, cases)
 }
 
+type Case = fn(Class) -> Result<String>;
+
 fn cases(reporter: &mut Reporter) -> Result<()> {
     reporter.must("Kubernetes is there", || {
         kubernetes::install()?;
@@ -75,7 +77,7 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     })?;
     reporter.must("the RuntimeClass of configs/kubernetes", || shipped::class().map(|said| ((), said)))?;
     for (name, class) in [("runc", REFERENCE), ("capsule", OURS)] {
-        let cases: [(&str, fn(Class) -> Result<String>); 5] = [
+        let cases: [(&str, Case); 5] = [
             ("probes, logs, execs, volumes and a limit", everyday::lives),
             ("what the kubelet measures", everyday::measured),
             ("restarts, by a probe and of what was killed", everyday::restarts),

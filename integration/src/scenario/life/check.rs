@@ -147,6 +147,9 @@ pub fn mounts(node: &Node, containers: &BTreeMap<String, Container>) -> Result<(
     Ok(())
 }
 
+/// As containerd's filters have it.
+const OUR_LEASES: &str = "labels.\"resourcecapsules.io/lease\"";
+
 /// No lease, pipe, mark or directory is there that nothing needs.
 pub fn nothing_left(node: &Node) -> Result<()> {
     let marked = |id: &String| fs::exists(format!("/run/capsule/kept/default/{id}")).unwrap_or_default();
@@ -166,7 +169,8 @@ pub fn nothing_left(node: &Node) -> Result<()> {
     ensure!(gone.is_some(), "{last}");
     let settled = until(|| {
         let list = |args: &[&str]| ctr(args)?.success("ctr");
-        let leases = list(&["-n", "capsules", "leases", "ls", "-q"])?;
+        // A containerd that is killed while it exports leaves one of its own, which expires after a day.
+        let leases = list(&["-n", "capsules", "leases", "ls", "-q", OUR_LEASES])?;
         let mut snapshots = 0;
         for namespace in ["default", "capsules"] {
             let all = list(&["-n", namespace, "snapshots", "--snapshotter", "capsule", "ls"])?;

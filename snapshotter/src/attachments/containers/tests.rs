@@ -68,15 +68,14 @@ async fn only_a_name_is_one() {
 fn a_container_of_dockers_is_there_as_long_as_its_lease() {
     let at = |seconds| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
     let (id, runtime) = ("c0".repeat(32), "io.containerd.capsule.v1".to_owned());
-    let container =
-        Container {
-            id: id.clone(),
-            runtime: runtime.clone(),
-            created: at(9),
-            member: None,
-            name: None,
-            once: false,
-        };
+    let container = Container {
+        id: id.clone(),
+        runtime: runtime.clone(),
+        created: at(9),
+        member: None,
+        name: None,
+        once: false,
+    };
     let lease = Lease { id: id.clone(), created: at(5), labels: std::collections::HashMap::new() };
     let known = |runtime: &str, created, stopped| {
         Some(Known { runtime: runtime.to_owned(), created, stopped, ..Known::default() })
