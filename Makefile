@@ -126,7 +126,7 @@ suite: build
 # Each fuzz target for so many seconds, guided by coverage. What is found new is kept in target/fuzz and taken up by the
 # next run; an input that fails is there too (target/fuzz/TARGET-crash-...): `make fuzz-TARGET` with it in seeds/.
 # The same seed leads the same way each time, so that a change is judged by itself; FUZZ_SEED=0 is a new way.
-FUZZ_SECONDS := 12
+FUZZ_SECONDS := 8
 FUZZ_SEED := 1
 FUZZ_TARGETS := cdi config filters keys labels oci
 FUZZ := $(CURDIR)/snapshotter/fuzz

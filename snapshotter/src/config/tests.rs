@@ -325,7 +325,7 @@ fn the_remote_api_is_off_unless_it_has_an_address() {
     assert_eq!(remote.address, Some("[::]:7443".parse().unwrap()));
     assert_eq!(
         [remote.certificate, remote.key, remote.client_ca],
-        ["/c", "/k", "/a"].map(std::path::PathBuf::from)
+        ["/c", "/k", "/a"].map(PathBuf::from)
     );
     assert_eq!([remote.calls_per_second, remote.burst, remote.connections], [1, 2, 3]);
     for (text, word) in [

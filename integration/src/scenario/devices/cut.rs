@@ -14,7 +14,7 @@ use crate::scenario::reboot::{kill, shim_of};
 use crate::scenario::world::{World, until};
 
 /// How often each daemon is killed, at moments spread over the time that an attach takes.
-const ROUNDS: u32 = 10;
+const ROUNDS: u32 = 6;
 const ATTACH: [&str; 5] = ["attach", "cut", "heavy", "--device", "example.com/gpu=1"];
 /// What the call attaches: `tool`, which `heavy` requires, `heavy`, and the device.
 const WHOLE: usize = 3;

@@ -15,7 +15,7 @@ use crate::scenario::reboot::{kill, shim_of};
 use crate::scenario::world::{World, until};
 
 /// How often each daemon is killed in the middle of a move, and of a detach, at moments spread over the time that it takes.
-const ROUNDS: u32 = 4;
+const ROUNDS: u32 = 2;
 const ID: &str = "moved";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
