@@ -236,14 +236,17 @@ fn swept() -> Result<String> {
         let leases = list(&["leases", "ls", "-q"])?;
         Ok(blobs.is_empty() && snapshots <= 1 && images.is_empty() && leases.is_empty())
     })?;
-    // One is the image's, which containers run on.
-    let directories = fs::read_dir("/var/lib/capsule/snapshots").context("read the snapshots")?.count();
-    let others = ctr(&["snapshots", "--snapshotter", "capsule", "ls"])?
-        .success("ctr")?
-        .lines()
-        .count()
-        .saturating_sub(1);
-    ensure!(directories == others, "{directories} directories, {others} snapshots");
+    // One is the image's, which containers run on. A directory goes after its snapshot, with the Cleanup that ends a collection.
+    let counts = || {
+        let directories = fs::read_dir("/var/lib/capsule/snapshots").context("read the snapshots")?.count();
+        let list = ctr(&["snapshots", "--snapshotter", "capsule", "ls"])?.success("ctr")?;
+        Ok::<_, anyhow::Error>((directories, list.lines().count().saturating_sub(1)))
+    };
+    let settled = until("no directory is left without its snapshot", || {
+        counts().map(|(directories, others)| directories == others)
+    });
+    let (directories, others) = counts()?;
+    settled.with_context(|| format!("{directories} directories, {others} snapshots"))?;
     Ok(format!("{others} snapshots of other images are left"))
 }
 

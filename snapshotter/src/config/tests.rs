@@ -323,10 +323,7 @@ fn the_remote_api_is_off_unless_it_has_an_address() {
         calls_per_second = 1\nburst = 2\nconnections = 3\n";
     let remote = parse_config(text).unwrap().remote;
     assert_eq!(remote.address, Some("[::]:7443".parse().unwrap()));
-    assert_eq!(
-        [remote.certificate, remote.key, remote.client_ca],
-        ["/c", "/k", "/a"].map(PathBuf::from)
-    );
+    assert_eq!([remote.certificate, remote.key, remote.client_ca], ["/c", "/k", "/a"].map(PathBuf::from));
     assert_eq!([remote.calls_per_second, remote.burst, remote.connections], [1, 2, 3]);
     for (text, word) in [
         ("[remote]\naddress = 'node:7443'\n", "as 10.0.0.5:7443"),
