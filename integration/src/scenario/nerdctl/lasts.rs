@@ -6,10 +6,13 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::client::{Container, done as nerdctl_done, nerdctl};
 use super::{node, until};
-use crate::scenario::capsulectl::{done, refused};
+use crate::scenario::capsulectl::{done, json, refused};
 use crate::scenario::ctr::OURS;
 use crate::scenario::reboot::shim;
 use crate::scenario::world::World;
+
+/// capsuled's marks of containers that have something attached.
+const KEPT: &str = "/run/capsule/kept/default";
 
 /// Its first act shows what it had then.
 const SCRIPT: &str =
@@ -118,6 +121,11 @@ pub fn reboot(world: &mut World) -> Result<String> {
 
 /// `rm`, of containers that run and that do not.
 pub fn removed() -> Result<String> {
+    // capsuled forgets the containers of before once it follows containerd again, after what was a restart of the node.
+    until("nothing of the containers of before is on record", || {
+        let nothing = json(&["ps"])?["attachments"].as_array().is_some_and(Vec::is_empty);
+        Ok(nothing && fs::read_dir(KEPT).map_or(0, Iterator::count) == 0)
+    })?;
     let before = node()?;
     let (web, idle) = (run("web", &[])?, run("idle", &[])?);
     for name in ["web", "idle"] {
