@@ -3,6 +3,7 @@
 //! `capsule-reader read FILE --allowed FILE... --stop FILE --out FILE` opens, reads and closes a file as fast as it can.
 //! `capsule-reader clock ZONE --out FILE` writes the time in a zone every 100 ms, from one process.
 //! `capsule-reader hold FILE --stop FILE --out FILE` keeps a file open.
+//! `capsule-reader eat THREADS` takes memory for ever, in threads.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -32,7 +33,7 @@ fn dispatch(args: &[String]) -> Outcome {
         match args {
             [mode, subject, ..] => (mode.as_str(), subject.as_str()),
             _ => return Err(
-                "usage: capsule-reader read|clock|hold SUBJECT --out FILE [--stop FILE] [--allowed FILE]..."
+                "usage: capsule-reader read|clock|hold|eat SUBJECT [--out FILE] [--stop FILE] [--allowed FILE]..."
                     .to_owned(),
             ),
         };
@@ -41,6 +42,7 @@ fn dispatch(args: &[String]) -> Outcome {
         "read" => read(subject, values(args, "--allowed").collect(), option("--stop")?, option("--out")?),
         "clock" => clock(subject, option("--out")?),
         "hold" => hold(subject, option("--stop")?, option("--out")?),
+        "eat" => eat(subject),
         _ => Err(format!("unknown mode {mode:?}")),
     }
 }
@@ -170,4 +172,19 @@ fn hold(file: &str, stop: &str, out: &str) -> Outcome {
 fn replace(out: &str, content: &str) -> Outcome {
     let part = format!("{out}.part");
     fs::write(&part, content).and_then(|()| fs::rename(&part, out)).map_err(|e| format!("{out}: {e}"))
+}
+
+/// Takes memory in so many threads at once, until the kernel ends it.
+fn eat(threads: &str) -> Outcome {
+    let threads: usize = threads.parse().map_err(|e| format!("{threads:?}: {e}"))?;
+    let eaters: Vec<_> = (0..threads).map(|_| std::thread::spawn(hoard)).collect();
+    eaters.into_iter().try_for_each(|eater| eater.join().map_err(|_| "a thread ended".to_owned()))
+}
+
+/// All of it stays where it is, so that a process has each page once.
+fn hoard() {
+    let mut kept = Vec::new();
+    loop {
+        kept.push(vec![1_u8; 1 << 16]);
+    }
 }

@@ -4,28 +4,38 @@
 //! `memory.events`, whose changes poll(2) reports; of version 1 an eventfd that the kernel writes to. containerd's own
 //! shim has an inotify instance for each container instead, and a node has few (`fs.inotify.max_user_instances`, 128).
 //!
+//! A report is of one kill, or of several at once, whatever the version; containerd's own shim reports as often as the
+//! kernel of version 1 writes, which may be several times for one (see `legacy`).
+//!
 //! The kernel may report a change up to 10 ms late (`cgroup_file_notify`, Linux 5.2), and a process' end may be seen
 //! before it. So whoever reports an end asks [`Watch::look`] first.
 
+mod legacy;
+
 use std::{
-    fs::{self, File},
+    fs::File,
     io,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
-use rustix::event::{EventfdFlags, eventfd};
 use thiserror::Error;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     task::AbortHandle,
 };
 
+use self::legacy::Legacy;
 use crate::cgroup::Cgroup;
+
+/// How long the kernel is given between saying that it will kill and doing it, in steps.
+const SETTLES: [Duration; 3] =
+    [Duration::from_millis(1), Duration::from_millis(10), Duration::from_millis(50)];
 
 /// Why a container cannot be watched.
 #[derive(Debug, Error)]
@@ -53,9 +63,20 @@ pub struct Watch {
     task: AbortHandle,
 }
 
+/// What a look at a control group comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outlook {
+    /// Nothing that was not reported.
+    Nothing,
+    /// The kernel has written, and may be about to kill.
+    Unsettled,
+    /// The caller reports.
+    Report,
+}
+
 enum Source {
     Unified { events: AsyncFd<OwnedFd>, kills: AtomicU64 },
-    Legacy { eventfd: AsyncFd<OwnedFd>, control: PathBuf },
+    Legacy(Legacy),
 }
 
 impl Watch {
@@ -68,12 +89,12 @@ impl Watch {
         let directory = cgroup.directory("memory").ok_or(OomError::NoMemory)?;
         let source = Arc::new(match cgroup {
             Cgroup::Unified(_) => Source::unified(directory)?,
-            Cgroup::Legacy(_) => Source::legacy(directory)?,
+            Cgroup::Legacy(_) => Source::Legacy(Legacy::open(directory)?),
         });
         let waiting = source.clone();
         let task = tokio::spawn(async move {
             while waiting.changed().await.is_ok() {
-                if waiting.look() {
+                if waiting.settled_look().await {
                     report();
                 }
             }
@@ -81,9 +102,9 @@ impl Watch {
         Ok(Self { source, task: task.abort_handle() })
     }
 
-    /// Whether processes were killed that have not been reported. The caller reports.
+    /// Whether processes were killed that have not been reported, when the end of one was seen. The caller reports.
     pub fn look(&self) -> bool {
-        self.source.look()
+        self.source.look(true) == Outlook::Report
     }
 }
 
@@ -103,39 +124,33 @@ impl Source {
         Ok(Self::Unified { events, kills: kills.into() })
     }
 
-    /// Documentation/admin-guide/cgroup-v1/memory.rst, section 10.
-    fn legacy(directory: &Path) -> Result<Self, OomError> {
-        let control = directory.join("memory.oom_control");
-        let file = File::open(&control).map_err(|e| OomError::Open(control.clone(), e))?;
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let eventfd = eventfd(0, flags).map_err(|e| OomError::Eventfd(e.into()))?;
-        let register = directory.join("cgroup.event_control");
-        fs::write(&register, format!("{} {}", eventfd.as_raw_fd(), file.as_raw_fd()))
-            .map_err(|e| OomError::Register(register, e))?;
-        let eventfd = wait_for(eventfd, Interest::READABLE);
-        Ok(Self::Legacy { eventfd: eventfd.map_err(|e| OomError::Wait(control.clone(), e))?, control })
-    }
-
     async fn changed(&self) -> io::Result<()> {
         match self {
             Self::Unified { events, .. } => events.ready(Interest::PRIORITY).await?.clear_ready(),
-            Self::Legacy { eventfd, .. } => eventfd.ready(Interest::READABLE).await?.clear_ready(),
+            Self::Legacy(legacy) => legacy.changed().await?,
         }
         Ok(())
     }
 
-    fn look(&self) -> bool {
+    /// Looks until the kernel has done what it said, or cannot be about to do it any more.
+    async fn settled_look(&self) -> bool {
+        for settle in SETTLES {
+            match self.look(false) {
+                Outlook::Unsettled => tokio::time::sleep(settle).await,
+                decided => return decided == Outlook::Report,
+            }
+        }
+        self.look(true) == Outlook::Report
+    }
+
+    fn look(&self, settled: bool) -> Outlook {
         match self {
             // A control group that is gone has no more of them.
             Self::Unified { events, kills } => match read_kills(events.get_ref()) {
-                Ok(now) => now > kills.swap(now, Ordering::Relaxed),
-                Err(_) => false,
+                Ok(now) if now > kills.swap(now, Ordering::Relaxed) => Outlook::Report,
+                _ => Outlook::Nothing,
             },
-            Self::Legacy { eventfd, control } => {
-                let mut count = [0; 8];
-                // The kernel also writes when the control group is removed.
-                rustix::io::read(eventfd.get_ref(), &mut count).is_ok() && control.exists()
-            }
+            Self::Legacy(legacy) => legacy.look(settled),
         }
     }
 }
@@ -161,8 +176,6 @@ fn parse_kills(text: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -187,25 +200,13 @@ mod tests {
         assert!(matches!(start(&Cgroup::Legacy(Vec::new())), Err(OomError::NoMemory)));
     }
 
-    /// A source whose file a test writes: what waits for it is tested on real control groups.
+    /// What waits for it is tested on real control groups. A pipe cannot be read at an offset, as a control group that is
+    /// gone cannot be.
     #[tokio::test]
-    async fn each_kill_is_seen_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("memory.events");
-        fs::write(&path, "oom_kill 2\n").unwrap();
+    async fn a_control_group_that_is_gone_has_no_more_kills() {
         let (reader, _writer) = io::pipe().unwrap();
         let events = wait_for(reader.into(), Interest::READABLE).unwrap();
         let source = Source::Unified { events, kills: 2.into() };
-        // A pipe cannot be read at an offset, as a control group that is gone cannot be.
-        assert!(!source.look());
-
-        let (control, gone) = (path, dir.path().join("gone"));
-        for (control, seen) in [(control, true), (gone, false)] {
-            let eventfd = eventfd(1, EventfdFlags::NONBLOCK).unwrap();
-            let eventfd = wait_for(eventfd, Interest::READABLE).unwrap();
-            let source = Source::Legacy { eventfd, control };
-            tokio::time::timeout(Duration::from_secs(10), source.changed()).await.unwrap().unwrap();
-            assert_eq!((source.look(), source.look()), (seen, false));
-        }
+        assert_eq!(source.look(true), Outlook::Nothing);
     }
 }
