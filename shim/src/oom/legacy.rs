@@ -88,8 +88,10 @@ struct Seen {
 impl Seen {
     fn judge(&mut self, kills: u64, settled: bool, now: Instant) -> Outlook {
         let grown = kills > self.kills;
-        if !grown && !(self.told && settled) {
-            return if self.told { Outlook::Unsettled } else { Outlook::Nothing };
+        match (grown, self.told) {
+            (false, false) => return Outlook::Nothing,
+            (false, true) if !settled => return Outlook::Unsettled,
+            _ => {}
         }
         let before = self.reported.replace(now);
         let same = before.is_some_and(|before| now.duration_since(before) <= SAME);

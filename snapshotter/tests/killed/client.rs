@@ -1,6 +1,6 @@
 //! One client: random calls, one at a time, each noted before it is made and again when it is answered.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use capsule_proto::containerd::{
     services::snapshots::v1::{
@@ -10,13 +10,17 @@ use capsule_proto::containerd::{
     },
     types::Mount,
 };
+use tokio::time::timeout;
 use tonic::{Code, Status, transport::Channel};
 
 use super::{
     ledger::{Labels, Op, Shared, Snapshots, apply},
-    rig::{Seeded, id_of},
+    rig::{self, Seeded, id_of},
     tree,
 };
+
+/// How long an answer, or the end of the daemon, may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// More snapshots than that, and a client removes more than it makes.
 const CROWD: usize = 14;
@@ -70,7 +74,12 @@ impl Client {
             let op = self.choose();
             let expected = self.expect(&op);
             self.in_flight = Some(op.clone());
-            let result = self.call(&mut snapshotter, &op).await;
+            let Ok(result) = timeout(PATIENCE, self.call(&mut snapshotter, &op)).await else {
+                // Seen once in some 20,000 deaths: the connection was closed, and tonic had woken nobody.
+                assert!(self.shared.is_dying(), "{op:?}: no answer after {PATIENCE:?}");
+                rig::report(&format!("a call was not told that capsuled had died: {op:?}"));
+                return;
+            };
             match result {
                 Ok(mounts) => {
                     assert!(expected.success, "{op:?} must be refused");
