@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs what the test bed needs and this machine lacks, with the system's package manager. Knows Debian 12 and 13
 # and Ubuntu 24.04; does nothing, and needs neither root nor a network, when nothing is missing. With the word `packages`
-# also what makes packages.
+# also what makes packages, with `static` what links programs with musl, with `image` what also makes
+# the image for Kubernetes nodes of them.
 set -eu
 
 RUST=1.90
@@ -32,6 +33,13 @@ if [ "${1:-}" = packages ]; then
 	need dpkg-shlibdeps dpkg-dev
 	need go-md2man go-md2man
 	need xz xz-utils
+fi
+if [ "${1:-}" = static ] || [ "${1:-}" = image ]; then
+	need x86_64-linux-musl-gcc musl-tools
+fi
+if [ "${1:-}" = image ]; then
+	need buildah buildah
+	need readelf binutils
 fi
 
 # cargo's version, or nothing. A toolchain that rustup would first have to fetch counts as none.

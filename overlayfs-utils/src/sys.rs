@@ -117,7 +117,7 @@ fn id_request(mnt_id: u64, param: u64) -> mnt_id_req {
 pub(crate) fn loop_get_free(control: BorrowedFd<'_>) -> Result<u32, Errno> {
     // SAFETY: the request takes no argument and touches no memory of this process; on another file than
     // `/dev/loop-control` it is unknown (`ENOTTY`).
-    let rc = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE.into()) };
+    let rc = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE as libc::Ioctl) };
     result(rc.into()).and_then(|number| u32::try_from(number).map_err(|_| Errno::INVAL))
 }
 
@@ -126,7 +126,8 @@ pub(crate) fn loop_configure(device: BorrowedFd<'_>, config: &loop_config) -> Re
     // SAFETY: `config` is a valid `loop_config` for the duration of the call, which the kernel only reads; its
     // descriptor is the caller's, and the kernel takes a reference of its own. On another file than a loop device the
     // request is unknown.
-    let rc = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE.into(), std::ptr::from_ref(config)) };
+    let rc =
+        unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE as libc::Ioctl, std::ptr::from_ref(config)) };
     result(rc.into()).map(drop)
 }
 
@@ -136,8 +137,9 @@ pub(crate) fn loop_status(device: BorrowedFd<'_>) -> Result<loop_info64, Errno> 
     let mut info: loop_info64 = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel writes one `loop_info64`, which is there for the duration of the call; on another file than a loop
     // device the request is unknown.
-    let rc =
-        unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64.into(), std::ptr::from_mut(&mut info)) };
+    let rc = unsafe {
+        libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64 as libc::Ioctl, std::ptr::from_mut(&mut info))
+    };
     result(rc.into()).map(|_| info)
 }
 
