@@ -1,5 +1,6 @@
 //! Containers, as `ctr` drives them.
 
+use std::cell::Cell;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -76,6 +77,19 @@ impl Output {
     }
 }
 
+thread_local! {
+    /// The containerd namespace of all that `ctr` is asked by this thread; `ctr`'s own when there is none.
+    static NAMESPACE: Cell<Option<&'static str>> = const { Cell::new(None) };
+}
+
+/// Runs what asks `ctr`, in another containerd namespace.
+pub fn in_namespace<T>(namespace: &'static str, run: impl FnOnce() -> T) -> T {
+    let before = NAMESPACE.replace(Some(namespace));
+    let done = run();
+    NAMESPACE.set(before);
+    done
+}
+
 /// Runs a program with `input` on its standard input, for at most two minutes.
 pub fn run(program: &str, args: &[&str], input: &[u8]) -> Result<Output> {
     run_raw(program, args, input).map(Output::from)
@@ -96,6 +110,7 @@ fn run_raw_for(seconds: &str, program: &str, args: &[&str], input: &[u8]) -> Res
         .args(["--kill-after=5", seconds, program])
         .args(args)
         .env("PATH", path())
+        .envs(NAMESPACE.get().map(|namespace| ("CONTAINERD_NAMESPACE", namespace)))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -1,4 +1,4 @@
-//! Budgets of pods: containers that carry the labels of one share it.
+//! Budgets of pods: containers that CRI has labelled as of one share it.
 
 use std::fs;
 
@@ -6,6 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::start;
 use crate::scenario::capsulectl::{done, json, refused};
+use crate::scenario::cri::K8S;
+use crate::scenario::ctr::{OURS, in_namespace};
 use crate::scenario::world::World;
 
 const CONFIG: &str = "/etc/capsule/config.toml";
@@ -17,7 +19,7 @@ pub fn budgets(world: &mut World) -> Result<String> {
     let with = shipped.replace("\n[budgets.pod]\n", "\n[budgets.pod]\n\"memory.max\" = \"48MiB\"\n");
     ensure!(with != shipped, "the configuration has no [budgets.pod]");
     configure(world, &with)?;
-    let said = shared();
+    let said = in_namespace(K8S, shared);
     configure(world, &shipped)?;
     said
 }
@@ -30,13 +32,13 @@ fn configure(world: &mut World, config: &str) -> Result<()> {
 }
 
 fn shared() -> Result<String> {
-    let of = |pod: &str| format!("io.kubernetes.pod.name={pod}");
-    let labels =
-        |pod: &str| ["--label", "io.kubernetes.pod.namespace=shop", "--label", pod].map(str::to_owned);
+    OURS.import()?;
     let member = |id: &str, pod: &str| {
-        let labels = labels(&of(pod));
-        let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
-        start(id, "runc", false, &[&labels[..], &["--memory-limit", "67108864"]].concat())
+        let of = format!("io.kubernetes.pod.name={pod}");
+        let labels = ["io.cri-containerd.kind=container", "io.kubernetes.pod.namespace=shop", &of];
+        let labels = labels.iter().flat_map(|label| ["--label", label]);
+        let options: Vec<&str> = labels.chain(["--memory-limit", "67108864"]).collect();
+        start(id, "runc", false, &options)
     };
     let (one, two, other) = (member("web-one", "web")?, member("web-two", "web")?, member("db-one", "db")?);
     done(&[&["attach", "web-one", "one"], &GRANT[..]].concat())?;
