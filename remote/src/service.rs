@@ -207,7 +207,7 @@ where
 }
 
 fn status(headers: &HeaderMap) -> Option<Code> {
-    headers.get("grpc-status").map(|status| Code::from_bytes(status.as_bytes()))
+    Status::from_header_map(headers).map(|status| status.code())
 }
 
 /// The messages of an answer, until its status.

@@ -116,7 +116,7 @@ impl Attachments {
         let mut existing = self.records.lock(&key).await;
         let alone = specs.is_empty() && !devices.is_empty();
         let planning = async { if alone { Ok(Vec::new()) } else { self.plan_set(specs, &existing).await } };
-        let mut planned = self.timed(Step::plan, planning).await?;
+        let mut planned = self.timed(Step::Plan, planning).await?;
         planned.retain(|one| !one.present);
         let taken: Vec<(ContainerPath, String)> = planned
             .iter()
@@ -125,7 +125,7 @@ impl Attachments {
         plan::plan_free(&key, &existing, &taken)?;
 
         let preparing = self.intend_set(&key, &existing, planned, devices, moment);
-        let intents = self.timed(Step::prepare, preparing).await?;
+        let intents = self.timed(Step::Prepare, preparing).await?;
         if let Err(error) = self.take_budget(&mut reservation, &intents).await {
             self.end(&intents);
             return Err(error);

@@ -63,7 +63,7 @@ impl Attachments {
         (call, action): (&str, &'static str),
         proof: Option<&HealthCheck>,
     ) -> Result<Vec<Attachment>, AttachmentError> {
-        let intended = self.timed(Step::intend, self.ledger.intend(&intents)).await;
+        let intended = self.timed(Step::Intend, self.ledger.intend(&intents)).await;
         if let Err(error) = intended {
             self.let_go(existing, &intents);
             return Err(error.into());
@@ -71,9 +71,9 @@ impl Attachments {
         let done: Vec<Attachment> = intents.iter().filter_map(plan::plan_done).collect();
         // Side by side where nothing has to be proved first: the disk takes as long as the mounts do.
         let early = async {
-            if proof.is_none() { self.timed(Step::keep, self.ledger.keep(&done)).await } else { Ok(()) }
+            if proof.is_none() { self.timed(Step::Keep, self.ledger.keep(&done)).await } else { Ok(()) }
         };
-        let (made, mut kept) = join(self.timed(Step::shim, self.make(&intents)), early).await;
+        let (made, mut kept) = join(self.timed(Step::Shim, self.make(&intents)), early).await;
         if let Err((index, error)) = made {
             let maybe_done = if is_refusal(&error) { &intents[..index] } else { &intents[..=index] };
             self.undo(key, existing, maybe_done, &intents, None).await;
@@ -90,14 +90,14 @@ impl Attachments {
                 self.undo(key, existing, &intents, &intents, Some(&reason)).await;
                 return Err(AttachmentError::Unhealthy { container: key.clone(), reason });
             }
-            kept = self.timed(Step::keep, self.ledger.keep(&done)).await;
+            kept = self.timed(Step::Keep, self.ledger.keep(&done)).await;
         }
         if let Err(error) = kept {
             self.undo(key, existing, &intents, &intents, None).await;
             return Err(error.into());
         }
         let events = intents.iter().zip(&done).map(|(intent, done)| told(intent, done)).collect();
-        self.timed(Step::record, self.ledger.done(puts(&done), events)).await;
+        self.timed(Step::Record, self.ledger.done(puts(&done), events)).await;
         for attachment in &done {
             records::put(existing, attachment.clone());
         }

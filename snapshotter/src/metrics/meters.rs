@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc, time::Instant};
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue, text},
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text},
     metrics::{
         counter::Counter,
         family::Family,
@@ -11,6 +11,7 @@ use prometheus_client::{
     },
     registry::Registry,
 };
+use tonic::Code;
 
 use super::present::Present;
 
@@ -36,21 +37,20 @@ struct OfStep {
 }
 
 /// A step of a call that changes attachments.
-#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, EncodeLabelValue)]
-#[allow(non_camel_case_types)] // the values of the label
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
 pub enum Step {
     /// Which versions, and where they go.
-    plan,
+    Plan,
     /// Their directories are held, and their devices and limits looked up.
-    prepare,
+    Prepare,
     /// What is to be done is written down.
-    intend,
+    Intend,
     /// The shim does it.
-    shim,
+    Shim,
     /// It is made durable, beside the shim's work.
-    keep,
+    Keep,
     /// That it is done is written down.
-    record,
+    Record,
 }
 
 impl Step {
@@ -58,13 +58,19 @@ impl Step {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Self::plan => "plan",
-            Self::prepare => "prepare",
-            Self::intend => "intend",
-            Self::shim => "shim",
-            Self::keep => "keep",
-            Self::record => "record",
+            Self::Plan => "plan",
+            Self::Prepare => "prepare",
+            Self::Intend => "intend",
+            Self::Shim => "shim",
+            Self::Keep => "keep",
+            Self::Record => "record",
         }
+    }
+}
+
+impl EncodeLabelValue for Step {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
+        EncodeLabelValue::encode(&self.name(), encoder)
     }
 }
 
@@ -117,9 +123,14 @@ impl Meters {
         Timer { began: Instant::now(), histogram: self.steps.get_or_create(&OfStep { step }).clone() }
     }
 
-    /// Counts a call: `code` is the name of its gRPC status.
-    pub(super) fn call(&self, method: &str, code: &str, began: Instant) {
-        let call = Call { method: method.to_owned(), code: code.to_owned() };
+    /// Counts a call that began then. Names that nobody serves are the caller's, any number of them, and not counted.
+    pub(crate) fn answered(&self, method: &str, code: Code, began: Instant) {
+        let code = match code {
+            Code::Unimplemented => return,
+            Code::Ok => "OK".to_owned(),
+            code => format!("{code:?}"),
+        };
+        let call = Call { method: method.to_owned(), code };
         self.calls.get_or_create(&call).inc();
         let seconds = self.seconds.get_or_create(&Method { method: method.to_owned() });
         seconds.observe(began.elapsed().as_secs_f64());
@@ -147,9 +158,9 @@ mod tests {
     #[test]
     fn what_happened_is_counted() {
         let meters = Meters::default();
-        meters.call("capsule.v1.Attachments/Attach", "OK", Instant::now());
-        meters.call("capsule.v1.Attachments/Attach", "NotFound", Instant::now());
-        drop(meters.step(Step::shim));
+        meters.answered("capsule.v1.Attachments/Attach", Code::Ok, Instant::now());
+        meters.answered("capsule.v1.Attachments/Attach", Code::NotFound, Instant::now());
+        drop(meters.step(Step::Shim));
         let text = meters.text(Present::default()).unwrap();
         for line in [
             "capsuled_calls_total{method=\"capsule.v1.Attachments/Attach\",code=\"NotFound\"} 1",

@@ -2,12 +2,10 @@
 //!
 //! `meters` are counted as things happen, over capsuled's life; `present` is how things are when somebody asks.
 
-mod calls;
 mod meters;
 mod present;
 
 pub use self::{
-    calls::{Metered, MeteredLayer},
     meters::{Meters, Step, Timer},
     present::Present,
 };

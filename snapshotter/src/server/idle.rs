@@ -2,17 +2,11 @@
 //! end when nobody does.
 
 use std::{
-    future::Future,
-    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
     time::Duration,
 };
 
-use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
-use tonic::codegen::http::{Request, Response};
-use tower::{Layer, Service};
 
 /// What is under way, and since when nothing is: cheap to clone.
 #[derive(Clone, Debug)]
@@ -79,72 +73,6 @@ impl Drop for Call {
         let mut state = self.0.lock();
         state.under_way -= 1;
         state.last = Instant::now();
-    }
-}
-
-/// Puts [`Active`] around a service.
-#[derive(Clone, Debug)]
-pub(super) struct ActiveLayer(pub Activity);
-
-impl<S> Layer<S> for ActiveLayer {
-    type Service = Active<S>;
-
-    fn layer(&self, inner: S) -> Active<S> {
-        Active { inner, activity: self.0.clone() }
-    }
-}
-
-/// Tells of the calls of a service: each is under way until its answer has been sent, or its caller has left.
-#[derive(Clone, Debug)]
-pub(super) struct Active<S> {
-    inner: S,
-    activity: Activity,
-}
-
-impl<S, Q, A> Service<Request<Q>> for Active<S>
-where
-    S: Service<Request<Q>, Response = Response<A>>,
-    S::Future: Send + 'static,
-    A: Send + 'static,
-{
-    type Response = Response<Answer<A>>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<Q>) -> Self::Future {
-        let (call, answer) = (self.activity.begin(), self.inner.call(request));
-        Box::pin(async move { Ok(answer.await?.map(|body| Answer { body, _call: call })) })
-    }
-}
-
-/// What is answered, and the call.
-#[derive(Debug)]
-pub(super) struct Answer<B> {
-    body: B,
-    _call: Call,
-}
-
-impl<B: Body + Unpin> Body for Answer<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Serving on unix sockets: where they come from, their modes, and the drain at the end.
 
+mod calls;
 mod idle;
 mod linger;
 
@@ -21,14 +22,11 @@ use tokio::sync::oneshot;
 use tokio_stream::{StreamExt, wrappers::UnixListenerStream};
 use tonic::service::Routes;
 
-use idle::ActiveLayer;
+use calls::Telling;
 pub use idle::{Activity, Call};
 use linger::Connections;
 
-use crate::{
-    metrics::{MeteredLayer, Meters},
-    traces::TracedLayer,
-};
+use crate::metrics::Meters;
 
 /// How long calls under way may take once the daemon is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -204,9 +202,7 @@ pub async fn serve(
     let connections = Connections::new();
     let incoming = UnixListenerStream::new(listener).map(|stream| stream.map(|s| connections.accept(s)));
     let server = tonic::transport::Server::builder()
-        .layer(MeteredLayer(meters))
-        .layer(TracedLayer)
-        .layer(ActiveLayer(activity))
+        .layer(Telling { activity, meters })
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stop);
     tokio::select! {

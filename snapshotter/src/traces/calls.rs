@@ -1,76 +1,19 @@
-//! A span for each gRPC call: a layer around all services.
-
-use std::{
-    future::Future,
-    pin::Pin,
-    task::{Context, Poll},
-};
+//! A span for each gRPC call.
 
 use capsule_telemetry::{TARGET, carried_by, has_parent};
 use tonic::Code;
-use tonic::codegen::http::{Request, Response};
-use tower::{Layer, Service};
-use tracing::{Instrument as _, Span, field::Empty};
+use tonic::codegen::http::Request;
+use tracing::{Level, Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 /// The package whose calls begin a trace where the caller has none. containerd's own calls, which are many, do not.
 const OWN: &str = "capsule.v1.";
 
-/// Puts [`Traced`] around a service.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct TracedLayer;
-
-impl<S> Layer<S> for TracedLayer {
-    type Service = Traced<S>;
-
-    fn layer(&self, inner: S) -> Traced<S> {
-        Traced { inner }
+/// The span of a call until its answer begins; none where nothing is exported.
+pub(crate) fn of_call<Q>(request: &Request<Q>) -> Span {
+    if !tracing::span_enabled!(target: TARGET, Level::INFO) {
+        return Span::none();
     }
-}
-
-/// Has a span around each call until its answer begins.
-#[derive(Clone, Debug)]
-pub struct Traced<S> {
-    inner: S,
-}
-
-impl<S, Q, A> Service<Request<Q>> for Traced<S>
-where
-    S: Service<Request<Q>, Response = Response<A>>,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-    A: Send + 'static,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<Q>) -> Self::Future {
-        let span = span(&request);
-        let answer = span.in_scope(|| self.inner.call(request));
-        let traced = async move {
-            let answer = answer.await?;
-            // As in the metrics: an answer that is nothing but an error has its status at its beginning.
-            let status = answer.headers().get("grpc-status");
-            let code = status.map_or(Code::Ok, |status| Code::from_bytes(status.as_bytes()));
-            let span = Span::current();
-            span.record("rpc.grpc.status_code", code as i32);
-            if code != Code::Ok {
-                span.record("otel.status_code", "ERROR");
-                span.record("otel.status_description", code.description());
-            }
-            Ok(answer)
-        };
-        Box::pin(traced.instrument(span))
-    }
-}
-
-/// None where nothing is exported.
-fn span<Q>(request: &Request<Q>) -> Span {
     let path = request.uri().path().trim_start_matches('/');
     let parent = carried_by(|key| request.headers().get(key)?.to_str().ok());
     if !path.starts_with(OWN) && !has_parent(&parent) {
@@ -92,4 +35,14 @@ fn span<Q>(request: &Request<Q>) -> Span {
     // It fails where nothing is exported, and there it does not matter.
     _ = span.set_parent(parent);
     span
+}
+
+/// Tells the span that a call is in how it was answered.
+pub(crate) fn answered(code: Code) {
+    let span = Span::current();
+    span.record("rpc.grpc.status_code", code as i32);
+    if code != Code::Ok {
+        span.record("otel.status_code", "ERROR");
+        span.record("otel.status_description", code.description());
+    }
 }

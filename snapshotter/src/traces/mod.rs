@@ -15,7 +15,7 @@ use opentelemetry::trace::TracerProvider as _;
 use tracing::{Subscriber, level_filters::LevelFilter};
 use tracing_subscriber::{Layer, filter::Targets, registry::LookupSpan};
 
-pub use calls::TracedLayer;
+pub(crate) use calls::{answered, of_call};
 pub(crate) use shims::{context, relay};
 
 use crate::config;
