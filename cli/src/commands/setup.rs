@@ -150,6 +150,7 @@ async fn wanted(socket: &Path, args: &SetupArgs, settings: &Settings) -> Result<
         release,
         snapshotter: settings.snapshotter.clone(),
         address: address.display().to_string(),
+        root: settings.root.display().to_string(),
         remap_ids: settings.remap_ids,
         cri: args.cri.made(),
         systemd,

@@ -10,7 +10,7 @@ use super::{Finding, SETUP};
 use crate::host::cgroups::Driver;
 use crate::host::containerd::DEFAULT_CONFIG;
 use crate::host::{find, own_path, run};
-use crate::setup::{ANNOTATIONS, CRI_2, CRI_3, HANDLER, RUNTIME, SHIM, TRANSFER};
+use crate::setup::{ANNOTATIONS, CRI_2, CRI_3, CRI_IMAGES, HANDLER, RUNTIME, SHIM, TRANSFER};
 
 /// How containerd's CRI plugin is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub struct Configured {
     pub cri_disabled: bool,
     /// The runtime handler.
     handler: Option<Table>,
+    /// Whether the plugin of images knows the handler's snapshotter, or has not to.
+    knows_images: bool,
 }
 
 impl Configured {
@@ -85,6 +87,8 @@ impl Configured {
         let handler = [CRI_3, CRI_2]
             .iter()
             .find_map(|plugin| at(&["plugins", plugin, "containerd", "runtimes", HANDLER]));
+        let is_old = at(&["plugins", CRI_3]).is_none();
+        let platform = at(&["plugins", CRI_IMAGES, "runtime_platforms", HANDLER]);
         let is_ours = |one: &Value| one.get("snapshotter").and_then(Value::as_str) == Some(snapshotter);
         Self {
             address: at(&[&proxy[..], &["address"]].concat()).and_then(Value::as_str).map(str::to_owned),
@@ -94,6 +98,7 @@ impl Configured {
                 .iter()
                 .any(|name| [CRI_2, CRI_3, "cri"].contains(&name.as_str())),
             handler: handler.and_then(Value::as_table).cloned(),
+            knows_images: is_old || platform.is_some_and(is_ours),
         }
     }
 
@@ -149,11 +154,17 @@ impl Configured {
             let found = format!("the runtime handler {HANDLER} {}", wrong.join("; "));
             return vec![Finding::error(CHECK, found, SETUP)];
         }
+        let ready = format!("pods can have capsules: the runtime handler is {HANDLER}");
+        let ready = match self.knows_images {
+            true => Finding::ok(CHECK, ready),
+            false => Finding::warning(
+                CHECK,
+                format!("{ready}; the kubelet cannot measure any pod while one of it runs"),
+                SETUP,
+            ),
+        };
         let systemd = handler.get("options").and_then(|options| options.get("SystemdCgroup")?.as_bool());
-        vec![
-            Finding::ok(CHECK, format!("pods can have capsules: the runtime handler is {HANDLER}")),
-            judge_driver(systemd.unwrap_or(false), driver),
-        ]
+        vec![ready, judge_driver(systemd.unwrap_or(false), driver)]
     }
 }
 
@@ -201,6 +212,8 @@ mod tests {
         snapshotter = 'capsule'
         pod_annotations = ['a', 'resourcecapsules.io/*']
         options = {SystemdCgroup = true}
+        [plugins.'io.containerd.cri.v1.images'.runtime_platforms.capsule]
+        snapshotter = 'capsule'
         ";
 
     fn of(text: &str) -> Configured {
@@ -219,6 +232,8 @@ mod tests {
         assert_eq!(good.unpack("capsule", None).state, State::Ok);
         assert_eq!(good.unpack("capsule", Some("no snapshotter x")).state, State::Error);
         assert_eq!(states(&good.handler(Cri::On, "capsule", NO_KUBELET)), [State::Ok, State::Ok]);
+        let unknown = of(&GOOD.replace("runtime_platforms", "other"));
+        assert_eq!(states(&unknown.handler(Cri::On, "capsule", NO_KUBELET)), [State::Warning, State::Ok]);
         let old = of(&GOOD.replace(CRI_3, CRI_2));
         assert_eq!(states(&old.handler(Cri::On, "capsule", NO_KUBELET)), [State::Ok, State::Ok]);
         assert!(of("disabled_plugins = ['io.containerd.grpc.v1.cri']").cri_disabled && !good.cri_disabled);

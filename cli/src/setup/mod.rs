@@ -21,9 +21,12 @@ use similar::TextDiff;
 
 pub use self::error::SetupError;
 use self::files::Configuration;
+pub use self::files::write as write_file;
 pub use self::plan::Edited;
 use self::record::{Backup, Record, free_backup};
-pub use self::section::{ANNOTATIONS, CRI_2, CRI_3, HANDLER, RUNTIME, SHIM, Systemd, TRANSFER, Wanted};
+pub use self::section::{
+    ANNOTATIONS, CRI_2, CRI_3, CRI_IMAGES, HANDLER, RUNTIME, SHIM, Systemd, TRANSFER, Wanted,
+};
 
 /// What is about to be written.
 #[derive(Debug)]
@@ -167,6 +170,14 @@ fn write_files(edited: &[Edited]) -> Result<(), SetupError> {
         Some(after) => files::write(&file.path, after, &file.path),
         None => files::remove(&file.path),
     })
+}
+
+/// The text of a file; `None` when it is not there.
+///
+/// # Errors
+/// [`SetupError::File`].
+pub fn read_file(path: &Path) -> Result<Option<String>, SetupError> {
+    files::read(path).map(|file| file.text)
 }
 
 /// What changes in one file, as `diff -u` shows it.

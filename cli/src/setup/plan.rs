@@ -9,8 +9,8 @@ use super::change::{Change, Draft};
 use super::document::{Found, Parsed, longer, path, version_of};
 use super::error::SetupError;
 use super::section::{
-    CRI_2, CRI_3, DEFAULT_RUNTIME, HANDLER, Section, TRANSFER, Wanted, Wish, default_runtime, handler,
-    header, snapshotter,
+    CRI_2, CRI_3, CRI_IMAGES, DEFAULT_RUNTIME, HANDLER, Section, TRANSFER, Wanted, Wish, default_runtime,
+    handler, header, images, snapshotter,
 };
 use crate::host::Release;
 
@@ -68,6 +68,10 @@ pub fn plan(files: &[ConfigFile], wanted: &Wanted) -> Result<Vec<Edited>, SetupE
         }
         let present = parsed[at].value(&path(&["plugins", names[at], "containerd", "runtimes", HANDLER]));
         fulfil(&files[at], &mut drafts[at], versions[at], &handler(names[at], wanted, present))?;
+        if !wanted.release.is_1_7() {
+            let at = target(&parsed, &path(&["plugins", CRI_IMAGES, "runtime_platforms", HANDLER]));
+            fulfil(&files[at], &mut drafts[at], versions[at], &images(wanted))?;
+        }
     }
     let edited = files.iter().zip(drafts).filter(|(_, draft)| !draft.changes.is_empty());
     Ok(edited

@@ -11,6 +11,8 @@ pub const TRANSFER: &str = "io.containerd.transfer.v1.local";
 pub const CRI_2: &str = "io.containerd.grpc.v1.cri";
 /// And in later ones.
 pub const CRI_3: &str = "io.containerd.cri.v1.runtime";
+/// The plugin of the kubelet's images, since 2.0.
+pub const CRI_IMAGES: &str = "io.containerd.cri.v1.images";
 /// The runtime handler of pods that name none.
 pub const DEFAULT_RUNTIME: &str = "runc";
 /// The name of the runtime handler.
@@ -31,6 +33,8 @@ pub struct Wanted {
     pub snapshotter: String,
     /// capsuled's socket.
     pub address: String,
+    /// The directory with its snapshots.
+    pub root: String,
     /// Whether capsuled maps ids: its `snapshots.remap_ids`.
     pub remap_ids: bool,
     /// Whether the CRI plugin gets a runtime handler; `None`: unless it is disabled.
@@ -82,7 +86,11 @@ pub fn snapshotter(wanted: &Wanted) -> Section {
         ("address", Wish::Is(wanted.address.as_str().into())),
         ("capabilities", capabilities),
     ];
-    Section { title: "the snapshotter", tables: vec![(path(&["proxy_plugins", &wanted.snapshotter]), keys)] }
+    let plugin = path(&["proxy_plugins", &wanted.snapshotter]);
+    // What a kubelet takes for the directory of the images.
+    let exports = [&plugin[..], &path(&["exports"])].concat();
+    let root = ("root", Wish::Is(wanted.root.as_str().into()));
+    Section { title: "the snapshotter", tables: vec![(plugin, keys), (exports, vec![root])] }
 }
 
 /// The runtime handler of a CRI plugin. One that has the shim by its path stays (docs/runtime.md, CRI): containerd gives pods
@@ -104,6 +112,15 @@ pub fn handler(plugin: &str, wanted: &Wanted, present: Option<&Value>) -> Sectio
     };
     let title = "the runtime handler that a RuntimeClass of Kubernetes names";
     Section { title, tables: vec![(handler, keys), (options, vec![("SystemdCgroup", systemd)])] }
+}
+
+/// The handler's snapshotter, for the plugin of images. Without it containerd 2.x unpacks an image that a pod pulls into its own
+/// snapshotter first, and has no directory to tell the kubelet, which then measures no pod of the node (tried with 2.1.9). 1.7
+/// tells that of its own snapshotter for all.
+pub fn images(wanted: &Wanted) -> Section {
+    let platform = path(&["plugins", CRI_IMAGES, "runtime_platforms", HANDLER]);
+    let keys = vec![("snapshotter", Wish::Is(wanted.snapshotter.as_str().into()))];
+    Section { title: "the snapshotter of that handler's images", tables: vec![(platform, keys)] }
 }
 
 /// The runtime that pods have without a RuntimeClass. In containerd 1.7 a file's table of runtimes replaces containerd's own, and

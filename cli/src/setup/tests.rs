@@ -29,6 +29,7 @@ fn wanted(version: &str) -> Wanted {
         release: release(version),
         snapshotter: "capsule".to_owned(),
         address: "/run/capsule/capsuled.sock".to_owned(),
+        root: "/var/lib/capsule".to_owned(),
         remap_ids: true,
         cri: None,
         systemd: Systemd::Fits(true),

@@ -1,6 +1,7 @@
 //! What CRI does with pods and containers, whatever their runtime.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use capsule_proto::cri::v1::{ContainerState, LinuxContainerResources, NamespaceMode, PodSandboxState};
@@ -52,6 +53,9 @@ pub fn life(kubelet: &Kubelet, handler: &str) -> Result<String> {
     let missing = app.exec(&["/no-such-program"], 60).err().context("a program that is not there runs")?;
     ensure!(missing.message().contains("no such file"), "{missing:?}");
     let stats = app.stats()?;
+    // A kubelet that cannot find it measures no pod of the node.
+    let layer = stats.writable_layer.and_then(|layer| layer.fs_id).context("no place of what it writes")?;
+    ensure!(Path::new(&layer.mountpoint).is_dir(), "what it writes is at {layer:?}");
     let cpu = stats.cpu.and_then(|cpu| cpu.usage_core_nano_seconds).context("no use of processors")?.value;
     let memory = stats.memory.and_then(|memory| memory.usage_bytes).context("no use of memory")?.value;
     ensure!(cpu > 0 && memory > 0, "{cpu} ns, {memory} bytes");
@@ -62,7 +66,8 @@ pub fn life(kubelet: &Kubelet, handler: &str) -> Result<String> {
     app.remove()?;
     ended(&pod)?;
     pod.remove()?;
-    Ok(format!("{} KiB, {} ms of a processor", memory >> 10, cpu / 1_000_000))
+    let used = format!("{} KiB, {} ms of a processor", memory >> 10, cpu / 1_000_000);
+    Ok(format!("{used}; what it writes is at {}", layer.mountpoint))
 }
 
 fn limited(app: &Member<'_>) -> Result<()> {

@@ -5,12 +5,14 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::kubectl::{Manifest, Member, apply, done, get, kubectl};
+use super::kubectl::{Manifest, Member, apply, done, get};
 use super::{Class, left, until};
 use crate::scenario::reboot::kill;
 use crate::scenario::runtime::cgroups::group::Group;
 
 const MEMORY: u64 = 64 << 20;
+/// So much is written into a container.
+const WRITTEN: u64 = 8 << 20;
 /// It serves a page, once it has told something.
 const SERVE: &str =
     "echo out; echo err >&2; mkdir -p /www; echo served > /www/index.html; exec httpd -f -p 8080 -h /www";
@@ -64,24 +66,14 @@ pub fn lives(class: Class) -> Result<String> {
     Ok(address.to_string())
 }
 
-/// A gap of ours: the kubelet measures no pod of the node while there is one (docs/kubernetes.md).
+/// What the kubelet measures of a pod: processors, memory, and what it has written. containerd's CRI measures that of its default
+/// snapshotter alone (up to 2.3.4), and tells 0 for others.
 pub fn measured(class: Class) -> Result<String> {
     let pod = Manifest::new("measured", class, &[("app", SLEEP), ("log", SLEEP)]).ready()?;
-    let said = match class {
-        None => usage(&pod.name)?,
-        Some(_) => {
-            let refusal = || -> Result<String> { Ok(kubectl(&["get", "--raw", &summary()])?.err) };
-            until("refused", || Ok(refusal()?.contains("failed to get device for dir")))?;
-            refusal()?.trim().to_owned()
-        }
-    };
+    pod.member("app")?.sh(&format!("dd if=/dev/zero of=/written bs=1M count={} 2>&1", WRITTEN >> 20))?;
+    let said = usage(&pod.name, if class.is_none() { WRITTEN } else { 0 })?;
     pod.delete()?;
     Ok(said)
-}
-
-/// Where the API server has what the kubelet measures.
-fn summary() -> String {
-    format!("/api/v1/nodes/{}/proxy/stats/summary", super::files::NODE)
 }
 
 fn limited(app: &Member<'_>) -> Result<()> {
@@ -93,9 +85,10 @@ fn limited(app: &Member<'_>) -> Result<()> {
 }
 
 /// What the kubelet measures of each container.
-fn usage(name: &str) -> Result<String> {
-    let of = || -> Result<Option<[u64; 2]>> {
-        let text = done(&["get", "--raw", &summary()])?;
+fn usage(name: &str, least: u64) -> Result<String> {
+    let of = || -> Result<Option<[u64; 3]>> {
+        let summary = format!("/api/v1/nodes/{}/proxy/stats/summary", super::files::NODE);
+        let text = done(&["get", "--raw", &summary])?;
         let summary: Value = serde_json::from_str(&text).context("a summary of the node")?;
         let pods = summary["pods"].as_array().cloned().unwrap_or_default();
         let pod = pods.into_iter().find(|pod| pod["podRef"]["name"] == name);
@@ -104,11 +97,14 @@ fn usage(name: &str) -> Result<String> {
         let memory = app["memory"]["workingSetBytes"].as_u64().filter(|bytes| *bytes > 0);
         let cpu = app["cpu"]["usageCoreNanoSeconds"].as_u64().filter(|used| *used > 0);
         let log = containers.iter().any(|one| one["name"] == "log");
-        Ok(memory.zip(cpu).filter(|_| log).map(|(memory, cpu)| [memory, cpu]))
+        let written = app["rootfs"]["usedBytes"].as_u64().filter(|bytes| *bytes >= least);
+        let used = memory.zip(cpu).zip(written).filter(|_| log);
+        Ok(used.map(|((memory, cpu), written)| [memory, cpu, written]))
     };
     until("measured", || Ok(of()?.is_some()))?;
-    let [memory, cpu] = of()?.unwrap_or_default();
-    Ok(format!("{} KiB, {} ms of a processor", memory >> 10, cpu / 1_000_000))
+    let [memory, cpu, written] = of()?.unwrap_or_default();
+    let used = format!("{} KiB, {} ms of a processor", memory >> 10, cpu / 1_000_000);
+    Ok(format!("{used}, {} KiB written", written >> 10))
 }
 
 /// A container that a probe finds ill, and one that was killed, is another one soon; the pod's other goes on.
