@@ -8,6 +8,7 @@ pub mod diff;
 mod doctor;
 mod events;
 mod metrics;
+mod profile;
 mod prune;
 mod setup;
 mod sign;
@@ -40,6 +41,12 @@ use crate::view::{Attachments, Built, Inspection, Moves, Plan, Versions};
 
 pub use self::certs::CertsError;
 
+/// Whether the command asks a node anything, this machine's or another.
+pub fn asks_a_node(command: &Command) -> bool {
+    use Command::{Certs, Completion, Keygen, Man};
+    !matches!(command, Certs { .. } | Keygen { .. } | Completion { .. } | Man { .. })
+}
+
 /// Carries out the command.
 ///
 /// # Errors
@@ -47,10 +54,9 @@ pub use self::certs::CertsError;
 pub async fn run(cli: Cli, caller: &Caller) -> Result<(), Error> {
     let Cli { address, config, node, namespace, output, command, .. } = cli;
     let namespace = namespace.as_deref();
-    let place = match command {
-        // Neither asks a node.
-        Command::Certs { .. } | Command::Keygen { .. } | Command::Completion { .. } => Place::Socket(address),
-        _ => Place::chosen(address, config.as_deref(), node.as_deref())?,
+    let place = match asks_a_node(&command) {
+        false => Place::Socket(address),
+        true => Place::chosen(address, config.as_deref(), node.as_deref())?,
     };
     let to = Target { place: &place, output, caller };
     to.warn();
@@ -95,6 +101,7 @@ pub async fn run(cli: Cli, caller: &Caller) -> Result<(), Error> {
         Command::Events(args) => events::follow(to, request::events(args, namespace)?).await,
         Command::Doctor(args) => doctor::doctor(to, args).await,
         Command::Setup(args) => setup::setup(to, args).await,
+        Command::Profile(args) => profile::profile(to, args).await,
         Command::Certs { command } => certs::certs(to, command),
         Command::Completion { shell } => completion(shell),
         Command::Man { folder } => manual(&folder),

@@ -11,6 +11,7 @@ use tonic::{Code, Status};
 use crate::archive;
 use crate::commands::CertsError;
 use crate::declaration::Mistake;
+use crate::profile::ProfileError;
 use crate::remote::RemoteError;
 use crate::setup::SetupError;
 use crate::text::escape_control;
@@ -101,6 +102,9 @@ pub enum Error {
     /// containerd's configuration is left as it is.
     #[error(transparent)]
     Setup(#[from] SetupError),
+    /// The services stay as they are.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
     /// Capsules do not work on this machine as it is.
     #[error("of {checks} checks, {errors} found an error: see above what to do")]
     Unfit {

@@ -3,9 +3,9 @@
 //! The rooms, in the direction of flow: `args` (what was typed) and `declaration` (what a tree's `capsule.toml`
 //! says) → `request` (the wire, pure) → `client` and `archive` (effects) → `view` (our own values) → `text` (what is
 //! read). `commands` and `publish` (with `base`) join them; `credentials` and `progress` are
-//! for transfers; `trace` says of which trace the calls are; `remote` is how nodes elsewhere are reached; `doctor` and `setup` look at the machine itself (`host`) and at containerd's configuration; `man` is for packages.
-//! Nothing here needs root by itself, enters a namespace or opens a database: capsuled does. `setup` alone writes a file that is
-//! root's.
+//! for transfers; `trace` says of which trace the calls are; `remote` is how nodes elsewhere are reached; `doctor`, `setup` and `profile` look at the machine itself (`host`) and at containerd's configuration; `man` is for packages.
+//! Nothing here needs root by itself, enters a namespace or opens a database: capsuled does. `setup` and `profile` alone write a
+//! file that is root's.
 
 mod archive;
 mod args;
@@ -19,6 +19,7 @@ mod error;
 mod host;
 mod lock;
 mod man;
+mod profile;
 mod progress;
 mod publish;
 mod remote;
@@ -55,7 +56,10 @@ fn main() -> ExitCode {
 fn run(cli: args::Cli) -> Result<(), Error> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
-    let trace = trace::Trace::begin(&cli.name)?;
+    let trace = match commands::asks_a_node(&cli.command) {
+        true => trace::Trace::begin(&cli.name)?,
+        false => trace::Trace::none(),
+    };
     let outcome = runtime.block_on(commands::run(cli, &trace.caller()));
     trace.end(&outcome);
     // A thread may still wait for a tar on standard input that nobody wants any more.

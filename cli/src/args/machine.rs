@@ -1,4 +1,4 @@
-//! The command lines of `doctor` and `setup`, which look at the machine itself.
+//! The command lines of `doctor`, `setup` and `profile`, which look at the machine itself.
 
 use std::path::PathBuf;
 
@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum, ValueHint};
 
 use crate::host::containerd::DEFAULT_CONFIG;
 use crate::host::{DEFAULT_SETTINGS, Release};
+use crate::profile::Profile;
 
 pub const DOCTOR_EXAMPLES: &str = "\
 Examples:
@@ -22,6 +23,24 @@ Examples:
   capsulectl setup --undo          # takes it back, and nothing else
 
 containerd reads its configuration when it starts: restart it then.";
+
+pub const PROFILE_EXAMPLES: &str = "\
+Examples:
+  capsulectl profile               # which services run, and what they take
+  capsulectl profile minimal       # capsuled ends when nobody uses it, and the next call starts it
+  capsulectl profile full          # metrics and health over HTTP, too
+
+Changes idle_stop in capsuled's configuration and nothing else in it, and enables or disables capsule-metrics.service.";
+
+/// Arguments of `profile`.
+#[derive(Debug, Args)]
+pub struct ProfileArgs {
+    /// What this machine is to have [default: it is shown]
+    pub profile: Option<Profile>,
+    /// capsuled's configuration
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SETTINGS, value_hint = ValueHint::FilePath)]
+    pub capsuled_config: PathBuf,
+}
 
 /// Arguments of `doctor`.
 #[derive(Debug, Args)]

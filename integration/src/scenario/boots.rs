@@ -5,6 +5,7 @@
 //! machine keeps: qemu goes on, with what its disk was told.
 
 mod node;
+mod profiles;
 mod proofs;
 
 use std::fs::{self, File};
@@ -93,16 +94,19 @@ fn event() -> Result<u64> {
     last()?.parse().context("a number")
 }
 
-/// What [`prepared`] does of capsule-remote, alone.
+/// What [`prepared`] does of capsule-remote and of the profiles, alone.
 pub fn remote(reporter: &mut Reporter) -> Result<()> {
     reporter.must("containerd and capsuled are installed, and run", || {
         node::install()?;
         Ok(((), node::wait()?))
     })?;
     reporter.check(REMOTE, node::remote);
+    reporter.check(PROFILES, profiles::each);
     Ok(())
 }
 
+const PROFILES: &str =
+    "capsulectl profile: each of them, as the configuration and systemd say it, and one that is refused";
 const REMOTE: &str = "capsule-remote serves under its unit, and not where it is switched off";
 
 /// Two containers with attachments of every kind, one of which containerd starts again by itself.
@@ -118,6 +122,7 @@ fn prepared(reporter: &mut Reporter) -> Result<()> {
         Ok(((), String::new()))
     })?;
     reporter.check(REMOTE, node::remote);
+    reporter.check(PROFILES, profiles::each);
     idle::run(reporter)?;
     reporter.must("two containers have attachments of every kind", || {
         for id in [AUTO, HAND] {

@@ -83,7 +83,8 @@ pub fn remote() -> Result<String> {
     Ok(format!("{} bytes of memory at most", memory.trim()))
 }
 
-fn copy(from: &str, to: &str) -> Result<()> {
+/// Copies a file.
+pub fn copy(from: &str, to: &str) -> Result<()> {
     fs::copy(from, to).with_context(|| format!("copy {from} to {to}")).map(drop)
 }
 
