@@ -1,5 +1,5 @@
-//! Programs of others that single scenarios need: other snapshotters of Debian, for the benchmark alone, which need
-//! nothing but libc; nerdctl; and a cluster's.
+//! Programs of others that single scenarios need: other snapshotters of Debian, for the benchmark alone, and Prometheus, which
+//! need nothing but libc; nerdctl; and a cluster's.
 
 use std::fs;
 use std::path::PathBuf;
@@ -24,10 +24,31 @@ const PEERS: [(&str, &str); 3] = [
 pub fn of(workspace: &Workspace, scenario: &str) -> Result<Option<PathBuf>> {
     match scenario {
         snapshotters::FULL => ready(workspace).map(Some),
+        "dashboard" => prometheus(workspace).map(Some),
         _ if nerdctl::needed_by(scenario) => nerdctl::ready(workspace).map(Some),
         _ if kubernetes::needed_by(scenario) => kubernetes::ready(workspace).map(Some),
         _ => Ok(None),
     }
+}
+
+/// The folder with Prometheus.
+fn prometheus(workspace: &Workspace) -> Result<PathBuf> {
+    let rootfs = rootfs::ready(workspace, Suite::Forky)?;
+    workspace.cached("peers", "prometheus", &rootfs.display().to_string(), |folder| {
+        let scratch = folder.with_extension("scratch");
+        remove_tree(&scratch)?;
+        for part in [folder, &scratch] {
+            fs::create_dir_all(part).with_context(|| format!("create {}", part.display()))?;
+        }
+        let keyring = rootfs::keyring(&scratch.join("keyring"))?;
+        let apt = Apt::of(&rootfs, Suite::Forky.name(), keyring.as_deref(), &scratch.join("apt"))?;
+        let deb = apt.download("prometheus")?;
+        output_of(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(scratch.join("unpacked")))?;
+        let program = scratch.join("unpacked/usr/bin/prometheus");
+        fs::copy(&program, folder.join("prometheus"))
+            .with_context(|| format!("copy {}", program.display()))?;
+        remove_tree(&scratch)
+    })
 }
 
 /// The folder with the snapshotters' programs, and a file `versions` that names their packages.

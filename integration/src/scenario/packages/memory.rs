@@ -1,14 +1,13 @@
 //! What the services of each profile take, as the documentation lists it.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::scenario::boots::systemctl;
 use crate::scenario::capsulectl::done;
+use crate::scenario::http::get;
 use crate::scenario::world::within;
 
 /// The services, each with how much it may take, in KiB: `MemoryMax` of its unit, or what a laptop does not feel.
@@ -16,9 +15,11 @@ const SERVICES: [(&str, u64); 2] = [("capsuled.service", 48 << 10), ("capsule-me
 
 /// Starts the one that is not started by itself, uses both, and measures them.
 pub fn measured() -> Result<String> {
-    systemctl(&["start", "capsule-metrics.service"])?;
+    done(&["profile", "full"])?;
     done(&["ls"])?;
-    within(Duration::from_secs(60), "metrics", || Ok(scrape().is_ok_and(|text| text.contains("capsule_"))))?;
+    within(Duration::from_secs(60), "metrics", || {
+        Ok(get("127.0.0.1:9470", "/metrics").is_ok_and(|text| text.contains("capsule_")))
+    })?;
     let mut told = Vec::new();
     for (unit, most) in SERVICES {
         let pid = systemctl(&["show", "--property=MainPID", "--value", unit])?;
@@ -29,19 +30,8 @@ pub fn measured() -> Result<String> {
         ensure!(rss < most, "{unit} has {rss} KiB resident, and may have {most}");
         told.push(format!("{unit}: {rss} KiB resident, {pss} proportional, {anonymous} anonymous"));
     }
-    systemctl(&["stop", "capsule-metrics.service"])?;
+    done(&["profile", "standard"])?;
     Ok(told.join("; "))
-}
-
-/// As Prometheus does it.
-fn scrape() -> Result<String> {
-    let mut stream = TcpStream::connect("127.0.0.1:9470").context("connect")?;
-    stream
-        .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        .context("ask")?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).context("read")?;
-    Ok(text)
 }
 
 fn kib(rollup: &str, key: &str) -> Result<u64> {
