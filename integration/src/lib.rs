@@ -33,6 +33,7 @@ pub mod capsules;
 pub mod criu;
 pub mod event;
 pub mod go;
+pub mod image;
 pub mod images;
 pub mod kubernetes;
 pub mod machine;

@@ -14,7 +14,7 @@ use crate::native::Site;
 use crate::payload::Payload;
 use crate::rootfs::{self, Suite};
 use crate::workspace::{Workspace, require_root};
-use crate::{native, packages, peers, vm};
+use crate::{image, native, packages, peers, vm};
 
 /// What a scenario runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -23,6 +23,18 @@ pub enum Kind {
     Native,
     /// Debian's own kernel and systemd in qemu.
     Vm,
+}
+
+impl Kind {
+    /// The lock of those that take turns. Both kinds may run at once: emulated processors take one of the host's, and those that are
+    /// not emulated wait more than they work.
+    #[must_use]
+    pub fn turn(self) -> &'static str {
+        match self {
+            Self::Native => "native-machine",
+            Self::Vm => "vm-machine",
+        }
+    }
 }
 
 /// A kind of machine with a root file system.
@@ -62,6 +74,9 @@ impl Machine {
         let payload = Payload::ready(workspace, Image::needed_by(&job.scenario))?;
         if job.scenario == packages::SCENARIO {
             payload.add(packages::SCENARIO, &packages::made(workspace)?)?;
+        }
+        if job.scenario == image::SCENARIO {
+            payload.add(image::FOLDER, &[image::made(workspace)?])?;
         }
         match self.kind {
             Kind::Native => {

@@ -237,7 +237,7 @@ fn run(scenario: &str, machine: Machine, events: Option<&Path>) -> Result<()> {
 
 fn cut_power(campaign: Campaign) -> Result<()> {
     let workspace = workspace()?;
-    let _lock = workspace.lock("machine")?;
+    let _lock = workspace.lock(Kind::Vm.turn())?;
     let outcome = power::run(&workspace, campaign)?;
     writeln!(std::io::stdout(), "{outcome}").context("write")?;
     if outcome.failures().next().is_some() {

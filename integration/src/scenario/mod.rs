@@ -20,6 +20,7 @@
 //! | [`job`] | the main job again, through a client that has names for containers |
 //! | [`left`] | that nothing is left of a client's containers |
 //! | [`docker`] | Docker's containers live on ours as on containerd's own, with capsules, which last as long as they do |
+//! | [`dashboard`] | each question of the dashboard has an answer |
 //! | [`kubernetes`] | a cluster of one node, as `kubectl` drives it: pods on containerd's own and on ours, with capsules |
 //! | [`nerdctl`] | containers of nerdctl's live on ours as on containerd's own, with capsules |
 //! | [`registry`] | tags; versions move between machines, by a registry and by archives |
@@ -51,6 +52,7 @@ pub mod capsulectl;
 pub mod collect;
 pub mod cri;
 pub mod ctr;
+pub mod dashboard;
 pub mod demo;
 pub mod devices;
 pub mod docker;
@@ -58,6 +60,7 @@ pub mod docs;
 pub mod errors;
 pub mod follow;
 pub mod full;
+pub mod http;
 pub mod idle;
 pub mod idmapped;
 pub mod images;
@@ -142,6 +145,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "keep" => keep::run(reporter),
         "written" => written::run(reporter),
         "collect" => collect::run(reporter),
+        "dashboard" => dashboard::run(reporter),
         "scale" => scale::run(reporter, scale::FULL),
         "scale-quick" => scale::run(reporter, scale::QUICK),
         "registry" => registry::run(reporter, false),
@@ -168,7 +172,8 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
 }
 
 /// The scenarios of clients other than `ctr`, and of what they install.
-const CLIENTS: [&str; 6] = ["docker", "cri", "nerdctl", "kubernetes", "remote", "remote-unit"];
+const CLIENTS: [&str; 7] =
+    ["docker", "cri", "nerdctl", "kubernetes", crate::image::SCENARIO, "remote", "remote-unit"];
 
 fn through_clients(name: &str, reporter: &mut Reporter) -> Result<()> {
     match name {
@@ -176,6 +181,7 @@ fn through_clients(name: &str, reporter: &mut Reporter) -> Result<()> {
         "cri" => cri::run(reporter),
         "nerdctl" => nerdctl::run(reporter),
         "kubernetes" => kubernetes::run(reporter),
+        crate::image::SCENARIO => kubernetes::run_by_image(reporter),
         "remote" => remote::run(reporter),
         "remote-unit" => boots::remote(reporter),
         _ => bail!("there is no scenario {name:?}"),

@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 const CONFIGS: &str = "/payload/configs";
 
 /// The configuration that containerd is given.
-const PRIVATE: &str = "/etc/containerd/private.toml";
+pub(super) const PRIVATE: &str = "/etc/containerd/private.toml";
 
 /// Next to nothing here uses CRI, and it starts slowly.
 const WITHOUT_CRI: &str = "disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \
@@ -36,6 +36,8 @@ pub struct World {
     containerd: Daemon,
     capsuled: Option<Daemon>,
     with_capsuled: bool,
+    /// containerd's search path.
+    path: &'static str,
 }
 
 /// A daemon whose output goes to a log.
@@ -128,12 +130,23 @@ impl World {
         Self::start_by(true, &private)
     }
 
+    /// containerd alone, with this configuration, as on a node that has nothing of ours.
+    pub fn start_bare(config: &str) -> Result<Self> {
+        fs::create_dir_all("/etc/containerd").context("create containerd's folder")?;
+        fs::write(PRIVATE, config).with_context(|| format!("write {PRIVATE}"))?;
+        Self::start_on(NODE_PATH, false, Path::new(PRIVATE))
+    }
+
     fn start_by(with_capsuled: bool, config: &Path) -> Result<Self> {
-        let mut containerd = Daemon::start("containerd", &mut containerd_command(config))?;
+        Self::start_on(path(), with_capsuled, config)
+    }
+
+    fn start_on(path: &'static str, with_capsuled: bool, config: &Path) -> Result<Self> {
+        let mut containerd = Daemon::start("containerd", &mut containerd_command(config, path))?;
         // capsuled asks containerd and serves it: it is started beside it, in no order.
         let capsuled = with_capsuled.then(|| start_capsuled(&[])).transpose()?;
         containerd.wait_until(|| Path::new(CONTAINERD_SOCKET).exists() && answers())?;
-        let mut world = Self { containerd, capsuled, with_capsuled };
+        let mut world = Self { containerd, capsuled, with_capsuled, path };
         world.wait_for_capsuled()?;
         Ok(world)
     }
@@ -182,7 +195,8 @@ impl World {
 
     /// Starts a containerd that was killed, and waits until it answers.
     pub fn start_containerd(&mut self) -> Result<()> {
-        self.containerd = Daemon::start("containerd", &mut containerd_command(Path::new(PRIVATE)))?;
+        self.containerd =
+            Daemon::start("containerd", &mut containerd_command(Path::new(PRIVATE), self.path))?;
         self.containerd.wait_until(answers)
     }
 
@@ -258,9 +272,9 @@ pub(super) fn write_configs(more: &str) -> Result<PathBuf> {
     Ok(private)
 }
 
-fn containerd_command(config: &Path) -> Command {
+fn containerd_command(config: &Path, path: &str) -> Command {
     let mut command = Command::new("containerd");
-    command.arg("--config").arg(config).env("PATH", path());
+    command.arg("--config").arg(config).env("PATH", path);
     command
 }
 
@@ -280,6 +294,9 @@ fn answers() -> bool {
         .status()
         .is_ok_and(|status| status.success())
 }
+
+/// The search path of a node without the build that is tested.
+const NODE_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The search path of daemons: the build that is tested first.
 pub fn path() -> &'static str {

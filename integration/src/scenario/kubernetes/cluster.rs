@@ -70,6 +70,8 @@ fn apiserver() -> Result<Daemon> {
             &format!("--advertise-address={ADDRESS}"),
             &format!("--token-auth-file={}", file("tokens.csv")),
             "--authorization-mode=Node,RBAC",
+            // As kubeadm has it.
+            "--allow-privileged=true",
             "--service-cluster-ip-range=10.96.0.0/24",
             "--service-account-issuer=https://kubernetes.default.svc",
             &format!("--service-account-key-file={key}"),

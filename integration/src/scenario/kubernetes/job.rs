@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::everyday::SLEEP;
 use super::kubectl::{Manifest, NAMESPACE};
@@ -13,25 +13,29 @@ use crate::scenario::readers::{Readers, SHARED, expect_seamless};
 
 const RELEASE: &str = "/usr/share/zoneinfo/tzdata.zi";
 const SWAPS: u32 = 20;
+/// What readers share with the scenario, and compare with: here and in a pod.
+pub const FOLDER: &str = SHARED;
+const FOLDERS: [(&str, &str, &str); 2] =
+    [("shared", SHARED, SHARED), ("trees", "/payload/capsules", "/reference")];
 
 fn mounts(pid: u32) -> Result<String> {
     let path = format!("/proc/{pid}/mountinfo");
     fs::read_to_string(&path).with_context(|| format!("read {path}"))
 }
 
+/// Gives a pod's first container what its readers need.
+pub fn shares(spec: &mut Value) {
+    spec["volumes"] =
+        FOLDERS.map(|(name, path, _)| json!({ "name": name, "hostPath": { "path": path } })).into();
+    spec["containers"][0]["volumeMounts"] =
+        FOLDERS.map(|(name, _, at)| json!({ "name": name, "mountPath": at })).into();
+}
+
 /// Attach, upgrade and roll back under readers, detach.
 pub fn main_job() -> Result<String> {
     let [old, new] = publish()?;
     fs::create_dir_all(SHARED).with_context(|| format!("create {SHARED}"))?;
-    let folders = [("shared", SHARED, SHARED), ("trees", "/payload/capsules", "/reference")];
-    let pod = Manifest::new("web", OURS, &[("app", SLEEP)])
-        .with(|spec| {
-            spec["volumes"] =
-                folders.map(|(name, path, _)| json!({ "name": name, "hostPath": { "path": path } })).into();
-            spec["containers"][0]["volumeMounts"] =
-                folders.map(|(name, _, at)| json!({ "name": name, "mountPath": at })).into();
-        })
-        .ready()?;
+    let pod = Manifest::new("web", OURS, &[("app", SLEEP)]).with(shares).ready()?;
     let app = pod.member("app")?;
     let (name, pid) = (app.reference(), app.pid()?);
     let before = mounts(pid)?;

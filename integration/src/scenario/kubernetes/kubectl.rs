@@ -21,9 +21,18 @@ pub fn kubectl(args: &[&str]) -> Result<Output> {
 
 /// Runs `kubectl` with `input` on its standard input.
 pub fn kubectl_with(args: &[&str], input: &[u8]) -> Result<Output> {
+    client("kubectl", &[&["--namespace", NAMESPACE], args].concat(), input)
+}
+
+/// Runs a client of the cluster as its administrator, for no namespace, which must succeed; what it prints.
+pub fn administer(program: &str, args: &[&str]) -> Result<String> {
+    let output = client(program, args, b"")?.success(&format!("{program} {}", args.join(" ")))?;
+    Ok(output.trim().to_owned())
+}
+
+fn client(program: &str, args: &[&str], input: &[u8]) -> Result<Output> {
     let config = file("admin.conf");
-    let fixed = ["HOME=/root", "kubectl", "--kubeconfig", &config, "--namespace", NAMESPACE];
-    run("env", &[&fixed[..], args].concat(), input)
+    run("env", &[&["HOME=/root", program, "--kubeconfig", &config], args].concat(), input)
 }
 
 /// Runs `kubectl`, which must succeed; what it prints.

@@ -29,6 +29,13 @@ pub fn of_pod(uid: &str) -> Result<()> {
 /// After all cases.
 pub fn nothing() -> Result<String> {
     done(&["delete", "pods,deployments,configmaps", "--all", "--timeout=110s"])?;
+    no_pod()?;
+    until("ended", || Ok(ps()?.is_empty()))?;
+    left::no_trace()
+}
+
+/// Of all pods that there were, in whatever namespace: neither containers, nor shims, nor volumes.
+pub fn no_pod() -> Result<()> {
     until("gone: all pods", || {
         Ok(get(&["pods", "--all-namespaces"])?["items"].as_array().is_some_and(Vec::is_empty))
     })?;
@@ -36,8 +43,6 @@ pub fn nothing() -> Result<String> {
         Ok(ctr(&["-n", K8S, "containers", "ls", "-q"])?.success("list containers")?.trim().is_empty())
     })?;
     until("without shims", || Ok(processes_named("containerd-shim")?.is_empty()))?;
-    until("ended", || Ok(ps()?.is_empty()))?;
     let mounts = || fs::read_to_string("/proc/self/mountinfo").context("read the mount table");
-    until("unmounted", || Ok(!mounts()?.contains("/var/lib/kubelet/pods/")))?;
-    left::no_trace()
+    until("unmounted", || Ok(!mounts()?.contains("/var/lib/kubelet/pods/")))
 }

@@ -10,12 +10,16 @@
 //! | [`capsules`] | what annotations name is there from the first process on, and after a restart; mistakes; a rollout; a device |
 //! | [`job`] | the main job, by the names that Kubernetes gives |
 //! | [`lasts`] | pods go on while the kubelet, containerd and capsuled are restarted |
+//! | [`installed`] | a node gets all of it from the cluster, by `configs/kustomize` and by the chart |
+//! | [`compared`] | that those two say the same |
 //! | [`left`] | that nothing is left of pods |
 
 mod capsules;
 mod cluster;
+mod compared;
 mod everyday;
 mod files;
+mod installed;
 mod job;
 mod kubectl;
 mod lasts;
@@ -43,6 +47,8 @@ const SHIPPED_IMAGE: &str = "docker.io/library/busybox:1.37";
 const CONFIG: &str = "/etc/capsule/config.toml";
 /// What a pod is given by the name of a device.
 const SPEC: &str = "/etc/cdi/example.yaml";
+
+pub use self::installed::run as run_by_image;
 
 /// Which runtime a pod is to have: by no RuntimeClass it is containerd's own.
 type Class = Option<&'static str>;
