@@ -10,7 +10,7 @@ TESTBED := $(PROGRAMS)/capsule-testbed
 MACHINES := CAPSULE_PROGRAMS=$(PROGRAMS)
 ON_MACHINES := --test machines --test leftovers --test power --test trees
 
-.PHONY: demo test release release-shim bench bench-runtime bench-snapshotter bench-storage bench-scale bench-devices soak deb test-packages static test-static build lint unit fuzz fuzz-build native vm suite test-runtime test-k8s rootfs setup clean
+.PHONY: demo test release release-shim bench bench-runtime bench-snapshotter bench-storage bench-scale bench-devices soak deb test-packages static image test-static build lint unit fuzz fuzz-build machines native on-native vm on-vm suite test-runtime test-k8s rootfs setup clean
 
 # Attach, upgrade, roll back and detach capsules in a live container, and tell what happens.
 demo: build
@@ -18,7 +18,7 @@ demo: build
 	@$(TESTBED) run demo
 
 # Format, lints, units, fuzz targets for a short time, native integration, VM integration.
-test: lint unit fuzz native vm
+test: lint unit fuzz machines
 
 # Times of attach, upgrade and detach beside their alternatives: a table and target/bench.json.
 bench: build
@@ -86,11 +86,18 @@ test-packages: rootfs
 
 # All programs for x86_64 with musl, linked statically, in target/static: they run wherever the kernel does.
 MUSL := x86_64-unknown-linux-musl
-static: setup
+static:
+	@integration/setup.sh static
 	rustup target add $(MUSL)
 	cargo build --locked --release --target $(MUSL) -p capsuled -p capsulectl -p $(SHIM)
 	mkdir -p target/static
 	cp target/$(MUSL)/release/capsuled target/$(MUSL)/release/capsulectl target/$(MUSL)/release/$(SHIM) target/static/
+
+# The image for Kubernetes nodes, of those programs: target/image/resource-capsules.tar, an OCI archive, as `docker load`,
+# `ctr image import` and skopeo take it.
+image: static
+	@integration/setup.sh image
+	configs/image/make.sh target/static target/image
 
 # The main job, and what a runtime must do, by those.
 test-static: static rootfs
@@ -148,21 +155,29 @@ test-runtime: rootfs
 		cargo test --locked --workspace --test machines -- --test-threads=1 --skip bench _runtime
 
 # Pods on a cluster of one node, with a real kubelet. What is not Debian's is built from Kubernetes' Go modules, once, in half an hour
-# (target/kubernetes); the test takes ten minutes.
-test-k8s: build
+# (target/kubernetes); the tests take a quarter of an hour. The second node has nothing of ours but what the cluster gives it.
+test-k8s: build image
 	@$(TESTBED) prepare --suite forky
 	@$(TESTBED) run kubernetes
+	@$(TESTBED) run kubernetes-image
 
 rootfs: build
 	@$(TESTBED) prepare
 
+# Both kinds at once, which takes two thirds of the time; what each says is shown when it has ended. Emulated processors get what the
+# others leave.
+machines: rootfs suite
+	@$(MAKE) --no-print-directory -j2 -k -Otarget on-native on-vm
+
 # Machines of private namespaces on this kernel.
-native: rootfs suite
+native: rootfs suite on-native
+on-native:
 	$(MACHINES) cargo test --locked --workspace $(ON_MACHINES) -- --test-threads=1 --skip privileged_vm
 
 # Machines of Debian's kernel and systemd, in qemu.
-vm: rootfs
-	$(MACHINES) cargo test --locked --workspace $(ON_MACHINES) -- --test-threads=1 privileged_vm
+vm: rootfs on-vm
+on-vm:
+	$(MACHINES) nice cargo test --locked --workspace $(ON_MACHINES) -- --test-threads=1 privileged_vm
 
 setup:
 	@integration/setup.sh

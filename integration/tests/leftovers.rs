@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use capsule_integration::machine::Kind;
 use capsule_integration::workspace::{Workspace, require_root};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -74,7 +75,7 @@ fn networks() -> Result<BTreeSet<String>> {
 fn ends_clean_after(signal: Signal) -> Result<()> {
     require_root("a native machine")?;
     let workspace = Workspace::of(Path::new(TESTBED))?;
-    let _lock = workspace.lock("machine")?;
+    let _lock = workspace.lock(Kind::Native.turn())?;
     let before = networks()?;
     let mut harness = busy_harness("native")?;
     let id = harness.id();
@@ -125,7 +126,7 @@ fn of_vm(harness: u32) -> Result<Vec<String>> {
 fn privileged_vm_ends_with_its_harness() -> Result<()> {
     require_root("a VM's root file system")?;
     let workspace = Workspace::of(Path::new(TESTBED))?;
-    let _lock = workspace.lock("machine")?;
+    let _lock = workspace.lock(Kind::Vm.turn())?;
     let mut harness = busy_harness("vm")?;
     let id = harness.id();
     ensure!(!of_vm(id)?.is_empty(), "this test cannot see qemu");

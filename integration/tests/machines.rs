@@ -15,11 +15,11 @@ use capsule_integration::scenario::runtime::{
 };
 use capsule_integration::workspace::{Workspace, require_root};
 
-/// One machine at a time: what they measure and how long they wait should not depend on each other.
+/// One machine of a kind at a time: what they measure and how long they wait should not depend on each other.
 fn run(kind: Kind, suite: Suite, scenario: &str) -> Result<()> {
     require_root("a test on a machine")?;
     let workspace = Workspace::of(Path::new(env!("CARGO_BIN_EXE_capsule-testbed")))?;
-    let _lock = workspace.lock("machine")?;
+    let _lock = workspace.lock(kind.turn())?;
     let job = Job { scenario: scenario.to_owned(), silence: Duration::from_secs(480) };
     Machine { kind, suite }.run(&workspace, &job, |_| {})?.expect_ok()
 }
@@ -55,6 +55,12 @@ fn privileged_native_forky_full() -> Result<()> {
 #[test]
 fn privileged_native_forky_traces() -> Result<()> {
     run(Kind::Native, Suite::Forky, "traces")
+}
+
+/// Grafana's dashboard, by a Prometheus.
+#[test]
+fn privileged_native_forky_dashboard() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "dashboard")
 }
 
 /// Requirements between capsules.

@@ -7,6 +7,7 @@ use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+use capsule_integration::machine::Kind;
 use capsule_integration::power::machine::{Filesystem, Load, Omission, Work};
 use capsule_integration::power::{self, Campaign, Outcome};
 use capsule_integration::workspace::{Workspace, require_root};
@@ -23,7 +24,7 @@ fn setting(name: &str) -> Result<Option<usize>> {
 fn cut_power(load: (Filesystem, Work), omission: Option<Omission>, cuts: usize) -> Result<Outcome> {
     require_root("cutting a VM's power")?;
     let workspace = Workspace::of(Path::new(env!("CARGO_BIN_EXE_capsule-testbed")))?;
-    let _lock = workspace.lock("machine")?;
+    let _lock = workspace.lock(Kind::Vm.turn())?;
     let seed = u64::try_from(setting("CAPSULE_POWER_SEED")?.unwrap_or(1))?;
     let (filesystem, work) = load;
     let calls = match work {
