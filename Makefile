@@ -170,12 +170,14 @@ machines: rootfs suite
 	@$(MAKE) --no-print-directory -j2 -k -Otarget on-native on-vm
 
 # Machines of private namespaces on this kernel.
-native: rootfs suite on-native
+native: rootfs suite
+	@$(MAKE) --no-print-directory on-native
 on-native:
 	$(MACHINES) cargo test --locked --workspace $(ON_MACHINES) -- --test-threads=1 --skip privileged_vm
 
 # Machines of Debian's kernel and systemd, in qemu.
-vm: rootfs on-vm
+vm: rootfs
+	@$(MAKE) --no-print-directory on-vm
 on-vm:
 	$(MACHINES) nice cargo test --locked --workspace $(ON_MACHINES) -- --test-threads=1 privileged_vm
 

@@ -102,7 +102,7 @@ pub enum Error {
     /// containerd's configuration is left as it is.
     #[error(transparent)]
     Setup(#[from] SetupError),
-    /// The services stay as they are.
+    /// The services are not as asked for.
     #[error(transparent)]
     Profile(#[from] ProfileError),
     /// Capsules do not work on this machine as it is.

@@ -31,12 +31,15 @@ pub enum Profile {
     Full,
 }
 
-/// Why the services stay as they are.
+/// Why the services are not as asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
     /// Nothing there that starts and ends services.
     #[error("systemd does not run this machine: set idle_stop in {} and run `capsulectl metrics` yourself", .0.display())]
     NoSystemd(PathBuf),
+    /// It cannot be had with what is installed. Nothing has changed.
+    #[error("there is no {0} on this machine: install it from configs/ first (docs/setup.md)")]
+    NoUnit(&'static str),
     /// The configuration cannot be read.
     #[error("{} is no TOML: {message}; correct it first", file.display())]
     Syntax {

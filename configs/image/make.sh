@@ -10,20 +10,24 @@ here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT INT TERM
 
-mkdir -p "$work/context/bin" "$out"
-for program in capsuled capsulectl containerd-shim-capsule-v1; do
-	if readelf -l "$programs/$program" | grep -q INTERP; then
-		echo "$programs/$program is not linked statically" >&2
+# $1 to the directory $2, if it needs nothing else.
+static() {
+	if readelf -l "$1" | grep -q INTERP; then
+		echo "$1 is not linked statically" >&2
 		exit 1
 	fi
-	cp "$programs/$program" "$work/context/bin/"
+	cp "$1" "$2"
+}
+mkdir -p "$work/context/bin" "$out"
+for program in capsuled capsulectl containerd-shim-capsule-v1; do
+	static "$programs/$program" "$work/context/bin/"
 done
 cp "$here/node-install" "$work/context/"
 
 # This machine's busybox, which is static, and mkfs.ext4 with the libraries that it needs, for what attachments write under names.
 root=$work/context/root
 mkdir -p "$root/bin" "$root/etc" "$root/usr/sbin" "$root/usr/share/doc/resource-capsules"
-cp /usr/bin/busybox "$root/bin/"
+static /usr/bin/busybox "$root/bin/"
 PATH=$PATH:/usr/sbin:/sbin
 mkfs=$(command -v mkfs.ext4)
 cp -L "$mkfs" "$root/usr/sbin/mkfs.ext4"

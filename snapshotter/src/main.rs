@@ -11,6 +11,7 @@ use capsuled::{
 };
 use clap::{CommandFactory as _, Parser};
 use clap_mangen::Man;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::Subscriber;
 use tracing_subscriber::{
     EnvFilter, Layer, fmt, layer::SubscriberExt as _, registry::LookupSpan, util::SubscriberInitExt as _,
@@ -111,6 +112,17 @@ fn writeln(error: &dyn std::fmt::Display) -> io::Result<()> {
     io::Write::write_fmt(&mut io::stderr(), format_args!("{error}\n"))
 }
 
+/// There is a connection to each shim, and a container's soft limit of open files may be 1024: all that the hard limit allows.
+fn raise_open_files() {
+    let given = getrlimit(Resource::Nofile);
+    let all = Rlimit { current: given.maximum, ..given };
+    if given.current != given.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, all)
+    {
+        tracing::warn!(%error, limit = ?given.current, "the limit of open files stays as it is");
+    }
+}
+
 fn run(config: Config, take_over: bool) -> anyhow::Result<End> {
     let mut exporter = traces::start(&config.traces)?;
     let spans = exporter.as_mut().map(|exporter| traces::layer(exporter, &config.traces)).transpose()?;
@@ -118,6 +130,7 @@ fn run(config: Config, take_over: bool) -> anyhow::Result<End> {
     tracing_subscriber::registry().with(lines).with(spans).init();
     let features = overlayfs_utils::probe().context("this machine cannot carry capsules")?;
     tracing::info!(%features, "kernel probed");
+    raise_open_files();
     let outcome = daemon::run(config, take_over);
     if let Some(exporter) = exporter {
         exporter.end();

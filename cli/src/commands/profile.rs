@@ -33,7 +33,7 @@ struct Shown {
 #[derive(Debug, Serialize)]
 struct Service {
     name: &'static str,
-    /// Whether it is started with the machine, or by its socket.
+    /// Whether it is started with the machine; one that its socket alone starts is not.
     enabled: bool,
     /// As systemd says it: `active`, `inactive`, `failed`.
     state: String,
@@ -55,27 +55,36 @@ impl Text for Shown {
     }
 }
 
-/// Shows the profile, or makes it another one.
+/// Shows the profile, or makes it another one; what is done already is done again.
 ///
 /// # Errors
 /// [`ProfileError`].
 pub async fn profile(to: Target<'_>, args: ProfileArgs) -> Result<(), Error> {
     to.socket("profile")?;
-    let file = args.capsuled_config;
+    let file = std::path::absolute(&args.capsuled_config).unwrap_or(args.capsuled_config);
     if !Path::new("/run/systemd/system").exists() {
         return Err(ProfileError::NoSystemd(file).into());
     }
     let mut config = read(&file)?;
     if let Some(profile) = args.profile {
+        // Each step is done again where an earlier try came to no end.
+        let has_metrics = is_installed(METRICS).await?;
+        for (unit, is_installed) in [(CAPSULED, is_installed(CAPSULED).await?), (METRICS, has_metrics)] {
+            if !is_installed && (unit == CAPSULED || profile.has_metrics()) {
+                return Err(ProfileError::NoUnit(unit).into());
+            }
+        }
         if let Some(text) = profile.written(&config) {
             check(profile, &file, &text).await?;
             setup::write_file(&file, &text, &file).map_err(ProfileError::File)?;
-            // Calls wait in its socket meanwhile.
-            systemctl(&["try-restart", CAPSULED]).await?;
             config = read(&file)?;
         }
-        let enable = if profile.has_metrics() { "enable" } else { "disable" };
-        systemctl(&[enable, "--now", METRICS]).await?;
+        // Calls wait in its socket meanwhile. A minimal one that has ended stays so.
+        systemctl(&[if profile == Profile::Minimal { "try-restart" } else { "restart" }, CAPSULED]).await?;
+        if has_metrics {
+            let enable = if profile.has_metrics() { "enable" } else { "disable" };
+            systemctl(&[enable, "--now", METRICS]).await?;
+        }
     }
     let mut services = Vec::new();
     for name in [CAPSULED, METRICS, REMOTE] {
@@ -114,6 +123,11 @@ async fn check(profile: Profile, file: &Path, text: &str) -> Result<(), ProfileE
         file: file.to_owned(),
         message: said.trim().to_owned(),
     })
+}
+
+async fn is_installed(unit: &str) -> Result<bool, ProfileError> {
+    let shown = ran("systemctl", &words(&["show", "--property=LoadState", "--value", unit])).await?;
+    Ok(shown.out.trim() != "not-found")
 }
 
 async fn look(name: &'static str) -> Result<Service, ProfileError> {

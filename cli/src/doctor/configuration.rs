@@ -88,7 +88,8 @@ impl Configured {
             .iter()
             .find_map(|plugin| at(&["plugins", plugin, "containerd", "runtimes", HANDLER]));
         let is_old = at(&["plugins", CRI_3]).is_none();
-        let platform = at(&["plugins", CRI_IMAGES, "runtime_platforms", HANDLER]);
+        let images = [&["runtime_platforms", HANDLER][..], &[]]
+            .map(|keys| at(&[&["plugins", CRI_IMAGES], keys].concat()));
         let is_ours = |one: &Value| one.get("snapshotter").and_then(Value::as_str) == Some(snapshotter);
         Self {
             address: at(&[&proxy[..], &["address"]].concat()).and_then(Value::as_str).map(str::to_owned),
@@ -98,7 +99,7 @@ impl Configured {
                 .iter()
                 .any(|name| [CRI_2, CRI_3, "cri"].contains(&name.as_str())),
             handler: handler.and_then(Value::as_table).cloned(),
-            knows_images: is_old || platform.is_some_and(is_ours),
+            knows_images: is_old || images.into_iter().flatten().any(is_ours),
         }
     }
 
@@ -232,8 +233,13 @@ mod tests {
         assert_eq!(good.unpack("capsule", None).state, State::Ok);
         assert_eq!(good.unpack("capsule", Some("no snapshotter x")).state, State::Error);
         assert_eq!(states(&good.handler(Cri::On, "capsule", NO_KUBELET)), [State::Ok, State::Ok]);
-        let unknown = of(&GOOD.replace("runtime_platforms", "other"));
+        let unknown_images = |table: &str| {
+            of(&GOOD.replace("[plugins.'io.containerd.cri.v1.images'.runtime_platforms.capsule]", table))
+        };
+        let unknown = unknown_images("[plugins.'io.containerd.cri.v1.images'.runtime_platforms.other]");
         assert_eq!(states(&unknown.handler(Cri::On, "capsule", NO_KUBELET)), [State::Warning, State::Ok]);
+        let default = unknown_images("[plugins.'io.containerd.cri.v1.images']");
+        assert_eq!(states(&default.handler(Cri::On, "capsule", NO_KUBELET)), [State::Ok, State::Ok]);
         let old = of(&GOOD.replace(CRI_3, CRI_2));
         assert_eq!(states(&old.handler(Cri::On, "capsule", NO_KUBELET)), [State::Ok, State::Ok]);
         assert!(of("disabled_plugins = ['io.containerd.grpc.v1.cri']").cri_disabled && !good.cri_disabled);

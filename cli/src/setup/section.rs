@@ -114,9 +114,10 @@ pub fn handler(plugin: &str, wanted: &Wanted, present: Option<&Value>) -> Sectio
     Section { title, tables: vec![(handler, keys), (options, vec![("SystemdCgroup", systemd)])] }
 }
 
-/// The handler's snapshotter, for the plugin of images. Without it containerd 2.x unpacks an image that a pod pulls into its own
-/// snapshotter first, and has no directory to tell the kubelet, which then measures no pod of the node (tried with 2.1.9). 1.7
-/// tells that of its own snapshotter for all.
+/// The handler's snapshotter, for the plugin of images. Without it containerd 2.x has no directory to tell the kubelet, which then
+/// measures no pod of the node (tried with 2.1.9); 1.7 tells that of its own snapshotter for all. An image is pulled into it where
+/// the handler is told with the pull (an annotation of the pod's; from 2.3 on, CRI's `runtime_handler`), and then by the transfer
+/// service, which has to know the snapshotter too.
 pub fn images(wanted: &Wanted) -> Section {
     let platform = path(&["plugins", CRI_IMAGES, "runtime_platforms", HANDLER]);
     let keys = vec![("snapshotter", Wish::Is(wanted.snapshotter.as_str().into()))];

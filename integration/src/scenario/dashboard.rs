@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -163,9 +164,10 @@ fn documented(dashboard: &Value) -> Result<String> {
 
 fn answered(dashboard: &Value) -> Result<String> {
     let (mut series, mut silent) = (0, 0);
+    let is_old = !Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     for question in questions(dashboard) {
         let answers = ask(&question)?.as_array().map_or(0, Vec::len);
-        ensure!(answers > 0 || question.contains(UNMEASURED), "no answer: {question}");
+        ensure!(answers > 0 || (is_old && question.contains(UNMEASURED)), "no answer: {question}");
         series += answers;
         silent += usize::from(answers == 0);
     }

@@ -8,10 +8,13 @@
 //! | a process is about to be killed | grows a moment later |
 //! | one that is being killed, or another thread of it, asks for memory once more (Linux 6.18) | does not grow |
 //! | a process of a control group below is about to be killed | does not grow here: each has its own |
+//! | a limit of a control group above is met, as a pod's | grows in that of the process which is killed, and in no other |
 //! | processes wait, for `oom_kill_disable` is 1 | does not grow |
 //! | the control group is removed | is gone |
 //!
-//! So the count decides where it grows. Where it does not, what comes soon after a report belongs to that.
+//! So the count decides where it grows. Where it does not, what comes soon after a report belongs to that; and a count that
+//! grows soon after a report without it belongs to that report. All containers below a limit that is met are told of, as by
+//! containerd's own shim.
 
 use std::{
     fs::{self, File},
@@ -29,6 +32,8 @@ use super::{OomError, Outlook, parse_kills, wait_for};
 
 /// How long after a report the kernel may still write because of what was reported.
 const SAME: Duration = Duration::from_millis(100);
+/// How long after it was told of may a kill be counted: the kernel writes to its log first, which may be a slow line.
+const LATE: Duration = Duration::from_secs(5);
 
 pub(super) struct Legacy {
     eventfd: AsyncFd<OwnedFd>,
@@ -83,6 +88,8 @@ struct Seen {
     told: bool,
     /// When the last report was, or what belonged to it.
     reported: Option<Instant>,
+    /// When there was a report whose kill is not counted yet, if it ever is.
+    ahead: Option<Instant>,
 }
 
 impl Seen {
@@ -93,10 +100,13 @@ impl Seen {
             (false, true) if !settled => return Outlook::Unsettled,
             _ => {}
         }
-        let before = self.reported.replace(now);
-        let same = before.is_some_and(|before| now.duration_since(before) <= SAME);
+        let within = |at: Option<Instant>, time| at.is_some_and(|at| now.duration_since(at) <= time);
+        let was_told = grown && kills == self.kills + 1 && within(self.ahead, LATE);
+        let same = within(self.reported.replace(now), SAME);
         (self.kills, self.told) = (kills.max(self.kills), false);
-        if grown || !same { Outlook::Report } else { Outlook::Nothing }
+        let is_new = if grown { !was_told } else { !same };
+        self.ahead = (is_new && !grown).then_some(now);
+        if is_new { Outlook::Report } else { Outlook::Nothing }
     }
 }
 
@@ -123,7 +133,7 @@ mod tests {
     fn a_kill_is_reported_once_however_often_the_kernel_writes() {
         use Outlook::{Nothing, Report, Unsettled};
         type Look = (u64, bool, u64, bool, Outlook);
-        let cases: [(&str, &[Look]); 6] = [
+        let cases: [(&str, &[Look]); 8] = [
             ("nothing", &[(0, false, 5, false, Nothing), (0, false, 5, true, Nothing)]),
             ("the count grows late", &[(0, true, 5, false, Unsettled), (1, false, 6, false, Report)]),
             (
@@ -135,6 +145,14 @@ mod tests {
                 &[(0, true, 6, false, Report), (90, true, 6, true, Nothing), (90, true, 6, true, Nothing)],
             ),
             ("two kills", &[(0, true, 6, false, Report), (1, true, 7, false, Report)]),
+            (
+                "counted very late",
+                &[(0, true, 5, true, Report), (200, false, 6, true, Nothing), (1, true, 7, false, Report)],
+            ),
+            (
+                "a group below, and later its own",
+                &[(0, true, 5, true, Report), (6000, true, 6, false, Report)],
+            ),
             ("groups below, or no killing", &[(0, true, 5, true, Report), (101, true, 5, true, Report)]),
         ];
         for (name, looks) in cases {

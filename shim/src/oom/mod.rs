@@ -102,9 +102,10 @@ impl Watch {
         Ok(Self { source, task: task.abort_handle() })
     }
 
-    /// Whether processes were killed that have not been reported, when the end of one was seen. The caller reports.
-    pub fn look(&self) -> bool {
-        self.source.look(true) == Outlook::Report
+    /// Whether processes were killed that have not been reported, when the end of one was seen. The caller reports. After the `last`
+    /// one there is nothing to be waited for.
+    pub fn look(&self, last: bool) -> bool {
+        self.source.look(last) == Outlook::Report
     }
 }
 

@@ -47,6 +47,8 @@ pub struct Client {
     pub in_flight: Option<Op>,
     /// Calls that were answered.
     pub answered: u64,
+    /// Calls that were not told that the daemon had died.
+    pub untold: u64,
     serial: u64,
 }
 
@@ -60,7 +62,7 @@ impl Client {
     pub fn new(number: usize, seed: u64, shared: Arc<Shared>) -> Self {
         let random = Seeded::new(seed);
         let held = Snapshots::new();
-        Self { number, random, shared, held, in_flight: None, answered: 0, serial: 0 }
+        Self { number, random, shared, held, in_flight: None, answered: 0, untold: 0, serial: 0 }
     }
 
     /// What its keys and names begin with.
@@ -78,6 +80,7 @@ impl Client {
                 // Seen once in some 20,000 deaths: the connection was closed, and tonic had woken nobody.
                 assert!(self.shared.is_dying(), "{op:?}: no answer after {PATIENCE:?}");
                 rig::report(&format!("a call was not told that capsuled had died: {op:?}"));
+                self.untold += 1;
                 return;
             };
             match result {

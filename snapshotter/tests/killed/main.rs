@@ -179,6 +179,8 @@ async fn privileged_no_kill_loses_what_was_acknowledged() {
     daemon.stop();
     let Campaign { counts, kills, early, clients, .. } = campaign;
     let answered: u64 = clients.iter().map(|client| client.answered).sum();
+    let untold: u64 = clients.iter().map(|client| client.untold).sum();
+    assert!(untold <= 1, "{untold} calls were not told that the daemon had died");
     assert!(answered > kills, "the workload was no load: {answered} calls were answered");
     rig::report(&format!(
         "kill -9 campaign: {kills} kills ({early} during a start) in {} s, {answered} calls answered; calls under way: {} \

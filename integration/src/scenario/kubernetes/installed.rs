@@ -1,6 +1,7 @@
 //! A node that has nothing of ours, and gets it from the cluster: by `configs/kustomize`, and by the chart in `configs/helm`.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
@@ -22,9 +23,12 @@ use crate::scenario::world::{PRIVATE, World, with_logs};
 
 /// The namespace of `configs/kustomize`.
 pub const SYSTEM: &str = "capsule-system";
-/// What a user adds to `configs/kustomize`: here, because containerd is configured by another file and nothing restarts it.
+/// What a user adds to `configs/kustomize`: here, because containerd is configured by another file and there is no systemd.
 const OVERLAY: &str = "/etc/kubernetes/node";
 const CONFIG: &str = "# Other than before.\n[collect]\nkeep_last = 7\n";
+/// What restarts containerd: it fails the first time, and then only says so, for nothing here restarts it but the scenario.
+const RESTART: [&str; 2] =
+    ["/etc/kubernetes/restart", "#!/bin/sh\n[ -e /run/tried ] || { touch /run/tried; exit 1; }\n"];
 /// Programs that node-install puts where containerd looks for the shim.
 const PROGRAMS: [&str; 2] = ["/usr/local/bin/capsulectl", "/usr/local/bin/containerd-shim-capsule-v1"];
 
@@ -87,7 +91,8 @@ fn overlay(config: Option<&str>) -> Result<()> {
     let mut text = format!(
         "resources: [../../../payload/configs/kustomize]\npatches:\n- target: {{kind: DaemonSet}}\n  patch: |-\n\
          \x20   - {{op: replace, path: {env}/2/value, value: --config={PRIVATE}}}\n\
-         \x20   - {{op: replace, path: {env}/3/value, value: \"\"}}\n"
+         \x20   - {{op: replace, path: {env}/3/value, value: {}}}\n",
+        RESTART[0]
     );
     if let Some(config) = config {
         text += "configMapGenerator:\n- {name: capsuled, namespace: capsule-system, behavior: replace, files: [config.toml]}\n";
@@ -126,8 +131,11 @@ fn installs(what: &str) -> Result<()> {
 
 fn apply(world: &mut World) -> Result<String> {
     overlay(None)?;
+    fs::write(RESTART[0], RESTART[1]).context("write what restarts containerd")?;
+    fs::set_permissions(RESTART[0], fs::Permissions::from_mode(0o755)).context("its mode")?;
     administer("kubectl", &["apply", "-k", OVERLAY])?;
-    installs("restart containerd on this node")?;
+    installs("containerd was restarted")?;
+    ensure!(Path::new("/run/tried").exists(), "it did not fail first");
     world.restart_containerd()?;
     rollout()?;
     for program in PROGRAMS {

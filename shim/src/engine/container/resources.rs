@@ -65,7 +65,7 @@ impl Container {
     /// the `last`, nothing more is.
     pub(super) fn report_oom(&self, last: bool) {
         let mut watch = self.oom.lock().unwrap_or_else(PoisonError::into_inner);
-        if watch.as_ref().is_some_and(oom::Watch::look) {
+        if watch.as_ref().is_some_and(|watch| watch.look(last)) {
             self.host.events.publish_oom(self.id.as_str());
         }
         if last {
