@@ -20,42 +20,24 @@ const PEERS: [(&str, &str); 3] = [
     ("accelerated-container-image", "overlaybd-snapshotter"),
 ];
 
+const PROMETHEUS: (&str, &str) = ("prometheus", "prometheus");
+
 /// The folder that a scenario's machine has as `/peers`; the others download nothing for it.
 pub fn of(workspace: &Workspace, scenario: &str) -> Result<Option<PathBuf>> {
     match scenario {
-        snapshotters::FULL => ready(workspace).map(Some),
-        "dashboard" => prometheus(workspace).map(Some),
+        snapshotters::FULL => ready(workspace, "programs", &PEERS).map(Some),
+        "dashboard" => ready(workspace, "prometheus", &[PROMETHEUS]).map(Some),
         _ if nerdctl::needed_by(scenario) => nerdctl::ready(workspace).map(Some),
         _ if kubernetes::needed_by(scenario) => kubernetes::ready(workspace).map(Some),
         _ => Ok(None),
     }
 }
 
-/// The folder with Prometheus.
-fn prometheus(workspace: &Workspace) -> Result<PathBuf> {
+/// The folder with these programs of Debian's packages, and a file `versions` that names the packages.
+fn ready(workspace: &Workspace, name: &str, programs: &[(&str, &str)]) -> Result<PathBuf> {
     let rootfs = rootfs::ready(workspace, Suite::Forky)?;
-    workspace.cached("peers", "prometheus", &rootfs.display().to_string(), |folder| {
-        let scratch = folder.with_extension("scratch");
-        remove_tree(&scratch)?;
-        for part in [folder, &scratch] {
-            fs::create_dir_all(part).with_context(|| format!("create {}", part.display()))?;
-        }
-        let keyring = rootfs::keyring(&scratch.join("keyring"))?;
-        let apt = Apt::of(&rootfs, Suite::Forky.name(), keyring.as_deref(), &scratch.join("apt"))?;
-        let deb = apt.download("prometheus")?;
-        output_of(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(scratch.join("unpacked")))?;
-        let program = scratch.join("unpacked/usr/bin/prometheus");
-        fs::copy(&program, folder.join("prometheus"))
-            .with_context(|| format!("copy {}", program.display()))?;
-        remove_tree(&scratch)
-    })
-}
-
-/// The folder with the snapshotters' programs, and a file `versions` that names their packages.
-fn ready(workspace: &Workspace) -> Result<PathBuf> {
-    let rootfs = rootfs::ready(workspace, Suite::Forky)?;
-    let recipe = format!("{PEERS:?} {} {}", rootfs.display(), include_str!("peers.rs"));
-    workspace.cached("peers", "programs", &recipe, |folder| {
+    let recipe = format!("{programs:?} {} {}", rootfs.display(), include_str!("peers.rs"));
+    workspace.cached("peers", name, &recipe, |folder| {
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         let scratch = folder.with_extension("scratch");
         remove_tree(&scratch)?;
@@ -63,7 +45,7 @@ fn ready(workspace: &Workspace) -> Result<PathBuf> {
         let keyring = rootfs::keyring(&scratch.join("keyring"))?;
         let apt = Apt::of(&rootfs, Suite::Forky.name(), keyring.as_deref(), &scratch.join("apt"))?;
         let mut versions = String::new();
-        for (package, program) in PEERS {
+        for (package, program) in programs {
             let deb = apt.download(package)?;
             let unpacked = scratch.join(package);
             output_of(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&unpacked))?;

@@ -12,10 +12,10 @@ use toml_edit::DocumentMut;
 use super::Target;
 use crate::args::ProfileArgs;
 use crate::error::Error;
-use crate::host::{find, own_path, run};
+use crate::host::{Ran, find, judged, own_path, run};
 use crate::profile::{Profile, ProfileError, ends_when_idle};
 use crate::setup;
-use crate::text::Text;
+use crate::text::{Text, size};
 
 const CAPSULED: &str = "capsuled.service";
 const METRICS: &str = "capsule-metrics.service";
@@ -47,8 +47,7 @@ impl Text for Shown {
         let mut text = format!("{name}\n\n{:<26}{:<10}{:<12}MEMORY\n", "SERVICE", "ENABLED", "STATE");
         for Service { name, enabled, state, memory } in &self.services {
             let enabled = if *enabled { "yes" } else { "no" };
-            let memory = memory
-                .map_or_else(|| "-".to_owned(), |bytes| format!("{:.1} MiB", bytes as f64 / 1_048_576.0));
+            let memory = memory.map_or_else(|| "-".to_owned(), size);
             let _ = writeln!(text, "{name:<26}{enabled:<10}{state:<12}{memory}"); // writing to a String does not fail
         }
         text
@@ -109,8 +108,10 @@ async fn check(profile: Profile, file: &Path, text: &str) -> Result<(), ProfileE
     let folder = file.parent().unwrap_or(Path::new("/"));
     let trial = folder.join(format!(".profile-{}.toml", std::process::id()));
     setup::write_file(&trial, text, file)?;
-    let words = ["--check-config".as_ref(), "--config".as_ref(), trial.as_os_str()];
-    let checked = ran("capsuled", &words).await;
+    let checked = match program("capsuled") {
+        Ok(program) => judged(&program, &trial).await.map_err(failed("capsuled --check-config")),
+        Err(error) => Err(error),
+    };
     let _ = fs::remove_file(&trial); // it was only to be read
     let checked = checked?;
     if checked.ok {
@@ -162,10 +163,16 @@ fn words<'a>(args: &[&'a str]) -> Vec<&'a OsStr> {
     args.iter().map(|word| OsStr::new(*word)).collect()
 }
 
-async fn ran(name: &str, args: &[&OsStr]) -> Result<crate::host::Ran, ProfileError> {
-    let failed = |reason: String| ProfileError::Program { command: name.to_owned(), reason };
-    let program: Option<PathBuf> =
-        find(name, &own_path()).map_err(|file| failed(format!("{} cannot be executed", file.display())))?;
-    let program = program.ok_or_else(|| failed("there is no such program on the path".to_owned()))?;
-    run(&program, args).await.map_err(failed)
+async fn ran(name: &str, args: &[&OsStr]) -> Result<Ran, ProfileError> {
+    run(&program(name)?, args).await.map_err(failed(name))
+}
+
+fn program(name: &str) -> Result<PathBuf, ProfileError> {
+    let found = find(name, &own_path());
+    let found = found.map_err(|file| failed(name)(format!("{} cannot be executed", file.display())))?;
+    found.ok_or_else(|| failed(name)("there is no such program on the path".to_owned()))
+}
+
+fn failed(command: &str) -> impl Fn(String) -> ProfileError {
+    move |reason| ProfileError::Program { command: command.to_owned(), reason }
 }

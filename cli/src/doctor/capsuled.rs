@@ -1,6 +1,5 @@
 //! capsuled: its program, configuration, socket and version.
 
-use std::ffi::OsStr;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -10,7 +9,7 @@ use capsule_proto::capsule::v1;
 use super::Finding;
 use crate::client::Client;
 use crate::error::Error;
-use crate::host::{Settings, find, own_path, run};
+use crate::host::{Settings, find, judged, own_path};
 use crate::trace::Caller;
 
 /// What is found at capsuled's socket.
@@ -59,8 +58,7 @@ pub async fn configuration(program: Option<&Path>, file: &Path) -> Finding {
             _ => Finding::error(CHECK, format!("{name}: {error}"), "capsuled cannot start with it"),
         };
     }
-    let words = ["--config".as_ref(), file.as_os_str(), OsStr::new("--check-config")];
-    match run(program, &words).await {
+    match judged(program, file).await {
         Ok(ran) if ran.ok => Finding::ok(CHECK, format!("{name} has no mistakes")),
         Ok(ran) => {
             let mistakes: Vec<&str> = ran.err.lines().collect();

@@ -7,6 +7,6 @@ mod program;
 mod release;
 mod settings;
 
-pub use self::program::{Ran, find, own_path, run};
+pub use self::program::{Ran, find, judged, own_path, run};
 pub use self::release::Release;
 pub use self::settings::{DEFAULT_SETTINGS, Settings};

@@ -58,3 +58,11 @@ pub async fn run(program: &Path, args: &[&OsStr]) -> Result<Ran, String> {
         }),
     }
 }
+
+/// What capsuled says of a configuration: its mistakes, a line each on standard error, and whether it would start with it.
+///
+/// # Errors
+/// As [`run`].
+pub async fn judged(capsuled: &Path, config: &Path) -> Result<Ran, String> {
+    run(capsuled, &["--config".as_ref(), config.as_os_str(), "--check-config".as_ref()]).await
+}

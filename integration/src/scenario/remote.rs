@@ -13,7 +13,7 @@ use super::capsulectl::{capsulectl, done, refused, tzdata};
 use super::ctr::{OURS, Output, run as program};
 use super::follow::Follower;
 use super::readers::{Readers, SHARED, VOLUMES, expect_seamless};
-use super::world::{Daemon, World, log_of, path, until, with_logs, within};
+use super::world::{Daemon, World, log_of, path, resident, until, with_logs, within};
 use crate::event::Reporter;
 
 const ADDRESS: &str = "127.0.0.1:7443";
@@ -114,12 +114,6 @@ fn start() -> Result<Daemon> {
     let mut server = Daemon::start("capsule-remote", command.env("PATH", path()))?;
     server.wait_until(|| TcpStream::connect(ADDRESS).is_ok())?;
     Ok(server)
-}
-
-fn resident(pid: u32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("read its status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    line.split_whitespace().next().context("no number")?.parse().context("a number")
 }
 
 fn main_job() -> Result<String> {

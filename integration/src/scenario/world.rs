@@ -303,6 +303,13 @@ pub fn path() -> &'static str {
     "/payload/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 }
 
+/// What a process has in memory, in KiB.
+pub fn resident(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("read its status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    line.split_whitespace().next().context("no number")?.parse().context("a number")
+}
+
 /// Where a daemon's output goes.
 pub fn log_of(name: &str) -> PathBuf {
     Path::new(LOGS).join(format!("{name}.log"))

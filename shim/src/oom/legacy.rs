@@ -70,8 +70,9 @@ impl Legacy {
     pub(super) fn look(&self, settled: bool) -> Outlook {
         let mut count = [0; 8];
         let told = rustix::io::read(self.eventfd.get_ref(), &mut count).is_ok();
+        let control = fs::read_to_string(&self.control);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let Ok(control) = fs::read_to_string(&self.control) else {
+        let Ok(control) = control else {
             seen.told = false;
             return Outlook::Nothing;
         };
@@ -105,7 +106,8 @@ impl Seen {
         let same = within(self.reported.replace(now), SAME);
         (self.kills, self.told) = (kills.max(self.kills), false);
         let is_new = if grown { !was_told } else { !same };
-        self.ahead = (is_new && !grown).then_some(now);
+        // What is told of once more is still not counted.
+        self.ahead = if grown || is_new { is_new.then_some(now).filter(|_| !grown) } else { self.ahead };
         if is_new { Outlook::Report } else { Outlook::Nothing }
     }
 }
@@ -133,7 +135,7 @@ mod tests {
     fn a_kill_is_reported_once_however_often_the_kernel_writes() {
         use Outlook::{Nothing, Report, Unsettled};
         type Look = (u64, bool, u64, bool, Outlook);
-        let cases: [(&str, &[Look]); 8] = [
+        let cases: [(&str, &[Look]); 9] = [
             ("nothing", &[(0, false, 5, false, Nothing), (0, false, 5, true, Nothing)]),
             ("the count grows late", &[(0, true, 5, false, Unsettled), (1, false, 6, false, Report)]),
             (
@@ -152,6 +154,10 @@ mod tests {
             (
                 "a group below, and later its own",
                 &[(0, true, 5, true, Report), (6000, true, 6, false, Report)],
+            ),
+            (
+                "told of twice, then counted late",
+                &[(0, true, 5, true, Report), (50, true, 5, true, Nothing), (200, false, 6, true, Nothing)],
             ),
             ("groups below, or no killing", &[(0, true, 5, true, Report), (101, true, 5, true, Report)]),
         ];

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::cluster::{self, Cluster};
 use super::everyday::SLEEP;
-use super::kubectl::{Manifest, Pod, administer, done as kubectl, status_of};
+use super::kubectl::{Manifest, Pod, administer, done as kubectl, id_in, pid_of, status_of};
 use super::{OURS, compared, files, job, left, until};
 use crate::event::Reporter;
 use crate::image::{ARCHIVE, FOLDER};
@@ -19,7 +19,7 @@ use crate::scenario::cri;
 use crate::scenario::ctr::ctr;
 use crate::scenario::readers::Readers;
 use crate::scenario::runtime::bed::processes_named;
-use crate::scenario::world::{PRIVATE, World, with_logs};
+use crate::scenario::world::{PRIVATE, World, resident, with_logs};
 
 /// The namespace of `configs/kustomize`.
 pub const SYSTEM: &str = "capsule-system";
@@ -185,21 +185,9 @@ fn attached(name: &str) -> Result<Pod> {
     Manifest::new(name, OURS, &[("app", SLEEP)]).annotated(&[("resourcecapsules.io/attach", "lib@1")]).ready()
 }
 
-/// Resident, in KiB, of the process of a container of the DaemonSet's.
-fn resident(name: &str) -> Result<u64> {
-    let pid = pid(name)?;
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).context("its memory")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    line.trim().trim_end_matches(" kB").parse().with_context(|| line.to_owned())
-}
-
 fn pid(name: &str) -> Result<u32> {
     let status = status_of(&daemon()?, name);
-    let id = status["containerID"].as_str().and_then(|id| id.strip_prefix("containerd://"));
-    let id = id.with_context(|| format!("{name}: {status}"))?;
-    let list = ctr(&["-n", cri::K8S, "tasks", "ls"])?.success("list tasks")?;
-    let row = list.lines().find_map(|line| line.strip_prefix(id)).context("it has no task")?;
-    row.split_ascii_whitespace().next().context("no process")?.parse().context("a process id")
+    pid_of(id_in(&status).with_context(|| format!("{name}: {status}"))?)
 }
 
 /// A quarter of the limits is enough for a node on which little is attached.
@@ -211,7 +199,7 @@ fn memory() -> Result<String> {
         let limit = container["resources"]["limits"]["memory"].as_str().unwrap_or_default();
         let limit: u64 =
             limit.trim_end_matches("Mi").parse().with_context(|| format!("{name}: {limit:?}"))?;
-        let resident = resident(name)?;
+        let resident = resident(pid(name)?)?;
         ensure!(resident * 4 < limit << 10, "{name} takes {resident} of {} KiB", limit << 10);
         said.push(format!("{name} {resident} KiB of {limit} MiB"));
     }

@@ -138,8 +138,7 @@ impl Pod {
     /// One of its containers, which there is.
     pub fn member<'a>(&'a self, name: &'a str) -> Result<Member<'a>> {
         let status = status_of(&self.get()?, name);
-        let id = status["containerID"].as_str().and_then(|id| id.strip_prefix("containerd://"));
-        let id = id.with_context(|| format!("{name} of {}: {status}", self.name))?.to_owned();
+        let id = id_in(&status).with_context(|| format!("{name} of {}: {status}", self.name))?.to_owned();
         let restarts = status["restartCount"].as_u64().context("no count of restarts")?;
         Ok(Member { pod: self, name, id, restarts })
     }
@@ -174,6 +173,19 @@ pub fn status_of(pod: &Value, name: &str) -> Value {
     all.and_then(|all| all.iter().find(|one| one["name"] == name)).cloned().unwrap_or_default()
 }
 
+/// containerd's id of the container that a status is of, once it has one.
+pub fn id_in(status: &Value) -> Option<&str> {
+    status["containerID"].as_str()?.strip_prefix("containerd://")
+}
+
+/// The process on the node of a pod's container.
+pub fn pid_of(id: &str) -> Result<u32> {
+    let list = ctr(&["-n", K8S, "tasks", "ls"])?.success("list tasks")?;
+    let row = list.lines().find_map(|line| line.strip_prefix(id));
+    let pid = row.and_then(|row| row.split_ascii_whitespace().next());
+    pid.with_context(|| format!("{id} has no task: {list}"))?.parse().context("a process id")
+}
+
 /// A container of a pod, as it was when it was asked for.
 #[derive(Debug)]
 pub struct Member<'a> {
@@ -194,10 +206,7 @@ impl Member<'_> {
 
     /// Its process on the node.
     pub fn pid(&self) -> Result<u32> {
-        let list = ctr(&["-n", K8S, "tasks", "ls"])?.success("list tasks")?;
-        let row = list.lines().find_map(|line| line.strip_prefix(&self.id));
-        let pid = row.and_then(|row| row.split_ascii_whitespace().next());
-        pid.with_context(|| format!("{} has no task: {list}", self.id))?.parse().context("a process id")
+        pid_of(&self.id)
     }
 
     /// `kubectl exec` with `input`.
