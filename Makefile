@@ -164,22 +164,24 @@ test-k8s: build image
 rootfs: build
 	@$(TESTBED) prepare
 
-# Both kinds at once, which takes two thirds of the time; what each says is shown when it has ended. Emulated processors get what the
-# others leave.
+# Both kinds at once, which takes two thirds of the time; what each says is shown when it has ended, and what failed once more after
+# both. Emulated processors get what the others leave.
 machines: rootfs suite
-	@$(MAKE) --no-print-directory -j2 -k -Otarget on-native on-vm
+	@$(MAKE) --no-print-directory -j2 -k -Otarget on-native on-vm || { grep -hE '(^|: )FAILED |^test .* FAILED$$' target/on-*.log; exit 1; }
 
 # Machines of private namespaces on this kernel.
 native: rootfs suite
 	@$(MAKE) --no-print-directory on-native
 on-native:
-	$(MACHINES) cargo test --locked --workspace $(ON_MACHINES) -- --test-threads=1 --skip privileged_vm
+	$(MACHINES) cargo test --locked --workspace $(ON_MACHINES) -- --test-threads=1 --skip privileged_vm 2>&1 | tee target/on-native.log
 
 # Machines of Debian's kernel and systemd, in qemu.
 vm: rootfs
 	@$(MAKE) --no-print-directory on-vm
 on-vm:
-	$(MACHINES) nice cargo test --locked --workspace $(ON_MACHINES) -- --test-threads=1 privileged_vm
+	$(MACHINES) nice cargo test --locked --workspace $(ON_MACHINES) -- --test-threads=1 privileged_vm 2>&1 | tee target/on-vm.log
+on-native on-vm: SHELL := /bin/bash
+on-native on-vm: .SHELLFLAGS := -o pipefail -c
 
 setup:
 	@integration/setup.sh

@@ -149,15 +149,16 @@ impl Report {
         })
     }
 
-    /// Fails unless the scenario ran to its end, asserted at least one step, and every step held.
+    /// Fails unless the scenario ran to its end, asserted at least one step, and every step held. What failed is said after all logs:
+    /// whoever shows a part shows the end.
     pub fn expect_ok(&self) -> Result<()> {
         let mut steps = 0_u32;
-        let mut complaints = Vec::new();
+        let (mut logs, mut complaints) = (Vec::new(), Vec::new());
         for event in &self.events {
             match event {
                 Event::Step { ok: true, .. } => steps += 1,
                 Event::Step { name, detail, .. } => complaints.push(format!("FAILED {name}: {detail}")),
-                Event::Log { program, tail } => complaints.push(format!("--- {program}\n{tail}")),
+                Event::Log { program, tail } => logs.push(format!("--- {program}\n{tail}")),
                 _ => {}
             }
         }
@@ -166,7 +167,7 @@ impl Report {
         } else if steps == 0 {
             complaints.push("the scenario asserted nothing".to_owned());
         }
-        if complaints.is_empty() { Ok(()) } else { bail!("{}", complaints.join("\n")) }
+        if complaints.is_empty() { Ok(()) } else { bail!("{}", [logs, complaints].concat().join("\n")) }
     }
 }
 
@@ -191,5 +192,13 @@ mod tests {
         ] {
             assert_eq!(Report { events: events.clone() }.expect_ok().is_ok(), good, "{events:?}");
         }
+    }
+
+    #[test]
+    fn what_failed_is_said_after_the_logs() {
+        let log = Event::Log { program: "capsuled".into(), tail: "its log".into() };
+        let report = Report { events: vec![step(false), log, Event::Done { ok: false }] };
+        let said = report.expect_ok().unwrap_err().to_string();
+        assert_eq!(said, "--- capsuled\nits log\nFAILED a: \nthe scenario did not end well");
     }
 }

@@ -274,8 +274,9 @@ fn hangs(bed: &Bed, step: Step) -> Result<String> {
     })?;
     let killed = began.elapsed();
     if bed.is_reference() {
-        // As after one that was killed.
-        stuck.task.expect("", stuck.before.status.context("no task")?)?;
+        // As after one that was killed, when the shim has noticed: until then it says that it pauses.
+        let before = stuck.before.status.context("no task")?;
+        eventually("the step to be given up", || stuck.task.expect("", before).map(drop))?;
     } else {
         eventually("the step to be done", || stuck.is_done())?;
     }
