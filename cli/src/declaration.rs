@@ -38,9 +38,23 @@ pub struct Declaration {
     /// Devices, by their CDI names.
     #[serde(default)]
     pub devices: Vec<String>,
+    /// System calls that it denies.
+    #[serde(default)]
+    pub seccomp: Seccomp,
     /// Annotations of the image manifest.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
+}
+
+/// What processes are denied that are started while it is attached. capsuled judges the names.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seccomp {
+    /// A named list of system calls.
+    pub level: Option<Filled>,
+    /// And these.
+    #[serde(default)]
+    pub deny: Vec<String>,
 }
 
 /// A text that is not empty.
@@ -128,7 +142,7 @@ mod tests {
     const PAGE: &str = include_str!("../../docs/capsule-toml.md");
 
     /// The fields, as the page's table has them.
-    const FIELDS: [&str; 10] = [
+    const FIELDS: [&str; 11] = [
         "name",
         "version",
         "target",
@@ -138,6 +152,7 @@ mod tests {
         "[environment]",
         "[resources]",
         "[caps]",
+        "[seccomp]",
         "[annotations]",
     ];
 
@@ -166,6 +181,7 @@ mod tests {
             ]
             .into(),
             caps: [("cpu.max".to_owned(), Amount("2cpus".to_owned()))].into(),
+            seccomp: Seccomp { level: filled("baseline"), deny: vec!["ptrace".to_owned()] },
             annotations: [pair("org.opencontainers.image.source", "https://example.com/tensor-tools")].into(),
         };
         assert_eq!(read, want);

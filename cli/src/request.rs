@@ -8,7 +8,7 @@ use crate::args::{
     AttachArgs, BuildArgs, CapsuleRef, CommitArgs, ContainerArg, DetachArgs, EventsArgs, KeyValue, LimitArgs,
     ModeArg, RollbackArgs, UpgradeArgs, WritableArgs,
 };
-use crate::declaration::{Amount, Declaration, Filled};
+use crate::declaration::{Amount, Declaration, Filled, Seccomp};
 use crate::error::Error;
 use crate::lock::Lock;
 
@@ -63,6 +63,7 @@ pub fn build_header(args: &BuildArgs, file: Declaration, place: &str) -> Result<
         resources: amounts(file.resources),
         caps: amounts(file.caps),
         devices: file.devices,
+        seccomp: seccomp(args, file.seccomp),
         tags: args.tags.clone(),
         base: None,
         image: args.source.image.as_ref().map(|reference| v1::BuildImage {
@@ -70,6 +71,13 @@ pub fn build_header(args: &BuildArgs, file: Declaration, place: &str) -> Result<
             namespace: args.image_namespace.clone().unwrap_or_default(),
         }),
     })
+}
+
+/// The level of the command line in place of the file's; what either denies besides is denied.
+fn seccomp(args: &BuildArgs, file: Seccomp) -> Option<v1::Seccomp> {
+    let level = args.seccomp.clone().or(file.level.map(|level| level.0)).unwrap_or_default();
+    let deny: Vec<String> = file.deny.into_iter().chain(args.deny.iter().cloned()).collect();
+    (!level.is_empty() || !deny.is_empty()).then_some(v1::Seccomp { level, deny })
 }
 
 /// The file's pairs, and over them those of the command line.
@@ -379,10 +387,16 @@ mod tests {
         devices = ['v.com/c=d']
         environment = { A = '1', B = '2' }
         resources = { 'pids.max' = 3 }
+        seccomp = { level = 'baseline', deny = ['socket'] }
         annotations = { x = '1', y = '2' }";
 
     fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn denied(level: &str, deny: &[&str]) -> Option<v1::Seccomp> {
+        let deny = deny.iter().map(|call| (*call).to_owned()).collect();
+        Some(v1::Seccomp { level: level.into(), deny })
     }
 
     #[test]
@@ -397,6 +411,7 @@ mod tests {
             environment: map(&[("A", "1"), ("B", "2")]),
             resources: map(&[("pids.max", "3")]),
             devices: vec!["v.com/c=d".into()],
+            seccomp: denied("baseline", &["socket"]),
             ..v1::BuildHeader::default()
         };
         assert_eq!(header(&[], FILE).expect("a header"), want);
@@ -407,7 +422,7 @@ mod tests {
         let words = ["--name", "m", "--version", "2", "--target", "/line", "--mode", "ro"];
         let more =
             ["--env", "B=", "--env", "C=4", "--annotation", "y=5", "--require", "c", "--require", "a<3"];
-        let tags = ["--tag", "stable", "--tag", "next"];
+        let tags = ["--tag", "stable", "--tag", "next", "--seccomp", "restricted", "--deny", "bind"];
         let want = v1::BuildHeader {
             name: "m".into(),
             version: "2".into(),
@@ -418,6 +433,7 @@ mod tests {
             environment: map(&[("A", "1"), ("B", ""), ("C", "4")]),
             resources: map(&[("pids.max", "3")]),
             devices: vec!["v.com/c=d".into()],
+            seccomp: denied("restricted", &["socket", "bind"]),
             tags: vec!["stable".into(), "next".into()],
             ..v1::BuildHeader::default()
         };

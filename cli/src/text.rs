@@ -131,6 +131,8 @@ fn declared(v: &Version) -> String {
         ("Resource", pairs(&v.resources)),
         ("Cap", pairs(&v.caps)),
         ("Device", v.devices.clone()),
+        ("Seccomp", v.seccomp.iter().filter_map(|seccomp| seccomp.level.clone()).collect()),
+        ("Denies", v.seccomp.iter().flat_map(|seccomp| seccomp.deny.clone()).collect()),
     ];
     let lines = lists
         .into_iter()

@@ -41,8 +41,18 @@ pub struct Version {
     pub caps: BTreeMap<String, String>,
     /// CDI names.
     pub devices: Vec<String>,
+    /// System calls that it denies; `null` for none.
+    pub seccomp: Option<Seccomp>,
     /// Names that move and stand for it now.
     pub tags: Vec<String>,
+}
+
+/// System calls that a version denies.
+#[derive(Debug, Serialize)]
+pub struct Seccomp {
+    /// `baseline` or `restricted`; `null` for neither.
+    pub level: Option<String>,
+    pub deny: Vec<String>,
 }
 
 /// One layer of a version's image.
@@ -253,6 +263,7 @@ impl From<v1::Version> for Version {
             resources: v.resources.into_iter().collect(),
             caps: v.caps.into_iter().collect(),
             devices: v.devices,
+            seccomp: v.seccomp.map(|s| Seccomp { level: filled(s.level), deny: s.deny }),
             tags: v.tags,
         }
     }

@@ -199,6 +199,8 @@ fn inspect_shows_all_of_a_version() {
         "Variable    TZDIR=/usr/share/zoneinfo",
         "Resource    memory.max=16M",
         "Device      example.com/clock=rtc",
+        "Seccomp     baseline",
+        "Denies      socket",
         "Annotation  team=time",
         "sha256:aa   2.0 KiB   application/vnd.oci.image.layer.v1.tar",
         "draining",
@@ -235,6 +237,10 @@ fn what_programs_read() {
     assert_eq!(inspected["version"]["environment"]["TZDIR"], ZONE);
     assert_eq!(inspected["version"]["resources"]["memory.max"], "16M");
     assert_eq!(inspected["version"]["caps"]["pids.max"], "9");
+    assert_eq!(
+        inspected["version"]["seccomp"],
+        serde_json::json!({ "level": "baseline", "deny": ["socket"] })
+    );
     assert_eq!(inspected["version"]["devices"], serde_json::json!(["example.com/clock=rtc"]));
     let ran = fake.run(&["ps", "-o", "json"]);
     assert_eq!(json(&ran.stdout)["attachments"][2]["users"][0]["pid"], 41);

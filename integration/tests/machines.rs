@@ -305,6 +305,18 @@ fn privileged_vm_forky_limits() -> Result<()> {
     run(Kind::Vm, Suite::Forky, "limits")
 }
 
+/// What capsules deny to processes.
+#[test]
+fn privileged_native_forky_denials() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "denials")
+}
+
+/// The same with runc 1.1 and crun 1.21.
+#[test]
+fn privileged_native_trixie_denials() -> Result<()> {
+    run(Kind::Native, Suite::Trixie, "denials")
+}
+
 #[test]
 fn privileged_native_forky_limits() -> Result<()> {
     run(Kind::Native, Suite::Forky, "limits")

@@ -29,6 +29,7 @@ mod options;
 mod reaper;
 mod registration;
 mod rootfs;
+mod seccomp;
 mod service;
 mod shim;
 mod stats;

@@ -87,6 +87,19 @@ impl Runtime {
         Self { binary: binary(options), root, global, create, path, bundle, reaper }
     }
 
+    /// The same, which takes `root` for the directory of its records.
+    #[must_use]
+    pub fn with_root(&self, root: &Path) -> Self {
+        let mut other = self.clone();
+        (other.root, other.global[1]) = (root.to_owned(), root.into());
+        other
+    }
+
+    /// The directory of its record of a container.
+    pub fn record(&self, id: &str) -> PathBuf {
+        self.root.join(id)
+    }
+
     /// Makes a container, whose init waits to be started.
     ///
     /// # Errors
@@ -140,7 +153,7 @@ impl Runtime {
     /// Whether the runtime may have a record of a container: each known one keeps it in a directory of the container's
     /// name below its root, and removes that when it is deleted.
     pub fn may_have(&self, id: &str) -> bool {
-        self.root.join(id).try_exists().unwrap_or(true)
+        self.record(id).try_exists().unwrap_or(true)
     }
 
     /// Freezes the container.
@@ -299,5 +312,7 @@ mod tests {
         assert_eq!(runtime.binary, Path::new("runc"));
         assert_eq!(runtime.global, ["--root", "/r/ns", "--systemd-cgroup"]);
         assert_eq!(runtime.create, ["--no-pivot"]);
+        let other = runtime.with_root(Path::new("/o"));
+        assert_eq!((other.global[1].as_os_str(), other.record("c")), ("/o".as_ref(), "/o/c".into()));
     }
 }

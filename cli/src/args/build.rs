@@ -58,6 +58,12 @@ pub struct BuildArgs {
     /// A variable for processes that use it; may be given several times
     #[arg(long = "env", value_name = "KEY=VALUE")]
     pub environment: Vec<KeyValue>,
+    /// System calls to deny to processes that use it: a level, `baseline` or `restricted`
+    #[arg(long = "seccomp", value_name = "LEVEL", value_parser = NonEmptyStringValueParser::new())]
+    pub seccomp: Option<String>,
+    /// One more system call to deny; may be given several times
+    #[arg(long = "deny", value_name = "CALL", value_parser = NonEmptyStringValueParser::new())]
+    pub deny: Vec<String>,
     /// An annotation of the image manifest; may be given several times
     #[arg(long = "annotation", value_name = "KEY=VALUE")]
     pub annotations: Vec<KeyValue>,

@@ -114,6 +114,7 @@ pub fn version() -> v1::Version {
         resources: [("memory.max".to_owned(), "16M".to_owned())].into(),
         caps: [("pids.max".to_owned(), "9".to_owned())].into(),
         devices: vec!["example.com/clock=rtc".into()],
+        seccomp: Some(v1::Seccomp { level: "baseline".into(), deny: vec!["socket".into()] }),
         tags: vec!["next".into(), "stable".into()],
     }
 }

@@ -15,6 +15,7 @@
 //! | [`full`] | a full disk is said, costs nothing, and ends when there is room |
 //! | [`sets`] | what a capsule requires comes with it, stays while it is needed, and is explained |
 //! | [`devices`] | devices of CDI specs are given to live containers and taken back, and to those that are created |
+//! | [`denials`] | system calls that capsules deny to what is started with them |
 //! | [`limits`] | limits of live containers are changed by what is attached to them, and put back |
 //! | [`cri`] | what Kubernetes asks of a node: pods with capsules, by a RuntimeClass, annotations and hand |
 //! | [`job`] | the main job again, through a client that has names for containers |
@@ -54,6 +55,7 @@ pub mod cri;
 pub mod ctr;
 pub mod dashboard;
 pub mod demo;
+pub mod denials;
 pub mod devices;
 pub mod docker;
 pub mod docs;
@@ -137,6 +139,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "created" => devices::created::run(reporter),
         // Both in one machine, as below.
         "devices-more" => devices::programs::run(reporter).and_then(|()| devices::created::run(reporter)),
+        "denials" => denials::run(reporter),
         "limits" => limits::run(reporter),
         "sets" => sets::run(reporter),
         "traces" => traces::run(reporter),

@@ -1,4 +1,5 @@
-//! Devices of a container that is being created: what they ask for is edited into its `config.json`, before the runtime reads it.
+//! Devices of a container that is being created, and what its capsules deny: it is edited into its `config.json`, before the runtime
+//! reads it.
 //!
 //! capsuled is asked, which knows the node's devices, and answers in plain values: `edits` (from the wire, validated), `patch` (pure: a
 //! spec with them). Of what attachments bring before the first process, the spec gets what a live container cannot be given; where
@@ -19,6 +20,7 @@ use crate::{
     cgroup,
     edits::InvalidEdit,
     node::{self, NodeError},
+    seccomp::{Denied, ProfileError, narrow_spec},
 };
 pub use edits::SpecEdits;
 pub use patch::PatchError;
@@ -35,6 +37,12 @@ pub enum CreationError {
     /// `config.json` cannot be read or written.
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    /// A capsule denies a system call that this shim does not know.
+    #[error("capsuled's answer has a system call that this shim does not know: {0:?}")]
+    Call(String),
+    /// `config.json` has a filter of no known form.
+    #[error("what capsules deny cannot be put into the container's config.json")]
+    Profile(#[from] ProfileError),
     /// `config.json` does not take them.
     #[error("the container's devices cannot be put into its config.json")]
     Patch(#[from] PatchError),
@@ -81,11 +89,12 @@ pub async fn edit(bundle: &Bundle, wanted: Wanted<'_>) -> Result<bool, CreationE
     else {
         return Ok(false);
     };
+    let denied = Denied::parse(answer.denied_calls).map_err(CreationError::Call)?;
     let own = SpecEdits::parse(answer.own.into_option().unwrap_or_default())?;
     let attached = SpecEdits::parse(answer.attached.into_option().unwrap_or_default())?;
     let lives = cgroup::is_unified() && !spec.has_user_namespace();
     let attached = if lives { attached.beyond_live() } else { attached };
-    if own == SpecEdits::default() && attached == SpecEdits::default() {
+    if own == SpecEdits::default() && attached == SpecEdits::default() && denied.is_empty() {
         return Ok(true);
     }
     let mut config = bundle.read_config()?;
@@ -97,9 +106,16 @@ pub async fn edit(bundle: &Bundle, wanted: Wanted<'_>) -> Result<bool, CreationE
     for edits in [&attached, &own] {
         patch::apply(&mut config, edits)?;
     }
+    if !denied.is_empty() {
+        narrow_spec(&mut config, &denied)?;
+    }
     bundle.write_given(&given)?;
     bundle.write_config(&config)?;
-    log::info!("container {id}: its spec has {} of its devices", own.summary(&attached));
+    log::info!(
+        "container {id}: its spec has {} of its devices, and denies {} system calls",
+        own.summary(&attached),
+        denied.len()
+    );
     Ok(true)
 }
 

@@ -14,6 +14,7 @@ use crate::{
     oci::RuntimeError,
     options::OptionsError,
     rootfs::RootfsError,
+    seccomp::RecordError,
     stats::StatsError,
 };
 
@@ -135,6 +136,9 @@ pub enum EngineError {
     /// What is attached is not known.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// A process cannot be denied what capsules deny.
+    #[error("the system calls cannot be denied that its capsules deny")]
+    Denials(#[from] RecordError),
     /// Its client asked for its deletion, or its shim's end, before it was made.
     #[error("container {0:?} was deleted while it was made")]
     Abandoned(String),

@@ -18,6 +18,7 @@ use crate::{
     devices::{DeviceError, InvalidRule},
     limits::LimitError,
     oci::RuntimeError,
+    seccomp::RecordError,
 };
 
 /// Why a call failed. The container is as it was before the call.
@@ -53,6 +54,14 @@ pub enum EngineError {
     /// The id is attached with other content, target or mode.
     #[error("attachment {0} is there already, with other content, target, mode or resources")]
     Conflict(AttachmentId),
+    /// The container's runtime is none with which processes could be denied anything.
+    #[error("{content} denies system calls, which cannot be denied in this container")]
+    Denials {
+        /// The capsule.
+        content: String,
+        /// Why.
+        source: RecordError,
+    },
     /// What it writes to is still used by processes that had it before it was detached.
     #[error(
         "what attachment {0} writes to is still in use by processes of the container: attach it when they have ended"

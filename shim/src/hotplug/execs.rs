@@ -1,4 +1,4 @@
-//! What attachments give to processes that are started after them: variables, and groups of devices. Pure.
+//! What attachments give to processes that are started after them, variables and groups of devices, and what they deny to them. Pure.
 
 use serde_json::{Value, json};
 
@@ -6,16 +6,13 @@ use super::{
     entry::Entry,
     journal::{DeviceRecord, State},
 };
-use crate::creation::Given;
+use crate::{creation::Given, seccomp::Denied};
 
 /// Adds it to an OCI process: what the container was created with, and what is attached. A variable that the process has for itself
 /// stays; one that it has as the container's own processes have it is the attachment's from now on. Of two attachments' the later
 /// counts, and a device's before a capsule's.
 pub fn add_to_process(process: &mut Value, created: &Given, capsules: &[Entry], records: &[DeviceRecord]) {
-    // What is replaced is there until what comes is.
-    let attached =
-        capsules.iter().filter(|record| !matches!(record.state, State::Attaching | State::Detaching));
-    let of_capsules = attached.flat_map(|record| &record.spec.content.env);
+    let of_capsules = present(capsules).flat_map(|record| &record.spec.content.env);
     let there = || records.iter().filter(|record| record.state == State::Attached);
     let mut env = texts(&process["env"]);
     // Which are the process' own: those that differ from the container's.
@@ -46,6 +43,18 @@ pub fn add_to_process(process: &mut Value, created: &Given, capsules: &[Entry], 
         all.dedup();
         process["user"]["additionalGids"] = json!(all);
     }
+}
+
+/// The system calls that attached capsules deny, of all of them.
+pub fn denied(capsules: &[Entry]) -> Denied {
+    let mut all = Denied::default();
+    present(capsules).for_each(|record| all.extend(&record.spec.content.denied));
+    all
+}
+
+/// Those that are there; what is replaced is until what comes is.
+fn present(capsules: &[Entry]) -> impl Iterator<Item = &Entry> {
+    capsules.iter().filter(|record| !matches!(record.state, State::Attaching | State::Detaching))
 }
 
 fn texts(value: &Value) -> Vec<String> {
@@ -108,6 +117,24 @@ mod tests {
         add_to_process(&mut process, &created, &capsules, &records);
         assert_eq!(process["env"], json!(["PATH=/bin", "GPU=0", "MODE=asked", "TZDIR=/tz2", "NEW=2"]));
         assert_eq!(process["user"], json!({"uid": 0, "additionalGids": [5, 44]}));
+    }
+
+    #[test]
+    fn what_any_of_them_denies_is_denied_until_it_goes() {
+        let deny = |names: &[&str], state| {
+            let names = names.iter().map(|name| (*name).to_owned()).collect();
+            let (id, target) =
+                (AttachmentId::parse("a".into()).unwrap(), ContainerPath::parse("/t").unwrap());
+            let spec = Spec::new(id, content(&[]).with_denied(names).unwrap(), target, Mode::Ro).unwrap();
+            Entry::from(Record { spec, state, mounts: Vec::new(), created: Vec::new() })
+        };
+        let coming = content(&[]).with_denied(vec!["bpf".into()]).unwrap();
+        let all = [
+            deny(&["mount"], State::Attached),
+            deny(&["mount", "ptrace"], State::Replacing { content: coming, mounts: vec![] }),
+            deny(&["chroot"], State::Detaching),
+        ];
+        assert_eq!(denied(&all).names().collect::<Vec<_>>(), ["mount", "ptrace"]);
     }
 
     #[test]

@@ -282,6 +282,7 @@ fn parse_journal(text: &[u8], path: &Path) -> Result<Journal, JournalError> {
 mod tests {
     use super::super::model::Mode;
     use super::*;
+    use crate::seccomp::Denied;
 
     fn record(id: &str) -> Record {
         let path = |p| ContainerPath::parse(p).unwrap();
@@ -291,6 +292,7 @@ mod tests {
             digest: "sha256:0".into(),
             layers: vec!["/l".into()],
             env: Vec::new(),
+            denied: Denied::default(),
         };
         let block = SuperBlock { mount: MountId { id: 7, unique: true }, device: (0, 40), table_id: 7 };
         let mounts = vec![Mounted { path: path("/usr/share/zoneinfo"), block, alone: true }];

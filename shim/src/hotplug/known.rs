@@ -67,6 +67,7 @@ mod tests {
         model::{AttachmentId, Content},
     };
     use super::*;
+    use crate::seccomp::Denied;
 
     fn draining() -> Draining {
         Draining {
@@ -77,6 +78,7 @@ mod tests {
                 digest: "sha256:0".into(),
                 layers: Vec::new(),
                 env: Vec::new(),
+                denied: Denied::default(),
             },
             target: ContainerPath::parse("/opt").unwrap(),
             blocks: Vec::new(),

@@ -6,7 +6,7 @@
 //! and `model` (validated types; `edits`, those of devices) → `kernel` (what it can do, probed when first needed) → `overlayfs-utils` (the kernel).
 //!
 //! Beside them: `notices` (what capsuled is to be told), `config` (what devices need of `config.json`), `own` (pure: what the container has of them by itself),
-//! `steps` (how long parts of a call took), `limited` (pure: what attachments do to limits) and `execs` (pure: what attachments give to later processes).
+//! `steps` (how long parts of a call took), `limited` (pure: what attachments do to limits) and `execs` (pure: what attachments give and deny to later processes).
 //!
 //! This module is the seam to the rest of the shim: hot-plug asks the task side where a container's live task is,
 //! through [`Tasks`], and asks nothing else.
@@ -40,7 +40,12 @@ use std::{
 pub use error::JournalError;
 use thiserror::Error;
 
-use crate::{caller, creation, oci::RuntimeError, reaper::Reaper};
+use crate::{
+    caller, creation,
+    oci::RuntimeError,
+    reaper::Reaper,
+    seccomp::{Denied, RecordError},
+};
 
 /// What hot-plug asks of the task side.
 ///
@@ -82,6 +87,12 @@ pub trait Runtime: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// What the runtime says.
     fn update(&self, resources: &[u8]) -> Result<(), RuntimeError>;
+
+    /// Whether processes that are started later can be denied more system calls than the container is.
+    ///
+    /// # Errors
+    /// [`RecordError`] says why not.
+    fn check_denials(&self) -> Result<(), RecordError>;
 }
 
 /// Why there is no live task.
@@ -219,12 +230,12 @@ impl Given {
     }
 }
 
-/// What devices in the container of `bundle`, attached or from its creation, give to processes that are started later: adds it to an OCI
-/// process.
+/// What attachments in the container of `bundle`, and devices from its creation, give to processes that are started later: adds it to an
+/// OCI process, and returns the system calls that they deny to it.
 ///
 /// # Errors
 /// [`JournalError`] when the journal cannot be read.
-pub fn add_to_process(bundle: &Path, process: &mut serde_json::Value) -> Result<(), JournalError> {
+pub fn add_to_process(bundle: &Path, process: &mut serde_json::Value) -> Result<Denied, JournalError> {
     let journal = journal::Journal::read_any(bundle)?;
     let (capsules, records) =
         journal.map(|journal| (journal.attachments, journal.devices)).unwrap_or_default();
@@ -235,7 +246,7 @@ pub fn add_to_process(bundle: &Path, process: &mut serde_json::Value) -> Result<
         let created = created.unwrap_or_else(|| creation::Given { own_env: own(), ..Default::default() });
         execs::add_to_process(process, &created, &capsules, &records);
     }
-    Ok(())
+    Ok(execs::denied(&capsules))
 }
 
 fn identity(path: &Path) -> Option<(u64, u64)> {

@@ -6,7 +6,10 @@ use overlayfs_utils::{ContainerPath, InvalidPath};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::edits::{InvalidEdit, is_variable};
+use crate::{
+    edits::{InvalidEdit, is_variable},
+    seccomp::Denied,
+};
 
 /// Longest source that a mount may be given: the kernel takes 256 bytes with the NUL (`fsconfig(2)`).
 const MAX_SOURCE: usize = 255;
@@ -50,6 +53,9 @@ pub enum InvalidRequest {
     /// A variable that is none.
     #[error("the variable {0:?} is not NAME=VALUE")]
     Variable(String),
+    /// A system call that is none, of a capsuled with newer tables.
+    #[error("this shim knows of no system call {0:?}: recreate the container, and its shim is a newer one")]
+    Call(String),
     /// A name would not fit on a line of a table.
     #[error("the {field} {value:?} has control characters")]
     Control {
@@ -95,6 +101,9 @@ pub struct Content {
     /// Variables of processes that are started later, as `NAME=VALUE`.
     #[serde(default)]
     pub env: Vec<String>,
+    /// System calls that processes are denied that are started later.
+    #[serde(default, skip_serializing_if = "Denied::is_empty")]
+    pub denied: Denied,
 }
 
 impl Content {
@@ -118,6 +127,7 @@ impl Content {
             digest,
             layers,
             env: Vec::new(),
+            denied: Denied::default(),
         })
     }
 
@@ -130,6 +140,15 @@ impl Content {
             Some(entry) => Err(InvalidRequest::Variable(entry.clone())),
             None => Ok(Self { env, ..self }),
         }
+    }
+
+    /// With these system calls denied.
+    ///
+    /// # Errors
+    /// [`InvalidRequest::Call`].
+    pub fn with_denied(self, names: Vec<String>) -> Result<Self, InvalidRequest> {
+        let denied = Denied::parse(names).map_err(InvalidRequest::Call)?;
+        Ok(Self { denied, ..self })
     }
 
     /// What the mount table shows as the mount's source.

@@ -188,7 +188,9 @@ fn parse_upper(upper: wire::Upper) -> Result<UpperPlace, InvalidRequest> {
 
 fn parse_content(content: Option<Box<wire::Content>>) -> Result<Content, InvalidRequest> {
     let content = *content.ok_or(InvalidRequest::Empty("content"))?;
-    Content::new(content.capsule, content.version, content.digest, content.layers)?.with_env(content.env)
+    Content::new(content.capsule, content.version, content.digest, content.layers)?
+        .with_env(content.env)?
+        .with_denied(content.denied_calls)
 }
 
 fn wire_content(content: Content) -> wire::Content {
@@ -199,6 +201,7 @@ fn wire_content(content: Content) -> wire::Content {
         // Layers come from a wire string, so they are text.
         layers: content.layers.into_iter().map(|l| l.to_string_lossy().into_owned()).collect(),
         env: content.env,
+        denied_calls: content.denied.names().map(str::to_owned).collect(),
         ..Default::default()
     }
 }
@@ -320,6 +323,7 @@ fn code(error: &EngineError) -> Code {
         | EngineError::Covered { .. }
         | EngineError::Writable(_)
         | EngineError::StillWritten(_)
+        | EngineError::Denials { .. }
         | EngineError::Owners
         | EngineError::Busy(_) => Code::FAILED_PRECONDITION,
         EngineError::Devices(error) => match error {

@@ -24,7 +24,9 @@ fn code(error: &EngineError) -> Code {
         | EngineError::Stats(StatsError::Gone(_)) => Code::NOT_FOUND,
         EngineError::Exists(_) | EngineError::ExecExists { .. } => Code::ALREADY_EXISTS,
         EngineError::InitGone(_)
-        | EngineError::Creation(CreationError::Node(_) | CreationError::Patch(_))
+        | EngineError::Creation(
+            CreationError::Node(_) | CreationError::Patch(_) | CreationError::Profile(_),
+        )
         | EngineError::SandboxPhase(..)
         | EngineError::NotMade { .. }
         | EngineError::Node(_)
@@ -47,6 +49,7 @@ fn code(error: &EngineError) -> Code {
         | EngineError::Update(_)
         | EngineError::Checkpoint { .. }
         | EngineError::Creation(_)
+        | EngineError::Denials(_)
         | EngineError::Journal(_)
         | EngineError::Stats(_)
         | EngineError::Undead(_) => Code::UNKNOWN,

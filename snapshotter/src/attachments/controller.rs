@@ -361,6 +361,7 @@ impl Attachments {
                 wanted,
                 resources,
                 env: environment(&declared),
+                denied: declared.seccomp.calls(),
             },
             history: Vec::new(),
             replaced: false,

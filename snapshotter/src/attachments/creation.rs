@@ -1,6 +1,6 @@
-//! Devices of a container that is being created: what its spec is to have before there is anything to attach to.
+//! Devices of a container that is being created, and what its capsules deny: what its spec is to have before there is anything to attach to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tonic::Status;
 
@@ -40,6 +40,8 @@ pub struct AtCreation {
     pub own: Edits,
     /// Of those that attachments bring, each thing once.
     pub attached: Edits,
+    /// System calls that attachments deny.
+    pub denied: BTreeSet<String>,
 }
 
 /// Why a container cannot be created as it asks. Nothing has changed.
@@ -125,13 +127,13 @@ impl Attachments {
         }
         let own = self.own_devices(&creation.devices).await?;
         let named = !creation.attachments.is_empty();
-        let attached = match creation.takes_attachments {
-            true => self.devices_to_come(container, &creation.attachments).await,
-            false => Ok(Edits::default()),
+        let to_come = match creation.takes_attachments {
+            true => self.to_come(container, &creation.attachments).await,
+            false => Ok(Default::default()),
         };
-        let attached =
-            attached.map_err(|source| CreationError::Attachment { named, source: Box::new(source) })?;
-        Ok(AtCreation { own, attached })
+        let (attached, denied) =
+            to_come.map_err(|source| CreationError::Attachment { named, source: Box::new(source) })?;
+        Ok(AtCreation { own, attached, denied })
     }
 
     async fn own_devices(&self, annotations: &[(String, String)]) -> Result<Edits, CreationError> {
@@ -161,7 +163,11 @@ impl Attachments {
     }
 
     /// Of what is on record, as it was; of what the annotation names besides, as the specs say now.
-    async fn devices_to_come(&self, container: &ContainerKey, named: &str) -> Result<Edits, AttachmentError> {
+    async fn to_come(
+        &self,
+        container: &ContainerKey,
+        named: &str,
+    ) -> Result<(Edits, BTreeSet<String>), AttachmentError> {
         let annotation = if named.is_empty() { Vec::new() } else { parse_named(named)? };
         let mut present = self.records.shown(container);
         if present.iter().any(|a| a.created.is_some()) {
@@ -173,18 +179,22 @@ impl Attachments {
         let specs = self.missing(annotation, &present).await?;
         let mut edits: Vec<Edits> = present.iter().filter_map(edits_of).collect();
         edits.extend(present.iter().map(|attachment| variables(attachment.current.env.clone())));
+        let mut denied: BTreeSet<String> =
+            present.iter().flat_map(|attachment| attachment.current.denied.clone()).collect();
         if !specs.is_empty() {
             for planned in self.plan_set(&specs, &present).await?.iter().filter(|planned| !planned.present) {
                 let declared = planned.version.declared()?;
                 let devices = self.devices_of(&declared, Moment::Created).await?;
                 edits.extend(devices.map(|devices| devices.edits));
                 edits.push(variables(environment(&declared)));
+                denied.extend(declared.seccomp.calls());
             }
         }
-        Ok(edits.into_iter().fold(Edits::default(), |mut all, more| {
+        let edits = edits.into_iter().fold(Edits::default(), |mut all, more| {
             all.append(more);
             all
-        }))
+        });
+        Ok((edits, denied))
     }
 }
 

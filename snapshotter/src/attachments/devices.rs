@@ -175,6 +175,7 @@ impl Attachments {
                 wanted: Resources::default(),
                 resources: Resources::default(),
                 env: Vec::new(),
+                denied: Vec::new(),
             },
             history: Vec::new(),
             replaced: false,

@@ -1,4 +1,4 @@
-//! Variables that capsules give to processes: those that are started while they are attached. Pure.
+//! What capsules give and deny to processes that are started while they are attached: variables, and system calls. Pure.
 
 use crate::capsules::declared::Declared;
 

@@ -51,6 +51,9 @@ pub struct Content {
     /// Variables of processes that are started while it is mounted, as `NAME=VALUE`.
     #[serde(default)]
     pub env: Vec<String>,
+    /// System calls that those processes are denied.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub denied: Vec<String>,
 }
 
 /// How far an attachment is. Everything but [`Phase::Attached`] and [`Phase::Waiting`] is an intent: written before its

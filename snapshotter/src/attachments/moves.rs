@@ -243,8 +243,8 @@ impl Attachments {
                     }
                 };
                 let (since, env) = (SystemTime::now(), environment(&declared));
-                let (version, digest) = (to.version, to.digest);
-                let content = Content { version, digest, layers, since, wanted, resources, env };
+                let (version, digest, denied) = (to.version, to.digest, declared.seccomp.calls());
+                let content = Content { version, digest, layers, since, wanted, resources, env, denied };
                 Ok(plan::plan_upgrade(&attachment, &content))
             }
         }

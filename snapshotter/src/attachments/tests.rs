@@ -37,6 +37,7 @@ use crate::{
 };
 
 mod again;
+mod denials;
 mod devices;
 mod drains;
 mod hung;

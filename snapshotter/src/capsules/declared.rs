@@ -7,6 +7,7 @@
 //! | `resources` | JSON object: what an attachment adds to limits of its container |
 //! | `caps` | JSON object: what limits of its container are not above while it is attached |
 //! | `devices` | JSON list of CDI names |
+//! | `seccomp` | JSON object: `level`, and `deny`, a list of system calls |
 //!
 //! One that says nothing of a kind has no annotation of it, so that its digest is what it always was.
 
@@ -17,6 +18,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{
     model::{CapsuleName, ModelError},
     requirement::Requirement,
+    seccomp::{InvalidDenial, Seccomp},
 };
 use crate::resources::{InvalidAmount, Wanted};
 
@@ -25,6 +27,7 @@ const ENVIRONMENT: &str = "resourcecapsules.io/environment";
 const RESOURCES: &str = "resourcecapsules.io/resources";
 const CAPS: &str = "resourcecapsules.io/caps";
 const DEVICES: &str = "resourcecapsules.io/devices";
+const SECCOMP: &str = "resourcecapsules.io/seccomp";
 
 /// See the table above.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -39,6 +42,8 @@ pub struct Declared {
     pub caps: BTreeMap<String, String>,
     /// By their CDI names.
     pub devices: Vec<String>,
+    /// System calls that are denied.
+    pub seccomp: Seccomp,
 }
 
 impl Declared {
@@ -52,6 +57,7 @@ impl Declared {
         environment: BTreeMap<String, String>,
         (resources, caps): (BTreeMap<String, String>, BTreeMap<String, String>),
         devices: Vec<String>,
+        (level, deny): (&str, Vec<String>),
     ) -> Result<Self, ModelError> {
         let requires: Vec<Requirement> = requires.iter().map(|r| r.parse()).collect::<Result<_, _>>()?;
         let wrong = |what: &'static str, which: &str, reason: &'static str| {
@@ -78,7 +84,11 @@ impl Declared {
         if let Some(device) = devices.iter().find(|device| !is_cdi_name(device)) {
             return wrong("device", device, "write VENDOR/CLASS=NAME, as CDI names devices");
         }
-        Ok(Self { requires, environment, resources, caps, devices })
+        let seccomp = match Seccomp::parse(level, deny) {
+            Ok(seccomp) => seccomp,
+            Err(InvalidDenial { which, reason }) => return wrong("denial of", &which, reason),
+        };
+        Ok(Self { requires, environment, resources, caps, devices, seccomp })
     }
 
     /// As annotations have it.
@@ -90,6 +100,7 @@ impl Declared {
             (RESOURCES, text(&self.resources, self.resources.is_empty())),
             (CAPS, text(&self.caps, self.caps.is_empty())),
             (DEVICES, text(&self.devices, self.devices.is_empty())),
+            (SECCOMP, text(&self.seccomp, self.seccomp.is_empty())),
         ];
         all.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?))).collect()
     }
@@ -101,7 +112,11 @@ impl Declared {
     pub fn of_image(annotations: &BTreeMap<String, String>) -> Result<Self, String> {
         let requires: Vec<String> = value(annotations, REQUIRES)?;
         let requires = requires.iter().map(|r| r.parse()).collect::<Result<_, ModelError>>();
+        // One of a later release may deny what is not known here: it is not attached with less than it says.
+        let seccomp: Seccomp = value(annotations, SECCOMP)?;
+        let cannot = |e: InvalidDenial| format!("annotation {SECCOMP}: {:?}: {}", e.which, e.reason);
         Ok(Self {
+            seccomp: seccomp.checked().map_err(cannot)?,
             requires: requires.map_err(|e| e.to_string())?,
             environment: value(annotations, ENVIRONMENT)?,
             resources: value(annotations, RESOURCES)?,
@@ -157,6 +172,7 @@ mod tests {
             pairs(environment),
             (pairs(resources), pairs(resources)),
             owned(devices),
+            (if devices.is_empty() { "" } else { "restricted" }, owned(&["socket"][..devices.len().min(1)])),
         )
     }
 
@@ -171,6 +187,7 @@ mod tests {
         .unwrap();
         let annotations = all.annotations();
         assert_eq!(annotations[REQUIRES], r#"["cuda >=12.4, <13","libc"]"#);
+        assert_eq!(annotations[SECCOMP], r#"{"level":"restricted","deny":["socket"]}"#);
         assert_eq!(Declared::of_image(&annotations), Ok(all));
         assert_eq!(parse(&[], &[], &[], &[]).unwrap().annotations(), BTreeMap::new());
         assert_eq!(Declared::of_image(&BTreeMap::new()), Ok(Declared::default()));
@@ -200,6 +217,9 @@ mod tests {
             (REQUIRES, "cuda", "cannot be read"),
             (REQUIRES, r#"["cuda 12"]"#, "comparison"),
             (ENVIRONMENT, "[]", "cannot be read"),
+            (SECCOMP, r#"{"level":"strictest"}"#, "cannot be read"),
+            (SECCOMP, r#"{"deny":["mounts"]}"#, "no system call"),
+            (SECCOMP, r#"{"allow":["mount"]}"#, "cannot be read"),
         ] {
             let error = Declared::of_image(&pairs(&[(name, text)])).unwrap_err();
             assert!(error.contains(reason), "{error}");

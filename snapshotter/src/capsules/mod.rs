@@ -22,6 +22,7 @@ pub mod requirement;
 pub mod resolve;
 #[cfg(test)]
 pub(crate) mod rig;
+pub mod seccomp;
 pub mod set;
 mod signing;
 mod tags;

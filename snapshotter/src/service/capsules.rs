@@ -50,12 +50,14 @@ impl wire::capsules_server::Capsules for CapsulesService {
             return Err(convert::malformed("its header, which must be the first message"));
         };
         let name = convert::parse_name(&header.name)?;
+        let seccomp = header.seccomp.unwrap_or_default();
         let declared = Declared::parse(
             &name,
             &header.requires,
             header.environment.into_iter().collect(),
             (header.resources.into_iter().collect(), header.caps.into_iter().collect()),
             header.devices,
+            (&seccomp.level, seccomp.deny),
         );
         let declaration = Declaration {
             declared: declared.map_err(convert::from_model)?,

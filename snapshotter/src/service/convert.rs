@@ -311,6 +311,10 @@ pub fn version(p: &Published, namespace: &str, missing: Option<String>, attachme
         resources: declared.resources.into_iter().collect(),
         caps: declared.caps.into_iter().collect(),
         devices: declared.devices,
+        seccomp: (!declared.seccomp.is_empty()).then(|| wire::Seccomp {
+            level: declared.seccomp.level.map(|level| level.to_string()).unwrap_or_default(),
+            deny: declared.seccomp.deny.into_iter().collect(),
+        }),
         tags: Vec::new(),
     }
 }

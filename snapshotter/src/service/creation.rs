@@ -1,4 +1,4 @@
-//! What devices ask of a spec, on the wire to a shim.
+//! What devices and capsules ask of a spec, on the wire to a shim.
 
 use capsule_proto::node as wire;
 use serde_json::{Map, Value, json};
@@ -23,6 +23,7 @@ pub fn at_creation(answer: AtCreation) -> wire::DevicesAtCreationResponse {
     wire::DevicesAtCreationResponse {
         own: Some(edits(answer.own)).into(),
         attached: Some(edits(answer.attached)).into(),
+        denied_calls: answer.denied.into_iter().collect(),
         ..Default::default()
     }
 }

@@ -33,6 +33,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// What a shim is that knows of no resources, and what to do.
 const OLDER_THAN_RESOURCES: &str =
     "of a release before resources: start the container anew, then repeat the call";
+const OLDER_THAN_DENIALS: &str = "older than this capsuled and denies no system calls: recreate the container, or use a version that denies none";
 /// The registration format that this daemon reads.
 const REGISTRATION_VERSION: u32 = 1;
 
@@ -254,6 +255,7 @@ impl Shims {
         request.upper = attachment.upper.as_ref().map(wire_upper).into();
         request.resources = wire_resources(&attachment.current.resources).into();
         let (asks_devices, asks_resources) = (request.devices.is_some(), request.resources.is_some());
+        let denied = request.content.denied_calls.clone();
         let reply = self
             .call(&attachment.container, request, |client, request| async move {
                 client.attach(context(), &request).await
@@ -264,6 +266,8 @@ impl Shims {
             "of a release before devices: start the container anew, then attach"
         } else if asks_resources && !reply.attachment.has_resources {
             OLDER_THAN_RESOURCES
+        } else if reply.attachment.content.denied_calls != denied {
+            OLDER_THAN_DENIALS
         } else if attachment.upper.is_some() && !reply.attachment.writable {
             "older than this capsuled and attaches read-only: recreate the container, or attach read-only"
         } else {
@@ -299,7 +303,7 @@ impl Shims {
         request.content = MessageField::some(wire_content(attachment, content));
         request.resources = wire_resources(&content.resources).into();
         request.undoing = undoing;
-        let asks = request.resources.is_some();
+        let (asks, denied) = (request.resources.is_some(), request.content.denied_calls.clone());
         let replace = async |request: ReplaceRequest| {
             self.call(&attachment.container, request, |client, request| async move {
                 client.replace(context(), &request).await
@@ -308,14 +312,18 @@ impl Shims {
         };
         let reply = replace(request.clone()).await?;
         traces::relay(&reply.spans);
-        if !asks || reply.attachment.has_resources {
+        let lacks = if asks && !reply.attachment.has_resources {
+            OLDER_THAN_RESOURCES
+        } else if reply.attachment.content.denied_calls != denied {
+            OLDER_THAN_DENIALS
+        } else {
             return Ok(());
-        }
+        };
         request.content = reply.replaced.0.map(|content| *content).into();
         request.resources = MessageField::none();
         let undone = replace(request).await.is_ok();
         let container = attachment.container.clone();
-        Err(ShimError::Older { container, lacks: OLDER_THAN_RESOURCES, undone })
+        Err(ShimError::Older { container, lacks, undone })
     }
 
     /// Unmounts the attachment. False, with its users, if it is in use and `lazy` is not set; true with users if it

@@ -25,6 +25,7 @@ pub fn wire_content(attachment: &Attachment, content: &Content) -> WireContent {
     wire.version = content.version.to_string();
     wire.digest = content.digest.to_string();
     wire.env = content.env.clone();
+    wire.denied_calls = content.denied.clone();
     wire.layers = content.layers.iter().map(|l| l.to_string_lossy().into_owned()).collect();
     wire
 }

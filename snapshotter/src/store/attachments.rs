@@ -238,6 +238,7 @@ mod tests {
                 wanted: Default::default(),
                 resources: Default::default(),
                 env: Vec::new(),
+                denied: Vec::new(),
             },
             history: vec![],
             replaced: false,

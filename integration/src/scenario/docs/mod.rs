@@ -17,7 +17,7 @@ use crate::nerdctl;
 pub type Page = (&'static str, &'static str, &'static str);
 
 /// The pages that have examples.
-pub const PAGES: [Page; 17] = [
+pub const PAGES: [Page; 18] = [
     ("readme", "README.md", include_str!("../../../../README.md")),
     ("ca-bundles", "docs/tasks/ca-bundles.md", include_str!("../../../../docs/tasks/ca-bundles.md")),
     ("capsule-toml", "docs/capsule-toml.md", include_str!("../../../../docs/capsule-toml.md")),
@@ -31,6 +31,7 @@ pub const PAGES: [Page; 17] = [
     ("nerdctl", "docs/nerdctl.md", include_str!("../../../../docs/nerdctl.md")),
     ("publishing", "docs/publishing.md", include_str!("../../../../docs/publishing.md")),
     ("remote", "docs/remote.md", include_str!("../../../../docs/remote.md")),
+    ("seccomp", "docs/seccomp.md", include_str!("../../../../docs/seccomp.md")),
     ("setup", "docs/setup.md", include_str!("../../../../docs/setup.md")),
     ("start", "docs/start.md", include_str!("../../../../docs/start.md")),
     ("toolchain", "docs/tasks/toolchain.md", include_str!("../../../../docs/tasks/toolchain.md")),

@@ -12,6 +12,7 @@ use crate::{
     io::{ConsoleSocket, IoError, ProcessIo, Setup},
     oci::{Images, NewProcess, RuntimeError, Streams},
     reaper::Claim,
+    seccomp::Narrowed,
 };
 
 /// How long the runtime may take to hand over a terminal after it has reported success.
@@ -19,7 +20,8 @@ const TERMINAL: Duration = Duration::from_secs(10);
 
 pub(super) enum Launch<'a> {
     Init,
-    Exec(&'a Path),
+    /// What describes it, and where the runtime's records are if not where they are.
+    Exec(&'a Path, Option<&'a Path>),
     Restore(&'a Images<'a>),
 }
 
@@ -36,12 +38,18 @@ impl Container {
         process: &Process,
     ) -> Result<Launched, EngineError> {
         let mut spec = self.execs().get(exec_id).map(|exec| exec.spec.clone()).unwrap_or_default();
-        hotplug::add_to_process(self.bundle.path(), &mut spec)?;
+        let denied = hotplug::add_to_process(self.bundle.path(), &mut spec)?;
         let spec = spec.to_string();
         let file = |suffix| self.bundle.exec_file(exec_id, suffix);
+        // Kept until the runtime is done.
+        let narrowed = match denied.is_empty() {
+            true => None,
+            false => Some(Narrowed::copy(&self.runtime.record(self.id.as_str()), file("record"), &denied)?),
+        };
         let (spec_file, pid_file, log) = (file("json"), file("pid"), file("log"));
         write_private(&spec_file, spec.as_bytes())?;
-        let launched = self.launch(process, Launch::Exec(&spec_file), &pid_file, &log).await;
+        let root = narrowed.as_ref().map(Narrowed::root);
+        let launched = self.launch(process, Launch::Exec(&spec_file, root), &pid_file, &log).await;
         for path in [spec_file, pid_file, log] {
             // The log is there only after a failure, the pid only after success.
             let _ = fs::remove_file(path);
@@ -62,7 +70,7 @@ impl Container {
         if !stdio.terminal {
             let (streams, io) = ProcessIo::pipes(stdio, &setup).await?;
             let made = async {
-                if let Launch::Exec(_) = launch {
+                if let Launch::Exec(..) = launch {
                     io.open_stdin()?;
                 }
                 self.make(launch, NewProcess { pid_file, log, console: None, streams }).await?;
@@ -77,7 +85,7 @@ impl Container {
                 }
             };
         }
-        let is_exec = matches!(launch, Launch::Exec(_));
+        let is_exec = matches!(launch, Launch::Exec(..));
         let console = ConsoleSocket::bind()?;
         let streams = Streams::default();
         self.make(launch, NewProcess { pid_file, log, console: Some(console.path()), streams }).await?;
@@ -115,7 +123,10 @@ impl Container {
     async fn make(&self, launch: Launch<'_>, new: NewProcess<'_>) -> Result<(), RuntimeError> {
         match launch {
             Launch::Init => self.runtime.create(self.id.as_str(), new).await,
-            Launch::Exec(spec) => self.runtime.exec(self.id.as_str(), spec, new).await,
+            Launch::Exec(spec, None) => self.runtime.exec(self.id.as_str(), spec, new).await,
+            Launch::Exec(spec, Some(root)) => {
+                self.runtime.with_root(root).exec(self.id.as_str(), spec, new).await
+            }
             Launch::Restore(images) => self.runtime.restore(self.id.as_str(), images, new).await,
         }
     }

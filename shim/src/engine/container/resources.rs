@@ -15,7 +15,9 @@ use crate::{
     engine::{EngineError, chain, state::Step},
     hotplug::{self, Given},
     oci::{Runtime, RuntimeError},
-    oom, stats,
+    oom,
+    seccomp::{self, RecordError},
+    stats,
 };
 
 impl Container {
@@ -134,5 +136,9 @@ impl hotplug::Runtime for Updates {
     fn update(&self, resources: &[u8]) -> Result<(), RuntimeError> {
         // Of the blocking threads that hot-plug works on, which are tokio's.
         tokio::runtime::Handle::current().block_on(self.tell(resources))
+    }
+
+    fn check_denials(&self) -> Result<(), RecordError> {
+        seccomp::check(&self.runtime.record(&self.id))
     }
 }

@@ -13,7 +13,7 @@ use crate::{
         edits::Edits,
         error::EngineError,
         journal::{Record, State},
-        model::{AttachmentId, Spec},
+        model::{AttachmentId, Content, Spec},
         plan::Planned,
         scene::Scene,
         steps::step,
@@ -67,6 +67,15 @@ pub struct Wanted {
     pub undoing: bool,
 }
 
+/// Whether what a content denies can be denied.
+pub(super) fn check_denials(scene: &Scene, content: &Content) -> Result<(), EngineError> {
+    if content.denied.is_empty() {
+        return Ok(());
+    }
+    let checked = scene.runtime.check_denials();
+    checked.map_err(|source| EngineError::Denials { content: content.to_string(), source })
+}
+
 /// Whether processes of the container still have what an attachment of this id had.
 fn drains(scene: &mut Scene, id: &AttachmentId) -> Result<bool, EngineError> {
     prune_draining(scene)?;
@@ -88,6 +97,7 @@ fn attach_new(scene: &mut Scene, spec: Spec) -> Result<Record, EngineError> {
     if spec.upper.is_some() && drains(scene, &spec.id)? {
         return Err(EngineError::StillWritten(spec.id));
     }
+    check_denials(scene, &spec.content)?;
     let (planned, built) = step("build", || {
         let tree = Tree::open(&spec.content.layers)?;
         let planned = plan(scene, &spec, &tree, None)?;

@@ -12,6 +12,7 @@ use overlayfs_utils::{
 
 use super::{
     Attached, Engine, MANY_DRAINING, add_draining,
+    attach::check_denials,
     build::{Built, Placed, build_all, place, plan},
     detach::check_clear,
     find_record, limits, prune_draining,
@@ -81,6 +82,7 @@ type Restored = HashMap<ContainerPath, SuperBlock>;
 
 fn replace_content(scene: &mut Scene, old: Record, content: Content) -> Result<Record, EngineError> {
     check_clear(scene, &old)?;
+    check_denials(scene, &content)?;
     if scene.journal.draining.len() >= MANY_DRAINING {
         prune_draining(scene)?;
     }

@@ -22,6 +22,7 @@ fn content(n: u8) -> Content {
         wanted: Resources::default(),
         resources: Resources::default(),
         env: Vec::new(),
+        denied: Vec::new(),
     }
 }
 

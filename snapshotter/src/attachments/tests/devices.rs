@@ -51,12 +51,8 @@ impl TestNode {
 
     /// A capsule that declares devices.
     fn publish_with(&mut self, version: &str, names: &[&str]) {
-        let mut published = node::publish(&self.snapshots, "cuda", version, "");
         let names = serde_json::to_string(names).unwrap();
-        let image = published.image.as_mut().unwrap();
-        image.annotations.insert("resourcecapsules.io/devices".to_owned(), names);
-        self.engine.capsules.catalogue().put(published.clone());
-        self.published.push(published);
+        self.publish_declared("cuda", version, &[("devices", &names)]);
     }
 }
 
@@ -244,7 +240,7 @@ async fn a_spec_is_told_what_annotations_name_and_attachments_bring() {
     // The next task has what this one has, whatever the annotation and the specs say by then.
     fs::remove_file(node.dir.path().join("cdi/example.yaml")).unwrap();
     let again = node.engine.devices_at_creation(&key(), &creation(&[], "cuda:/opt/cuda")).await.unwrap();
-    assert_eq!(again, AtCreation { own: Edits::default(), attached: told.attached });
+    assert_eq!(again, AtCreation { attached: told.attached, ..AtCreation::default() });
     // An entry that is gone brings nothing, and neither does anything where nothing is taken.
     let none = node.engine.devices_at_creation(&key(), &creation(&[], "")).await.unwrap();
     assert_eq!(none, AtCreation::default());

@@ -12,12 +12,7 @@ use crate::{
 impl TestNode {
     /// A capsule that declares resources.
     fn publish_with_resources(&mut self, version: &str, grants: &str, caps: &str) {
-        let mut published = node::publish(&self.snapshots, "heavy", version, "");
-        let image = published.image.as_mut().unwrap();
-        image.annotations.insert("resourcecapsules.io/resources".to_owned(), grants.to_owned());
-        image.annotations.insert("resourcecapsules.io/caps".to_owned(), caps.to_owned());
-        self.engine.capsules.catalogue().put(published.clone());
-        self.published.push(published);
+        self.publish_declared("heavy", version, &[("resources", grants), ("caps", caps)]);
     }
 
     fn with_budget(&mut self, file: &str, much: &str) {

@@ -15,6 +15,17 @@ pub(super) struct TestNode {
 }
 
 impl TestNode {
+    /// A capsule that declares something: the annotations, after their prefix.
+    pub(super) fn publish_declared(&mut self, name: &str, version: &str, declared: &[(&str, &str)]) {
+        let mut published = publish(&self.snapshots, name, version, "");
+        let image = published.image.as_mut().unwrap();
+        let declared =
+            declared.iter().map(|(key, value)| (format!("resourcecapsules.io/{key}"), (*value).to_owned()));
+        image.annotations.extend(declared);
+        self.engine.capsules.catalogue().put(published.clone());
+        self.published.push(published);
+    }
+
     pub(super) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (store, snapshots) = open_store(dir.path());

@@ -1,5 +1,7 @@
 //! A shim that does as it is told.
 
+use protobuf::MessageField;
+
 use super::*;
 
 /// What the shim has mounted, what it was asked, and what it is to refuse.
@@ -17,10 +19,21 @@ pub(super) struct FakeState {
     pub(super) draining: BTreeMap<String, wire::AttachRequest>,
     /// Attachments that somebody else has unmounted.
     pub(super) unmounted: Vec<String>,
-    /// It knows of no upper directories, of no devices and of no resources.
+    /// It knows of no upper directories, of no devices, of no resources and of no denials.
     pub(super) old: bool,
     /// Limits could not be put back.
     pub(super) limits_left: bool,
+}
+
+impl FakeState {
+    /// A content as it answers it.
+    fn told(&self, content: &MessageField<wire::Content>) -> MessageField<wire::Content> {
+        let mut told = content.clone();
+        if let (true, Some(content)) = (self.old, told.as_mut()) {
+            content.denied_calls.clear();
+        }
+        told
+    }
 }
 
 #[derive(Clone, Default)]
@@ -70,6 +83,7 @@ impl Hotplug for FakeShim {
         attachment.writable = request.upper.is_some() && !state.old;
         attachment.has_devices = request.devices.is_some() && !state.old;
         attachment.has_resources = request.resources.is_some() && !state.old;
+        attachment.content = state.told(&request.content);
         state.mounted.insert(request.attachment_id.clone(), request);
         if state.late.contains(&call) {
             let status = ttrpc::get_status(ttrpc::Code::DEADLINE_EXCEEDED, "timeout".to_owned());
@@ -87,6 +101,7 @@ impl Hotplug for FakeShim {
             self.call(format!("replace {}@{}", request.content.capsule, request.content.version))?;
         let mut reply = wire::ReplaceResponse::new();
         reply.attachment.mut_or_insert_default().has_resources = request.resources.is_some() && !state.old;
+        reply.attachment.mut_or_insert_default().content = state.told(&request.content);
         let there = state.mounted.get_mut(&request.attachment_id).unwrap();
         reply.replaced = std::mem::replace(&mut there.content, request.content);
         there.resources = request.resources;

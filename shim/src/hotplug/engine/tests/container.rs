@@ -15,6 +15,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags};
 use crate::{
     hotplug::{LiveTask, Runtime, TaskLookupError, Tasks, engine::Engine, kernel::Kernel},
     oci::RuntimeError,
+    seccomp::RecordError,
 };
 
 /// Runs in the container before its init: what a runtime would mount, and a volume.
@@ -37,6 +38,10 @@ struct NoRuntime;
 impl Runtime for NoRuntime {
     fn update(&self, _: &[u8]) -> Result<(), RuntimeError> {
         Err(RuntimeError::Reaper)
+    }
+
+    fn check_denials(&self) -> Result<(), RecordError> {
+        Ok(())
     }
 }
 
