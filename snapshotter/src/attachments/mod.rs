@@ -1,6 +1,6 @@
 //! Attachments: capsules in live containers.
 //!
-//! `controller` and `moves` (calls) with `set` (what goes together), `written` (what is written to them), `devices` (those by themselves, and capsules' own), `limits` (what they do to limits), `environment` (their variables), `drains` (what left its path), `usage` (what containers use), `health` (whether it did), `notices` (what shims see by themselves), `pods` (containers by their names in pods), `called` (what people call containers), `named`, `restore` and `creation` (before a container's first process) and `recovery` (after a restart) → `effects` → {`plan`, `unmet`} (pure) → `records`, `marks`,
+//! `controller`, `moves` and `listing` (calls) with `set` (what goes together), `written` (what is written to them), `devices` (those by themselves, and capsules' own), `limits` (what they do to limits), `environment` (their variables), `drains` (what left its path), `usage` (what containers use), `health` (whether it did), `notices` (what shims see by themselves), `pods` (containers by their names in pods), `called` (what people call containers), `named`, `restore` and `creation` (before a container's first process) and `recovery` (after a restart) → `effects` → {`plan`, `unmet`} (pure) → `records`, `marks`,
 //! [`crate::shims`], [`crate::capsules`]. An intent is on record before its effect; the shim's all-or-nothing answer decides whether it
 //! becomes the record or is given up; what a crash leaves between is settled by asking the shim.
 
@@ -16,6 +16,7 @@ mod error;
 pub mod health;
 mod ledger;
 mod limits;
+mod listing;
 mod marks;
 pub mod model;
 mod moves;
@@ -30,6 +31,7 @@ mod set;
 mod unmet;
 mod usage;
 mod watch;
+mod words;
 mod written;
 
 use std::{collections::BTreeSet, path::Path, sync::Arc};
@@ -48,13 +50,14 @@ use crate::{
 
 use self::{containers::Containers, health::Checks, marks::Marks, notices::LimitsLeft, records::Records};
 pub use self::{
-    controller::{AttachSpec, Choice, Listed},
+    controller::{AttachSpec, Choice},
     devices::{DevicesError, Moment},
     drains::Drains,
     error::AttachmentError,
     health::HealthCheck,
     ledger::Ledger,
     limits::LimitsError,
+    listing::Listed,
     moves::{Move, Moved, Outcome},
     set::Planned,
     usage::ContainerUsage,
