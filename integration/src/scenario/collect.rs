@@ -306,11 +306,18 @@ fn tagged_meanwhile() -> Result<String> {
 /// capsuled is killed as soon as so many removals are told, of [`DOOMED`].
 fn killed(world: &mut World) -> Result<String> {
     let mut left = Vec::new();
-    for told in [1, 1, 3, 8] {
+    // Whether one is broken off is chance.
+    for (round, told) in [1, 1, 3, 8].into_iter().cycle().take(24).enumerate() {
+        let within = left.iter().any(|count| (1..DOOMED).contains(count));
+        if round >= 4 && within {
+            break;
+        }
         left.push(killed_after(world, told).with_context(|| format!("killed after {told} removals"))?);
     }
-    let within = left.iter().filter(|count| (1..DOOMED).contains(*count)).count();
-    ensure!(within > 0, "no removal was broken off: {left:?} of {DOOMED} were left");
+    ensure!(
+        left.iter().any(|count| (1..DOOMED).contains(count)),
+        "none was broken off: {left:?} of {DOOMED}"
+    );
     Ok(format!("{left:?} of {DOOMED} were left"))
 }
 

@@ -31,6 +31,9 @@ pub const SNAPSHOTTER: Stack =
 /// Ours.
 pub const OURS: Stack = Stack { name: "ours", runtime: "io.containerd.capsule.v1", snapshotter: "capsule" };
 
+/// How long the end of a task may take.
+const NEXT: Duration = Duration::from_secs(90);
+
 /// What runc 1.1 says of an exec whose first process has died before runc has told it anything. Seen twice in some
 /// 15,000 execs, with runc 1.1.15 and no other, under either shim; the exec is then gone and can be tried again.
 pub const RUNC_1_1: &str = "waiting for init preliminary setup";
@@ -207,7 +210,14 @@ impl Container {
 
     /// The task's process on the node.
     pub fn pid(&self) -> Result<u32> {
-        Ok(self.task()?.with_context(|| format!("{} has no task", self.id))?.0)
+        let deadline = Instant::now() + NEXT;
+        loop {
+            // 0 is of a shim that takes more than two seconds to answer.
+            match self.task()?.with_context(|| format!("{} has no task", self.id))?.0 {
+                0 if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(100)),
+                pid => return Ok(pid),
+            }
+        }
     }
 
     /// Waits until the task has this status.
@@ -255,6 +265,22 @@ impl Container {
             return ctr(&args)?.success("ctr task exec -d").map(drop);
         }
         output.success("ctr task exec -d").map(drop)
+    }
+
+    /// Starts its next task, once the last one is gone: one that has ended is removed here; behind a shim that was killed containerd
+    /// clears up in its own time, and shows no task meanwhile.
+    pub fn start_again(&self) -> Result<()> {
+        let said = std::cell::RefCell::new(String::new());
+        let started = super::world::within(NEXT, "its next task started", || {
+            if self.task()?.is_some_and(|(_, status)| status == "STOPPED") {
+                ctr(&["task", "rm", &self.id])?;
+            }
+            let output = ctr(&["task", "start", "-d", "--null-io", &self.id])?;
+            said.replace(output.err);
+            Ok(output.code == 0)
+        });
+        started.with_context(|| format!("{}: {}", self.id, said.borrow().trim()))?;
+        self.wait_for("RUNNING")
     }
 
     /// Sends a signal to the container's first process.

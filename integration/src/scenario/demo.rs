@@ -249,7 +249,7 @@ impl Stage<'_> {
         self.crash("while a version is draining")?;
         self.reporter.must("once the file is closed it is gone", || {
             let line = holder.stop()?;
-            let deadline = Instant::now() + Duration::from_secs(10);
+            let deadline = Instant::now() + Duration::from_secs(60);
             while ps()?.iter().any(|seen| seen.state == "draining") {
                 ensure!(Instant::now() < deadline, "still draining: {:?}", ps()?);
                 std::thread::sleep(Duration::from_millis(50));

@@ -6,11 +6,15 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::spawn;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use super::capsulectl::done;
+use super::ctr::ctr;
 use super::world::path;
+
+/// How long an event may take to come.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `capsulectl events`, or another program that prints a line for each event.
 #[derive(Debug)]
@@ -37,9 +41,22 @@ impl Follower {
         Ok(Self { child, lines })
     }
 
+    /// `ctr events`, which hears all that happens from now on: it says when it has begun to listen by nothing but an event.
+    pub fn of_containerd() -> Result<Self> {
+        let stream = Self::start("ctr", &["events"])?;
+        for probe in 0..PATIENCE.as_secs() * 5 {
+            ctr(&["namespaces", "label", "default", &format!("probe={probe}")])?
+                .success("ctr namespaces label")?;
+            if stream.lines.recv_timeout(Duration::from_millis(200)).is_ok() {
+                return Ok(stream);
+            }
+        }
+        bail!("ctr events hears nothing")
+    }
+
     /// The next line.
     pub fn next(&self) -> Result<String> {
-        self.lines.recv_timeout(Duration::from_secs(20)).context("no event in 20 s")
+        self.lines.recv_timeout(PATIENCE).context("no event in a minute")
     }
 
     /// The next events, each as `KIND CAPSULE VERSION`.

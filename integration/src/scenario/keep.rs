@@ -1,7 +1,6 @@
 //! What lasts: attachments over a restart of the node, and what is told of all that happens.
 
 use std::fs;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -126,8 +125,7 @@ fn drains_told(world: &mut World) -> Result<String> {
 }
 
 fn told_by_containerd() -> Result<String> {
-    let stream = Follower::start("ctr", &["events"])?;
-    std::thread::sleep(Duration::from_millis(300));
+    let stream = Follower::of_containerd()?;
     let shop = OURS.start("shop", &[], &SLEEP)?;
     done(&["attach", "shop", "tool"])?;
     let line = loop {

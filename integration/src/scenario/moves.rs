@@ -210,7 +210,7 @@ fn ended() -> Result<String> {
     done(&["attach", "shop", "app@1"])?;
     let began = Instant::now();
     let line = refused(&words(&upgrade("/bin/sleep 7779", "60s")), &["default/shop"])?;
-    ensure!(began.elapsed() < Duration::from_secs(30), "it took {:?}", began.elapsed());
+    ensure!(began.elapsed() < Duration::from_secs(55), "it took {:?}", began.elapsed());
     until("its attachments wait", || Ok(states("shop")? == ["app@1 waiting", "lib@1.5 waiting"]))?;
     shop.remove()?;
     Ok(line)

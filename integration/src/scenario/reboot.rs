@@ -71,7 +71,7 @@ pub fn kill(pid: u32) -> Result<()> {
         Ok(()) | Err(Errno::SRCH) => {}
         Err(error) => return Err(error).context("kill"),
     }
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while test_kill_process(pid).is_ok() {
         ensure!(Instant::now() < deadline, "process {pid:?} does not end");
         std::thread::sleep(Duration::from_millis(5));

@@ -12,7 +12,7 @@ use super::capsulectl::{done, json, refused};
 use super::ctr::{OURS, ctr};
 use super::storage;
 use super::versions::{diff, publish, same};
-use super::world::{World, path};
+use super::world::{World, path, until};
 
 const FILES: &str = "/var/tmp/sharing";
 const SNAPSHOTS: &str = "/var/lib/capsule/snapshots";
@@ -187,14 +187,19 @@ pub fn killed(world: &mut World) -> Result<String> {
     // Nothing of the half-made is left once capsuled has started anew and the collector has been through.
     world.kill_capsuled()?;
     world.restart_capsuled()?;
-    storage::collect()?;
-    std::thread::sleep(Duration::from_secs(1));
-    for entry in fs::read_dir(POOL).context("read the pool")? {
-        let entry = entry.context("read the pool")?;
-        let links = entry.metadata()?.nlink();
-        let name = entry.file_name().to_string_lossy().into_owned();
-        ensure!(links > 1 && name.len() == 64, "{name} has {links} names");
-    }
+    until("nothing half-made is in the pool", || {
+        storage::collect()?;
+        std::thread::sleep(Duration::from_secs(1));
+        for entry in fs::read_dir(POOL).context("read the pool")? {
+            let entry = entry.context("read the pool")?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let links = entry.metadata().map(|file| file.nlink()).unwrap_or_default();
+            if links < 2 || name.len() != 64 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })?;
     let versions = json(&["ls", "kill"])?["versions"].as_array().map_or(0, Vec::len);
     ensure!(versions as u64 == KILLS + 1, "{versions} versions");
     Ok(format!("{ended} of {KILLS} ended before they were killed"))

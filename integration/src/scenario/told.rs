@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, ensure};
 
 use super::capsulectl::{capsulectl, done, refused};
-use super::ctr::{Container, OURS, ctr};
+use super::ctr::{Container, OURS};
 use super::follow::{Follower, last};
 use super::sets::{expect, publish};
 use super::world::{World, until};
@@ -16,7 +16,7 @@ use super::world::{World, until};
 const SLEEP: [&str; 2] = ["/bin/sleep", "100000"];
 
 /// How often containerd is killed until its follower is there before capsuled is: capsuled tries once a second.
-const TRIES: usize = 4;
+const TRIES: usize = 8;
 
 fn follow() -> Result<Follower> {
     Follower::start("capsulectl", &["events", "-o", "json", "--after", &last()?])
@@ -89,15 +89,12 @@ pub fn lost(world: &mut World) -> Result<String> {
 pub fn restart(shop: &Container) -> Result<()> {
     shop.kill("SIGKILL")?;
     shop.wait_for("STOPPED")?;
-    ctr(&["task", "rm", &shop.id])?;
-    ctr(&["task", "start", "-d", "--null-io", &shop.id])?.success("ctr task start")?;
-    shop.wait_for("RUNNING")
+    shop.start_again()
 }
 
 /// What containerd's followers see: what happens while it runs, and while it does not.
 pub fn by_containerd(world: &mut World) -> Result<String> {
-    let stream = Follower::start("ctr", &["events"])?;
-    sleep(Duration::from_millis(300));
+    let stream = Follower::of_containerd()?;
     publish("new@1", &[])?;
     let published = topic(&stream, "/capsules/published")?;
     ensure!(published.contains("new@1") && published.contains("capsules "), "{published}");

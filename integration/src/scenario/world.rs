@@ -17,7 +17,7 @@ pub const CAPSULED_SOCKET: &str = "/run/capsule/capsuled.sock";
 pub const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 const LOGS: &str = "/logs";
 /// How long what follows a call may take.
-const SETTLED: Duration = Duration::from_secs(20);
+const SETTLED: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The configurations that users get, of which containerd's is merged into a private one.
@@ -265,12 +265,20 @@ pub(super) fn write_configs(more: &str) -> Result<PathBuf> {
         text.split_once("\nversion").with_context(|| format!("{}: no version", shipped.display()))?;
     fs::create_dir_all("/etc/containerd").context("create containerd's folder")?;
     let private = PathBuf::from(PRIVATE);
-    let private_text = format!("{before}\n{WITHOUT_CRI}version{after}\n{more}");
+    let slow = if Path::new("/run/systemd/system").exists() { SLOW } else { "" };
+    let private_text = format!("{before}\n{WITHOUT_CRI}version{after}\n{more}\n{slow}");
     fs::write(&private, private_text).with_context(|| format!("write {}", private.display()))?;
     let own = Path::new(CONFIGS).join("config.toml");
     fs::copy(&own, "/etc/capsule/config.toml").with_context(|| format!("copy {}", own.display()))?;
     Ok(private)
 }
+
+/// On an emulated machine a shim's `delete`, with the runtime and systemd behind it, takes longer than the five seconds after which
+/// containerd leaves the rest as it is, for good.
+const SLOW: &str = "[timeouts]
+  \"io.containerd.timeout.shim.cleanup\" = \"60s\"
+  \"io.containerd.timeout.shim.load\" = \"60s\"
+";
 
 fn containerd_command(config: &Path, path: &str) -> Command {
     let mut command = Command::new("containerd");

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 
 use super::{FILES, attached, open, start};
 use crate::scenario::capsulectl::{capsulectl, done};
-use crate::scenario::ctr::{Container, ctr};
+use crate::scenario::ctr::Container;
 use crate::scenario::reboot::{kill, shim_of};
 use crate::scenario::world::{World, until};
 
@@ -47,7 +47,7 @@ pub fn sets(world: &mut World) -> Result<String> {
         thread::sleep(delay);
         kill(shim_of(&container)?)?;
         caller.join().map_err(|_| anyhow!("the caller's thread"))??;
-        next_task(&container, "cut")?;
+        container.start_again()?;
         settled(&container)
     })?;
     container.remove()?;
@@ -115,13 +115,4 @@ pub(super) fn pids_max(container: &Container) -> Result<String> {
     let group = group.trim().strip_prefix("0::/").context("a unified control group")?;
     let limit = fs::read_to_string(format!("/sys/fs/cgroup/{group}/pids.max")).context("pids.max")?;
     Ok(limit.trim().to_owned())
-}
-
-pub(super) fn next_task(container: &Container, id: &str) -> Result<()> {
-    until("its task has ended", || Ok(container.task()?.is_none_or(|(_, status)| status == "STOPPED")))?;
-    if container.task()?.is_some() {
-        ctr(&["task", "rm", id])?;
-    }
-    ctr(&["task", "start", "-d", "--null-io", id])?.success("ctr task start")?;
-    container.wait_for("RUNNING")
 }

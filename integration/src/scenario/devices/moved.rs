@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
-use super::cut::{next_task, pids_max};
+use super::cut::pids_max;
 use super::{FILES, open, start};
 use crate::scenario::capsulectl::{Seen, capsulectl, done, ps};
 use crate::scenario::ctr::Container;
@@ -104,7 +104,7 @@ fn cut(
     caller.join().map_err(|_| anyhow!("the caller's thread"))??;
     match victim {
         Victim::Capsuled => world.restart_capsuled(),
-        Victim::Shim => next_task(container, ID),
+        Victim::Shim => container.start_again(),
     }
 }
 

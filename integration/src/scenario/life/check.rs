@@ -16,7 +16,7 @@ use crate::scenario::capsulectl::json;
 use crate::scenario::ctr::{Container, ctr};
 
 /// How long a node may take to settle.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What capsuled says.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]

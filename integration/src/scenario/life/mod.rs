@@ -19,7 +19,7 @@ use self::model::{INNER, Node, OUTER, Op, PLAIN, UNION, Vessel};
 use self::others::{DRAINS, FILES, Other};
 use self::written::Use;
 use super::capsulectl::capsulectl;
-use super::ctr::{Container, OURS, Output, ctr};
+use super::ctr::{Container, OURS, Output};
 use super::reboot::{kill, shim_of};
 use super::registry::daemon::{Door, Registry};
 use super::world::{World, with_logs};
@@ -382,19 +382,7 @@ impl Life {
     /// Starts a container's next task, once the last one is gone.
     fn start_again(&mut self, id: &str) -> Result<()> {
         self.wait_for_snapshotter()?;
-        let container = self.containers.get(id).context("a container")?;
-        let mut said = String::new();
-        // containerd clears up behind a shim that was killed in its own time.
-        let started = until(|| {
-            if container.task()?.is_some_and(|(_, status)| status == "STOPPED") {
-                ctr(&["task", "rm", id])?;
-            }
-            let output = ctr(&["task", "start", "-d", "--null-io", id])?;
-            said = output.err;
-            Ok((output.code == 0).then_some(()))
-        })?;
-        ensure!(started.is_some(), "{id} does not start again: {said}");
-        container.wait_for("RUNNING")
+        self.containers.get(id).context("a container")?.start_again()
     }
 
     /// containerd waits before it connects again to a snapshotter that was away.

@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use super::capsulectl::{capsulectl, done, refused};
-use super::ctr::{Container, OURS, ctr};
+use super::ctr::{Container, OURS};
 use super::reboot::{kill, shim_of};
 use super::runtime::cgroups::group::Group;
 use super::runtime::client::Client;
 use super::sets::publish;
-use super::world::{World, until, with_logs};
+use super::world::{World, with_logs};
 use crate::event::Reporter;
 use crate::workspace::output_of;
 
@@ -290,15 +290,9 @@ fn mistakes() -> Result<String> {
     Ok(told.join(" | "))
 }
 
-/// The next task of a container whose task has ended; containerd removes that of a shim that is killed.
+/// The next task of a container.
 fn next(bin: Confined) -> Result<Confined> {
-    let has_ended = || Ok(bin.container.task()?.is_none_or(|(_, status)| status == "STOPPED"));
-    until("its task has ended", has_ended)?;
-    if bin.container.task()?.is_some() {
-        ctr(&["task", "rm", bin.id()])?;
-    }
-    ctr(&["task", "start", "-d", "--null-io", bin.id()])?.success("ctr task start")?;
-    bin.container.wait_for("RUNNING")?;
+    bin.container.start_again()?;
     Confined::of(bin.container)
 }
 

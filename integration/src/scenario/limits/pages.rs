@@ -27,7 +27,11 @@ pub fn grants() -> Result<String> {
 }
 
 fn give_machine() -> Result<()> {
-    fs::write("/proc/sys/vm/nr_hugepages", "8").context("ask for huge pages")?;
+    for (file, value) in [("drop_caches", "3"), ("compact_memory", "1"), ("nr_hugepages", "8")] {
+        fs::write(format!("/proc/sys/vm/{file}"), value).with_context(|| format!("ask for {file}"))?;
+    }
+    let pages = fs::read_to_string("/proc/sys/vm/nr_hugepages").context("nr_hugepages")?;
+    ensure!(pages.trim() == "8", "the machine has {} huge pages, not 8", pages.trim());
     if !Path::new(SWAP).exists() {
         output_of(Command::new("modprobe").args(["zram", "num_devices=1"]))?;
     }

@@ -32,9 +32,9 @@ pub const CASES: &[Case] = &[
     Case::new("a checkpoint with capsules attached is refused by name", checkpoint).needs(&[Need::Cgroups]),
 ];
 
-/// A container writes more than fits anywhere, while its log is read by nobody for two seconds.
+/// A container writes more than fits anywhere, while its log is read by nobody for six seconds.
 fn slow_log(bed: &Bed) -> Result<String> {
-    let uri = format!("binary://{}?k=v", logger("slow", "2")?);
+    let uri = format!("binary://{}?k=v", logger("slow", "6")?);
     let mode = "resourcecapsules.io/log-mode=non-blocking";
     let size = "resourcecapsules.io/log-max-buffer-size=64k";
     let script = format!("seq 1 {LINES}; touch /done; exec sleep 100000");

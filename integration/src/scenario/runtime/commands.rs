@@ -239,9 +239,9 @@ impl<'a> Killed<'a> {
 }
 
 /// How long the client of a command that hangs waits for it.
-const DEADLINE: Duration = Duration::from_secs(2);
+const DEADLINE: Duration = Duration::from_secs(8);
 /// And how long a create may take of which nothing can be undone.
-const UNDONE: Duration = Duration::from_secs(50);
+const UNDONE: Duration = Duration::from_secs(100);
 
 /// A command does its work and hangs: no other container of the shim waits for it, it is killed when its client's deadline has
 /// passed, and what it did counts.

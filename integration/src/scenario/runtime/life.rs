@@ -94,7 +94,7 @@ fn waiters(bed: &Bed) -> Result<String> {
     let told = std::thread::scope(|scope| {
         let (init, exec) = (|| task.wait(""), || task.wait("e1"));
         let waiting: Vec<_> = (0..4).flat_map(|_| [scope.spawn(init), scope.spawn(exec)]).collect();
-        std::thread::sleep(Duration::from_millis(100));
+        std::thread::sleep(Duration::from_secs(1));
         task.end()?;
         // Those who still wait are told, although there is nothing more to ask about.
         task.delete()?;
@@ -220,9 +220,11 @@ fn pausing(bed: &Bed) -> Result<String> {
         let hung = faulty.hung()?;
         let task = &task;
         let ask = |process| scope.spawn(move || task.get(process).map(|process| process.status()));
-        let asked = ["", "e1"].map(ask);
+        let init = ask("");
+        eventually("the exec to be said to pause", || task.expect("e1", TaskStatus::Pausing))?;
+        let asked = [init, ask("e1")];
         // containerd's own shim answers for the init when the step is done, but with what it saw before.
-        std::thread::sleep(Duration::from_millis(300));
+        std::thread::sleep(Duration::from_secs(2));
         kill(hung)?;
         let panicked = |_| anyhow!("a call panicked");
         let seen = asked.map(|answer| answer.join().map_err(panicked));

@@ -17,7 +17,7 @@ use crate::scenario::world::World;
 /// Where runtimes, shims, containerd and its clients have files of containers.
 const PLACES: [&str; 4] = ["/run", "/tmp", "/dev/shm", "/var/lib/containerd/io.containerd.runtime.v2.task"];
 /// How long the last of it may take to go: clients' connections are closed by a daemon in its own time.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 /// Folders that the first container makes and that stay: capsuled's for the marks of containers, ours for terminals, systemd's
 /// for scopes. What is in them counts.
 const FOLDERS: [&str; 4] =

@@ -4,6 +4,7 @@ mod collector;
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -151,6 +152,13 @@ fn refused(collector: &Collector) -> Result<String> {
 fn unsampled(collector: &Collector) -> Result<String> {
     let trace = "4af7651916cd43dd8448eb211c80319c";
     traced(trace, false, &["attach", "web", "lib@1"])?.success("capsulectl attach")?;
+    // What others have told of is here when nothing comes any more.
+    let last = std::cell::Cell::new(usize::MAX);
+    until("nothing more is told", || {
+        let same = last.replace(collector.count()) == collector.count();
+        std::thread::sleep(Duration::from_secs(2));
+        Ok(same && last.get() == collector.count())
+    })?;
     let before = collector.count();
     done(&["detach", "web", "lib"])?;
     let after = "5af7651916cd43dd8448eb211c80319c";
