@@ -38,7 +38,9 @@ pub enum CreationError {
     #[error(transparent)]
     Bundle(#[from] BundleError),
     /// A capsule denies a system call that this shim does not know.
-    #[error("capsuled's answer has a system call that this shim does not know: {0:?}")]
+    #[error(
+        "capsuled's answer denies the system call {0:?}, which this shim does not know: install the shim of capsuled's release"
+    )]
     Call(String),
     /// `config.json` has a filter of no known form.
     #[error("what capsules deny cannot be put into the container's config.json")]
@@ -58,6 +60,9 @@ pub struct Given {
     pub env: Vec<String>,
     /// Likewise.
     pub additional_gids: Vec<u32>,
+    /// System calls that the container is denied by attachments.
+    #[serde(default)]
+    pub denied: Denied,
 }
 
 /// What a container asks for.
@@ -102,6 +107,7 @@ pub async fn edit(bundle: &Bundle, wanted: Wanted<'_>) -> Result<bool, CreationE
         own_env: patch::env_of(&config),
         env: own.env.clone(),
         additional_gids: own.additional_gids.clone(),
+        denied: denied.clone(),
     };
     for edits in [&attached, &own] {
         patch::apply(&mut config, edits)?;

@@ -313,6 +313,7 @@ impl Tasks for Engine {
             cgroup: container.unified_cgroup().map(Into::into),
             runtime: container.updates(),
             takes_capsules: container.takes_capsules(),
+            has_begun: !matches!(container.init().state(), State::Added | State::Created { .. }),
         })
     }
 

@@ -62,6 +62,11 @@ pub enum EngineError {
         /// Why.
         source: RecordError,
     },
+    /// The container was made without what it denies.
+    #[error(
+        "{0} denies system calls, and the container was created without that: start it, then attach; or start it anew"
+    )]
+    NotCreatedWith(String),
     /// What it writes to is still used by processes that had it before it was detached.
     #[error(
         "what attachment {0} writes to is still in use by processes of the container: attach it when they have ended"

@@ -45,10 +45,15 @@ pub fn add_to_process(process: &mut Value, created: &Given, capsules: &[Entry], 
     }
 }
 
-/// The system calls that attached capsules deny, of all of them.
+/// The system calls that capsules deny, of all of them: also of those that come or go just now, which may be seen, or may stay.
 pub fn denied(capsules: &[Entry]) -> Denied {
     let mut all = Denied::default();
-    present(capsules).for_each(|record| all.extend(&record.spec.content.denied));
+    for record in capsules {
+        all.extend(&record.spec.content.denied);
+        if let State::Replacing { content, .. } = &record.state {
+            all.extend(&content.denied);
+        }
+    }
     all
 }
 
@@ -120,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_any_of_them_denies_is_denied_until_it_goes() {
+    fn what_any_of_them_denies_is_denied_until_it_is_gone() {
         let deny = |names: &[&str], state| {
             let names = names.iter().map(|name| (*name).to_owned()).collect();
             let (id, target) =
@@ -133,8 +138,9 @@ mod tests {
             deny(&["mount"], State::Attached),
             deny(&["mount", "ptrace"], State::Replacing { content: coming, mounts: vec![] }),
             deny(&["chroot"], State::Detaching),
+            deny(&["reboot"], State::Attaching),
         ];
-        assert_eq!(denied(&all).names().collect::<Vec<_>>(), ["mount", "ptrace"]);
+        assert_eq!(denied(&all).names().collect::<Vec<_>>(), ["bpf", "chroot", "mount", "ptrace", "reboot"]);
     }
 
     #[test]
@@ -143,6 +149,7 @@ mod tests {
             own_env: vec!["GPU=none".to_owned(), "MODE=x".to_owned()],
             env: vec!["GPU=0".to_owned(), "MODE=y".to_owned(), "NEW=1".to_owned()],
             additional_gids: vec![44],
+            denied: Denied::default(),
         };
         let mut process = json!({"env": ["GPU=none", "MODE=asked"]});
         add_to_process(&mut process, &created, &[], &[record(&["NEW=2"], &[7], State::Attached)]);

@@ -78,6 +78,8 @@ pub struct LiveTask {
     pub runtime: Arc<dyn Runtime>,
     /// Whether the container may be given capsules.
     pub takes_capsules: bool,
+    /// Whether its first process runs: what that is denied is settled then.
+    pub has_begun: bool,
 }
 
 /// The runtime of one container, as far as hot-plug needs it.
@@ -88,11 +90,11 @@ pub trait Runtime: std::fmt::Debug + Send + Sync {
     /// What the runtime says.
     fn update(&self, resources: &[u8]) -> Result<(), RuntimeError>;
 
-    /// Whether processes that are started later can be denied more system calls than the container is.
+    /// Whether processes that are started later can be denied these system calls besides what the container is.
     ///
     /// # Errors
     /// [`RecordError`] says why not.
-    fn check_denials(&self) -> Result<(), RecordError>;
+    fn check_denials(&self, denied: &Denied) -> Result<(), RecordError>;
 }
 
 /// Why there is no live task.

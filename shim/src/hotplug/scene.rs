@@ -58,6 +58,8 @@ pub struct Scene {
     pub kept: Kept,
     /// Whether anything may be attached.
     pub takes_capsules: bool,
+    /// Whether its first process runs.
+    pub has_begun: bool,
     /// Its control group, where the hierarchy is unified.
     pub cgroup: Option<PathBuf>,
     /// Its runtime.
@@ -77,10 +79,22 @@ impl Scene {
             .map_err(|e| EngineError::Rootfs { path: live.rootfs.clone(), source: e.into() })?;
         let init = Init { pid: task.pid(), start_time: task.start_time() };
         let journal = kept.known.read(&live.bundle, init)?;
-        let (takes_capsules, bundle) = (live.takes_capsules, live.bundle.clone());
+        let (takes_capsules, has_begun, bundle) = (live.takes_capsules, live.has_begun, live.bundle.clone());
         let (cgroup, rootfs) = (live.cgroup.clone(), live.rootfs.clone());
         let runtime = Arc::clone(&live.runtime);
-        Ok(Self { task, host, journal, kernel, kept, takes_capsules, cgroup, runtime, bundle, rootfs })
+        Ok(Self {
+            task,
+            host,
+            journal,
+            kernel,
+            kept,
+            takes_capsules,
+            has_begun,
+            cgroup,
+            runtime,
+            bundle,
+            rootfs,
+        })
     }
 
     /// The bundle.

@@ -324,6 +324,7 @@ fn code(error: &EngineError) -> Code {
         | EngineError::Writable(_)
         | EngineError::StillWritten(_)
         | EngineError::Denials { .. }
+        | EngineError::NotCreatedWith(_)
         | EngineError::Owners
         | EngineError::Busy(_) => Code::FAILED_PRECONDITION,
         EngineError::Devices(error) => match error {

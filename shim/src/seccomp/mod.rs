@@ -60,6 +60,11 @@ impl Denied {
         self.0.iter().map(String::as_str)
     }
 
+    /// Whether it has all of others.
+    pub fn has_all(&self, others: &Self) -> bool {
+        others.0.is_subset(&self.0)
+    }
+
     fn has(&self, name: &str) -> bool {
         self.0.contains(name)
     }

@@ -30,6 +30,7 @@ enum Verdict {
 struct Form {
     default_action: &'static str,
     default_errno: &'static str,
+    is_action: fn(&Value) -> bool,
     verdict: fn(action: &Value, errno: &Value) -> Verdict,
     /// Of a rule the names.
     names: fn(&mut Value) -> Vec<String>,
@@ -45,6 +46,7 @@ struct Form {
 const SPEC: Form = Form {
     default_action: "defaultAction",
     default_errno: "defaultErrnoRet",
+    is_action: |action| action.as_str().is_some_and(|action| action.starts_with("SCMP_ACT_")),
     verdict: |action, errno| match action.as_str() {
         Some("SCMP_ACT_ERRNO") => fails(errno),
         Some("SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" | "SCMP_ACT_KILL_PROCESS" | "SCMP_ACT_TRAP") => {
@@ -66,6 +68,7 @@ const SPEC: Form = Form {
 const STATE: Form = Form {
     default_action: "default_action",
     default_errno: "default_errno_ret",
+    is_action: Value::is_u64,
     verdict: |action, errno| match action.as_u64() {
         Some(2) => fails(errno),
         Some(1 | 3 | 8 | 9) => Verdict::Ends,
@@ -79,6 +82,9 @@ const STATE: Form = Form {
     },
     open: || json!({"default_action": 4, "architectures": ARCHITECTURES.map(|(_, name)| name), "syscalls": null}),
 };
+
+/// crun takes the program in it and not `linux.seccomp`.
+const BPF_DATA: &str = "run.oci.seccomp_bpf_data";
 
 /// The node's, as a spec and as libcontainer calls them.
 #[cfg(target_arch = "aarch64")]
@@ -101,6 +107,12 @@ fn texts(value: &Value) -> Vec<String> {
 /// # Errors
 /// [`ProfileError`]; the spec is as it was.
 pub fn narrow_spec(config: &mut Value, denied: &Denied) -> Result<(), ProfileError> {
+    if !config["annotations"][BPF_DATA].is_null() {
+        return Err(ProfileError(
+            "the annotation run.oci.seccomp_bpf_data",
+            "looked into: crun takes it in place of the filter",
+        ));
+    }
     let config = config.as_object_mut().ok_or(ProfileError("config.json", "an object"))?;
     let linux = config.entry("linux").or_insert_with(|| json!({}));
     let linux = linux.as_object_mut().ok_or(ProfileError("linux", "an object"))?;
@@ -113,7 +125,12 @@ pub fn narrow_spec(config: &mut Value, denied: &Denied) -> Result<(), ProfileErr
 /// [`ProfileError`], of one that is not runc's; it is as it was.
 pub fn narrow_state(state: &mut Value, denied: &Denied) -> Result<(), ProfileError> {
     let config = state.get_mut("config").and_then(Value::as_object_mut);
-    narrow(config.ok_or(ProfileError("config", "an object"))?, "seccomp", &STATE, denied)
+    let config = config.ok_or(ProfileError("config", "an object"))?;
+    // It is always written. A release that calls it otherwise would not see what is put here.
+    if !config.contains_key("seccomp") {
+        return Err(ProfileError("config.seccomp", "there"));
+    }
+    narrow(config, "seccomp", &STATE, denied)
 }
 
 fn narrow(
@@ -130,8 +147,9 @@ fn narrow(
         Value::Array(rules) => rules.clone(),
         _ => return Err(ProfileError("seccomp.syscalls", "a list")),
     };
-    let default =
-        (form.verdict)(&fields[form.default_action], fields.get(form.default_errno).unwrap_or(&Value::Null));
+    let action = fields.get(form.default_action).filter(|action| (form.is_action)(action));
+    let action = action.ok_or(ProfileError(form.default_action, "an action"))?;
+    let default = (form.verdict)(action, fields.get(form.default_errno).unwrap_or(&Value::Null));
     fields.insert("syscalls".to_owned(), Value::Array(narrow_rules(rules, default, form, denied)));
     parent.insert(name.to_owned(), filter);
     Ok(())
@@ -143,24 +161,29 @@ fn narrow_rules(rules: Vec<Value>, default: Verdict, form: &Form, denied: &Denie
         let always = rule["args"].as_array().is_none_or(Vec::is_empty);
         always && verdict != Verdict::Passes
     };
-    let mut refused: Vec<String> = Vec::new();
+    let (mut refused, mut taken): (Vec<String>, Vec<String>) = Default::default();
     let mut narrowed: Vec<Value> = Vec::new();
     for mut rule in rules {
-        let (names, stays) = ((form.names)(&mut rule), refuses(&rule));
-        let kept: Vec<String> = names.iter().filter(|name| stays || !denied.has(name)).cloned().collect();
-        if stays {
+        let names = (form.names)(&mut rule);
+        if refuses(&rule) {
             refused.extend(names);
             narrowed.push(rule);
-        } else if kept.len() == names.len() {
+            continue;
+        }
+        let (out, kept): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| denied.has(name));
+        if out.is_empty() {
             narrowed.push(rule);
         } else if !kept.is_empty() {
             narrowed.extend((form.with_names)(&rule, kept));
         }
+        taken.extend(out);
     }
     let mut more: BTreeMap<u32, Vec<String>> = BTreeMap::new();
     for name in denied.names().filter(|name| !refused.iter().any(|other| other == name)) {
         let errno = errno_of(name);
-        if default != Verdict::Ends && default != Verdict::Fails(errno) {
+        // What was allowed gets an error, and nobody is ended for it; what would end a process goes on doing so.
+        let ends = default == Verdict::Ends && !taken.iter().any(|other| other == name);
+        if !ends && default != Verdict::Fails(errno) {
             more.entry(errno).or_default().push(name.to_owned());
         }
     }
@@ -227,9 +250,10 @@ mod tests {
             {"names": ["mount"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1},
         ]);
         assert_eq!(spec(own, &["mount", "umount2"])["syscalls"], want);
-        // What kills whatever it does not know goes on killing.
+        // What kills whatever it does not know goes on killing, but not for what it allowed.
         let own = json!({"defaultAction": "SCMP_ACT_KILL", "syscalls": [{"names": ["mount"], "action": "SCMP_ACT_ALLOW"}]});
-        assert_eq!(spec(own, &["mount"])["syscalls"], json!([]));
+        let want = json!([{"names": ["mount"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}]);
+        assert_eq!(spec(own, &["mount", "bpf"])["syscalls"], want);
     }
 
     #[test]
@@ -258,11 +282,20 @@ mod tests {
             json!({"linux": 1}),
             json!({"linux": {"seccomp": "x"}}),
             json!({"linux": {"seccomp": {"syscalls": 1}}}),
+            json!({"linux": {"seccomp": {}}}),
+            json!({"linux": {"seccomp": {"defaultAction": ""}}}),
+            json!({"annotations": {BPF_DATA: "AAAA"}, "linux": {}}),
         ] {
             let mut narrowed = config.clone();
             assert!(narrow_spec(&mut narrowed, &denied(&["mount"])).is_err(), "{config}");
             assert_eq!(narrowed, config);
         }
-        assert!(narrow_state(&mut json!({"ociVersion": "1.0.2"}), &denied(&["mount"])).is_err());
+        for state in [
+            json!({"ociVersion": "1.0.2"}),
+            json!({"config": {"rootfs": "/r"}}),
+            json!({"config": {"seccomp": {"default_action": "x"}}}),
+        ] {
+            assert!(narrow_state(&mut state.clone(), &denied(&["mount"])).is_err(), "{state}");
+        }
     }
 }

@@ -50,40 +50,41 @@ pub enum RecordError {
         source: ProfileError,
     },
     /// Likewise.
-    #[error(transparent)]
-    Program(#[from] ProgramError),
+    #[error("the filter of {path} cannot be narrowed")]
+    Program {
+        /// The program.
+        path: PathBuf,
+        /// What is wrong.
+        source: ProgramError,
+    },
 }
 
-/// What a narrowed record consists of.
-enum Record {
-    Runc(Value),
-    Crun,
-}
-
-impl Record {
-    fn read(record: &Path) -> Result<Self, RecordError> {
-        let unknown = || RecordError::Unknown(record.to_owned());
-        match fs::read(record.join(STATE)) {
-            Ok(json) => {
-                let state: Value = serde_json::from_slice(&json).map_err(|_| unknown())?;
-                // Others have a file of this name with the specification's state in it.
-                if state["config"].is_object() { Ok(Self::Runc(state)) } else { Err(unknown()) }
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let is_crun = [STATUS, CONFIG].iter().all(|name| record.join(name).is_file());
-                if is_crun { Ok(Self::Crun) } else { Err(unknown()) }
-            }
-            Err(source) => Err(failed("read", record.join(STATE), source)),
+/// The files of a record in which the filter also denies these calls, by their names.
+fn narrow(record: &Path, denied: &Denied) -> Result<Vec<(&'static str, Vec<u8>)>, RecordError> {
+    let unknown = || RecordError::Unknown(record.to_owned());
+    let read = |name| optional(fs::read(record.join(name))).map_err(|e| failed("read", record.join(name), e));
+    if let Some(json) = read(STATE)? {
+        let mut state: Value = serde_json::from_slice(&json).map_err(|_| unknown())?;
+        // Others have a file of this name with the specification's state in it.
+        if !state["config"].is_object() {
+            return Err(unknown());
         }
+        let wrong = |source| RecordError::Profile { path: record.join(STATE), source };
+        narrow_state(&mut state, denied).map_err(wrong)?;
+        return Ok(vec![(STATE, state.to_string().into_bytes())]);
     }
+    let (Some(status), Some(config)) = (read(STATUS)?, read(CONFIG)?) else { return Err(unknown()) };
+    let wrong = |source| RecordError::Program { path: record.join(PROGRAM), source };
+    let program = program::narrow(read(PROGRAM)?.as_deref(), denied).map_err(wrong)?;
+    Ok(vec![(STATUS, status), (CONFIG, config), (PROGRAM, program)])
 }
 
-/// Whether processes can be given denials in the container that the runtime has this record of.
+/// Whether processes can be given these denials in the container that the runtime has this record of.
 ///
 /// # Errors
 /// [`RecordError`].
-pub fn check(record: &Path) -> Result<(), RecordError> {
-    Record::read(record).map(drop)
+pub fn check(record: &Path, denied: &Denied) -> Result<(), RecordError> {
+    narrow(record, denied).map(drop)
 }
 
 /// A copy of a runtime's record, for one process; removed when dropped. Accessible to root alone.
@@ -97,8 +98,8 @@ impl Narrowed {
     /// # Errors
     /// [`RecordError`]; then nothing is left.
     pub fn copy(record: &Path, root: PathBuf, denied: &Denied) -> Result<Self, RecordError> {
-        let known = Record::read(record)?;
-        remove(&root).map_err(|e| failed("remove", root.clone(), e))?;
+        let files = narrow(record, denied)?;
+        optional(fs::remove_dir_all(&root)).map_err(|e| failed("remove", root.clone(), e))?;
         let copy = Self(root);
         let own = copy.0.join(record.file_name().unwrap_or_default());
         for directory in [&copy.0, &own] {
@@ -107,25 +108,8 @@ impl Narrowed {
                 .create(directory)
                 .map_err(|e| failed("make", directory.clone(), e))?;
         }
-        match known {
-            Record::Runc(mut state) => {
-                let wrong = |source| RecordError::Profile { path: record.join(STATE), source };
-                narrow_state(&mut state, denied).map_err(wrong)?;
-                write_private(&own.join(STATE), state.to_string().as_bytes())?;
-            }
-            Record::Crun => {
-                for name in [STATUS, CONFIG] {
-                    let content = fs::read(record.join(name));
-                    let content = content.map_err(|e| failed("read", record.join(name), e))?;
-                    write_private(&own.join(name), &content)?;
-                }
-                let filter = match fs::read(record.join(PROGRAM)) {
-                    Ok(program) => Some(program),
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-                    Err(e) => return Err(failed("read", record.join(PROGRAM), e)),
-                };
-                write_private(&own.join(PROGRAM), &program::narrow(filter.as_deref(), denied)?)?;
-            }
+        for (name, content) in files {
+            write_private(&own.join(name), &content)?;
         }
         Ok(copy)
     }
@@ -138,17 +122,18 @@ impl Narrowed {
 
 impl Drop for Narrowed {
     fn drop(&mut self) {
-        if let Err(error) = remove(&self.0) {
+        if let Err(error) = optional(fs::remove_dir_all(&self.0)) {
             // It goes with the bundle, and the next of its name takes its place.
             log::warn!("cannot remove {}: {error}", self.0.display());
         }
     }
 }
 
-fn remove(root: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(root) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
+/// Nothing for what is not there.
+fn optional<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
     }
 }
 
@@ -207,8 +192,10 @@ mod tests {
             &[("status", "{}")],
             &[("status", "{}"), ("config.json", "{}"), ("seccomp.bpf", "0123")],
             &[("state.json", r#"{"config":{"seccomp":1}}"#)],
+            &[("state.json", r#"{"config":{}}"#)],
         ] {
             let dir = record(files);
+            assert!(check(&dir.path().join("c"), &denied(&["mount"])).is_err(), "{files:?}");
             let root = dir.path().join("copy");
             let error = Narrowed::copy(&dir.path().join("c"), root.clone(), &denied(&["mount"])).unwrap_err();
             assert!(!root.exists(), "{error}");

@@ -29,6 +29,7 @@ fn code(error: &EngineError) -> Code {
         )
         | EngineError::SandboxPhase(..)
         | EngineError::NotMade { .. }
+        | EngineError::Denials(_)
         | EngineError::Node(_)
         | EngineError::HasCapsules { .. } => Code::FAILED_PRECONDITION,
         EngineError::Id(_)
@@ -49,7 +50,6 @@ fn code(error: &EngineError) -> Code {
         | EngineError::Update(_)
         | EngineError::Checkpoint { .. }
         | EngineError::Creation(_)
-        | EngineError::Denials(_)
         | EngineError::Journal(_)
         | EngineError::Stats(_)
         | EngineError::Undead(_) => Code::UNKNOWN,

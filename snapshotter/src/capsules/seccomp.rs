@@ -88,24 +88,84 @@ const OTHERS: &[&str] = &[
     "userfaultfd",
 ];
 
+/// What i386 has for calls beside what has their name and a number: `socketcall` and `ipc` are many of them in one.
+const SAME: &[(&[&str], &str)] = &[
+    (
+        &[
+            "accept",
+            "accept4",
+            "bind",
+            "connect",
+            "getpeername",
+            "getsockname",
+            "getsockopt",
+            "listen",
+            "recv",
+            "recvfrom",
+            "recvmmsg",
+            "recvmsg",
+            "send",
+            "sendmmsg",
+            "sendmsg",
+            "sendto",
+            "setsockopt",
+            "shutdown",
+            "socket",
+            "socketpair",
+        ],
+        "socketcall",
+    ),
+    (
+        &[
+            "msgctl",
+            "msgget",
+            "msgrcv",
+            "msgsnd",
+            "semctl",
+            "semget",
+            "semop",
+            "semtimedop",
+            "shmat",
+            "shmctl",
+            "shmdt",
+            "shmget",
+        ],
+        "ipc",
+    ),
+    (&["mmap"], "mmap2"),
+    (&["lseek"], "_llseek"),
+    (&["select"], "_newselect"),
+    (&["umount2"], "umount"),
+    (&["getrlimit"], "ugetrlimit"),
+    (&["wait4"], "waitpid"),
+];
+
 /// What a runtime, or any program, needs between the moment a filter is there and the program's first own instruction: without one of
-/// these no process starts. Measured: each call of x86-64 denied alone, for root and for a user, with runc 1.1 and 1.3 and crun 1.21 and 1.28.
+/// these no process starts. Measured: each call of x86-64 denied alone, for root, a user and a terminal, with `no_new_privileges` and
+/// without (then runc's filter is there before it has changed its user), by runc 1.1 and 1.3 and crun 1.21 and 1.28.
 const NEEDED: &[&str] = &[
     "arch_prctl",
+    "capget",
     "capset",
+    "chdir",
     "close",
     "execve",
     "exit_group",
     "fstat",
     "fstatfs",
+    "futex",
+    "getcwd",
     "getdents64",
     "mprotect",
+    "newfstatat",
     "openat",
     "prctl",
     "read",
+    "setgid",
     "setgroups",
     "setresgid",
     "setresuid",
+    "setuid",
     "statx",
     "write",
 ];
@@ -203,12 +263,24 @@ impl Seccomp {
         self.level.is_none() && self.deny.is_empty()
     }
 
-    /// All that is denied, in the order of the alphabet.
+    /// All that is denied, in the order of the alphabet, with what programs of 32 bits have for the same.
     pub fn calls(&self) -> Vec<String> {
-        let of_level = self.level.into_iter().flat_map(Level::calls).map(str::to_owned);
-        let all: BTreeSet<String> = of_level.chain(self.deny.iter().cloned()).collect();
+        let mut all: BTreeSet<String> =
+            self.level.into_iter().flat_map(Level::calls).map(str::to_owned).collect();
+        all.extend(self.deny.iter().cloned());
+        let others: Vec<String> = all.iter().flat_map(|name| same_in_32_bits(name)).collect();
+        all.extend(others);
         all.into_iter().collect()
     }
+}
+
+/// Calls of 32-bit programs, by other names, that do what a call does, or with others what many do.
+fn same_in_32_bits(name: &str) -> Vec<String> {
+    let numbered = ["32", "64", "_time64"].map(|suffix| format!("{name}{suffix}"));
+    let mut all: Vec<String> = numbered.into_iter().filter(|name| is_call(name)).collect();
+    let (_, more) = SAME.iter().find(|(names, _)| names.contains(&name)).unwrap_or(&(&[], ""));
+    all.extend((!more.is_empty()).then(|| (*more).to_owned()));
+    all
 }
 
 /// Whether the kernel has a call of this name, on any machine that is built for.
@@ -245,8 +317,13 @@ mod tests {
     #[test]
     fn calls_come_on_top_of_a_level_each_once() {
         let both = parse("baseline", &["socket", "mount", "socket"]).unwrap();
-        assert_eq!(both.calls().len(), ADMINISTRATION.len() + 1);
-        assert_eq!(parse("", &["socket", "clone3"]).unwrap().calls(), ["clone3", "socket"]);
+        assert_eq!(both.calls().len(), ADMINISTRATION.len() + 2);
+        assert_eq!(parse("", &["socket", "clone3"]).unwrap().calls(), ["clone3", "socket", "socketcall"]);
+        assert_eq!(
+            parse("", &["chown", "futex"]).unwrap().calls(),
+            ["chown", "chown32", "futex", "futex_time64"]
+        );
+        assert!(SAME.iter().all(|(names, other)| is_call(other) && names.iter().all(|name| is_call(name))));
         assert!(parse("", &[]).unwrap().is_empty() && !both.is_empty());
     }
 

@@ -84,7 +84,10 @@ async fn publish(
     });
     let on = BaseRef { name: base.name.clone(), version: base.version.clone(), digest: base.digest.clone() };
     let tar = ReceiverStream::new(receiver);
-    let published = capsules.publish(declare(base, version), tags, Origin::Delta(on, tar)).await;
+    let published = match declare(base, version) {
+        Ok(declaration) => capsules.publish(declaration, tags, Origin::Delta(on, tar)).await,
+        Err(error) => Err(error),
+    };
     let written = written.await.unwrap_or(Err(Broken::Unwanted));
     match (written, published) {
         // A failure of the reader is why the publish failed; one that lost its listener knows nothing.
@@ -106,21 +109,21 @@ fn describe(broken: &Broken) -> String {
 }
 
 /// What the version before says of itself, under another name.
-fn declare(base: &Resolved, version: &Version) -> Declaration {
+fn declare(base: &Resolved, version: &Version) -> Result<Declaration, CapsuleError> {
     let image = &base.image;
     let is_ours =
         |key: &str| key.starts_with(oci::PREFIX) || [oci::BASE_NAME, oci::BASE_DIGEST].contains(&key);
-    Declaration {
+    Ok(Declaration {
         name: base.name.clone(),
         version: version.clone(),
         default_target: image.default_target().map(ToOwned::to_owned),
         default_mode: image.default_mode(),
-        declared: image.declared().unwrap_or_default(),
+        declared: base.declared()?,
         annotations: image
             .annotations
             .iter()
             .filter(|(key, _)| !is_ours(key))
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect(),
-    }
+    })
 }

@@ -16,7 +16,7 @@ use crate::{
     hotplug::{self, Given},
     oci::{Runtime, RuntimeError},
     oom,
-    seccomp::{self, RecordError},
+    seccomp::{self, Denied, RecordError},
     stats,
 };
 
@@ -138,7 +138,7 @@ impl hotplug::Runtime for Updates {
         tokio::runtime::Handle::current().block_on(self.tell(resources))
     }
 
-    fn check_denials(&self) -> Result<(), RecordError> {
-        seccomp::check(&self.runtime.record(&self.id))
+    fn check_denials(&self, denied: &Denied) -> Result<(), RecordError> {
+        seccomp::check(&self.runtime.record(&self.id), denied)
     }
 }

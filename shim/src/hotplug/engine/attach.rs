@@ -8,10 +8,12 @@ use super::{
     limits, prune_draining,
 };
 use crate::{
+    creation,
     hotplug::{
         capsule::Tree,
         edits::Edits,
         error::EngineError,
+        execs,
         journal::{Record, State},
         model::{AttachmentId, Content, Spec},
         plan::Planned,
@@ -67,12 +69,20 @@ pub struct Wanted {
     pub undoing: bool,
 }
 
-/// Whether what a content denies can be denied.
+/// Whether what a content denies can be denied: to processes that are started later, and to the first one, where that does not run yet.
 pub(super) fn check_denials(scene: &Scene, content: &Content) -> Result<(), EngineError> {
     if content.denied.is_empty() {
         return Ok(());
     }
-    let checked = scene.runtime.check_denials();
+    if !scene.has_begun {
+        let given = creation::given(scene.bundle()).unwrap_or_default().unwrap_or_default();
+        if !given.denied.has_all(&content.denied) {
+            return Err(EngineError::NotCreatedWith(content.to_string()));
+        }
+    }
+    let mut all = execs::denied(&scene.journal.attachments);
+    all.extend(&content.denied);
+    let checked = scene.runtime.check_denials(&all);
     checked.map_err(|source| EngineError::Denials { content: content.to_string(), source })
 }
 

@@ -15,7 +15,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags};
 use crate::{
     hotplug::{LiveTask, Runtime, TaskLookupError, Tasks, engine::Engine, kernel::Kernel},
     oci::RuntimeError,
-    seccomp::RecordError,
+    seccomp::{Denied, RecordError},
 };
 
 /// Runs in the container before its init: what a runtime would mount, and a volume.
@@ -40,7 +40,7 @@ impl Runtime for NoRuntime {
         Err(RuntimeError::Reaper)
     }
 
-    fn check_denials(&self) -> Result<(), RecordError> {
+    fn check_denials(&self, _: &Denied) -> Result<(), RecordError> {
         Ok(())
     }
 }
@@ -115,6 +115,7 @@ impl Container {
             cgroup: None,
             runtime: Arc::new(NoRuntime),
             takes_capsules: true,
+            has_begun: true,
         }
     }
 
