@@ -3,10 +3,10 @@
 //!
 //! | level | denies |
 //! | --- | --- |
-//! | `baseline` | what administers the machine: mounts and namespaces, modules, the clock, swap, quotas, BPF, tracing of the kernel, keys |
+//! | `baseline` | what administers the machine: mounts, `unshare` and `setns`, modules, the clock, swap, quotas, BPF, tracing of the kernel, keys |
 //! | `restricted` | that, and what looks into other processes or has been a way into the kernel: ptrace, io_uring, userfaultfd, chroot, device nodes |
 //!
-//! `baseline` is what Docker's and containerd's profile denies to a container without capabilities; most containers of Kubernetes have no filter
+//! `baseline` is most of what Docker's and containerd's profile denies to a container without capabilities; most containers of Kubernetes have no filter
 //! (`seccompDefault` is off unless a kubelet is told). A name stands for the list of the capsuled that attaches.
 
 use std::{collections::BTreeSet, fmt, str::FromStr};

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use capsule_proto::cri::v1::Mount;
 
 use super::capsules::expect;
-use super::kubelet::{Kubelet, SLEEP};
+use super::kubelet::{Kubelet, Member, SLEEP};
 use super::{OURS, REFERENCE};
 use crate::scenario::capsulectl::{done, json, publish, refused};
 use crate::scenario::readers::{Readers, SHARED, expect_seamless};
@@ -58,6 +58,33 @@ pub fn main_job(kubelet: &Kubelet) -> Result<String> {
     ensure!(app.pid()? == pid, "it was restarted");
     pod.remove()?;
     Ok(seamless)
+}
+
+/// What a capsule denies, as an exec of the kubelet's (a probe, `kubectl exec`) sees it.
+pub fn denied(app: &Member<'_>) -> Result<String> {
+    let tree = "/tmp/denies";
+    fs::create_dir_all(tree).context("a tree")?;
+    fs::write(format!("{tree}/file"), "").context("a file")?;
+    done(&[
+        "build",
+        tree,
+        "--name",
+        "denies",
+        "--version",
+        "1",
+        "--target",
+        "/opt/denies",
+        "--deny",
+        "mkdir",
+    ])?;
+    let mkdir = |path: &str| app.exec(&["/bin/mkdir", path], 60);
+    ensure!(mkdir("/own-1")?.code == 0, "mkdir fails, with nothing attached");
+    done(&["attach", &app.reference(), "denies"])?;
+    let refused = mkdir("/own-2")?;
+    ensure!(refused.code == 1 && refused.err.contains("Operation not permitted"), "{refused:?}");
+    done(&["detach", &app.reference(), "denies"])?;
+    ensure!(mkdir("/own-3")?.code == 0, "mkdir fails, with nothing attached any more");
+    Ok(refused.err.trim().to_owned())
 }
 
 /// Each way to name a container, and what is said of those that name none.

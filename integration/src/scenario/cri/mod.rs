@@ -88,6 +88,12 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     reporter.check("annotations: mistakes are told, and nothing is left", || capsules::mistakes(&kubelet));
     reporter.check("by hand: the main job, under readers", || hand::main_job(&kubelet));
     reporter.check("by hand: which container of which pod", || hand::names(&kubelet));
+    reporter.check("what a capsule denies is denied to the kubelet's execs", || {
+        let pod = kubelet.pod(OURS, "web", &[])?;
+        let said = hand::denied(&pod.start("app", kubelet::SLEEP)?)?;
+        pod.remove()?;
+        Ok(said)
+    });
     reporter.check("devices, by whoever names them, once", || devices::once(&mut world, &kubelet));
     if !kubelet.is_old() {
         for handler in [REFERENCE, BY_PATH] {

@@ -75,6 +75,7 @@ pub fn mapped(kubelet: &Kubelet, handler: &str) -> Result<String> {
         let read = app.sh("cat /opt/lib/version")?;
         ensure!(read == version, "{read:?} after {call}");
     }
+    super::hand::denied(&app)?;
     done(&["attach", &app.reference(), "tool"])?;
     let owner = app.sh("stat -c %u /opt/tool/version")?;
     done(&["detach", &app.reference(), "tool"])?;
