@@ -17,12 +17,12 @@ async fn what_is_denied_goes_with_the_version() {
     node.publish_declared("tools", "8", &[("seccomp", r#"{"deny":["socket","bind"]}"#)]);
     node.publish_declared("tools", "9", &[("seccomp", r#"{"level":"baseline","deny":["socket"]}"#)]);
     node.attach(&["tools@8"]).await.unwrap();
-    assert_eq!(told(&node, "tools@8"), ["bind", "socket"]);
+    assert_eq!(told(&node, "tools@8"), ["bind", "socket", "socketcall"]);
     node.upgrade(&["tools@9"]).await.unwrap();
     let all = told(&node, "tools@9");
     assert!(["mount", "socket"].iter().all(|call| all.contains(&(*call).to_owned())), "{all:?}");
     node.rollback(&["tools"]).await.unwrap();
-    assert_eq!(told(&node, "tools@8"), ["bind", "socket"]);
+    assert_eq!(told(&node, "tools@8"), ["bind", "socket", "socketcall"]);
     // A container that is created with it, and one whose last task had it.
     let creation = |named: &str| Creation {
         attachments: named.to_owned(),
@@ -33,7 +33,7 @@ async fn what_is_denied_goes_with_the_version() {
     let made = node.engine.devices_at_creation(&other, &creation("tools@9")).await.unwrap();
     assert_eq!(made.denied.len(), all.len());
     let again = node.engine.devices_at_creation(&key(), &creation("")).await.unwrap();
-    assert_eq!(again.denied.into_iter().collect::<Vec<_>>(), ["bind", "socket"]);
+    assert_eq!(again.denied.into_iter().collect::<Vec<_>>(), ["bind", "socket", "socketcall"]);
 }
 
 #[tokio::test]
