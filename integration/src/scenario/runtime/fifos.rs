@@ -198,7 +198,7 @@ fn read_slowly(fifo: &str, hurry: Arc<AtomicBool>) -> JoinHandle<Result<()>> {
         let mut file = File::open(&fifo).with_context(|| format!("open {fifo}"))?;
         while file.read(&mut [0; 1024]).with_context(|| format!("read {fifo}"))? > 0 {
             if !hurry.load(Ordering::Relaxed) {
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::sleep(Duration::from_millis(200));
             }
         }
         Ok(())
@@ -208,7 +208,7 @@ fn read_slowly(fifo: &str, hurry: Arc<AtomicBool>) -> JoinHandle<Result<()>> {
 fn slow_reader(bed: &Bed) -> Result<String> {
     /// Less than what is in the pipes takes at that pace, than an init waits for its execs, and than it takes for one after the
     /// other.
-    const LONG: Duration = Duration::from_secs(5);
+    const LONG: Duration = Duration::from_secs(20);
     const WRITES: [&str; 3] = ["/bin/dd", "if=/dev/zero", "bs=64k"];
     let (of_init, of_exec) = (Stdio::fifos(bed, &["stdout"])?, Stdio::fifos(bed, &["stdout"])?);
     let hurry = Arc::new(AtomicBool::new(false));

@@ -15,10 +15,11 @@ use capsule_proto::containerd::types::Mount;
 use capsule_proto::containerd::v1::types::{Process, ProcessInfo, Status as TaskStatus};
 use prost_types::{Any, FieldMask, Timestamp};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
+use tonic::Code;
 
 use super::asked::Asked;
 use super::bed::{Bed, FILES};
-use super::client::{Answer, Client, request};
+use super::client::{Answer, Client, code, request};
 use crate::images::Image;
 use crate::scenario::ctr::ctr;
 
@@ -331,9 +332,13 @@ impl<'a> Task<'a> {
         self.client.call(self.client.tasks().metrics(request(metrics))).map(|answer| answer.metrics.len())
     }
 
-    /// Kills the init and waits for its end; its exit status.
+    /// Kills the init, if it has not ended, and waits for its end; its exit status.
     pub fn end(&self) -> Result<u32> {
-        self.kill("", 9, false).context("kill the init")?;
+        let killed = self.kill("", 9, false);
+        // One whose end is not told yet is there, and the runtime knows that it has ended.
+        if code(&killed) != Code::NotFound {
+            killed.context("kill the init")?;
+        }
         Ok(self.wait("").context("wait for the init")?.exit_status)
     }
 
