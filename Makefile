@@ -160,6 +160,7 @@ test-k8s: build image
 	@$(TESTBED) prepare --suite forky
 	@$(TESTBED) run kubernetes
 	@$(TESTBED) run kubernetes-image
+	@$(TESTBED) run kubernetes-wanted
 
 rootfs: build
 	@$(TESTBED) prepare

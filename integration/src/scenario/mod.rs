@@ -175,8 +175,16 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
 }
 
 /// The scenarios of clients other than `ctr`, and of what they install.
-const CLIENTS: [&str; 7] =
-    ["docker", "cri", "nerdctl", "kubernetes", crate::image::SCENARIO, "remote", "remote-unit"];
+const CLIENTS: [&str; 8] = [
+    "docker",
+    "cri",
+    "nerdctl",
+    "kubernetes",
+    kubernetes::WANTED,
+    crate::image::SCENARIO,
+    "remote",
+    "remote-unit",
+];
 
 fn through_clients(name: &str, reporter: &mut Reporter) -> Result<()> {
     match name {
@@ -184,6 +192,7 @@ fn through_clients(name: &str, reporter: &mut Reporter) -> Result<()> {
         "cri" => cri::run(reporter),
         "nerdctl" => nerdctl::run(reporter),
         "kubernetes" => kubernetes::run(reporter),
+        kubernetes::WANTED => kubernetes::run_wanted(reporter),
         crate::image::SCENARIO => kubernetes::run_by_image(reporter),
         "remote" => remote::run(reporter),
         "remote-unit" => boots::remote(reporter),

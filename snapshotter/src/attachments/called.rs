@@ -14,13 +14,20 @@ pub struct Called {
     pub pod: Option<String>,
     /// Its name in the pod; none of the pod's sandbox.
     pub pod_container: Option<String>,
+    /// What tells the pod from others of its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_uid: Option<String>,
 }
 
 impl Called {
     /// Of a container with this name, which is this in a pod.
     pub fn new(name: Option<String>, member: Option<Member>) -> Self {
-        let Member { pod, container, .. } = member.clone().unwrap_or_default();
-        Self { name, pod: member.map(|_| pod), pod_container: container }
+        match member {
+            Some(Member { pod, uid, container }) => {
+                Self { name, pod: Some(pod), pod_container: container, pod_uid: Some(uid) }
+            }
+            None => Self { name, ..Self::default() },
+        }
     }
 
     /// Whether it is called nothing but its id.

@@ -1,4 +1,5 @@
-//! Containers by the names that they have in pods of Kubernetes: `pod/NAMESPACE/POD[/CONTAINER]`. Pure.
+//! Containers by the names that they have in pods of Kubernetes: `pod/NAMESPACE/POD[/CONTAINER]`, or, for programs, which mean one pod and
+//! none that comes after it, `pod-uid/UID[/CONTAINER]`. Pure.
 //!
 //! Containers of one name come and go in a pod, and pods of one name (a StatefulSet's) do: the newest is meant.
 
@@ -9,14 +10,33 @@ use crate::containerd::Member;
 
 /// How such a name begins. No id of a container has a `/`.
 const PREFIX: &str = "pod/";
+const BY_UID: &str = "pod-uid/";
 
 /// A container of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemberRef {
-    /// The pod, as `NAMESPACE/NAME`.
-    pod: String,
+    /// The pod.
+    pod: PodRef,
     /// The container's name in the pod; none where the pod has one container.
     container: Option<String>,
+}
+
+/// A pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum PodRef {
+    /// The newest of this name, `NAMESPACE/NAME`.
+    Name(String),
+    /// This one.
+    Uid(String),
+}
+
+impl PodRef {
+    fn is(&self, member: &Member) -> bool {
+        match self {
+            Self::Name(name) => member.pod == *name,
+            Self::Uid(uid) => member.uid == *uid,
+        }
+    }
 }
 
 /// A name that begins with `pod/` and is none of a container of a pod.
@@ -27,7 +47,7 @@ pub struct InvalidMember(String);
 impl MemberRef {
     /// Whether a name is to be one of these.
     pub fn is_meant(text: &str) -> bool {
-        text.starts_with(PREFIX)
+        text.starts_with(PREFIX) || text.starts_with(BY_UID)
     }
 }
 
@@ -35,24 +55,36 @@ impl FromStr for MemberRef {
     type Err = InvalidMember;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parts: Vec<&str> = text.strip_prefix(PREFIX).unwrap_or_default().split('/').collect();
-        let (namespace, name, container) = match parts[..] {
-            [namespace, name] => (namespace, name, None),
-            [namespace, name, container] => (namespace, name, Some(container)),
-            _ => return Err(InvalidMember(text.to_owned())),
+        let invalid = || InvalidMember(text.to_owned());
+        let (parts, by_uid): (Vec<&str>, bool) = match text.strip_prefix(BY_UID) {
+            Some(rest) => (rest.split('/').collect(), true),
+            None => (text.strip_prefix(PREFIX).unwrap_or_default().split('/').collect(), false),
         };
         if parts.iter().any(|part| part.is_empty()) {
-            return Err(InvalidMember(text.to_owned()));
+            return Err(invalid());
         }
-        Ok(Self { pod: format!("{namespace}/{name}"), container: container.map(str::to_owned) })
+        let (pod, container) = match (by_uid, &parts[..]) {
+            (true, [uid, container @ ..]) => (PodRef::Uid((*uid).to_owned()), container),
+            (false, [namespace, name, container @ ..]) => {
+                (PodRef::Name(format!("{namespace}/{name}")), container)
+            }
+            _ => return Err(invalid()),
+        };
+        match container {
+            [] => Ok(Self { pod, container: None }),
+            [container] => Ok(Self { pod, container: Some((*container).to_owned()) }),
+            _ => Err(invalid()),
+        }
     }
 }
 
 impl fmt::Display for MemberRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { pod, container } = self;
-        write!(f, "{PREFIX}{pod}")?;
-        container.as_ref().map_or(Ok(()), |container| write!(f, "/{container}"))
+        match &self.pod {
+            PodRef::Name(name) => write!(f, "{PREFIX}{name}")?,
+            PodRef::Uid(uid) => write!(f, "{BY_UID}{uid}")?,
+        }
+        self.container.as_ref().map_or(Ok(()), |container| write!(f, "/{container}"))
     }
 }
 
@@ -64,7 +96,7 @@ pub type Candidate<'a> = (ContainerKey, &'a Member, Option<SystemTime>);
 /// # Errors
 /// [`AttachmentError::UnknownMember`], [`AttachmentError::WhichMember`].
 pub fn choose(all: Vec<Candidate<'_>>, wanted: &MemberRef) -> Result<ContainerKey, AttachmentError> {
-    let mut of_pod: Vec<_> = all.into_iter().filter(|(_, member, _)| member.pod == wanted.pod).collect();
+    let mut of_pod: Vec<_> = all.into_iter().filter(|(_, member, _)| wanted.pod.is(member)).collect();
     of_pod.sort_by_key(|(.., created)| *created);
     // The pod of this name that is there now, its sandbox included.
     let uid = of_pod.last().map(|(_, member, _)| member.uid.clone());
@@ -95,11 +127,21 @@ mod tests {
 
     #[test]
     fn a_member_is_named_by_its_pod() {
-        for text in ["pod/shop/web", "pod/shop/web/app"] {
+        for text in ["pod/shop/web", "pod/shop/web/app", "pod-uid/u1", "pod-uid/u1/app"] {
             assert_eq!(text.parse::<MemberRef>().unwrap().to_string(), text);
         }
-        for text in ["pod/shop", "pod/", "pod//web", "pod/shop/", "pod/shop/web/", "pod/a/b/c/d", "shop/web"]
-        {
+        for text in [
+            "pod/shop",
+            "pod/",
+            "pod//web",
+            "pod/shop/",
+            "pod/shop/web/",
+            "pod/a/b/c/d",
+            "shop/web",
+            "pod-uid/",
+            "pod-uid/u/",
+            "pod-uid/u/a/b",
+        ] {
             let error = text.parse::<MemberRef>().unwrap_err().to_string();
             assert!(error.contains(text) && error.contains("write pod/NAMESPACE/POD"), "{error}");
         }
@@ -138,6 +180,9 @@ mod tests {
         assert_eq!(find("pod/shop/web/log").unwrap(), "l1");
         // The only one of the pod that is there now.
         assert_eq!(find("pod/shop/db").unwrap(), "d2");
+        // Whatever came after it.
+        assert_eq!((find("pod-uid/u2/db").unwrap(), find("pod-uid/u3").unwrap()), ("d1".into(), "d2".into()));
+        assert!(find("pod-uid/u9/db").unwrap_err().contains("pod-uid/u9/db"));
     }
 
     #[test]

@@ -216,6 +216,7 @@ pub fn attachment(a: &Attachment) -> wire::Attachment {
         resources: Some(resources(&a.current.resources)).filter(|_| !a.current.resources.is_empty()),
         pod: String::new(),
         pod_container: String::new(),
+        pod_uid: String::new(),
         container_name: String::new(),
     }
 }

@@ -77,9 +77,10 @@ fn in_words(engine: &Attachments, status: &Status) -> Status {
 fn named(engine: &Attachments, all: impl Iterator<Item = wire::Attachment>) -> Vec<wire::Attachment> {
     let named = |one: wire::Attachment| {
         let key = ContainerKey { namespace: one.namespace.clone(), id: one.container.clone() };
-        let Called { name, pod, pod_container } = engine.called(&key);
-        let [container_name, pod, pod_container] = [name, pod, pod_container].map(Option::unwrap_or_default);
-        wire::Attachment { container_name, pod, pod_container, ..one }
+        let Called { name, pod, pod_container, pod_uid } = engine.called(&key);
+        let [container_name, pod, pod_container, pod_uid] =
+            [name, pod, pod_container, pod_uid].map(Option::unwrap_or_default);
+        wire::Attachment { container_name, pod, pod_container, pod_uid, ..one }
     };
     all.map(named).collect()
 }

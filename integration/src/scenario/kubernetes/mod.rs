@@ -12,6 +12,7 @@
 //! | [`lasts`] | pods go on while the kubelet, containerd and capsuled are restarted |
 //! | [`installed`] | a node gets all of it from the cluster, by `configs/kustomize` and by the chart |
 //! | [`compared`] | that those two say the same |
+//! | [`wanted`] | what `CapsuleAttachment`s ask for, by the controller and the agent |
 //! | [`left`] | that nothing is left of pods |
 
 mod capsules;
@@ -25,6 +26,7 @@ mod kubectl;
 mod lasts;
 mod left;
 mod shipped;
+mod wanted;
 
 use std::fs;
 use std::path::Path;
@@ -49,6 +51,7 @@ const CONFIG: &str = "/etc/capsule/config.toml";
 const SPEC: &str = "/etc/cdi/example.yaml";
 
 pub use self::installed::run as run_by_image;
+pub use self::wanted::{SCENARIO as WANTED, run as run_wanted};
 
 /// Which runtime a pod is to have: by no RuntimeClass it is containerd's own.
 type Class = Option<&'static str>;

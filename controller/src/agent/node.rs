@@ -1,0 +1,162 @@
+//! This node's capsuled, over its socket.
+
+use std::{path::PathBuf, time::Duration};
+
+use capsule_proto::capsule::v1::{
+    self, AttachmentState, attachments_client::AttachmentsClient, capsules_client::CapsulesClient,
+};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint, Uri},
+};
+
+use super::plan::{Present, Versions};
+use crate::api::{Assigned, Done, Mode};
+
+/// Listings of a large node are larger than gRPC's usual 4 MiB.
+const MAX_ANSWER: usize = 64 << 20;
+/// How long capsuled may take for a call: a shim has half a minute, and an upgrade of several versions asks more than once.
+const DEADLINE: Duration = Duration::from_secs(90);
+
+/// capsuled. The connection is made when it is first needed, and again where it breaks.
+#[derive(Debug, Clone)]
+pub struct Node {
+    channel: Channel,
+}
+
+impl Node {
+    /// Of this socket.
+    pub fn new(socket: PathBuf) -> Self {
+        let connector = tower::service_fn(move |_: Uri| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        let endpoint = Endpoint::from_static("http://capsuled").timeout(DEADLINE);
+        Self { channel: endpoint.connect_with_connector_lazy(connector) }
+    }
+
+    fn attachments(&self) -> AttachmentsClient<Channel> {
+        AttachmentsClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// What containers of pods have, but for what only drains.
+    ///
+    /// # Errors
+    /// capsuled's.
+    pub async fn present(&self) -> Result<Vec<Present>, Status> {
+        let all =
+            self.attachments().list_attachments(v1::ListAttachmentsRequest::default()).await?.into_inner();
+        let of_pods = all.attachments.into_iter().filter(|a| {
+            !a.pod_uid.is_empty() && !a.capsule.is_empty() && a.state() != AttachmentState::Draining
+        });
+        Ok(of_pods
+            .map(|a| Present {
+                waits: a.state() == AttachmentState::Waiting,
+                pod: a.pod_uid,
+                container: a.pod_container,
+                capsule: a.capsule,
+                version: a.version,
+                target: a.target,
+            })
+            .collect())
+    }
+
+    /// What the versions that are asked for stand for here.
+    ///
+    /// # Errors
+    /// capsuled is away.
+    pub async fn versions(&self, assigned: &[Assigned]) -> Result<Versions, Status> {
+        let mut versions = Versions::new();
+        let mut client = CapsulesClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER);
+        for Assigned { capsule, version, .. } in assigned {
+            let key = (capsule.clone(), version.clone().unwrap_or_default());
+            if versions.contains_key(&key) {
+                continue;
+            }
+            let request = v1::InspectCapsuleRequest { name: capsule.clone(), version: key.1.clone() };
+            let found = match client.inspect_capsule(request).await {
+                Ok(found) => Ok(found.into_inner().version.map(|v| v.version).unwrap_or_default()),
+                Err(status) if is_away(&status) => return Err(status),
+                Err(status) => Err(status.message().to_owned()),
+            };
+            versions.insert(key, found);
+        }
+        Ok(versions)
+    }
+
+    /// Attaches; the version and the target that it has.
+    ///
+    /// # Errors
+    /// capsuled's.
+    pub async fn attach(&self, wanted: &Assigned) -> Result<(String, String), Status> {
+        let mode = match wanted.mode {
+            None => v1::Mode::Unspecified,
+            Some(Mode::Ro) => v1::Mode::Ro,
+            Some(Mode::Union) => v1::Mode::Union,
+        };
+        let resources = wanted.resources.as_ref().map(|resources| v1::Resources {
+            grants: resources.grants.clone().into_iter().collect(),
+            caps: resources.caps.clone().into_iter().collect(),
+        });
+        let spec = v1::AttachmentSpec {
+            capsule: wanted.capsule.clone(),
+            version: wanted.version.clone().unwrap_or_default(),
+            target: wanted.target.clone().unwrap_or_default(),
+            mode: mode.into(),
+            resources,
+            ..Default::default()
+        };
+        let container = container(&wanted.pod.uid, &wanted.container);
+        let request = v1::AttachRequest { container, specs: vec![spec], devices: Vec::new() };
+        let made = self.attachments().attach(request).await?.into_inner().attachments;
+        let own = made.into_iter().find(|a| a.capsule == wanted.capsule);
+        own.map(|a| (a.version, a.target))
+            .ok_or_else(|| Status::internal("capsuled does not say what it attached"))
+    }
+
+    /// Moves what is there to another version; that version.
+    ///
+    /// # Errors
+    /// capsuled's.
+    pub async fn upgrade(&self, done: &Done, version: &str) -> Result<String, Status> {
+        let spec = v1::MoveSpec {
+            capsule: done.capsule.clone(),
+            version: version.to_owned(),
+            target: done.target.clone().unwrap_or_default(),
+        };
+        let container = container(&done.pod.uid, &done.container);
+        let request = v1::UpgradeRequest { container, specs: vec![spec], ..Default::default() };
+        let moved = self.attachments().upgrade(request).await?.into_inner().attachments;
+        let own = moved.into_iter().find(|a| a.capsule == done.capsule);
+        own.map(|a| a.version).ok_or_else(|| Status::internal("capsuled does not say what it moved"))
+    }
+
+    /// Detaches, whoever uses it.
+    ///
+    /// # Errors
+    /// capsuled's. That there is nothing is none.
+    pub async fn detach(&self, done: &Done) -> Result<(), Status> {
+        let request = v1::DetachRequest {
+            container: container(&done.pod.uid, &done.container),
+            capsule: done.capsule.clone(),
+            target: done.target.clone().unwrap_or_default(),
+            lazy: true,
+            ..Default::default()
+        };
+        match self.attachments().detach(request).await {
+            Err(status) if status.code() == Code::NotFound => Ok(()),
+            result => result.map(drop),
+        }
+    }
+}
+
+/// Whether capsuled was not to be had, rather than against it.
+pub fn is_away(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
+}
+
+fn container(pod: &str, name: &str) -> Option<v1::ContainerRef> {
+    Some(v1::ContainerRef { id: format!("pod-uid/{pod}/{name}"), namespace: String::new() })
+}

@@ -1,0 +1,79 @@
+//! `CapsuleAttachment`: a capsule for containers of the pods that a selector finds.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+use super::pieces::{Mode, Resources};
+
+/// Pods that match have the capsule, also those that run already; when this is deleted, or a pod does not match any more, it is detached.
+#[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "resourcecapsules.io",
+    version = "v1alpha1",
+    kind = "CapsuleAttachment",
+    namespaced,
+    status = "CapsuleAttachmentStatus",
+    derive = "PartialEq",
+    shortname = "catt",
+    category = "capsules",
+    printcolumn = r#"{"name":"Capsule", "type":"string", "jsonPath":".spec.capsule"}"#,
+    printcolumn = r#"{"name":"Version", "type":"string", "jsonPath":".spec.version"}"#,
+    printcolumn = r#"{"name":"Wanted", "type":"integer", "jsonPath":".status.wanted"}"#,
+    printcolumn = r#"{"name":"Attached", "type":"integer", "jsonPath":".status.attached"}"#,
+    printcolumn = r#"{"name":"Ready", "type":"string", "jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#,
+    printcolumn = r#"{"name":"Age", "type":"date", "jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[x_kube(
+    validation = Rule::new("self.capsule == oldSelf.capsule && has(self.target) == has(oldSelf.target) && (!has(self.target) || self.target == oldSelf.target) && has(self.mode) == has(oldSelf.mode) && (!has(self.mode) || self.mode == oldSelf.mode)")
+        .message("capsule, target and mode cannot change: make another CapsuleAttachment")
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CapsuleAttachmentSpec {
+    /// Which pods of the namespace. An empty selector is all of them.
+    pub pod_selector: LabelSelector,
+    /// Which of their containers, by name; all, but for init and ephemeral containers, when there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub containers: Vec<String>,
+    /// The capsule.
+    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$"))]
+    pub capsule: String,
+    /// The version, or a tag of it. A change moves all pods at once. When there is none: the newest that the node has when it is attached, and nothing moves it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub version: Option<String>,
+    /// Where it appears in the containers; the capsule's own target when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.startsWith('/') && !self.contains('/../') && !self.endsWith('/..')").message("an absolute path without .."))]
+    #[schemars(length(min = 1, max = 4095))]
+    pub target: Option<String>,
+    /// The capsule's own mode, or ro, when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// What it does to limits of the containers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+}
+
+/// What is so.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CapsuleAttachmentStatus {
+    /// The generation that this is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Containers that are to have it.
+    #[serde(default)]
+    pub wanted: i32,
+    /// Those of them that have it, in the version that is wanted.
+    #[serde(default)]
+    pub attached: i32,
+    /// Those of them that cannot have it.
+    #[serde(default)]
+    pub failed: i32,
+    /// `Ready`: all containers have it that are to. `Detaching`, while it is deleted: some containers have it still.
+    #[serde(default)]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}
