@@ -21,13 +21,17 @@ use self::{
     node::{Node, is_away},
     plan::{Planned, Step, plan},
 };
-use crate::api::{Done, NodeCapsules, NodeCapsulesStatus, State};
+use crate::{
+    api::{Done, NodeCapsules, NodeCapsulesStatus, State},
+    bounded,
+};
 
 /// Who has written a field.
 const MANAGER: &str = "capsule-agent";
 /// How long until all is looked at again, where all is well and where something is not.
 const CALM: Duration = Duration::from_secs(15);
 const SOON: Duration = Duration::from_secs(2);
+const LATER: Duration = Duration::from_secs(10);
 /// How many containers are worked on at once.
 const AT_ONCE: usize = 8;
 
@@ -50,7 +54,7 @@ pub async fn run(client: Client, settings: Settings) -> anyhow::Result<()> {
     let only = watcher::Config::default().fields(&format!("metadata.name={}", settings.node));
     let following = tokio::spawn(follow(api.clone(), only, sender));
     let node = Node::new(settings.socket);
-    let mut agent = Agent { api, name: settings.node, node, done: None, told: None };
+    let mut agent = Agent { api, name: settings.node, node, done: None, uid: None, told: None };
     loop {
         let latest = seen.borrow_and_update().clone();
         let pause = match &latest {
@@ -83,6 +87,8 @@ struct Agent {
     node: Node,
     /// What it has done; from the object's status when it starts.
     done: Option<Vec<Done>>,
+    /// Which object was told.
+    uid: Option<String>,
     /// The status that the API server has taken last.
     told: Option<NodeCapsulesStatus>,
 }
@@ -90,6 +96,10 @@ struct Agent {
 impl Agent {
     /// Does what is to be done; how long until it is to look again.
     async fn reconcile(&mut self, object: &NodeCapsules) -> Duration {
+        if self.uid != object.uid() {
+            // Another of its name: nothing was said to it yet.
+            (self.uid, self.told) = (object.uid(), None);
+        }
         let of_object = || object.status.as_ref().map(|s| s.attachments.clone()).unwrap_or_default();
         let before = self.done.get_or_insert_with(of_object).clone();
         let assigned = &object.spec.attachments;
@@ -102,20 +112,22 @@ impl Agent {
         };
         let planned = plan(assigned, &before, &present, &versions);
         self.done = Some(planned.iter().map(|one| one.done.clone()).collect());
-        // Nothing is attached that nobody could know to be this agent's.
+        // Nothing is attached that nobody could know to be this agent's, by what the API server has.
+        let known =
+            self.told.as_ref().or(object.status.as_ref()).map_or(&[][..], |status| &status.attachments);
         let is_new = |one: &Planned| {
-            matches!(one.step, Step::Attach(_)) && !before.iter().any(|done| is_of(done, &one.done))
+            let is_own = |done: &&Done| is_of(done, &one.done) && !done.found;
+            matches!(one.step, Step::Attach(_)) && !known.iter().any(|done| is_own(&done))
         };
-        if planned.iter().any(is_new) && !self.tell(object).await {
+        if planned.iter().any(is_new) && !self.tell(object, true).await {
             return SOON;
         }
         let work = planned.into_iter().map(|one| take(&self.node, one));
         let done: Vec<Done> =
             stream::iter(work).buffered(AT_ONCE).filter_map(async |done| done).collect().await;
-        let settled = done.iter().all(|done| done.state == State::Attached);
+        let pause = pause_after(&done);
         self.done = Some(done);
-        let told = self.tell(object).await;
-        if settled && told { CALM } else { SOON }
+        if self.tell(object, false).await { pause } else { SOON }
     }
 
     async fn look(
@@ -125,20 +137,26 @@ impl Agent {
         Ok((self.node.present().await?, self.node.versions(&object.spec.attachments).await?))
     }
 
-    /// Says how far all is. Whether the API server has taken it, or had it.
-    async fn tell(&mut self, object: &NodeCapsules) -> bool {
+    /// Says how far all is; with `first`, of no other than this state of the object, so that whoever sees a later one has heard it. Whether
+    /// the API server has taken it, or had it.
+    async fn tell(&mut self, object: &NodeCapsules, first: bool) -> bool {
         let attachments = self.done.clone().unwrap_or_default();
         let status = NodeCapsulesStatus { observed_generation: object.metadata.generation, attachments };
         if self.told.as_ref().or(object.status.as_ref()) == Some(&status) {
             return true;
         }
-        let patch = json!({
+        let mut patch = json!({
             "apiVersion": "resourcecapsules.io/v1alpha1", "kind": "NodeCapsules",
-            "metadata": { "name": self.name }, "status": status,
+            "metadata": { "name": self.name, "uid": object.uid() }, "status": status,
         });
-        let params = PatchParams::apply(MANAGER).force();
-        match self.api.patch_status(&object.name_any(), &params, &Patch::Apply(patch)).await {
+        if first {
+            patch["metadata"]["resourceVersion"] = json!(object.resource_version());
+        }
+        let (name, params) = (object.name_any(), PatchParams::apply(MANAGER).force());
+        match bounded(self.api.patch_status(&name, &params, &Patch::Apply(patch))).await {
             Ok(_) => self.told = Some(status),
+            // It has changed, and is seen in a moment.
+            Err(kube::Error::Api(error)) if first && error.code == 409 => return false,
             Err(error) => {
                 tracing::warn!(%error, "the API server does not take the status");
                 return false;
@@ -146,6 +164,16 @@ impl Agent {
         }
         true
     }
+}
+
+/// What is not there yet may be in a moment; what cannot be will not be soon.
+fn pause_after(done: &[Done]) -> Duration {
+    let worst = done.iter().map(|done| match done.state {
+        State::Attached => CALM,
+        State::Failed => LATER,
+        State::Waiting | State::Detaching => SOON,
+    });
+    worst.min().unwrap_or(CALM)
 }
 
 fn is_of(one: &Done, other: &Done) -> bool {
@@ -173,8 +201,9 @@ async fn take(node: &Node, planned: Planned) -> Option<Done> {
         Err(error) => {
             let (pod, container, capsule) = (&done.pod.name, &done.container, &done.capsule);
             tracing::info!(pod, container, capsule, error = error.message(), "not done");
-            // Its container is not there yet, or not any more; nobody need be told.
-            let waits = matches!(step, Step::Attach(_)) && error.code() == Code::NotFound;
+            // Its container is not there yet, or does not run, or not any more; nobody need be told.
+            let no_task = error.code() == Code::FailedPrecondition && error.message().contains("not running");
+            let waits = matches!(step, Step::Attach(_)) && (error.code() == Code::NotFound || no_task);
             if !waits && step != Step::Detach {
                 done.state = State::Failed;
             }

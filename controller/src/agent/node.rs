@@ -48,6 +48,9 @@ impl Node {
     pub async fn present(&self) -> Result<Vec<Present>, Status> {
         let all =
             self.attachments().list_attachments(v1::ListAttachmentsRequest::default()).await?.into_inner();
+        if all.attachments.iter().any(|a| !a.pod.is_empty() && a.pod_uid.is_empty()) {
+            return Err(Status::unavailable("capsuled does not know all pods yet"));
+        }
         let of_pods = all.attachments.into_iter().filter(|a| {
             !a.pod_uid.is_empty() && !a.capsule.is_empty() && a.state() != AttachmentState::Draining
         });

@@ -54,16 +54,41 @@ pub struct Planned {
 }
 
 /// Plans for all of them: those that are assigned first, in their order.
+///
+/// Of several that are of one place, the first decides what is there.
 pub fn plan(
     assigned: &[Assigned],
     before: &[Done],
     present: &[Present],
     versions: &Versions,
 ) -> Vec<Planned> {
-    let wanted = assigned.iter().map(|wanted| plan_wanted(wanted, before, present, versions));
+    let wanted = assigned.iter().enumerate().map(|(index, wanted)| {
+        let planned = plan_wanted(wanted, before, present, versions);
+        match assigned[..index].iter().find(|first| is_same_place(first, wanted)) {
+            Some(first) => follow(planned, first, wanted),
+            None => planned,
+        }
+    });
     let gone = before.iter().filter(|done| !assigned.iter().any(|wanted| key_of(wanted) == key(done)));
-    let leaving = gone.filter_map(|done| plan_leaving(done, assigned, present));
+    let leaving = gone.filter_map(|done| plan_leaving(done, assigned, before, present));
     wanted.chain(leaving).collect()
+}
+
+fn is_same_place(one: &Assigned, other: &Assigned) -> bool {
+    let is_one_free = one.target.is_none() || other.target.is_none();
+    (&one.pod, &one.container, &one.capsule) == (&other.pod, &other.container, &other.capsule)
+        && (is_one_free || one.target == other.target)
+}
+
+/// What is planned for one that does not decide: nothing is done for it.
+fn follow(planned: Planned, first: &Assigned, wanted: &Assigned) -> Planned {
+    let Planned { mut done, .. } = planned;
+    if (&first.version, first.mode, &first.resources) != (&wanted.version, wanted.mode, &wanted.resources) {
+        let Owner { namespace, name, .. } = &first.owner;
+        done.state = State::Failed;
+        done.message = Some(format!("the CapsuleAttachment {namespace}/{name} asks for another of it"));
+    }
+    Planned { done, step: Step::Rest }
 }
 
 fn key(done: &Done) -> (&Owner, &PodRef, &str) {
@@ -100,7 +125,8 @@ fn plan_wanted(wanted: &Assigned, before: &[Done], present: &[Present], versions
         state,
         asked: wanted.version.clone(),
         version: there.map(|there| there.version.clone()),
-        target: there.map(|there| there.target.clone()),
+        // Said before it is there: whoever takes over knows which one it is.
+        target: there.map(|there| there.target.clone()).or_else(|| wanted.target.clone()),
         found,
         message,
     };
@@ -129,18 +155,35 @@ fn plan_wanted(wanted: &Assigned, before: &[Done], present: &[Present], versions
     }
 }
 
-fn plan_leaving(done: &Done, assigned: &[Assigned], present: &[Present]) -> Option<Planned> {
+fn plan_leaving(done: &Done, assigned: &[Assigned], before: &[Done], present: &[Present]) -> Option<Planned> {
     let target = done.target.as_deref();
-    let there = present.iter().find(|p| is_at(p, &done.pod, &done.container, &done.capsule, target))?;
-    let is_wanted = assigned
-        .iter()
-        .any(|other| is_at(there, &other.pod, &other.container, &other.capsule, other.target.as_deref()));
-    if done.found || is_wanted {
+    let there: Vec<&Present> =
+        present.iter().filter(|p| is_at(p, &done.pod, &done.container, &done.capsule, target)).collect();
+    if done.found || there.iter().any(|there| is_wanted(there, assigned, before)) {
         return None;
     }
-    let target = Some(there.target.clone());
-    let done = Done { state: State::Detaching, target, message: None, ..done.clone() };
-    Some(Planned { done, step: Step::Detach })
+    let leaving = |target: Option<String>, message: Option<String>, step| {
+        Some(Planned { done: Done { state: State::Detaching, target, message, ..done.clone() }, step })
+    };
+    match there[..] {
+        // What was begun may still be on its way: capsuled ends that first, and then has nothing of it.
+        [] if done.state != State::Attached => leaving(done.target.clone(), None, Step::Detach),
+        [] => None,
+        [there] => leaving(Some(there.target.clone()), None, Step::Detach),
+        _ => {
+            let why = "the container has the capsule at several targets, and it is not known which one is meant: detach it by hand";
+            leaving(None, Some(why.to_owned()), Step::Rest)
+        }
+    }
+}
+
+/// Whether somebody else wants what is there.
+fn is_wanted(there: &Present, assigned: &[Assigned], before: &[Done]) -> bool {
+    assigned.iter().any(|other| {
+        let known =
+            before.iter().find(|done| key(done) == key_of(other)).and_then(|done| done.target.as_deref());
+        is_at(there, &other.pod, &other.container, &other.capsule, other.target.as_deref().or(known))
+    })
 }
 
 #[cfg(test)]
@@ -198,9 +241,53 @@ mod tests {
         // The agent is killed after the attach, and before it has said so.
         let (told, said) = run(&wanted, &said, &[there("1")]);
         assert_eq!((told, said[0].found), (vec![(State::Attached, Step::Rest)], false));
-        let (told, said) = run(&[], &said, &[there("1")]);
+        let (told, _) = run(&[], &said, &[there("1")]);
         assert_eq!(told, [(State::Detaching, Step::Detach)]);
         assert_eq!(run(&[], &said, &[]).0, []);
+    }
+
+    #[test]
+    fn what_may_be_on_its_way_is_detached_and_what_is_not_known_is_left() {
+        let mut wanted = assigned("a", Some("1"));
+        wanted.target = Some("/tz".into());
+        let said = run(&[wanted], &[], &[]).1;
+        assert_eq!(said[0].target.as_deref(), Some("/tz"));
+        // Its owner goes before capsuled has it.
+        assert_eq!(run(&[], &said, &[]).0, [(State::Detaching, Step::Detach)]);
+        // A person has it elsewhere.
+        let elsewhere = Present { target: "/other".into(), ..there("1") };
+        let (_, still) = run(&[], &said, &[elsewhere.clone(), there("1")]);
+        assert_eq!(still[0].target.as_deref(), Some("/tz"));
+        let nowhere = run(&[assigned("a", Some("1"))], &[], &[]).1;
+        let (told, left) = run(&[], &nowhere, &[elsewhere, there("1")]);
+        assert_eq!(told, [(State::Detaching, Step::Rest)]);
+        assert!(left[0].message.as_deref().unwrap().contains("several targets"));
+    }
+
+    #[test]
+    fn the_first_of_two_decides() {
+        let both = [assigned("a", Some("1")), assigned("b", Some("2"))];
+        let (told, said) = run(&both, &[], &[]);
+        assert!(
+            matches!(told[..], [(State::Waiting, Step::Attach(_)), (State::Failed, Step::Rest)]),
+            "{told:?}"
+        );
+        assert!(said[1].message.as_deref().unwrap().contains("shop/a asks for another"));
+        assert_eq!(
+            run(&both, &said, &[there("1")]).0,
+            [(State::Attached, Step::Rest), (State::Failed, Step::Rest)]
+        );
+        // With a target of its own, it is another place.
+        let mut apart = both;
+        (apart[0].target, apart[1].target) = (Some("/tz".into()), Some("/x".into()));
+        let said = run(&apart, &[], &[]).1;
+        let two = [there("1"), Present { target: "/x".into(), version: "2".into(), ..there("1") }];
+        let (told, said) = run(&apart, &said, &two);
+        assert_eq!(told, [(State::Attached, Step::Rest), (State::Attached, Step::Rest)]);
+        assert_eq!(
+            run(&apart[..1], &said, &two).0,
+            [(State::Attached, Step::Rest), (State::Detaching, Step::Detach)]
+        );
     }
 
     #[test]
@@ -246,6 +333,7 @@ mod tests {
     #[test]
     fn another_pod_of_the_name_is_another() {
         let said = run(&[assigned("a", None)], &[], &[]).1;
+        let said = run(&[assigned("a", None)], &said, &[there("1")]).1;
         let mut next = assigned("a", None);
         next.pod.uid = "p1".into();
         // The old one's container is gone with what it had.

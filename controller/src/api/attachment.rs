@@ -45,7 +45,7 @@ pub struct CapsuleAttachmentSpec {
     pub version: Option<String>,
     /// Where it appears in the containers; the capsule's own target when there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("self.startsWith('/') && !self.contains('/../') && !self.endsWith('/..')").message("an absolute path without .."))]
+    #[x_kube(validation = Rule::new("self == '/' || self.matches('^(/[^/]+)+$') && !self.matches('/[.][.]?(/|$)')").message("an absolute path without //, . and .., and with no / at its end"))]
     #[schemars(length(min = 1, max = 4095))]
     pub target: Option<String>,
     /// The capsule's own mode, or ro, when there is none.
@@ -72,7 +72,7 @@ pub struct CapsuleAttachmentStatus {
     /// Those of them that cannot have it.
     #[serde(default)]
     pub failed: i32,
-    /// `Ready`: all containers have it that are to. `Detaching`, while it is deleted: some containers have it still.
+    /// `Ready`: all containers have it that are to. False for the reason `Detaching` while it is deleted.
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -24,7 +24,10 @@ use serde_json::json;
 use tokio::{sync::Notify, time::timeout};
 
 use self::plan::{Assignments, assign, is_going, owner_of};
-use crate::api::{Assigned, CapsuleAttachment, Done, NodeCapsules};
+use crate::{
+    api::{Assigned, CapsuleAttachment, Done, NodeCapsules},
+    bounded,
+};
 
 /// Who has written a field.
 const MANAGER: &str = "capsule-controller";
@@ -141,7 +144,7 @@ impl Controller {
                     Api::namespaced(self.client.clone(), &owner_of(one).namespace);
                 let params = PatchParams::apply(MANAGER).force();
                 note(gone_is_fine(
-                    api.patch_status(&one.name_any(), &params, &Patch::Apply(patch)).await.map(drop),
+                    bounded(api.patch_status(&one.name_any(), &params, &Patch::Apply(patch))).await.map(drop),
                 ));
             }
         }
@@ -173,7 +176,8 @@ impl Controller {
             "apiVersion": VERSION, "kind": "NodeCapsules", "metadata": { "name": name }, "spec": { "attachments": wanted },
         });
         if is_new {
-            let Some(node) = Api::<Node>::all(self.client.clone()).get_metadata_opt(&name).await? else {
+            let Some(node) = bounded(Api::<Node>::all(self.client.clone()).get_metadata_opt(&name)).await?
+            else {
                 // A pod may say so of a node that is gone.
                 return Ok(());
             };
@@ -185,10 +189,10 @@ impl Controller {
         // Applied without it, a reference would be taken away again.
         let params = PatchParams::apply(MANAGER).force();
         if is_new {
-            return api.patch(&name, &params, &Patch::Apply(patch)).await.map(drop);
+            return bounded(api.patch(&name, &params, &Patch::Apply(patch))).await.map(drop);
         }
         let only = json!({ "spec": { "attachments": wanted } });
-        gone_is_fine(api.patch(&name, &PatchParams::default(), &Patch::Merge(only)).await.map(drop))
+        gone_is_fine(bounded(api.patch(&name, &PatchParams::default(), &Patch::Merge(only))).await.map(drop))
     }
 
     /// Keeps an attachment from going before it is detached everywhere, or lets it go.
@@ -201,7 +205,9 @@ impl Controller {
             json!({ "metadata": { "finalizers": finalizers, "resourceVersion": one.resource_version() } });
         let api: Api<CapsuleAttachment> = Api::namespaced(self.client.clone(), &owner_of(one).namespace);
         gone_is_fine(
-            api.patch(&one.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await.map(drop),
+            bounded(api.patch(&one.name_any(), &PatchParams::default(), &Patch::Merge(patch)))
+                .await
+                .map(drop),
         )
     }
 }

@@ -7,7 +7,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 
-use super::plan::{Assignments, Unusable};
+use super::plan::{Assignments, Unusable, is_going};
 use crate::api::{Assigned, CapsuleAttachment, CapsuleAttachmentStatus, Done, State};
 
 const READY: &str = "Ready";
@@ -46,6 +46,7 @@ pub fn status(
     let count = |state: State| states.iter().flatten().filter(|done| done.state == state).count();
     let (attached, failed) = (count(State::Attached), count(State::Failed));
     let (ready, reason, message) = match unusable {
+        _ if is_going(attachment) => (false, "Detaching", format!("{} containers have it still", said.len())),
         Some(Unusable(why)) => (false, "Unusable", why.clone()),
         None if failed > 0 => (false, "Failed", failures(&states, failed)),
         None if attached < wanted.len() => {

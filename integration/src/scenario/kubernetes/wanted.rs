@@ -162,6 +162,8 @@ fn refused() -> Result<String> {
     let mut told = Vec::new();
     for (spec, word) in [
         (json!({ "podSelector": {}, "capsule": "lib", "target": "opt" }), "absolute path"),
+        (json!({ "podSelector": {}, "capsule": "lib", "target": "/opt/" }), "absolute path"),
+        (json!({ "podSelector": {}, "capsule": "lib", "target": "/opt/../etc" }), "absolute path"),
         (json!({ "podSelector": {}, "capsule": "Lib" }), "spec.capsule"),
         (json!({ "podSelector": {}, "capsule": "lib", "mode": "rw" }), "spec.mode"),
         (json!({ "capsule": "lib" }), "podSelector"),
