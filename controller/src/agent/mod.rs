@@ -9,7 +9,7 @@ use std::{path::PathBuf, time::Duration};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use kube::{
-    Api, Client, ResourceExt as _,
+    Api, Client, Resource as _, ResourceExt as _,
     api::{Patch, PatchParams},
     runtime::{WatchStreamExt as _, watcher},
 };
@@ -146,7 +146,7 @@ impl Agent {
             return true;
         }
         let mut patch = json!({
-            "apiVersion": "resourcecapsules.io/v1alpha1", "kind": "NodeCapsules",
+            "apiVersion": NodeCapsules::api_version(&()), "kind": NodeCapsules::kind(&()),
             "metadata": { "name": self.name, "uid": object.uid() }, "status": status,
         });
         if first {

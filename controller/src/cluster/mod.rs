@@ -7,7 +7,11 @@
 mod plan;
 mod status;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{StreamExt as _, stream::select_all};
 use k8s_openapi::{
@@ -33,7 +37,6 @@ use crate::{
 const MANAGER: &str = "capsule-controller";
 /// An attachment with it is there until no container has what it brought.
 const FINALIZER: &str = "resourcecapsules.io/detached";
-const VERSION: &str = "resourcecapsules.io/v1alpha1";
 /// How long changes are gathered before a pass.
 const GATHER: Duration = Duration::from_millis(200);
 /// How long until a pass is made in any case.
@@ -107,18 +110,14 @@ impl Controller {
 
     async fn pass(&self) -> Result<(), kube::Error> {
         let attachments = self.attachments.state();
-        let held =
-            attachments.iter().map(Arc::as_ref).filter(|one| one.finalizers().iter().any(|f| f == FINALIZER));
+        let held = attachments.iter().map(Arc::as_ref).filter(|one| is_held(one));
         let (assignments, unusable) = assign(held, &self.pods.state());
         let nodes = self.nodes.state();
         let mut outcome = Ok(());
         // What is not written now is written by the next pass: one failure keeps nothing else from being tried.
         let mut note =
             |result: Result<(), kube::Error>| outcome = std::mem::replace(&mut outcome, Ok(())).and(result);
-        for one in attachments
-            .iter()
-            .filter(|one| !is_going(one) && !one.finalizers().iter().any(|f| f == FINALIZER))
-        {
+        for one in attachments.iter().filter(|one| !is_going(one) && !is_held(one)) {
             note(self.hold(one, true).await);
         }
         let told = self.tell(&assignments, &nodes).await;
@@ -128,18 +127,24 @@ impl Controller {
         for done in nodes.iter().flat_map(|node| dones(node)) {
             said.entry(done.owner.uid.as_str()).or_default().push(done);
         }
+        let told: BTreeSet<&str> =
+            nodes.iter().flat_map(|node| &node.spec.attachments).map(|one| one.owner.uid.as_str()).collect();
         let empty = (Vec::new(), Vec::new());
         for one in &attachments {
             let uid = one.uid().unwrap_or_default();
             let wanted = wanted.get(uid.as_str()).unwrap_or(&empty.0);
             let said = said.get(uid.as_str()).unwrap_or(&empty.1);
-            if is_going(one) && said.is_empty() && !is_assigned(&nodes, &uid) {
-                note(self.hold(one, false).await);
+            if is_going(one) && said.is_empty() && !told.contains(uid.as_str()) {
+                if is_held(one) {
+                    note(self.hold(one, false).await);
+                }
                 continue;
             }
             let status = status::status(one, unusable.get(&uid), wanted, said, Timestamp::now());
             if one.status.as_ref() != Some(&status) {
-                let patch = json!({ "apiVersion": VERSION, "kind": "CapsuleAttachment", "status": status });
+                let patch = json!({
+                    "apiVersion": CapsuleAttachment::api_version(&()), "kind": CapsuleAttachment::kind(&()), "status": status,
+                });
                 let api: Api<CapsuleAttachment> =
                     Api::namespaced(self.client.clone(), &owner_of(one).namespace);
                 let params = PatchParams::apply(MANAGER).force();
@@ -158,13 +163,14 @@ impl Controller {
         nodes: &[Arc<NodeCapsules>],
     ) -> Vec<Result<(), kube::Error>> {
         let empty = Vec::new();
-        let known = nodes.iter().map(|node| node.name_any());
-        let names: BTreeSet<String> = assignments.keys().cloned().chain(known).collect();
+        let known: BTreeMap<String, &NodeCapsules> =
+            nodes.iter().map(|node| (node.name_any(), node.as_ref())).collect();
+        let names: BTreeSet<&String> = assignments.keys().chain(known.keys()).collect();
         let differ = names.into_iter().filter_map(|name| {
-            let wanted = assignments.get(&name).unwrap_or(&empty);
-            let there = nodes.iter().find(|node| node.name_any() == name);
+            let wanted = assignments.get(name).unwrap_or(&empty);
+            let there = known.get(name);
             let same = there.map_or(wanted.is_empty(), |node| node.spec.attachments == *wanted);
-            (!same).then(|| (name, wanted.clone(), there.is_none()))
+            (!same).then(|| (name.clone(), wanted.clone(), there.is_none()))
         });
         let writes = differ.map(|(name, wanted, is_new)| self.tell_node(name, wanted, is_new));
         futures::stream::iter(writes).buffer_unordered(AT_ONCE).collect().await
@@ -172,27 +178,23 @@ impl Controller {
 
     /// It goes with the node.
     async fn tell_node(&self, name: String, wanted: Vec<Assigned>, is_new: bool) -> Result<(), kube::Error> {
-        let mut patch = json!({
-            "apiVersion": VERSION, "kind": "NodeCapsules", "metadata": { "name": name }, "spec": { "attachments": wanted },
-        });
-        if is_new {
-            let Some(node) = bounded(Api::<Node>::all(self.client.clone()).get_metadata_opt(&name)).await?
-            else {
-                // A pod may say so of a node that is gone.
-                return Ok(());
-            };
-            patch["metadata"]["ownerReferences"] = json!([
-                { "apiVersion": "v1", "kind": "Node", "name": name, "uid": node.metadata.uid }
-            ]);
-        }
         let api: Api<NodeCapsules> = Api::all(self.client.clone());
-        // Applied without it, a reference would be taken away again.
-        let params = PatchParams::apply(MANAGER).force();
-        if is_new {
-            return bounded(api.patch(&name, &params, &Patch::Apply(patch))).await.map(drop);
+        if !is_new {
+            // What is applied at its creation, its owner, stays as it is.
+            let only = json!({ "spec": { "attachments": wanted } });
+            let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+            return gone_is_fine(bounded(api.patch(&name, &params, &Patch::Merge(only))).await.map(drop));
         }
-        let only = json!({ "spec": { "attachments": wanted } });
-        gone_is_fine(bounded(api.patch(&name, &PatchParams::default(), &Patch::Merge(only))).await.map(drop))
+        let Some(node) = bounded(Api::<Node>::all(self.client.clone()).get_metadata_opt(&name)).await? else {
+            // A pod may say so of a node that is gone.
+            return Ok(());
+        };
+        let owner = json!({ "apiVersion": "v1", "kind": "Node", "name": name, "uid": node.metadata.uid });
+        let patch = json!({
+            "apiVersion": NodeCapsules::api_version(&()), "kind": NodeCapsules::kind(&()),
+            "metadata": { "name": name, "ownerReferences": [owner] }, "spec": { "attachments": wanted },
+        });
+        bounded(api.patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(patch))).await.map(drop)
     }
 
     /// Keeps an attachment from going before it is detached everywhere, or lets it go.
@@ -216,9 +218,8 @@ fn dones(node: &NodeCapsules) -> impl Iterator<Item = &Done> {
     node.status.iter().flat_map(|status| &status.attachments)
 }
 
-/// Whether a node was told to have what this owner wants.
-fn is_assigned(nodes: &[Arc<NodeCapsules>], owner: &str) -> bool {
-    nodes.iter().any(|node| node.spec.attachments.iter().any(|one| one.owner.uid == owner))
+fn is_held(one: &CapsuleAttachment) -> bool {
+    one.finalizers().iter().any(|finalizer| finalizer == FINALIZER)
 }
 
 fn gone_is_fine(result: Result<(), kube::Error>) -> Result<(), kube::Error> {

@@ -53,13 +53,18 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
 
 /// Publishes a tree of one file that holds the version. Its target is `/opt/NAME`.
 pub(super) fn publish(label: &str, requires: &[&str]) -> Result<()> {
+    let requires: Vec<&str> = requires.iter().flat_map(|requirement| ["--require", requirement]).collect();
+    publish_with(label, &requires)
+}
+
+/// The same, with these options of `build`.
+pub(super) fn publish_with(label: &str, options: &[&str]) -> Result<()> {
     let (name, version) = label.split_once('@').context("NAME@VERSION")?;
     let tree = tree(label, version)?;
     let tree = tree.to_str().context("a path")?;
     let target = format!("/opt/{name}");
-    let mut args = vec!["build", tree, "--name", name, "--version", version, "--target", &target];
-    args.extend(requires.iter().flat_map(|requirement| ["--require", requirement]));
-    done(&args).map(drop)
+    let args = ["build", tree, "--name", name, "--version", version, "--target", &target];
+    done(&[&args, options].concat()).map(drop)
 }
 
 fn tree(label: &str, content: &str) -> Result<PathBuf> {

@@ -1,4 +1,4 @@
-//! What capsules give and deny to processes that are started while they are attached: variables, and system calls. Pure.
+//! Variables that capsules give to processes: those that are started while they are attached. Pure.
 
 use crate::capsules::declared::Declared;
 

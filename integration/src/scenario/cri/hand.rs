@@ -10,6 +10,7 @@ use super::kubelet::{Kubelet, Member, SLEEP};
 use super::{OURS, REFERENCE};
 use crate::scenario::capsulectl::{done, json, publish, refused};
 use crate::scenario::readers::{Readers, SHARED, expect_seamless};
+use crate::scenario::sets::publish_with;
 
 const RELEASE: &str = "/usr/share/zoneinfo/tzdata.zi";
 const SWAPS: u32 = 20;
@@ -62,21 +63,7 @@ pub fn main_job(kubelet: &Kubelet) -> Result<String> {
 
 /// What a capsule denies, as an exec of the kubelet's (a probe, `kubectl exec`) sees it.
 pub fn denied(app: &Member<'_>) -> Result<String> {
-    let tree = "/tmp/denies";
-    fs::create_dir_all(tree).context("a tree")?;
-    fs::write(format!("{tree}/file"), "").context("a file")?;
-    done(&[
-        "build",
-        tree,
-        "--name",
-        "denies",
-        "--version",
-        "1",
-        "--target",
-        "/opt/denies",
-        "--deny",
-        "mkdir",
-    ])?;
+    publish_with("denies@1", &["--deny", "mkdir"])?;
     let mkdir = |path: &str| app.exec(&["/bin/mkdir", path], 60);
     ensure!(mkdir("/own-1")?.code == 0, "mkdir fails, with nothing attached");
     done(&["attach", &app.reference(), "denies"])?;

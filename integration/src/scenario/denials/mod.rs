@@ -14,6 +14,7 @@ use serde_json::Value;
 use self::programs::{all_get_eperm, mkdir_of_i386};
 use super::capsulectl::{done, json, refused};
 use super::ctr::{Container, OURS, Output, ctr, run as program};
+use super::sets::publish_with as publish;
 use super::world::{World, until, with_logs};
 use crate::event::Reporter;
 
@@ -68,16 +69,6 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     reporter.check("what cannot be denied is refused, and nothing is published", mistakes);
     reporter.check("a runtime of another kind is refused, and nothing changes", foreign);
     world.stop()
-}
-
-fn publish(label: &str, denies: &[&str]) -> Result<()> {
-    let (name, version) = label.split_once('@').context("NAME@VERSION")?;
-    let tree = format!("{FILES}/{label}");
-    fs::create_dir_all(&tree).context("a tree")?;
-    fs::write(format!("{tree}/label"), label).context("a file")?;
-    let target = format!("/opt/{name}");
-    done(&[&["build", &tree, "--name", name, "--version", version, "--target", &target], denies].concat())
-        .map(drop)
 }
 
 /// A privileged container, so that what fails does so because it is denied; with the program of 32 bits.
@@ -340,8 +331,7 @@ fn cost(binary: &str) -> Result<String> {
 }
 
 fn mistakes() -> Result<String> {
-    let tree = format!("{FILES}/plain@3");
-    let build = ["build", &tree, "--name", "wrong", "--version", "1"];
+    let build = ["build", FILES, "--name", "wrong", "--version", "1"];
     let mut told = Vec::new();
     for (more, words) in [
         (&["--seccomp", "strictest"][..], &["strictest", "baseline or restricted"][..]),
