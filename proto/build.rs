@@ -33,7 +33,7 @@ const CONTAINERD_FILES: &[&str] = &[
 /// What a task's metrics are on control groups of version 2.
 const METRICS: &str = "github.com/containerd/cgroups/cgroup2/stats/metrics.proto";
 /// The files of `capsule.v1`: one for each part of the API.
-const CAPSULE: [&str; 12] = [
+const CAPSULE: [&str; 13] = [
     "capsule/v1/budgets.proto",
     "capsule/v1/capsule.proto",
     "capsule/v1/collect.proto",
@@ -46,9 +46,15 @@ const CAPSULE: [&str; 12] = [
     "capsule/v1/tree.proto",
     "capsule/v1/uppers.proto",
     "capsule/v1/usage.proto",
+    "capsule/v1/volumes.proto",
 ];
 /// The kubelet's API of a container runtime.
 const CRI: &str = "k8s.io/cri-api/pkg/apis/runtime/v1/api.proto";
+/// The container storage interface, and by what a driver of it makes itself known to the kubelet.
+const CSI: [&str; 2] = [
+    "github.com/container-storage-interface/spec/csi.proto",
+    "k8s.io/kubelet/pkg/apis/pluginregistration/v1/api.proto",
+];
 /// Both are served over ttrpc: the shim's service, and what the shim asks of capsuled.
 const TTRPC: [&str; 2] = ["proto/capsule/hotplug/v1/hotplug.proto", "proto/capsule/node/v1/node.proto"];
 
@@ -61,6 +67,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     if env::var_os("CARGO_FEATURE_CRI").is_some() {
         let set = protox::compile([CRI], [VENDOR])?;
         tonic_prost_build::configure().build_client(false).build_server(false).compile_fds(set)?;
+    }
+    if env::var_os("CARGO_FEATURE_CSI").is_some() {
+        let set = protox::compile(CSI, [VENDOR])?;
+        tonic_prost_build::configure().build_client(true).build_server(true).compile_fds(set)?;
     }
     if env::var_os("CARGO_FEATURE_HOTPLUG").is_some() {
         generate_ttrpc()?;

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use linux_raw_sys::general::{MOUNT_ATTR_IDMAP, mount_attr};
+use linux_raw_sys::general::{self as raw, MOUNT_ATTR_IDMAP, mount_attr};
 use rustix::{
     fs::{Mode, OFlags, ResolveFlags},
     io::Errno,
@@ -19,6 +19,7 @@ use thiserror::Error;
 use crate::{
     context::Context,
     error::{MountError, Step},
+    mountinfo::{MountEntry, Propagation},
     plan::{Lower, OverlayPlan},
     point::MountId,
     stage::on_stage,
@@ -254,6 +255,59 @@ impl DetachedMount {
 
     pub(crate) fn from_fd(fd: OwnedFd, what: String) -> Self {
         Self { fd, what }
+    }
+
+    /// Makes it like another mount: it forbids what that forbids (writing, set-user-id, devices, programs, links), beside what it forbids
+    /// already, and it is private, a slave or shared as that is. A clone of a shared mount is its peer until then: what is mounted on one of
+    /// the two comes to the other. So one that is to be shared is made private first, and has peers of its own: who may share a copy in a
+    /// namespace of his own must not have the node for a peer.
+    ///
+    /// # Errors
+    /// [`MountError`] at [`Step::SetAttributes`].
+    pub fn make_like(&self, other: &MountEntry) -> Result<(), MountError> {
+        let attr_set = other.options.split(',').fold(0, |all, option| {
+            all | match option {
+                "ro" => raw::MOUNT_ATTR_RDONLY,
+                "nosuid" => raw::MOUNT_ATTR_NOSUID,
+                "nodev" => raw::MOUNT_ATTR_NODEV,
+                "noexec" => raw::MOUNT_ATTR_NOEXEC,
+                "nosymfollow" => raw::MOUNT_ATTR_NOSYMFOLLOW,
+                _ => 0,
+            }
+        });
+        let propagation = match other.propagation {
+            Propagation::Private => raw::MS_PRIVATE,
+            Propagation::Slave => raw::MS_SLAVE,
+            Propagation::Shared => raw::MS_SHARED,
+        };
+        if other.propagation == Propagation::Shared {
+            self.make_private()?;
+        }
+        self.set(u64::from(attr_set), 0, propagation)
+    }
+
+    /// Has it share nothing that is mounted on it.
+    ///
+    /// # Errors
+    /// [`MountError`] at [`Step::SetAttributes`].
+    pub fn make_private(&self) -> Result<(), MountError> {
+        self.set(0, 0, raw::MS_PRIVATE)
+    }
+
+    fn set(&self, attr_set: u64, attr_clr: u64, propagation: u32) -> Result<(), MountError> {
+        let attr = mount_attr { attr_set, attr_clr, propagation: u64::from(propagation), userns_fd: 0 };
+        sys::mount_setattr(self.fd(), &attr, false)
+            .map_err(|errno| MountError::new(Step::SetAttributes, self.what(), errno))
+    }
+
+    /// Whether nothing can be written through this mount, whatever is written through others of the same file system.
+    ///
+    /// # Errors
+    /// [`MountError`] at [`Step::SetAttributes`].
+    pub fn set_read_only(&self, read_only: bool) -> Result<(), MountError> {
+        let flag = u64::from(raw::MOUNT_ATTR_RDONLY);
+        let (attr_set, attr_clr) = if read_only { (flag, 0) } else { (0, flag) };
+        self.set(attr_set, attr_clr, 0)
     }
 
     /// The mount's root, as a layer or as what holds one. Valid while this is there.

@@ -25,6 +25,7 @@
 //! | `target` | directories in a container | the container's directories: resolves and makes them |
 //! | `mountinfo` | a namespace's mount table | pure parser, and `/proc/PID/mountinfo` |
 //! | `trial` | whether a place can hold writable overlays | that place |
+//! | `copies` | where else a mount is | `/proc`, read-only |
 //! | `users` | who uses a mount | `/proc`, read-only |
 //! | `child` | limits of child processes, not of this one | nothing of this process |
 //! | `probe` | what this kernel can do | a namespace of its own |
@@ -36,6 +37,7 @@ mod bind;
 mod bpf;
 mod child;
 mod context;
+mod copies;
 mod detached;
 mod error;
 mod file;
@@ -63,6 +65,7 @@ pub use bpf::{
     ProgramTag, Sharing,
 };
 pub use child::limit_open_files;
+pub use copies::{MountCopy, find_copies};
 pub use detached::{DetachedMount, LayerDir, LayersBy, Tree, TreeError};
 pub use error::{MountError, Step};
 pub use file::{CreatedFile, FileThere, NodeSpec};
@@ -70,13 +73,13 @@ pub use holders::{Held, find_holders};
 pub use ids::{IdMapping, InvalidMapping, UserNamespaceError, in_user_namespace, new_user_namespace};
 pub use image::{ImageError, mount_image};
 pub use loopback::{LoopDevice, LoopError};
-pub use mountinfo::{MountEntry, MountTable, ParseMountInfoError, parse_mountinfo};
+pub use mountinfo::{MountEntry, MountTable, ParseMountInfoError, Propagation, parse_mountinfo};
 pub use namespace::{NamespaceError, in_directory, in_mount_namespace, in_new_mount_namespace};
 pub use path::{ContainerPath, InvalidPath};
 pub use plan::{Lower, OverlayPlan, PlanError};
 pub use point::{
-    MountId, MountPoint, Unmounted, attach, clone_at, detach_file_lazily, detach_lazily, dissolve, mount_at,
-    swap, unmount,
+    MountId, MountPoint, Unmounted, attach, block_at, clone_at, detach_file_lazily, detach_lazily, dissolve,
+    mount_at, swap, unmount,
 };
 pub use probe::{Features, KernelVersion, ProbeError, probe};
 pub use target::{ContainerRoot, Created, ResolveError, Resolved};

@@ -26,12 +26,25 @@ pub struct MountEntry {
     pub mount_point: PathBuf,
     /// Options of the mount, comma-separated.
     pub options: String,
+    /// Who else has what is mounted on it.
+    pub propagation: Propagation,
     /// Type of the filesystem.
     pub filesystem: String,
     /// What was mounted, as the filesystem names it.
     pub source: String,
     /// Options of the superblock, comma-separated.
     pub super_options: String,
+}
+
+/// Where mounts on a mount go (mount_namespaces(7), "Shared subtrees").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Propagation {
+    /// Nowhere, and none comes.
+    Private,
+    /// They come from its master.
+    Slave,
+    /// To its peers, and theirs come; perhaps from a master, too.
+    Shared,
 }
 
 /// Why a mount table could not be read.
@@ -65,12 +78,33 @@ fn parse_line(line: &[u8]) -> Result<MountEntry, &'static str> {
     let root = unescape_path(next("root")?);
     let mount_point = unescape_path(next("mount point")?);
     let options = lossy(next("mount options")?);
-    // Optional fields (propagation) run up to a lone dash.
-    while next("separator")? != b"-" {}
+    // Optional fields run up to a lone dash.
+    let mut propagation = Propagation::Private;
+    loop {
+        match next("separator")? {
+            b"-" => break,
+            field if field.starts_with(b"shared:") => propagation = Propagation::Shared,
+            field if field.starts_with(b"master:") && propagation == Propagation::Private => {
+                propagation = Propagation::Slave;
+            }
+            _ => {}
+        }
+    }
     let filesystem = lossy(next("filesystem type")?);
     let source = lossy(&unescape(next("source")?));
     let super_options = lossy(next("superblock options")?);
-    Ok(MountEntry { id, parent, device, root, mount_point, options, filesystem, source, super_options })
+    Ok(MountEntry {
+        id,
+        parent,
+        device,
+        root,
+        mount_point,
+        options,
+        propagation,
+        filesystem,
+        source,
+        super_options,
+    })
 }
 
 fn parse_number<T: std::str::FromStr>(text: &[u8]) -> Option<T> {
@@ -169,6 +203,8 @@ mod tests {
         assert_eq!((overlay.id, overlay.parent, overlay.device), (31, 21, (0, 40)));
         assert_eq!((&*overlay.filesystem, &*overlay.source), ("overlay", "caps ule"));
         assert_eq!(overlay.super_options, "ro,lowerdir+=/");
+        let propagation: Vec<_> = table.entries()[..3].iter().map(|entry| entry.propagation).collect();
+        assert_eq!(propagation, [Propagation::Shared, Propagation::Private, Propagation::Slave]);
         assert_eq!(table.top_at(Path::new("/a b\\c/d")).unwrap().source, "top");
         assert_eq!(table.below(Path::new("/a b\\c")).count(), 2);
         assert_eq!(table.below(Path::new("/a b")).count(), 0);

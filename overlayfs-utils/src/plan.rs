@@ -73,6 +73,14 @@ impl<'a> OverlayPlan<'a> {
         Ok(plan)
     }
 
+    /// The layers, topmost first, with `upper` over them, to which writes go.
+    ///
+    /// # Errors
+    /// [`PlanError`], by the number of layers.
+    pub fn rw(layers: Vec<Lower<'a>>, upper: &'a Upper) -> Result<Self, PlanError> {
+        Ok(Self::over(layers)?.with_upper(upper))
+    }
+
     /// The layers, topmost first, over what `below` holds already.
     ///
     /// # Errors

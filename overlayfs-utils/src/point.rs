@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     detached::DetachedMount,
     error::{MountError, Step},
+    users::SuperBlock,
 };
 
 /// `STATX_MNT_ID_UNIQUE` (Linux 6.8).
@@ -105,6 +106,18 @@ pub fn mount_at(point: &MountPoint) -> Result<Option<MountId>, MountError> {
         Ok(stat) if is_mount_root(&stat) => Ok(Some(MountId::of(&stat))),
         Ok(_) | Err(Errno::NOENT) => Ok(None),
         Err(errno) => Err(point.error(Step::ReadMountId, errno)),
+    }
+}
+
+/// The filesystem of the mount on top at `point`, which is a directory: nothing when it is missing, or no mount's root.
+///
+/// # Errors
+/// [`MountError`] at [`Step::ReadMountId`].
+pub fn block_at(point: &MountPoint) -> Result<Option<SuperBlock>, MountError> {
+    let Some(expected) = mount_at(point)? else { return Ok(None) };
+    match open_top(point, expected)? {
+        Some(top) => SuperBlock::of(top.as_fd()).map(Some),
+        None => Ok(None),
     }
 }
 

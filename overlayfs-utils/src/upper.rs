@@ -193,6 +193,27 @@ pub struct Upper {
 }
 
 impl Upper {
+    /// Gives the upper directory, and so the overlay's root, another owner and mode.
+    ///
+    /// # Errors
+    /// [`UpperError::Directory`].
+    pub fn give_root(&self, owner: Option<(u32, u32)>, mode: Option<u32>) -> Result<(), UpperError> {
+        let path = self.upper.path().to_owned();
+        let failed = |step| {
+            let path = path.clone();
+            move |errno: Errno| UpperError::Directory { step, path, source: errno.into() }
+        };
+        if let Some((uid, gid)) = owner {
+            let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+            rustix::fs::fchown(self.upper.fd(), Some(uid), Some(gid)).map_err(failed("give an owner to"))?;
+        }
+        if let Some(mode) = mode {
+            let mode = Mode::from_raw_mode(mode);
+            rustix::fs::fchmod(self.upper.fd(), mode).map_err(failed("give a mode to"))?;
+        }
+        Ok(())
+    }
+
     /// The mount that both are on, attached nowhere.
     pub(crate) fn own_mount(&self) -> Option<&DetachedMount> {
         self.own.as_ref()

@@ -213,11 +213,12 @@ impl Scan<'_> {
     /// A mount namespace that was copied while the mount was there has it still. One look for each namespace.
     fn mount_table(&mut self, pid: i32, path: &Path, dir: &OwnedFd) {
         let Ok(namespace) = rustix::fs::statat(dir, "ns/mnt", AtFlags::empty()) else { return };
-        if !self.namespaces.insert(namespace.st_ino) {
+        if self.namespaces.contains(&namespace.st_ino) {
             return;
         }
         let Ok(text) = fs::read(path.join("mountinfo")) else { return };
         let Ok(table) = MountTable::parse(&text) else { return };
+        self.namespaces.insert(namespace.st_ino);
         for (mount, found) in self.mounts.iter().zip(&mut self.found) {
             if let Some(entry) = table.entries().iter().find(|m| m.device == mount.device) {
                 let path = entry.mount_point.clone();

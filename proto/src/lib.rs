@@ -78,6 +78,19 @@ pub mod cri {
     }
 }
 
+/// The container storage interface.
+#[cfg(feature = "csi")]
+pub mod csi {
+    /// `csi.v1`: what the kubelet, and whoever else mounts for others, asks of a storage driver.
+    pub mod v1 {
+        tonic::include_proto!("csi.v1");
+    }
+    /// By what a driver makes itself known to the kubelet.
+    pub mod registration {
+        tonic::include_proto!("pluginregistration");
+    }
+}
+
 /// `capsule.v1`: capsuled's API.
 #[cfg(feature = "grpc")]
 pub mod capsule {

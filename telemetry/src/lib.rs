@@ -1,3 +1,5 @@
+//! What programs tell of themselves: traces, and over [`http`] metrics and their health.
+//!
 //! Traces: how they go from program to program, and where they are exported to.
 //!
 //! A call's context travels as W3C Trace Context (`traceparent`, `tracestate`) in the metadata of gRPC and ttrpc. Spans are exported by OTLP over gRPC
@@ -7,6 +9,7 @@
 mod carrier;
 mod endpoint;
 mod export;
+pub mod http;
 
 pub use carrier::{PARENT, STATE, carried_by, carry};
 pub use endpoint::{Endpoint, InvalidEndpoint};
