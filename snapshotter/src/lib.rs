@@ -34,6 +34,7 @@ pub mod store;
 pub mod traces;
 pub mod trees;
 pub mod uppers;
+pub mod volumes;
 
 /// An id that no other has: 96 random bits as 24 hexadecimal digits.
 pub(crate) fn fresh_id() -> String {

@@ -7,6 +7,7 @@ use capsule_telemetry::TARGET;
 use capsuled::{
     config::{Config, ConfigError, DEFAULT_PATH, Format, Level},
     daemon::{self, End},
+    store::damage,
     traces,
 };
 use clap::{CommandFactory as _, Parser};
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
     if arguments.check_config {
         return ExitCode::SUCCESS;
     }
+    damage::ends_by(end_damaged);
     match run(config, arguments.take_over) {
         Ok(End::Told) => ExitCode::SUCCESS,
         Ok(End::Idle) => ExitCode::from(EXIT_IDLE),
@@ -110,6 +112,12 @@ fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
 
 fn writeln(error: &dyn std::fmt::Display) -> io::Result<()> {
     io::Write::write_fmt(&mut io::stderr(), format_args!("{error}\n"))
+}
+
+/// As where a store cannot be opened. Nothing is closed: it would be by what is damaged.
+fn end_damaged(damage: &dyn std::fmt::Display) -> ! {
+    _ = writeln(&format_args!("capsuled: {damage}")); // as above
+    std::process::exit(1)
 }
 
 /// There is a connection to each shim, and a container's soft limit of open files may be 1024: all that the hard limit allows.

@@ -16,6 +16,7 @@ use capsule_proto::capsule::v1::{
     trees_server::{self, TreesServer},
     uppers_server::{self, UppersServer},
     usage_server::{self, UsageServer},
+    volumes_server::{self, VolumesServer},
 };
 use tokio::sync::watch;
 use tonic::service::Routes;
@@ -28,6 +29,7 @@ use crate::{
     config::Config,
     containerd::Containerd,
     devices::Registry,
+    dirs::Dirs,
     docker::Docker,
     events::Feed,
     metrics::Meters,
@@ -36,7 +38,7 @@ use crate::{
     service::{
         AttachmentsService, BudgetsService, CapsulesService, CollectorService, DevicesService, EventsService,
         HealthService, MetricsService, NodeService, NodeServiceError, SignaturesService, TagsService,
-        TransfersService, TreesService, UppersService, UsageService,
+        TransfersService, TreesService, UppersService, UsageService, VolumesService,
     },
     snapshots::Snapshots,
     store::{
@@ -44,6 +46,7 @@ use crate::{
         attachments::{self, Journal},
     },
     uppers::{UpperError, Uppers},
+    volumes::{VolumeError, Volumes},
 };
 
 /// Why the capsule side did not start.
@@ -55,6 +58,9 @@ pub enum NodeError {
     /// What was written could not be looked at.
     #[error("look at what is written to attachments: {0}")]
     Uppers(#[from] UpperError),
+    /// What is mounted of volumes could not be looked at.
+    #[error("look at the volumes of this node: {0}")]
+    Volumes(Box<VolumeError>),
     /// A budget is of a disk that is none.
     #[error("the budget of {0}")]
     Disk(#[from] DiskError),
@@ -91,12 +97,14 @@ const SERVICES: &[&str] = &[
     trees_server::SERVICE_NAME,
     uppers_server::SERVICE_NAME,
     usage_server::SERVICE_NAME,
+    volumes_server::SERVICE_NAME,
 ];
 
 /// The capsule side of the daemon.
 pub struct Node {
     capsules: Capsules,
     attachments: Attachments,
+    volumes: Volumes,
     registry: Arc<Registry>,
     meters: Meters,
     stores: [Watch; 2],
@@ -140,6 +148,7 @@ impl Node {
         let budgets = Budgets::new(config.budgets.settle(capacity, &disks)?);
         let docker = Docker::new(&config.containerd.docker_sockets);
         let uppers = Uppers::open(&config.root, config.uppers.size, &recorded)?;
+        let volumes = open_volumes(config, &capsules, &snapshots, &uppers)?;
         let attachments =
             Attachments::new(containerd.clone(), capsules.clone(), snapshots, ledger, uppers, &config.run)
                 .with_docker(&config.containerd.docker_namespaces, docker)
@@ -152,7 +161,19 @@ impl Node {
         attachments.recover(recorded).await;
         let closing = watch::Sender::new(false);
         let config = config.clone();
-        Ok(Self { capsules, attachments, registry, meters, stores, feed, told, closing, containerd, config })
+        Ok(Self {
+            capsules,
+            attachments,
+            volumes,
+            registry,
+            meters,
+            stores,
+            feed,
+            told,
+            closing,
+            containerd,
+            config,
+        })
     }
 
     /// Watches over the stores of the attachment records. They are closed when this, the routes and what runs in the
@@ -165,6 +186,7 @@ impl Node {
     pub fn follow_containerd(&self) {
         tokio::spawn(self.attachments.clone().watch());
         tokio::spawn(self.attachments.clone().watch_devices());
+        tokio::spawn(self.volumes.clone().watch());
         let namespace = self.config.containerd.namespace.clone();
         tokio::spawn(self.feed.clone().publish(self.told, self.containerd.clone(), namespace));
         tokio::spawn(self.capsules.clone().keep_clean());
@@ -184,7 +206,7 @@ impl Node {
 
     /// Whether something is attached, or ends, that is to be followed without anybody asking.
     pub fn is_in_use(&self) -> bool {
-        self.attachments.are_any()
+        self.attachments.are_any() || self.volumes.are_any_draining()
     }
 
     /// What counts the calls of the routes.
@@ -209,10 +231,16 @@ impl Node {
         let capsules = CapsulesService::new(self.capsules.clone(), self.attachments.clone());
         let attachments = AttachmentsService::new(self.attachments.clone());
         let tags = TagsService::new(self.capsules.clone(), capsules.clone());
-        let transfers = TransfersService::new(self.capsules.clone(), capsules.clone());
+        let transfers = TransfersService::new(self.capsules.clone(), capsules.clone(), self.meters.clone());
         let devices = DevicesService::new(self.registry.clone(), self.attachments.clone());
         let signatures = SignaturesService::new(self.capsules.clone(), capsules.clone());
         let uppers = UppersService::new(self.capsules.clone(), self.attachments.clone(), capsules.clone());
+        let volumes = VolumesService::new(
+            self.capsules.clone(),
+            self.attachments.uppers().clone(),
+            self.volumes.clone(),
+            capsules.clone(),
+        );
         let health = HealthService::new(SERVICES, self.attachments.following(), self.closing.subscribe());
         Routes::new(CapsulesServer::new(capsules).max_decoding_message_size(MESSAGE_MAX))
             .add_service(AttachmentsServer::new(attachments))
@@ -231,14 +259,29 @@ impl Node {
                 self.meters.clone(),
                 self.attachments.clone(),
                 self.capsules.clone(),
+                self.volumes.clone(),
                 self.feed.clone(),
+                self.config.root.clone(),
             )))
             .add_service(DevicesServer::new(devices))
             .add_service(TagsServer::new(tags))
             .add_service(UppersServer::new(uppers))
+            .add_service(VolumesServer::new(volumes))
             .add_service(SignaturesServer::new(signatures))
             .add_service(TransfersServer::new(transfers).max_decoding_message_size(MESSAGE_MAX))
             .add_service(TreesServer::new(TreesService::new(self.capsules.clone())))
             .add_service(health.into_server())
     }
+}
+
+fn open_volumes(
+    config: &Config,
+    capsules: &Capsules,
+    snapshots: &Snapshots,
+    uppers: &Uppers,
+) -> Result<Volumes, NodeError> {
+    let (capsules, snapshots, uppers) = (capsules.clone(), snapshots.clone(), uppers.clone());
+    let empty = Dirs::new(&config.root).empty();
+    Volumes::open(capsules, snapshots, uppers, &config.run, empty, &config.volumes)
+        .map_err(|error| NodeError::Volumes(Box::new(error)))
 }

@@ -184,19 +184,21 @@ impl Attachments {
         let reserved = self.reserve(&intents).await?;
         let chosen: Vec<Attachment> = chosen.into_iter().map(|(attachment, _)| attachment).collect();
         plan::plan_call(&mut intents, &fresh_id(), false);
-        self.ledger.intend(&intents).await?;
-        let draining = self.unmount(&key, &mut existing, &chosen, lazy).await?;
+        self.timed(Step::Intend, self.ledger.intend(&intents)).await?;
+        let unmounting = self.unmount(&key, &mut existing, &chosen, lazy);
+        let draining = self.timed(Step::Unmount, unmounting).await?;
         if let Err(error) = self.keep_written(&intents).await {
             self.put_back(&mut existing, &chosen, &chosen).await;
             return Err(error);
         }
-        if let Err(error) = self.ledger.keep_no_more(&chosen).await {
+        if let Err(error) = self.timed(Step::Keep, self.ledger.keep_no_more(&chosen)).await {
             self.keep_no_more(&intents).await;
             self.put_back(&mut existing, &chosen, &chosen).await;
             return Err(error.into());
         }
         reserved.stay();
-        self.ledger.done(removals(&chosen), detached(&chosen, &draining)).await;
+        let done = self.ledger.done(removals(&chosen), detached(&chosen, &draining));
+        self.timed(Step::Record, done).await;
         existing.retain(|a| !chosen.iter().any(|c| c.id == a.id));
         self.look_after_limits(&key, &chosen);
         let may_drain = chosen.iter().any(|a| a.replaced) || draining.iter().any(|users| !users.is_empty());

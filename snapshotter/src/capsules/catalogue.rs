@@ -147,9 +147,13 @@ impl Catalogue {
             .collect()
     }
 
-    /// How many versions there are, of all capsules.
-    pub fn count(&self) -> usize {
-        self.read().versions.values().map(BTreeMap::len).sum()
+    /// How many versions there are, of all capsules, and the bytes of their layers.
+    pub fn count(&self) -> (usize, u64) {
+        let shelf = self.read();
+        let versions = shelf.versions.values().flat_map(BTreeMap::values).filter_map(|claims| claims.first());
+        versions.fold((0, 0), |(count, bytes), version| {
+            (count + 1, bytes + version.image.as_ref().map_or(0, Image::size))
+        })
     }
 
     /// The version asked for: by its own name, by a tag, or by [`LATEST`] where no tag is called that. With no name the

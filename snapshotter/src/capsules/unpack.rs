@@ -106,22 +106,52 @@ impl Capsules {
     /// Unpacks the layers that are not unpacked yet, bottom first. The caller's scope holds a lease.
     pub(super) async fn unpack(&self, scope: &Scope, image: &Image) -> Result<(), CapsuleError> {
         let chain = image.chain_ids();
-        for (index, name) in chain.iter().enumerate() {
-            if scope.has_snapshot(&self.snapshotter, name.as_str()).await? {
+        for index in 0..chain.len() {
+            if self.unpack_at(scope, image, &chain, index).await? {
                 continue;
             }
-            let parent = index.checked_sub(1).map_or("", |below| chain[below].as_str());
-            let key = format!("capsule-unpack-{} {name}", fresh_id());
-            let result = self.unpack_layer(scope, image, index, &key, parent, name.as_str()).await;
-            match result {
-                Ok(true) => {}
-                // Somebody else unpacked the same layer meanwhile: theirs counts.
-                Ok(false) => scope.remove_snapshot(&self.snapshotter, &key).await?,
-                Err(error) => {
-                    // The first error is the one to tell; the lease takes the snapshot in the end.
-                    scope.remove_snapshot(&self.snapshotter, &key).await.ok();
-                    return Err(error);
-                }
+            // containerd has one of this name, which we have not: our root was lost. It unpacked the same again otherwise.
+            self.forget(scope, &chain[index..]).await?;
+            self.unpack_at(scope, image, &chain, index).await?;
+        }
+        Ok(())
+    }
+
+    /// Unpacks a layer if it is not yet. False where that cannot be, because containerd knows a snapshot of its name that is not there.
+    async fn unpack_at(
+        &self,
+        scope: &Scope,
+        image: &Image,
+        chain: &[Digest],
+        index: usize,
+    ) -> Result<bool, CapsuleError> {
+        let name = chain[index].as_str();
+        if scope.has_snapshot(&self.snapshotter, name).await? {
+            return Ok(true);
+        }
+        let parent = index.checked_sub(1).map_or("", |below| chain[below].as_str());
+        let key = format!("capsule-unpack-{} {name}", fresh_id());
+        match self.unpack_layer(scope, image, index, &key, parent, name).await {
+            Ok(true) => Ok(true),
+            // Somebody else unpacked the same layer meanwhile: theirs counts.
+            Ok(false) => {
+                scope.remove_snapshot(&self.snapshotter, &key).await?;
+                Ok(scope.has_snapshot(&self.snapshotter, name).await?)
+            }
+            Err(error) => {
+                // The first error is the one to tell; the lease takes the snapshot in the end.
+                scope.remove_snapshot(&self.snapshotter, &key).await.ok();
+                Err(error)
+            }
+        }
+    }
+
+    /// Has containerd forget snapshots that are not there, topmost first.
+    async fn forget(&self, scope: &Scope, chain: &[Digest]) -> Result<(), CapsuleError> {
+        for name in chain.iter().rev().map(Digest::as_str) {
+            if !scope.has_snapshot(&self.snapshotter, name).await? {
+                tracing::warn!(name, "containerd knows a snapshot that is not here: it is unpacked again");
+                scope.remove_snapshot(&self.snapshotter, name).await?;
             }
         }
         Ok(())

@@ -55,6 +55,8 @@ pub struct Config {
     pub capsules: Capsules,
     /// How what is written to attachments is kept.
     pub uppers: Uppers,
+    /// Where volumes may be mounted.
+    pub volumes: Volumes,
     /// Where the node's devices are described.
     pub devices: Devices,
     /// How much attachments may add to limits. Default: of the node's memory, half granted and a quarter protected.
@@ -128,6 +130,15 @@ pub struct Capsules {
 pub struct Uppers {
     /// How many bytes what has a name can hold, unless the attach says otherwise. Default 1 GiB.
     pub size: u64,
+}
+
+/// Where volumes may be mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volumes {
+    /// Directories of the node below which they may be. Default `/`.
+    pub below: Vec<PathBuf>,
+    /// How many bytes one holds at most that goes with its mount. Default 1 GiB.
+    pub ephemeral: u64,
 }
 
 /// Where the node's devices are described.
@@ -256,6 +267,7 @@ impl Default for Config {
             },
             capsules: Capsules::default(),
             uppers: Uppers { size: 1 << 30 },
+            volumes: Volumes { below: vec!["/".into()], ephemeral: 1 << 30 },
             devices: Devices {
                 spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
                 refuse_foreign: false,

@@ -75,6 +75,7 @@ impl Reader<'_> {
                 "collect" => self.collect(&mut config, value),
                 "capsules" => self.capsules(&mut config, value),
                 "uppers" => self.uppers(&mut config, value),
+                "volumes" => self.volumes(&mut config, value),
                 "devices" => self.devices(&mut config, value),
                 "budgets" => self.budgets(&mut config, value),
                 "remote" => self.remote(&mut config, value),
@@ -83,7 +84,7 @@ impl Reader<'_> {
                 _ => self.unknown(
                     key.span(),
                     key.get_ref(),
-                    "root, run, socket, idle_stop, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices], [budgets], [remote], [log] and [traces]",
+                    "root, run, socket, idle_stop, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [volumes], [devices], [budgets], [remote], [log] and [traces]",
                 ),
             }
         }
@@ -102,6 +103,21 @@ impl Reader<'_> {
                 span,
                 "a capsuled that ends when idle cannot collect by itself: leave out either idle_stop, or collect.interval and the watermarks",
             );
+        }
+    }
+
+    fn volumes(&mut self, config: &mut Config, value: &Value<'_>) {
+        for (key, value) in self.table("volumes", value) {
+            match key.get_ref().as_ref() {
+                "below" => {
+                    let parse = |text: &str| if text == "/" { Ok(text.into()) } else { parse_path(text) };
+                    config.volumes.below = self.list("volumes.below", value, parse);
+                }
+                "ephemeral" => {
+                    self.set(&mut config.volumes.ephemeral, "volumes.ephemeral", value, parse_size);
+                }
+                _ => self.unknown(key.span(), &format!("volumes.{}", key.get_ref()), "below and ephemeral"),
+            }
         }
     }
 

@@ -110,6 +110,9 @@ fn who_is_trusted_and_for_what() {
 #[test]
 fn what_has_a_name_has_a_size() {
     assert_eq!(Config::parse("[uppers]\nsize = '64MiB'").unwrap().uppers.size, 64 << 20);
+    let below = Config::parse("[volumes]\nbelow = ['/var/lib/kubelet', '/mnt']").unwrap().volumes.below;
+    assert_eq!(below, [PathBuf::from("/var/lib/kubelet"), PathBuf::from("/mnt")]);
+    assert!(Config::parse("[volumes]\nbelow = ['mnt']").is_err());
     let mistakes = Config::parse("[uppers]\nsize = 'much'\nsizes = '1GiB'").unwrap_err();
     let messages: Vec<_> = mistakes.iter().map(|mistake| mistake.message.as_str()).collect();
     assert_eq!(
@@ -199,7 +202,7 @@ fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
         (1, "root is an integer, and must be a string"),
         (
             2,
-            "unknown key rum: known here are root, run, socket, idle_stop, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices], [budgets], [remote], [log] and [traces]",
+            "unknown key rum: known here are root, run, socket, idle_stop, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [volumes], [devices], [budgets], [remote], [log] and [traces]",
         ),
         (3, "run is \"relative\": it must be an absolute path below /, without .."),
         (6, "containerd.address is \"/a/../b\": it must be an absolute path below /, without .."),
@@ -219,7 +222,7 @@ fn all_mistakes_come_at_once_in_the_order_of_their_lines() {
         (13, "duplicate key"),
         (
             15,
-            "unknown key metrics: known here are root, run, socket, idle_stop, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [devices], [budgets], [remote], [log] and [traces]",
+            "unknown key metrics: known here are root, run, socket, idle_stop, [containerd], [snapshots], [verify], [collect], [capsules], [uppers], [volumes], [devices], [budgets], [remote], [log] and [traces]",
         ),
         (
             19,

@@ -9,7 +9,7 @@ use prometheus_client::{
         family::Family,
         histogram::{Histogram, exponential_buckets},
     },
-    registry::Registry,
+    registry::{Registry, Unit},
 };
 use tonic::Code;
 
@@ -36,6 +36,36 @@ struct OfStep {
     step: Step,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfTransfer {
+    transfer: Transfer,
+}
+
+/// How versions get from node to node.
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
+pub enum Transfer {
+    /// From a registry.
+    Pull,
+    /// To a registry.
+    Push,
+    /// To an archive.
+    Save,
+    /// From an archive.
+    Load,
+}
+
+impl EncodeLabelValue for Transfer {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
+        let name = match self {
+            Self::Pull => "pull",
+            Self::Push => "push",
+            Self::Save => "save",
+            Self::Load => "load",
+        };
+        EncodeLabelValue::encode(&name, encoder)
+    }
+}
+
 /// A step of a call that changes attachments.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
 pub enum Step {
@@ -47,6 +77,8 @@ pub enum Step {
     Intend,
     /// The shim does it.
     Shim,
+    /// The shim takes it away.
+    Unmount,
     /// It is made durable, beside the shim's work.
     Keep,
     /// That it is done is written down.
@@ -62,6 +94,7 @@ impl Step {
             Self::Prepare => "prepare",
             Self::Intend => "intend",
             Self::Shim => "shim",
+            Self::Unmount => "unmount",
             Self::Keep => "keep",
             Self::Record => "record",
         }
@@ -81,6 +114,7 @@ pub struct Meters {
     calls: Family<Call, Counter>,
     seconds: Family<Method, Histogram, fn() -> Histogram>,
     steps: Family<OfStep, Histogram, fn() -> Histogram>,
+    moved: Family<OfTransfer, Counter>,
 }
 
 impl fmt::Debug for Meters {
@@ -98,9 +132,12 @@ impl Default for Meters {
         registry.register("calls", "gRPC calls that have ended, by method and status", calls.clone());
         let help = "How long gRPC calls took until their answer began";
         registry.register("call_duration_seconds", help, seconds.clone());
-        let help = "How long steps of attach, upgrade and rollback took";
+        let help = "How long steps of attach, upgrade, rollback and detach took";
         registry.register("attach_step_duration_seconds", help, steps.clone());
-        Self { registry: Arc::new(registry), calls, seconds, steps }
+        let moved = Family::default();
+        let help = "What came from, and went to, registries and archives";
+        registry.register_with_unit("transfer", help, Unit::Bytes, moved.clone());
+        Self { registry: Arc::new(registry), calls, seconds, steps, moved }
     }
 }
 
@@ -123,17 +160,21 @@ impl Meters {
         Timer { began: Instant::now(), histogram: self.steps.get_or_create(&OfStep { step }).clone() }
     }
 
-    /// Counts a call that began then. Names that nobody serves are the caller's, any number of them, and not counted.
-    pub(crate) fn answered(&self, method: &str, code: Code, began: Instant) {
-        let code = match code {
-            Code::Unimplemented => return,
-            Code::Ok => "OK".to_owned(),
-            code => format!("{code:?}"),
-        };
-        let call = Call { method: method.to_owned(), code };
-        self.calls.get_or_create(&call).inc();
+    /// What counts a transfer's bytes.
+    pub fn moved(&self, transfer: Transfer) -> Counter {
+        self.moved.get_or_create(&OfTransfer { transfer }).clone()
+    }
+
+    /// Measures a call that began then, and whose answer begins now.
+    pub(crate) fn answered(&self, method: &str, began: Instant) {
         let seconds = self.seconds.get_or_create(&Method { method: method.to_owned() });
         seconds.observe(began.elapsed().as_secs_f64());
+    }
+
+    /// Counts a call whose answer has ended.
+    pub(crate) fn ended(&self, method: &str, code: Code) {
+        let code = if code == Code::Ok { "OK".to_owned() } else { format!("{code:?}") };
+        self.calls.get_or_create(&Call { method: method.to_owned(), code }).inc();
     }
 
     /// All of it, with how things are now, as OpenMetrics 1.0.
@@ -158,14 +199,18 @@ mod tests {
     #[test]
     fn what_happened_is_counted() {
         let meters = Meters::default();
-        meters.answered("capsule.v1.Attachments/Attach", Code::Ok, Instant::now());
-        meters.answered("capsule.v1.Attachments/Attach", Code::NotFound, Instant::now());
+        for code in [Code::Ok, Code::NotFound] {
+            meters.answered("capsule.v1.Attachments/Attach", Instant::now());
+            meters.ended("capsule.v1.Attachments/Attach", code);
+        }
+        meters.moved(Transfer::Pull).inc_by(7);
         drop(meters.step(Step::Shim));
         let text = meters.text(Present::default()).unwrap();
         for line in [
             "capsuled_calls_total{method=\"capsule.v1.Attachments/Attach\",code=\"NotFound\"} 1",
             "capsuled_call_duration_seconds_count{method=\"capsule.v1.Attachments/Attach\"} 2",
             "capsuled_attach_step_duration_seconds_bucket{le=\"0.0005\",step=\"shim\"} 1",
+            "capsuled_transfer_bytes_total{transfer=\"pull\"} 7",
             "# EOF",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}: {text}");

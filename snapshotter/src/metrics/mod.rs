@@ -6,6 +6,6 @@ mod meters;
 mod present;
 
 pub use self::{
-    meters::{Meters, Step, Timer},
-    present::Present,
+    meters::{Meters, Step, Timer, Transfer},
+    present::{Disk, Present},
 };

@@ -1,6 +1,6 @@
 //! How things are when somebody asks.
 
-use std::fmt::Error;
+use std::{fmt::Error, path::Path};
 
 use prometheus_client::{
     collector::Collector,
@@ -24,10 +24,37 @@ pub struct Present {
     pub budgets: Vec<Usage>,
     /// How many versions there are.
     pub versions: usize,
+    /// Bytes of their layers: what two versions share is counted for both.
+    pub version_bytes: u64,
+    /// Mounts of volumes at paths of the node.
+    pub volume_mounts: usize,
+    /// Volumes that have another version than some processes still use.
+    pub volumes_draining: usize,
+    /// The file system of the snapshots, where it tells.
+    pub disk: Option<Disk>,
     /// The number of the last event.
     pub events: u64,
     /// containerd's events are followed.
     pub following: bool,
+}
+
+/// A file system, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Disk {
+    /// All of it.
+    pub size: u64,
+    /// What an ordinary user could still write, as df(1) tells it.
+    pub available: u64,
+}
+
+impl Disk {
+    /// That of `path`. None where it does not say.
+    #[must_use]
+    pub fn read(path: &Path) -> Option<Self> {
+        // ramfs, for one, has no number of blocks.
+        let stat = rustix::fs::statvfs(path).ok().filter(|stat| stat.f_blocks > 0)?;
+        Some(Self { size: stat.f_blocks * stat.f_frsize, available: stat.f_bavail * stat.f_frsize })
+    }
 }
 
 type Labels<'a> = Vec<(&'static str, &'a str)>;
@@ -132,17 +159,9 @@ impl Present {
                 &ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX)),
             )?;
         }
-        let numbers = [
-            ("capsuled_versions", "Versions on this node", self.versions as u64),
-            (
-                "capsuled_following_containerd",
-                "1 while containerd's events are followed",
-                u64::from(self.following),
-            ),
-            ("capsuled_last_event", "The number of the last event", self.events),
-        ];
-        for (name, help, number) in numbers {
-            let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (name, help, unit, number) in self.numbers() {
+            let Some(number) = number else { continue };
+            let metric = encoder.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?;
             ConstGauge::new(number).encode(metric)?;
         }
         let mut build =
@@ -150,6 +169,41 @@ impl Present {
         let version =
             prometheus_client::metrics::info::Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         version.encode(build.encode_family(&Vec::<(&str, &str)>::new())?)
+    }
+
+    fn numbers(&self) -> [(&'static str, &'static str, Option<Unit>, Option<u64>); 8] {
+        let help = "The layers of the versions on this node: what two share is counted for both";
+        let disk = self.disk;
+        [
+            ("capsuled_versions", "Versions on this node", None, Some(self.versions as u64)),
+            ("capsuled_versions", help, Some(Unit::Bytes), Some(self.version_bytes)),
+            (
+                "capsuled_volume_mounts",
+                "Mounts of volumes at paths of the node",
+                None,
+                Some(self.volume_mounts as u64),
+            ),
+            (
+                "capsuled_volumes_draining",
+                "Volumes of which processes still use a version that they have not any more",
+                None,
+                Some(self.volumes_draining as u64),
+            ),
+            ("capsuled_disk_size", "The snapshots' file system", Some(Unit::Bytes), disk.map(|d| d.size)),
+            (
+                "capsuled_disk_available",
+                "What can still be written to it",
+                Some(Unit::Bytes),
+                disk.map(|d| d.available),
+            ),
+            (
+                "capsuled_following_containerd",
+                "1 while containerd's events are followed",
+                None,
+                Some(u64::from(self.following)),
+            ),
+            ("capsuled_last_event", "The number of the last event", None, Some(self.events)),
+        ]
     }
 
     fn encode_budgets(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
@@ -253,6 +307,9 @@ mod tests {
         let present = Present {
             containers: vec![container(Some(metrics)), container(None)],
             versions: 3,
+            version_bytes: 7,
+            volume_mounts: 2,
+            disk: Some(Disk { size: 9, available: 8 }),
             following: true,
             budgets: Budgets::default().usage(Vec::new()),
             ..Present::default()
@@ -261,6 +318,11 @@ mod tests {
         let labels = "{namespace=\"k8s.io\",container=\"c1\",pod=\"shop/cart\"";
         for line in [
             "capsuled_versions 3".to_owned(),
+            "capsuled_versions_bytes 7".to_owned(),
+            "capsuled_volume_mounts 2".to_owned(),
+            "capsuled_volumes_draining 0".to_owned(),
+            "capsuled_disk_size_bytes 9".to_owned(),
+            "capsuled_disk_available_bytes 8".to_owned(),
             "capsuled_following_containerd 1".to_owned(),
             "capsuled_attachments{state=\"attached\"} 0".to_owned(),
             format!("capsuled_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")),

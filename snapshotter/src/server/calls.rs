@@ -21,7 +21,7 @@ use crate::{metrics::Meters, traces};
 pub(super) struct Telling {
     /// Of each call until its answer has been sent, or its caller has left.
     pub activity: Activity,
-    /// Of each call when its answer begins. One whose caller goes away before is not counted.
+    /// Of each call when its answer begins, and when it has ended. One whose caller goes away before it begins is not counted.
     pub meters: Meters,
 }
 
@@ -63,23 +63,44 @@ where
         let told = async move {
             let answer = answer.await?;
             let code = code(answer.headers());
-            meters.answered(&method, code, began);
-            traces::answered(code);
-            Ok(answer.map(|body| Answer { body, _call: call }))
+            traces::answered(code.unwrap_or(Code::Ok));
+            // Names that nobody serves are the caller's, any number of them, and not counted.
+            let is_served = code != Some(Code::Unimplemented);
+            if is_served {
+                meters.answered(&method, began);
+            }
+            let counting = is_served.then(|| Counting { meters, method, code });
+            Ok(answer.map(|body| Answer { body, counting, _call: call }))
         };
         Box::pin(told.instrument(span))
     }
 }
 
 /// Only an answer that is nothing but an error has its status at its beginning (gRPC over HTTP/2, "Trailers-Only").
-fn code(headers: &HeaderMap) -> Code {
-    Status::from_header_map(headers).map_or(Code::Ok, |status| status.code())
+fn code(headers: &HeaderMap) -> Option<Code> {
+    Status::from_header_map(headers).map(|status| status.code())
+}
+
+/// Counts a call when its answer has ended.
+#[derive(Debug)]
+struct Counting {
+    meters: Meters,
+    method: String,
+    /// None until it is known: whoever goes away before has cancelled it.
+    code: Option<Code>,
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        self.meters.ended(&self.method, self.code.unwrap_or(Code::Cancelled));
+    }
 }
 
 /// What is answered, and the call.
 #[derive(Debug)]
 pub(super) struct Answer<B> {
     body: B,
+    counting: Option<Counting>,
     _call: Call,
 }
 
@@ -91,7 +112,11 @@ impl<B: Body + Unpin> Body for Answer<B> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if let (Poll::Ready(Some(Ok(frame))), Some(counting)) = (&frame, &mut self.counting) {
+            counting.code = frame.trailers_ref().and_then(code).or(counting.code);
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

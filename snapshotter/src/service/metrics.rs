@@ -1,5 +1,7 @@
 //! `capsule.v1.Metrics`.
 
+use std::path::PathBuf;
+
 use capsule_proto::capsule::v1 as wire;
 use tonic::{Request, Response, Status};
 
@@ -7,7 +9,8 @@ use crate::{
     attachments::Attachments,
     capsules::Capsules,
     events::Feed,
-    metrics::{Meters, Present},
+    metrics::{Disk, Meters, Present},
+    volumes::Volumes,
 };
 
 /// The service.
@@ -16,13 +19,22 @@ pub struct MetricsService {
     meters: Meters,
     attachments: Attachments,
     capsules: Capsules,
+    volumes: Volumes,
     feed: Feed,
+    root: PathBuf,
 }
 
 impl MetricsService {
-    /// Over what is counted, and what there is.
-    pub fn new(meters: Meters, attachments: Attachments, capsules: Capsules, feed: Feed) -> Self {
-        Self { meters, attachments, capsules, feed }
+    /// Over what is counted, what there is, and capsuled's root.
+    pub fn new(
+        meters: Meters,
+        attachments: Attachments,
+        capsules: Capsules,
+        volumes: Volumes,
+        feed: Feed,
+        root: PathBuf,
+    ) -> Self {
+        Self { meters, attachments, capsules, volumes, feed, root }
     }
 }
 
@@ -37,10 +49,16 @@ impl wire::metrics_server::Metrics for MetricsService {
             tracing::debug!(%error, "what containers use is left out");
             self.attachments.unmeasured()
         });
+        let (versions, version_bytes) = self.capsules.catalogue().count();
+        let (volume_mounts, volumes_draining) = self.volumes.count();
         let present = Present {
             containers,
             budgets: self.attachments.budget_usage(),
-            versions: self.capsules.catalogue().count(),
+            versions,
+            version_bytes,
+            volume_mounts,
+            volumes_draining,
+            disk: Disk::read(&self.root),
             events: self.feed.newest(),
             following: self.attachments.is_following(),
         };

@@ -21,6 +21,7 @@ mod transfers;
 mod trees;
 mod uppers;
 mod usage;
+mod volumes;
 
 pub use self::{
     attachments::AttachmentsService,
@@ -39,15 +40,20 @@ pub use self::{
     trees::TreesService,
     uppers::UppersService,
     usage::UsageService,
+    volumes::VolumesService,
 };
 
-use std::error::Error;
+use std::{error::Error, sync::Arc};
 
 use capsule_proto::capsule::v1 as wire;
 use tonic::Status;
 use tracing::Instrument as _;
 
-use crate::attachments::{AttachmentError, Attachments, called::Called, model::ContainerKey};
+use crate::{
+    attachments::{AttachmentError, Attachments, called::Called, model::ContainerKey},
+    capsules::{Capsules, model::Version},
+    uppers::{Readable, Uppers},
+};
 
 /// Runs a call in a task of its own: to its end, with all that it has to clear up, also if the caller goes away in the middle.
 async fn to_the_end<T, E>(call: impl Future<Output = Result<T, E>> + Send + 'static) -> Result<T, Status>
@@ -83,6 +89,25 @@ fn named(engine: &Attachments, all: impl Iterator<Item = wire::Attachment>) -> V
         wire::Attachment { container_name, pod, pod_container, pod_uid, ..one }
     };
     all.map(named).collect()
+}
+
+/// Publishes what was written, as a version of its capsule with these tags: the version, whether it was there, and what it is made from.
+async fn publish_written(
+    (capsules, uppers, describing): (&Capsules, &Uppers, &CapsulesService),
+    of: &Readable<'_>,
+    version: &str,
+    tags: &[String],
+) -> Result<(wire::Version, bool, String), Status> {
+    let version: Version = version.parse().map_err(convert::from_model)?;
+    let tags = convert::parse_tags(tags)?;
+    let reading = Arc::new(uppers.read(of)?);
+    let base = uppers.base(capsules, &reading).await?;
+    capsules.check_tags(&base.name, &version, &tags).await?;
+    let from_version = base.version.to_string();
+    let (own, uppers) = (capsules.clone(), uppers.clone());
+    let published = to_the_end(async move { uppers.commit(&own, &reading, &base, (&version, &tags)).await });
+    let (published, existed) = published.await?;
+    Ok((describing.describe(&published).await?, existed, from_version))
 }
 
 /// An error and its sources in one line, as a status message has them.

@@ -9,6 +9,7 @@ use crate::{
     full::{self, one_line},
     shims::ShimError,
     uppers::UpperError,
+    volumes::VolumeError,
 };
 
 impl From<CapsuleError> for Status {
@@ -183,6 +184,41 @@ fn answer(code: Code, error: &dyn std::error::Error, is_full: bool) -> Status {
     }
 }
 
+impl From<VolumeError> for Status {
+    fn from(error: VolumeError) -> Self {
+        let code = match error {
+            VolumeError::Upper(error) => return error.into(),
+            VolumeError::Capsule(error) => return error.into(),
+            VolumeError::Id(_)
+            | VolumeError::Spec { .. }
+            | VolumeError::TooLarge { .. }
+            | VolumeError::Path { .. } => Code::InvalidArgument,
+            VolumeError::Unknown(_) | VolumeError::NotMade(_) => Code::NotFound,
+            VolumeError::Exists { .. } => Code::AlreadyExists,
+            VolumeError::Mounted { .. }
+            | VolumeError::Written { .. }
+            | VolumeError::NoCapsule(_)
+            | VolumeError::InUse(_)
+            | VolumeError::Occupied(_)
+            | VolumeError::Target { .. }
+            | VolumeError::Part { .. } => Code::FailedPrecondition,
+            VolumeError::Elsewhere(..) => Code::PermissionDenied,
+            VolumeError::Unstable(_) => Code::Aborted,
+            VolumeError::Mount { .. }
+            | VolumeError::Node(_)
+            | VolumeError::Namespace(_)
+            | VolumeError::Probe(_)
+            | VolumeError::Layer(_)
+            | VolumeError::Plan(_)
+            | VolumeError::Place { .. }
+            | VolumeError::Disk { .. }
+            | VolumeError::Thread(_) => Code::Internal,
+        };
+        let is_full = full::is(&error);
+        answer(code, &error, is_full)
+    }
+}
+
 impl From<UpperError> for Status {
     fn from(error: UpperError) -> Self {
         let code = match &error {
@@ -192,6 +228,8 @@ impl From<UpperError> for Status {
             UpperError::InUse { .. }
             | UpperError::BeingRead(_)
             | UpperError::BeingRemoved(_)
+            | UpperError::VolumeGoes(_)
+            | UpperError::VolumeRead(_)
             | UpperError::Ended(_)
             | UpperError::NoBase { .. }
             | UpperError::OtherBase { .. }

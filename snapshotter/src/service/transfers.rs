@@ -1,9 +1,10 @@
 //! `capsule.v1.Transfers`: versions on their way between nodes.
 
-use std::future::Future;
+use std::{collections::HashMap, future::Future};
 
 use capsule_proto::capsule::v1 as wire;
 use futures::{Stream, StreamExt, stream};
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -12,6 +13,7 @@ use super::{CapsulesService, convert, to_the_end};
 use crate::{
     capsules::{Arrived, Capsules},
     containerd::{Credential, Listener, Moved},
+    metrics::{Meters, Transfer},
 };
 
 /// Messages on their way to a caller.
@@ -24,17 +26,31 @@ const PIECES: usize = 8;
 pub struct TransfersService {
     capsules: Capsules,
     describing: CapsulesService,
+    meters: Meters,
 }
 
 impl TransfersService {
-    /// Over the capsules, and the service that describes them.
-    pub fn new(capsules: Capsules, describing: CapsulesService) -> Self {
-        Self { capsules, describing }
+    /// Over the capsules, the service that describes them, and what counts their bytes.
+    pub fn new(capsules: Capsules, describing: CapsulesService, meters: Meters) -> Self {
+        Self { capsules, describing, meters }
     }
 
     async fn arrived(&self, arrived: Arrived) -> Result<wire::Arrived, Status> {
         let version = Some(self.describing.describe(&arrived.published).await?);
         Ok(wire::Arrived { version, existed: arrived.existed, reference: arrived.reference })
+    }
+}
+
+/// How far each blob of a transfer has come.
+#[derive(Debug, Default)]
+struct Blobs(HashMap<String, u64>);
+
+impl Blobs {
+    /// The bytes that have moved since it was told last.
+    fn since(&mut self, moved: &Moved) -> u64 {
+        let before = self.0.insert(moved.name.clone(), moved.done).unwrap_or(0);
+        // Nothing of it moves.
+        if moved.event == "already exists" { 0 } else { moved.done.saturating_sub(before) }
     }
 }
 
@@ -45,6 +61,7 @@ type Events<T> = ReceiverStream<Result<T, Status>>;
 fn relay<T, F>(
     call: impl FnOnce(Listener) -> F + Send + 'static,
     progress: impl Fn(wire::Progress) -> T + Send + 'static,
+    bytes: Counter,
 ) -> Response<Events<T>>
 where
     T: Send + 'static,
@@ -55,11 +72,13 @@ where
     tokio::spawn(async move {
         let call = call(listener);
         tokio::pin!(call);
-        let mut gone = false;
+        let (mut gone, mut blobs) = (false, Blobs::default());
         let done = loop {
             tokio::select! {
                 biased;
-                Some(Moved { event, name, done, total }) = moved.recv() => {
+                Some(moved) = moved.recv() => {
+                    bytes.inc_by(blobs.since(&moved));
+                    let Moved { event, name, done, total } = moved;
                     let told = progress(wire::Progress { event, name, done, total });
                     events.send(Ok(told)).await.ok();
                 }
@@ -90,7 +109,8 @@ impl wire::transfers_server::Transfers for TransfersService {
             let pulled = this.capsules.pull(&reference, &naming, parse(credentials), &listener).await?;
             Ok(wire::PullResponse { event: Some(Event::Done(this.arrived(pulled).await?)) })
         };
-        Ok(relay(call, |progress| wire::PullResponse { event: Some(Event::Progress(progress)) }))
+        let bytes = self.meters.moved(Transfer::Pull);
+        Ok(relay(call, |progress| wire::PullResponse { event: Some(Event::Progress(progress)) }, bytes))
     }
 
     async fn push(&self, request: Request<wire::PushRequest>) -> Result<Response<Self::PushStream>, Status> {
@@ -106,7 +126,8 @@ impl wire::transfers_server::Transfers for TransfersService {
             let version = Some(this.describing.describe(&published).await?);
             Ok(wire::PushResponse { event: Some(Event::Done(wire::Pushed { version, reference })) })
         };
-        Ok(relay(call, |progress| wire::PushResponse { event: Some(Event::Progress(progress)) }))
+        let bytes = self.meters.moved(Transfer::Push);
+        Ok(relay(call, |progress| wire::PushResponse { event: Some(Event::Progress(progress)) }, bytes))
     }
 
     async fn save(&self, request: Request<wire::SaveRequest>) -> Result<Response<Self::SaveStream>, Status> {
@@ -119,13 +140,14 @@ impl wire::transfers_server::Transfers for TransfersService {
         if versions.is_empty() {
             return Err(convert::malformed("a version"));
         }
-        let capsules = self.capsules.clone();
+        let (capsules, bytes) = (self.capsules.clone(), self.meters.moved(Transfer::Save));
         let (events, receiver) = mpsc::channel(PIECES);
         tokio::spawn(async move {
             let (pieces, mut written) = mpsc::channel(PIECES);
             let save = async move { capsules.save(&versions, &pieces).await };
             let forward = async {
                 while let Some(piece) = written.recv().await {
+                    bytes.inc_by(length(&piece));
                     let piece = piece.map_err(Status::aborted).map(|archive| wire::SaveResponse { archive });
                     if events.send(piece).await.is_err() {
                         // Nobody takes it: the next piece ends the call.
@@ -144,9 +166,12 @@ impl wire::transfers_server::Transfers for TransfersService {
         &self,
         request: Request<Streaming<wire::LoadRequest>>,
     ) -> Result<Response<wire::LoadResponse>, Status> {
-        let (capsules, parts) = (self.capsules.clone(), request.into_inner());
+        let (capsules, bytes) = (self.capsules.clone(), self.meters.moved(Transfer::Load));
+        let parts = pieces(request.into_inner()).inspect(move |piece| {
+            bytes.inc_by(length(piece));
+        });
         // A caller who goes away ends the stream, and so the call.
-        let loaded = to_the_end(async move { capsules.load(pieces(parts)).await }).await?;
+        let loaded = to_the_end(async move { capsules.load(parts).await }).await?;
         let mut arrived = Vec::with_capacity(loaded.len());
         for one in loaded {
             arrived.push(self.arrived(one).await?);
@@ -169,6 +194,10 @@ impl wire::transfers_server::Transfers for TransfersService {
     }
 }
 
+fn length(piece: &Result<Vec<u8>, String>) -> u64 {
+    piece.as_ref().map_or(0, |bytes| bytes.len() as u64)
+}
+
 fn parse(credentials: Vec<wire::Credential>) -> Vec<Credential> {
     let parse = |wire::Credential { host, username, password }| Credential { host, username, password };
     credentials.into_iter().map(parse).collect()
@@ -185,4 +214,24 @@ fn pieces(parts: Streaming<wire::LoadRequest>) -> impl Stream<Item = Result<Vec<
         }
     });
     pieces.boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_counted_once_and_only_if_they_moved() {
+        let mut blobs = Blobs::default();
+        let mut since = |event: &str, name: &str, done| {
+            blobs.since(&Moved { event: event.into(), name: name.into(), done, total: 9 })
+        };
+        assert_eq!(since("waiting", "a", 0), 0);
+        assert_eq!(since("downloading", "a", 4), 4);
+        assert_eq!(since("complete", "a", 9), 5);
+        assert_eq!(since("complete", "a", 9), 0);
+        assert_eq!(since("already exists", "b", 9), 0);
+        assert_eq!(since("complete", "b", 9), 0);
+        assert_eq!(since("complete", "c", 9), 9);
+    }
 }

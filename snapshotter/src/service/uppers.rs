@@ -1,15 +1,13 @@
 //! `capsule.v1.Uppers`: what is written to attachments.
 
-use std::sync::Arc;
-
 use capsule_proto::capsule::v1 as wire;
 use tokio::task::spawn_blocking;
 use tonic::{Request, Response, Status};
 
-use super::{CapsulesService, convert, to_the_end};
+use super::{CapsulesService, convert};
 use crate::{
     attachments::{Attachments, model::Attachment},
-    capsules::{Capsules, model::Version},
+    capsules::Capsules,
     uppers::{Listed, Readable, model::UpperName},
 };
 
@@ -58,25 +56,15 @@ impl wire::uppers_server::Uppers for UppersService {
         request: Request<wire::CommitRequest>,
     ) -> Result<Response<wire::CommitResponse>, Status> {
         let wire::CommitRequest { version, tags, of } = request.into_inner();
-        let version: Version = version.parse().map_err(convert::from_model)?;
-        let tags = convert::parse_tags(&tags)?;
         let source = self.find(of).await?;
         let readable = match &source {
             Source::Attachment(attachment) => Readable::Attachment(attachment),
             Source::Named(name) => Readable::Named(name),
         };
-        let uppers = self.attachments.uppers();
-        let reading = Arc::new(uppers.read(&readable)?);
-        let base = uppers.base(&self.capsules, &reading).await?;
-        self.capsules.check_tags(&base.name, &version, &tags).await?;
-        let from_version = base.version.to_string();
-        let this = self.clone();
-        let published = to_the_end(async move {
-            let uppers = this.attachments.uppers();
-            uppers.commit(&this.capsules, &reading, &base, (&version, &tags)).await
-        });
-        let (published, existed) = published.await?;
-        let version = Some(self.describing.describe(&published).await?);
+        let with = (&self.capsules, self.attachments.uppers(), &self.describing);
+        let (version, existed, from_version) =
+            super::publish_written(with, &readable, &version, &tags).await?;
+        let version = Some(version);
         Ok(Response::new(wire::CommitResponse { version, existed, from_version }))
     }
 
@@ -105,11 +93,14 @@ fn upper(listed: Listed) -> wire::Upper {
     let Listed { name, about, used_by } = listed;
     let (name, used_by) = (name.to_string(), used_by.unwrap_or_default());
     let Some(about) = about else { return wire::Upper { name, used_by, ..Default::default() } };
+    let over =
+        about.over.map(|over| (over.capsule.to_string(), over.version.to_string(), over.digest.to_string()));
+    let (capsule, version, digest) = over.unwrap_or_default();
     wire::Upper {
         name,
-        capsule: about.capsule.to_string(),
-        version: about.version.to_string(),
-        digest: about.digest.to_string(),
+        capsule,
+        version,
+        digest,
         size: about.limit.unwrap_or_default(),
         created_at: Some(about.since.into()),
         used_by,

@@ -4,6 +4,7 @@
 //! (`snapshots`, `attachments`). It knows records, not directories or mounts.
 
 pub mod attachments;
+pub mod damage;
 mod disk;
 mod error;
 pub mod events;
@@ -16,15 +17,16 @@ use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
 use redb::{
-    Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase, ReadableTable, StorageBackend,
-    TableDefinition, TableError, WriteTransaction, backends::FileBackend,
+    Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition,
+    TableError, WriteTransaction, backends::FileBackend,
 };
 
+use damage::{Closed, Closing, Work};
 pub use disk::Watch;
 use disk::Watched;
 pub use error::StoreError;
@@ -73,7 +75,10 @@ pub struct Store {
 
 #[derive(Debug)]
 struct Inner {
+    path: Arc<Path>,
+    _closing: Closing,
     database: Database,
+    _closed: Closed,
     group: Group,
     watch: Watch,
 }
@@ -109,7 +114,7 @@ impl Store {
         let file =
             open_file(path).map_err(|source| StoreError::OpenFile { path: path.to_owned(), source })?;
         let failed = |source| StoreError::Open { path: path.to_owned(), source: Box::new(source) };
-        Self::on(FileBackend::new(file).map_err(failed)?, failed)
+        Self::on(FileBackend::new(file).map_err(failed)?, path)
     }
 
     /// Opens the store on another kind of storage. The seam for fault injection.
@@ -117,16 +122,18 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn with_backend(backend: impl StorageBackend) -> Result<Self, StoreError> {
-        Self::on(backend, |source| StoreError::Open { path: PathBuf::new(), source: Box::new(source) })
+        Self::on(backend, Path::new(""))
     }
 
-    fn on(
-        backend: impl StorageBackend,
-        failed: impl FnOnce(DatabaseError) -> StoreError,
-    ) -> Result<Self, StoreError> {
+    fn on(backend: impl StorageBackend, path: &Path) -> Result<Self, StoreError> {
         let (backend, watch) = Watched::new(Filled::new(backend));
+        let path: Arc<Path> = path.into();
+        let _work = Work::on(&path);
+        let failed = |source| StoreError::Open { path: path.to_path_buf(), source: Box::new(source) };
         let database = builder().create_with_backend(backend).map_err(failed)?;
-        let store = Self { inner: Arc::new(Inner { database, group: Group::default(), watch }) };
+        let (closing, group) = (Closing(path.clone()), Group::default());
+        let inner = Inner { path, _closing: closing, database, _closed: Closed, group, watch };
+        let store = Self { inner: Arc::new(inner) };
         store.prepare_format()?;
         Ok(store)
     }
@@ -156,6 +163,7 @@ impl Store {
         &self,
         change: impl FnOnce(&WriteTransaction) -> Result<T, E>,
     ) -> Result<T, E> {
+        let _work = Work::on(&self.inner.path);
         self.inner.group.write(&self.inner.database, change)
     }
 
@@ -169,6 +177,7 @@ impl Store {
         &self,
         look: impl FnOnce(&WriteTransaction) -> Result<T, E>,
     ) -> Result<T, E> {
+        let _work = Work::on(&self.inner.path);
         look(&begin(&self.inner.database)?)
     }
 
@@ -180,6 +189,7 @@ impl Store {
         &self,
         look: impl FnOnce(&ReadTransaction) -> Result<T, E>,
     ) -> Result<T, E> {
+        let _work = Work::on(&self.inner.path);
         let transaction = self.inner.database.begin_read().map_err(StoreError::from)?;
         look(&transaction)
     }

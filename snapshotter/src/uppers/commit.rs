@@ -5,11 +5,7 @@ use std::{error::Error, sync::Arc};
 use tokio::{sync::mpsc, task::spawn_blocking};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{
-    UpperError, Uppers,
-    layer::Broken,
-    reading::{Over, Reading},
-};
+use super::{UpperError, Uppers, layer::Broken, model::Over, reading::Reading};
 use crate::capsules::{
     BaseRef, CapsuleError, Capsules, Declaration, Origin, Published, Resolved, model::Version, oci,
 };

@@ -22,6 +22,9 @@ use crate::dirs::remove_tree;
 
 const OWN: &str = "attachments";
 const NAMED: &str = "uppers";
+const VOLUMES: &str = "volumes";
+/// The stack of volumes that have none: no stack can be called so.
+const ALONE: &str = "_";
 const ABOUT: &str = "about.json";
 const IMAGE: &str = "image";
 const NEW: &str = ".new-";
@@ -45,7 +48,7 @@ impl Disk {
     /// [`UpperError::Disk`].
     pub fn open(root: &Path) -> Result<Self, UpperError> {
         let this = Self { root: root.to_owned() };
-        for folder in [OWN, NAMED].map(|name| root.join(name)) {
+        for folder in [OWN, NAMED, VOLUMES].map(|name| root.join(name)) {
             DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed("make", &folder))?;
         }
         Ok(this)
@@ -57,7 +60,8 @@ impl Disk {
     /// [`UpperError::Disk`].
     pub fn leftovers(&self) -> Result<Vec<Retired>, UpperError> {
         let mut left = Vec::new();
-        for folder in [OWN, NAMED].map(|name| self.root.join(name)) {
+        let folders = [OWN, NAMED].map(|name| self.root.join(name)).into_iter().chain(self.stacks()?);
+        for folder in folders {
             for entry in fs::read_dir(&folder).map_err(failed("read", &folder))?.flatten() {
                 let name = entry.file_name();
                 if name.to_str().is_some_and(|name| name.starts_with(NEW) || name.starts_with(GONE)) {
@@ -78,7 +82,35 @@ impl Disk {
         match key {
             Key::Own(id) => self.root.join(OWN).join(id),
             Key::Named(name) => self.root.join(NAMED).join(name.to_string()),
+            Key::Volume(id) => self.root.join(VOLUMES).join(id.stack().unwrap_or(ALONE)).join(id.name()),
         }
+    }
+
+    /// The directories of stacks that have volumes.
+    fn stacks(&self) -> Result<Vec<PathBuf>, UpperError> {
+        let folder = self.root.join(VOLUMES);
+        let entries = fs::read_dir(&folder).map_err(failed("read", &folder))?.flatten();
+        Ok(entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect())
+    }
+
+    /// All volumes that are there.
+    fn volumes(&self) -> Result<Vec<Key>, UpperError> {
+        let mut keys = Vec::new();
+        for folder in self.stacks()? {
+            let stack = folder.file_name().and_then(|name| name.to_str()).filter(|name| *name != ALONE);
+            for entry in fs::read_dir(&folder).map_err(failed("read", &folder))?.flatten() {
+                let Ok(name) = entry.file_name().into_string() else { continue };
+                let id = stack.map_or_else(|| name.clone(), |stack| format!("{stack}/{name}"));
+                match id.parse() {
+                    _ if name.starts_with('.') => {}
+                    Ok(id) => keys.push(Key::Volume(id)),
+                    Err(_) => {
+                        tracing::warn!(path = ?entry.path(), "is in the folder of volumes, and is none")
+                    }
+                }
+            }
+        }
+        Ok(keys)
     }
 
     /// Whether it is there.
@@ -111,6 +143,7 @@ impl Disk {
                 }
             }
         }
+        keys.extend(self.volumes()?);
         Ok(keys)
     }
 
@@ -121,6 +154,10 @@ impl Disk {
     pub fn make(&self, key: &Key, about: &About) -> Result<(), UpperError> {
         let path = self.path(key);
         let new = self.beside(&path, NEW, &about.attachment);
+        if let (Key::Volume(_), Some(stack)) = (key, path.parent()) {
+            DirBuilder::new().recursive(true).mode(0o700).create(stack).map_err(failed("make", stack))?;
+            stack.parent().map_or(Ok(()), sync)?;
+        }
         let made = self.fill(&new, about).and_then(|()| rename(&new, &path));
         if made.is_err() {
             // What stays goes at the next start.
@@ -290,19 +327,24 @@ mod tests {
 
     use rustix::fs::{Mode, OFlags};
 
-    use super::*;
+    use super::{super::model::Over, *};
     use crate::capsules::model::Digest;
 
     fn about(id: &str, limit: Option<u64>) -> About {
         About {
             format: FORMAT,
-            capsule: "tools".parse().unwrap(),
-            version: "1".parse().unwrap(),
-            digest: Digest::from_sha256(&[1; 32]),
+            over: Some(Over {
+                capsule: "tools".parse().unwrap(),
+                version: "1".parse().unwrap(),
+                digest: Digest::from_sha256(&[1; 32]),
+            }),
             attachment: id.into(),
             limit,
             pending: false,
             since: SystemTime::UNIX_EPOCH,
+            owner: None,
+            permissions: None,
+            ephemeral: false,
         }
     }
 
@@ -334,6 +376,40 @@ mod tests {
             disk.retire(&Key::Named(name.clone()), "x").unwrap().map_or(Ok(()), Retired::remove).unwrap();
         }
         assert_eq!(disk.list().unwrap(), [Key::Own("2".into())]);
+    }
+
+    #[test]
+    fn volumes_lie_in_the_directories_of_their_stacks() {
+        let root = tempfile::tempdir().unwrap();
+        let disk = Disk::open(root.path()).unwrap();
+        let [data, alone] = ["shop/data", "alone"].map(|id| Key::Volume(id.parse().unwrap()));
+        // Of no capsule, and of one; what is said of either is read again.
+        let directory =
+            About { over: None, owner: Some((1, 2)), permissions: Some(0o750), ..about("1", None) };
+        disk.make(&data, &directory).unwrap();
+        disk.make(&alone, &About { ephemeral: true, ..about("2", None) }).unwrap();
+        assert_eq!(disk.path(&data), root.path().join("volumes/shop/data"));
+        assert_eq!(disk.path(&alone), root.path().join("volumes/_/alone"));
+        assert_eq!(disk.about(&data).unwrap(), directory);
+        assert!(disk.about(&alone).unwrap().ephemeral);
+        for left in ["shop/.new-3", "_/.gone-4"] {
+            fs::create_dir_all(root.path().join("volumes").join(left).join("upper")).unwrap();
+        }
+        let mut listed = disk.list().unwrap();
+        listed.sort();
+        assert_eq!(listed, [alone, data.clone()]);
+        assert_eq!(disk.leftovers().unwrap().len(), 2);
+        disk.retire(&data, "x").unwrap().unwrap().remove().unwrap();
+        assert!(!disk.has(&data));
+    }
+
+    #[test]
+    fn what_was_said_before_there_were_volumes_is_read() {
+        let text = r#"{"format":1,"capsule":"tools","version":"1","digest":"sha256:0101010101010101010101010101010101010101010101010101010101010101","attachment":"1","limit":null,"since":{"secs_since_epoch":0,"nanos_since_epoch":0}}"#;
+        assert_eq!(serde_json::from_str::<About>(text).unwrap(), about("1", None));
+        let now: serde_json::Value = serde_json::to_value(about("1", None)).unwrap();
+        let old: serde_json::Value = serde_json::from_str(text).unwrap();
+        assert_eq!(now["capsule"], old["capsule"]);
     }
 
     /// Deeper than descriptors and the stack last.

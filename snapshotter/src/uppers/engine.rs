@@ -11,14 +11,15 @@ use std::{
 use super::{
     UpperError,
     disk::{Disk, Retired},
-    model::{About, FORMAT, Fate, Upper, UpperName},
-    reading::{Over, Reading},
+    model::{About, FORMAT, Fate, Over, Upper, UpperName},
+    reading::Reading,
     uses::{Key, Taken, Uses},
 };
 use crate::{
     attachments::model::{Attachment, ContainerKey, Phase},
     capsules::Resolved,
     fresh_id,
+    volumes::model::VolumeId,
 };
 
 /// How long to wait for what is just being renamed away.
@@ -47,9 +48,9 @@ pub struct Listed {
 /// Cheap to clone, shared.
 #[derive(Debug, Clone)]
 pub struct Uppers {
-    disk: Disk,
+    pub(super) disk: Disk,
     /// How many bytes what has a name holds unless told otherwise.
-    size: u64,
+    pub(super) size: u64,
     uses: Arc<Mutex<Uses>>,
 }
 
@@ -77,6 +78,8 @@ impl Uppers {
         for key in disk.list()? {
             let (attachment, pending) = match &key {
                 Key::Own(id) => (id.clone(), false),
+                // Nobody's that could drain: see `volumes`.
+                Key::Volume(_) => continue,
                 Key::Named(_) => disk.about(&key).map(|a| (a.attachment, a.pending)).unwrap_or_default(),
             };
             uses.find(key, attachment, pending);
@@ -124,13 +127,14 @@ impl Uppers {
     fn prepare(&self, key: &Key, wanted: &Wanted, id: &str, version: &Resolved) -> Result<Upper, UpperError> {
         let mut about = About {
             format: FORMAT,
-            capsule: version.name.clone(),
-            version: version.version.clone(),
-            digest: version.digest.clone(),
+            over: Some(version.into()),
             attachment: id.to_owned(),
             limit: wanted.size.or(wanted.name.as_ref().map(|_| self.size)),
             since: SystemTime::now(),
             pending: wanted.name.is_some(),
+            owner: None,
+            permissions: None,
+            ephemeral: false,
         };
         let fresh = !self.disk.has(key);
         match &wanted.name {
@@ -153,13 +157,13 @@ impl Uppers {
         let Some(Upper { name: Some(name), .. }) = &attachment.upper else { return Ok(()) };
         let (key, current) = (Key::Named(name.clone()), &attachment.current);
         let before = self.disk.about(&key)?;
-        let now = About {
+        let over = Over {
+            capsule: attachment.capsule.clone(),
             version: current.version.clone(),
             digest: current.digest.clone(),
-            attachment: attachment.id.clone(),
-            pending: false,
-            ..before.clone()
         };
+        let now =
+            About { over: Some(over), attachment: attachment.id.clone(), pending: false, ..before.clone() };
         if now == before { Ok(()) } else { self.disk.tell(&key, &now) }
     }
 
@@ -279,7 +283,7 @@ impl Uppers {
         }
     }
 
-    fn retire(&self, key: &Key) -> Option<Result<Retired, UpperError>> {
+    pub(super) fn retire(&self, key: &Key) -> Option<Result<Retired, UpperError>> {
         let retired = self.disk.retire(key, &fresh_id()).transpose();
         self.uses().removed(key);
         retired
@@ -300,7 +304,7 @@ impl Uppers {
         Ok(listed)
     }
 
-    fn known(&self, key: &Key) -> Option<About> {
+    pub(super) fn known(&self, key: &Key) -> Option<About> {
         self.disk.about(key).inspect_err(|error| tracing::warn!(%error, "it is there all the same")).ok()
     }
 
@@ -338,10 +342,12 @@ impl Uppers {
         let key = match of {
             Readable::Attachment(attachment) => key(attachment).ok_or(UpperError::Nothing)?,
             Readable::Named(name) => Key::Named((*name).clone()),
+            Readable::Volume(id) => Key::Volume((*id).clone()),
         };
         let taken = |taken| match &key {
             Key::Named(name) => refused(name, taken),
             Key::Own(id) => UpperError::Ended(id.clone()),
+            Key::Volume(id) => UpperError::VolumeGoes(id.clone()),
         };
         let whose = self.uses().read(&key).map_err(taken)?;
         // From here on nobody else takes it.
@@ -365,9 +371,9 @@ impl Uppers {
                 version: current.version.clone(),
                 digest: current.digest.clone(),
             }),
-            Readable::Named(name) => {
-                let About { capsule, version, digest, .. } = self.find(name)?;
-                Ok(Over { capsule, version, digest })
+            Readable::Named(name) => self.find(name)?.over.ok_or(UpperError::Nothing),
+            Readable::Volume(id) => {
+                self.disk.about(&Key::Volume((*id).clone()))?.over.ok_or(UpperError::Nothing)
             }
         }
     }
@@ -424,6 +430,8 @@ pub enum Readable<'a> {
     Attachment(&'a Attachment),
     /// What has a name.
     Named(&'a UpperName),
+    /// What a volume has.
+    Volume(&'a VolumeId),
 }
 
 fn key(attachment: &Attachment) -> Option<Key> {
@@ -440,8 +448,8 @@ pub fn kept_as(intent: &Attachment) -> Option<&UpperName> {
 }
 
 fn check(name: &UpperName, there: &About, version: &Resolved, size: Option<u64>) -> Result<(), UpperError> {
-    if there.capsule != version.name {
-        let (of, wanted) = (there.capsule.clone(), version.name.clone());
+    if let Some(over) = there.over.as_ref().filter(|over| over.capsule != version.name) {
+        let (of, wanted) = (over.capsule.clone(), version.name.clone());
         return Err(UpperError::OtherCapsule { name: name.clone(), of, wanted });
     }
     if size.is_some() && size != there.limit {

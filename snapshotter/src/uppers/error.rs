@@ -11,6 +11,7 @@ use crate::{
         model::{CapsuleName, Digest, Version},
     },
     trees::TreeError,
+    volumes::model::VolumeId,
 };
 
 /// A call that failed, having changed nothing.
@@ -43,6 +44,12 @@ pub enum UpperError {
     /// It will be gone in a moment.
     #[error("{0} is being removed: try again in a moment")]
     BeingRemoved(UpperName),
+    /// It will be gone in a moment.
+    #[error("volume {0} is being removed")]
+    VolumeGoes(VolumeId),
+    /// It is read by a publish.
+    #[error("volume {0} is being published: try again when that is done")]
+    VolumeRead(VolumeId),
     /// The attachment has ended.
     #[error(
         "attachment {0} has been detached meanwhile: commit what was kept, if anything was (\"capsulectl uppers\")"

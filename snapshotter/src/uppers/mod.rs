@@ -8,7 +8,8 @@
 //!     about.json            of which capsule it is, and which attachment had it last
 //!     upper/, work/         what overlayfs is given, or
 //!     image                 an ext4 file system with both, of a fixed size
-//! ROOT/{attachments,uppers}/.new-ID, .gone-ID    being made, being removed
+//! ROOT/volumes/STACK/NAME/  what a volume has; a STACK of `_` where it has none
+//! ROOT/{attachments,uppers,volumes/STACK}/.new-ID, .gone-ID    being made, being removed
 //! ```
 
 mod commit;
@@ -19,8 +20,10 @@ mod layer;
 pub mod model;
 mod reading;
 mod uses;
+mod volume;
 
 pub use self::{
     engine::{Listed, Readable, Uppers, Wanted, kept_as},
     error::UpperError,
+    volume::NewVolume,
 };

@@ -5,7 +5,10 @@ use std::{fmt, path::PathBuf, str::FromStr, time::SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::UpperError;
-use crate::capsules::model::{CapsuleName, Digest, Version};
+use crate::capsules::{
+    Resolved,
+    model::{CapsuleName, Digest, Version},
+};
 
 /// The name under which what is written outlives its attachment: of the form of a capsule's name, as it is one of a
 /// directory.
@@ -80,13 +83,10 @@ pub enum Fate {
 pub struct About {
     /// Format of this file.
     pub format: u32,
-    /// Of which capsule.
-    pub capsule: CapsuleName,
-    /// Over which version it was last.
-    pub version: Version,
-    /// That version's identity.
-    pub digest: Digest,
-    /// The last attachment that had it.
+    /// Over which version it was last; none for a directory that is no capsule's.
+    #[serde(flatten)]
+    pub over: Option<Over>,
+    /// The last attachment that had it; of a volume, which none has, an id of its own.
     pub attachment: String,
     /// How many bytes it can hold, where that is fixed.
     pub limit: Option<u64>,
@@ -95,6 +95,32 @@ pub struct About {
     /// It was made for its first attachment, which has not been made yet: nobody has written to it.
     #[serde(default)]
     pub pending: bool,
+    /// Whom its root is to belong to, where that is not as of the version below, and its mode. Of volumes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<(u32, u32)>,
+    /// Likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub permissions: Option<u32>,
+    /// Of a volume that goes with its last mount.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ephemeral: bool,
+}
+
+/// A version that something was written over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Over {
+    /// Of which capsule.
+    pub capsule: CapsuleName,
+    /// Which.
+    pub version: Version,
+    /// Its identity.
+    pub digest: Digest,
+}
+
+impl From<&Resolved> for Over {
+    fn from(of: &Resolved) -> Self {
+        Self { capsule: of.name.clone(), version: of.version.clone(), digest: of.digest.clone() }
+    }
 }
 
 /// The format of `about.json` that this capsuled writes and reads.

@@ -11,13 +11,10 @@ use tokio::sync::mpsc;
 use super::{
     UpperError, Uppers,
     layer::{Broken, write_layer},
-    model::Place,
+    model::{Over, Place},
     uses::Key,
 };
-use crate::{
-    capsules::model::{CapsuleName, Digest, Version},
-    trees::Layers,
-};
+use crate::trees::Layers;
 
 /// How much of a tar is handed on at once.
 const CHUNK: usize = 1 << 20;
@@ -30,17 +27,6 @@ pub struct Reading {
     whose: Option<String>,
     place: Place,
     over: Over,
-}
-
-/// The version that what is read was written over.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Over {
-    /// Of which capsule.
-    pub capsule: CapsuleName,
-    /// Which.
-    pub version: Version,
-    /// Its identity.
-    pub digest: Digest,
 }
 
 impl Drop for Reading {

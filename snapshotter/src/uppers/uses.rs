@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::model::UpperName;
-use crate::attachments::model::ContainerKey;
+use crate::{attachments::model::ContainerKey, volumes::model::VolumeId};
 
 /// Which upper directory.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -12,6 +12,8 @@ pub enum Key {
     Own(String),
     /// That of this name.
     Named(UpperName),
+    /// That of a volume.
+    Volume(VolumeId),
 }
 
 /// Why somebody cannot have it.
@@ -146,6 +148,11 @@ impl Uses {
         }
         one.readers += 1;
         Ok(one.attachment.clone())
+    }
+
+    /// Whether somebody reads it.
+    pub fn is_read(&self, key: &Key) -> bool {
+        self.uses.get(key).is_some_and(|one| one.readers > 0)
     }
 
     /// Nobody does any more. It may have got a name meanwhile.

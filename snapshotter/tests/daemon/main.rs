@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on has failed
 #![allow(clippy::print_stdout)] // how much was tried is a result
 
+mod damage;
 mod disks;
 mod load;
 mod passed;

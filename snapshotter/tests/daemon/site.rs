@@ -151,6 +151,24 @@ impl Site {
         }
     }
 
+    /// Waits until one serves, or has ended.
+    pub fn is_ready(&self, capsuled: &mut Capsuled) -> bool {
+        self.manager.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        let mut buffer = [0; 64];
+        let deadline = Instant::now() + PATIENCE;
+        let is_ready = loop {
+            let is_told = self.manager.recv(&mut buffer).is_ok_and(|length| buffer[..length] == *b"READY=1");
+            if is_told || !capsuled.is_running() {
+                break is_told;
+            }
+            assert!(Instant::now() < deadline, "it neither serves nor ends:\n{}", self.log());
+        };
+        // What one that has ended said last is nothing that the next one says.
+        while !is_ready && self.manager.recv(&mut buffer).is_ok() {}
+        self.manager.set_read_timeout(Some(PATIENCE)).unwrap();
+        is_ready
+    }
+
     /// Waits until the log has `count` lines with this text.
     pub fn wait_for_log_times(&self, text: &str, count: usize) {
         let deadline = Instant::now() + PATIENCE;
