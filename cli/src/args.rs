@@ -21,6 +21,7 @@ mod tags;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod volumes;
 mod written;
 
 use std::ffi::OsString;
@@ -45,6 +46,7 @@ pub use self::prune::{PruneArgs, RemoveArgs};
 pub use self::sign::{SignArgs, VerifyArgs};
 pub use self::tags::{TagArgs, TagRef};
 pub use self::transfer::{ImportArgs, LoginArgs, PullArgs, PushArgs, SaveArgs};
+pub use self::volumes::{VolumeArgs, VolumesCommand};
 pub use self::written::{CommitArgs, UppersCommand, WritableArgs};
 
 /// Where capsuled listens unless told otherwise.
@@ -211,6 +213,13 @@ pub enum Command {
         /// What to do.
         #[command(subcommand)]
         command: Option<UppersCommand>,
+    },
+    /// Make, mount, upgrade and remove volumes: capsules and directories at paths of the node
+    #[command(after_help = volumes::EXAMPLES)]
+    Volumes {
+        /// What to do.
+        #[command(subcommand)]
+        command: Option<VolumesCommand>,
     },
     /// List attachments, draining ones included
     #[command(after_help = shown::PS_EXAMPLES)]

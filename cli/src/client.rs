@@ -17,6 +17,7 @@ use capsule_proto::capsule::v1::transfers_client::TransfersClient;
 use capsule_proto::capsule::v1::trees_client::TreesClient;
 use capsule_proto::capsule::v1::uppers_client::UppersClient;
 use capsule_proto::capsule::v1::usage_client::UsageClient;
+use capsule_proto::capsule::v1::volumes_client::VolumesClient;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
@@ -150,6 +151,11 @@ impl Client {
     /// What is written to attachments.
     pub fn uppers(&self) -> UppersClient<Wire> {
         UppersClient::new(self.wire()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// Capsules and directories at paths of the node.
+    pub fn volumes(&self) -> VolumesClient<Wire> {
+        VolumesClient::new(self.wire()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Capsules in live containers.

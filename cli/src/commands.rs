@@ -14,6 +14,7 @@ mod setup;
 mod sign;
 mod tags;
 mod transfer;
+mod volumes;
 mod written;
 
 use std::fs;
@@ -87,6 +88,7 @@ pub async fn run(cli: Cli, caller: &Caller) -> Result<(), Error> {
         Command::Detach(args) => detach(to, request::detach(args, namespace)?).await,
         Command::Commit(args) => written::commit(to, args, namespace).await,
         Command::Uppers { command } => written::uppers(to, command).await,
+        Command::Volumes { command } => volumes::volumes(to, command).await,
         Command::Ps { container, users } => {
             // A namespace alone asks for all of its containers, which the API has no word for.
             let only = namespace.filter(|_| container.is_none());

@@ -9,10 +9,11 @@ use std::{
 use anyhow::{Context as _, Result};
 use capsule_remote::{audit, server::Server, tls::Material};
 use capsuled::{
-    config::{Config, DEFAULT_PATH},
+    config::{Config, DEFAULT_PATH, Format},
     notify::{State, notify},
 };
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
+use clap_mangen::Man;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -21,6 +22,9 @@ use tracing_subscriber::EnvFilter;
 
 /// What a configuration with mistakes exits with, as usage errors do.
 const EXIT_CONFIG: u8 = 2;
+
+/// The end of the manual page: what is nowhere on the command line.
+const MANUAL: &str = include_str!("manual.roff");
 
 /// Serves the API of capsuled to clients elsewhere: over TLS, with certificates that say what each may do.
 #[derive(Debug, Parser)]
@@ -32,10 +36,16 @@ struct Arguments {
     /// Check the configuration and the files of certificates that it names, and exit
     #[arg(long)]
     check_config: bool,
+    /// Print the manual page, for packages
+    #[arg(long, hide = true, exclusive = true)]
+    man: bool,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if arguments.man {
+        return manual();
+    }
     let config = match Config::load(&arguments.config, true) {
         Ok(config) => config,
         Err(error) => return fail(EXIT_CONFIG, &format!("{:#}", anyhow::Error::new(error))),
@@ -54,6 +64,20 @@ fn main() -> ExitCode {
     }
 }
 
+/// What `--help` says, as man(1) reads it, and [`MANUAL`].
+fn manual() -> ExitCode {
+    let man = Man::new(Arguments::command()).section("8").manual("Resource Capsules");
+    let mut page = Vec::new();
+    let told = man.render(&mut page).and_then(|()| {
+        page.extend_from_slice(MANUAL.as_bytes());
+        io::stdout().write_all(&page)
+    });
+    match told {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(1, &format!("print the manual page: {error}")),
+    }
+}
+
 fn fail(code: u8, error: &str) -> ExitCode {
     _ = writeln!(io::stderr(), "capsule-remote: {error}"); // with nowhere to write to, the exit code has to do
     ExitCode::from(code)
@@ -61,11 +85,14 @@ fn fail(code: u8, error: &str) -> ExitCode {
 
 fn run(config: Config, address: std::net::SocketAddr) -> Result<()> {
     let level = tracing::Level::from(config.log.level);
-    tracing_subscriber::fmt()
+    let lines = tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_ansi(false)
-        .with_env_filter(EnvFilter::new(format!("{level},{}=info", audit::TARGET)))
-        .init();
+        .with_env_filter(EnvFilter::new(format!("{level},{}=info", audit::TARGET)));
+    match config.log.format {
+        Format::Text => lines.init(),
+        Format::Json => lines.json().flatten_event(true).init(),
+    }
     // One thread: what it does is wait.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("start a runtime")?.block_on(serve(config, address))

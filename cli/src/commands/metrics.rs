@@ -2,21 +2,12 @@
 //!
 //! capsuled itself listens on no network. This process needs its socket and nothing else.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use capsule_proto::capsule::v1::{self, attachments_server};
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use capsule_telemetry::http::{self, Answer};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -24,14 +15,6 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use super::{Target, write_out};
 use crate::error::Error;
 use crate::trace::Caller;
-
-/// Of OpenMetrics 1.0, section 4.3.
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-const PLAIN: &str = "text/plain; charset=utf-8";
-/// How many connections are served at once.
-const CONNECTIONS: usize = 16;
-/// How long a client may take to send its request.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Prints what capsuled counts, or serves it.
 ///
@@ -54,56 +37,27 @@ async fn serve(to: Target<'_>, address: SocketAddr) -> Result<(), Error> {
     let listener = TcpListener::bind(address).await.map_err(refused)?;
     write_out(format!("serving on http://{}/metrics\n", listener.local_addr().map_err(refused)?).as_bytes())?;
     let (node, output) = (Arc::new(to.place.clone()), to.output);
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        // Never closed.
-        let Ok(place) = room.clone().acquire_owned().await else { return Ok(()) };
-        let (stream, _) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            // Of one connection, or no descriptor is left: others may do.
-            Err(_) => {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let node = node.clone();
-        tokio::spawn(async move {
+    let answer = move |path: String| {
+        let node = Arc::clone(&node);
+        async move {
             let caller = Caller::default();
-            let to = Target { place: &node, output, caller: &caller };
-            let answer = service_fn(|request: Request<Incoming>| async move {
-                Ok::<_, Infallible>(answer(to, &request).await)
-            });
-            let served = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(PATIENCE)
-                .keep_alive(true)
-                .serve_connection(TokioIo::new(stream), answer);
-            // The client's loss: there is nobody to tell.
-            let _ended = served.await;
-            drop(place);
-        });
-    }
+            answer(Target { place: &node, output, caller: &caller }, &path).await
+        }
+    };
+    http::serve(listener, answer).await;
+    Ok(())
 }
 
-async fn answer(to: Target<'_>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut refused = plain(StatusCode::METHOD_NOT_ALLOWED, "use GET\n".to_owned());
-        refused.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
-        return refused;
-    }
-    match request.uri().path() {
-        "/metrics" => match read(to).await {
-            Ok(text) => body(StatusCode::OK, OPEN_METRICS, text),
-            Err(error) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
-        },
+async fn answer(to: Target<'_>, path: &str) -> Answer {
+    match path {
+        "/metrics" => read(to).await.map_or_else(|error| Answer::unavailable(&error), Answer::metrics),
         // This process answers.
-        "/livez" => plain(StatusCode::OK, "ok\n".to_owned()),
+        "/livez" => Answer::ok(),
         // And capsuled does; and can do its work.
-        path @ ("/healthz" | "/readyz") => match serves(to, service_of(path)).await {
-            Ok(()) => plain(StatusCode::OK, "ok\n".to_owned()),
-            Err(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
-        },
-        _ => plain(StatusCode::NOT_FOUND, "use /metrics, /healthz, /readyz or /livez\n".to_owned()),
+        "/healthz" | "/readyz" => {
+            serves(to, service_of(path)).await.map_or_else(|why| Answer::unavailable(&why), |()| Answer::ok())
+        }
+        _ => Answer::not_found("/metrics, /healthz, /readyz or /livez"),
     }
 }
 
@@ -124,15 +78,4 @@ async fn serves(to: Target<'_>, service: &str) -> Result<(), String> {
         Err(status) if status.code() == Code::Unimplemented => Ok(()),
         Err(status) => Err(format!("capsuled does not say whether it is ready: {}", status.message())),
     }
-}
-
-fn plain(status: StatusCode, text: String) -> Response<Full<Bytes>> {
-    body(status, PLAIN, text)
-}
-
-fn body(status: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(text)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
-    response
 }

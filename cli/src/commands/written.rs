@@ -15,11 +15,11 @@ use crate::view::{Time, Version, filled};
 
 /// Result of `commit`.
 #[derive(Debug, Serialize)]
-struct Committed {
-    version: Version,
-    existed: bool,
+pub(super) struct Committed {
+    pub(super) version: Version,
+    pub(super) existed: bool,
     /// What it is made from.
-    from_version: String,
+    pub(super) from_version: String,
 }
 
 impl Text for Committed {

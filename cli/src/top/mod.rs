@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use capsule_proto::capsule::v1;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::sample::Sample;
 use self::screen::{Order, Screen};
@@ -48,8 +49,10 @@ async fn follow(
     first: v1::ListUsageResponse,
     every: Duration,
 ) -> Result<(), Error> {
+    // A shell or session that ends it would have a terminal that echoes nothing.
+    let mut ended = signal(SignalKind::terminate()).map_err(Error::Print)?;
     let mut terminal = ratatui::try_init().map_err(Error::Print)?;
-    let followed = keep_following(&mut terminal, to, client, first, every).await;
+    let followed = keep_following(&mut terminal, &mut ended, to, (client, first), every).await;
     // Also after an error: the terminal is the person's again.
     ratatui::restore();
     followed
@@ -57,9 +60,9 @@ async fn follow(
 
 async fn keep_following(
     terminal: &mut ratatui::DefaultTerminal,
+    ended: &mut Signal,
     to: Target<'_>,
-    client: Client,
-    first: v1::ListUsageResponse,
+    (client, first): (Client, v1::ListUsageResponse),
     every: Duration,
 ) -> Result<(), Error> {
     let (mut client, mut last) = (Some(client), first);
@@ -87,7 +90,11 @@ async fn keep_following(
             }
         }
         // The connection's own tasks run only here.
-        tokio::task::yield_now().await;
+        tokio::select! {
+            biased;
+            _ = ended.recv() => return Ok(()),
+            () = tokio::task::yield_now() => {}
+        }
         if asked.elapsed() < every {
             continue;
         }
