@@ -1,13 +1,22 @@
 //! The agent of a node: has its capsuled do what the node's [`NodeCapsules`] says, and says what became of it.
 //!
-//! It sees that one object and no other. While the API server is away it goes on with what it knows, and says what it did when it is back.
+//! It follows that one object and no other. While the API server is away it goes on with what it knows, and says what it did when it is back.
 
+mod checking;
+mod fetch;
+mod fetching;
 mod node;
 mod plan;
+mod volumes;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Client, Resource as _, ResourceExt as _,
     api::{Patch, PatchParams},
@@ -18,12 +27,15 @@ use tokio::{sync::watch, time::timeout};
 use tonic::Code;
 
 use self::{
+    checking::Checking,
+    fetching::Fetching,
     node::{Node, is_away},
     plan::{Planned, Step, plan},
 };
 use crate::{
-    api::{Done, NodeCapsules, NodeCapsulesStatus, State},
+    api::{Done, FetchState, Fetched, NodeCapsules, NodeCapsulesStatus, State, VolumeDone, VolumeState, at},
     bounded,
+    meters::Meters,
 };
 
 /// Who has written a field.
@@ -48,22 +60,32 @@ pub struct Settings {
 ///
 /// # Errors
 /// The watch has ended.
-pub async fn run(client: Client, settings: Settings) -> anyhow::Result<()> {
+pub async fn run(client: Client, settings: Settings, meters: Meters) -> anyhow::Result<()> {
     let api: Api<NodeCapsules> = Api::all(client);
     let (sender, mut seen) = watch::channel(None);
     let only = watcher::Config::default().fields(&format!("metadata.name={}", settings.node));
     let following = tokio::spawn(follow(api.clone(), only, sender));
     let node = Node::new(settings.socket);
-    let mut agent = Agent { api, name: settings.node, node, done: None, uid: None, told: None };
+    let mut agent = Agent::new(api, settings.node, node, meters);
+    let (fetched, checked) = (Arc::clone(&agent.fetching.ended), Arc::clone(&agent.checking.ended));
     loop {
         let latest = seen.borrow_and_update().clone();
+        let began = Instant::now();
         let pause = match &latest {
             Some(object) => agent.reconcile(object).await,
-            None => CALM,
+            None => {
+                agent.meters.set_ready(agent.node.present().await.is_ok());
+                CALM
+            }
         };
-        // A watch that has ended says so by its error.
-        if let Ok(Err(_)) = timeout(pause, seen.changed()).await {
-            return Ok(following.await?);
+        agent.meters.passed(began.elapsed(), agent.is_good);
+        tokio::select! {
+            () = fetched.notified() => {}
+            () = checked.notified() => {}
+            // A watch that has ended says so by its error.
+            seen = timeout(pause, seen.changed()) => if let Ok(Err(_)) = seen {
+                return Ok(following.await?);
+            },
         }
     }
 }
@@ -81,67 +103,145 @@ async fn follow(api: Api<NodeCapsules>, only: watcher::Config, sender: watch::Se
     }
 }
 
+/// All that is said of the node.
+#[derive(Debug, Clone, Default)]
+struct Said {
+    done: Vec<Done>,
+    fetched: Vec<Fetched>,
+    volumes: Vec<VolumeDone>,
+}
+
+/// What capsuled has, and what is asked for stands for.
+struct Looked {
+    present: Vec<plan::Present>,
+    versions: plan::Versions,
+    volumes: volumes::There,
+}
+
 struct Agent {
     api: Api<NodeCapsules>,
     name: String,
     node: Node,
+    fetching: Fetching,
+    checking: Checking,
     /// What it has done; from the object's status when it starts.
-    done: Option<Vec<Done>>,
+    said: Option<Said>,
     /// Which object was told.
     uid: Option<String>,
     /// The status that the API server has taken last.
     told: Option<NodeCapsulesStatus>,
+    /// The last look: capsuled and the API server have answered, and nothing has failed.
+    is_good: bool,
+    meters: Meters,
 }
 
 impl Agent {
+    fn new(api: Api<NodeCapsules>, name: String, node: Node, meters: Meters) -> Self {
+        Self {
+            api,
+            name,
+            node,
+            fetching: Fetching::default(),
+            checking: Checking::default(),
+            said: None,
+            uid: None,
+            told: None,
+            is_good: true,
+            meters,
+        }
+    }
+
     /// Does what is to be done; how long until it is to look again.
     async fn reconcile(&mut self, object: &NodeCapsules) -> Duration {
         if self.uid != object.uid() {
             // Another of its name: nothing was said to it yet.
             (self.uid, self.told) = (object.uid(), None);
         }
-        let of_object = || object.status.as_ref().map(|s| s.attachments.clone()).unwrap_or_default();
-        let before = self.done.get_or_insert_with(of_object).clone();
-        let assigned = &object.spec.attachments;
-        let (present, versions) = match self.look(object).await {
+        let status = object.status.clone().unwrap_or_default();
+        let of_object = || Said {
+            done: status.attachments.clone(),
+            fetched: status.capsules.clone(),
+            volumes: status.volumes.clone(),
+        };
+        let before = self.said.get_or_insert_with(of_object).clone();
+        let looked = self.look(object).await;
+        self.meters.set_ready(looked.is_ok());
+        let fetches = self.fetching.plan(&object.spec.capsules, &before.fetched, &self.node).await;
+        let (looked, fetches) = match looked.and_then(|looked| Ok((looked, fetches?))) {
             Ok(looked) => looked,
             Err(error) => {
                 tracing::warn!(error = error.message(), "capsuled does not answer");
+                self.is_good = false;
                 return SOON;
             }
         };
-        let planned = plan(assigned, &before, &present, &versions);
-        self.done = Some(planned.iter().map(|one| one.done.clone()).collect());
-        // Nothing is attached that nobody could know to be this agent's, by what the API server has.
-        let known =
-            self.told.as_ref().or(object.status.as_ref()).map_or(&[][..], |status| &status.attachments);
-        let is_new = |one: &Planned| {
-            let is_own = |done: &&Done| is_of(done, &one.done) && !done.found;
-            matches!(one.step, Step::Attach(_)) && !known.iter().any(|done| is_own(&done))
+        let mut planned = plan(&object.spec.attachments, &before.done, &looked.present, &looked.versions);
+        let to_do = &object.spec.volumes;
+        let volumes = volumes::plan(to_do, &before.volumes, &looked.volumes, &looked.versions);
+        self.checking.take(&mut planned, &self.node).await;
+        for one in &mut planned {
+            stamp(&mut one.done, &before.done);
+        }
+        let said = Said {
+            done: planned.iter().map(|one| one.done.clone()).collect(),
+            fetched: fetches.iter().map(|(said, _)| said.clone()).collect(),
+            volumes: volumes.iter().filter_map(|one| one.said.clone()).collect(),
         };
-        if planned.iter().any(is_new) && !self.tell(object, true).await {
+        let is_known = self.is_known(object, &planned, &said.fetched);
+        self.said = Some(said);
+        if !is_known && !self.tell(object, true).await {
+            self.is_good = false;
             return SOON;
         }
+        let fetched = self.fetching.take(fetches, &self.node).await;
         let work = planned.into_iter().map(|one| take(&self.node, one));
-        let done: Vec<Done> =
-            stream::iter(work).buffered(AT_ONCE).filter_map(async |done| done).collect().await;
-        let pause = pause_after(&done);
-        self.done = Some(done);
-        if self.tell(object, false).await { pause } else { SOON }
+        let work = stream::iter(work).buffered(AT_ONCE).filter_map(async |done| done).collect();
+        let (mut done, volumes): (Vec<Done>, _) = tokio::join!(work, volumes::take(volumes, &self.node));
+        let pause = pause_after(&done).min(pause_of(&fetched)).min(volumes::pause(to_do, &volumes));
+        for one in &mut done {
+            stamp(one, &before.done);
+        }
+        let has_failed = done.iter().any(|one| one.state == State::Failed)
+            || volumes.iter().any(|one| one.state == VolumeState::Failed);
+        self.said = Some(Said { done, fetched, volumes });
+        let is_told = self.tell(object, false).await;
+        self.is_good = is_told && !has_failed;
+        if is_told { pause } else { SOON }
     }
 
-    async fn look(
-        &self,
-        object: &NodeCapsules,
-    ) -> Result<(Vec<plan::Present>, plan::Versions), tonic::Status> {
-        Ok((self.node.present().await?, self.node.versions(&object.spec.attachments).await?))
+    /// Nothing is attached or fetched that nobody could know to be this agent's, by what the API server has.
+    fn is_known(&self, object: &NodeCapsules, planned: &[Planned], fetched: &[Fetched]) -> bool {
+        let none = NodeCapsulesStatus::default();
+        let known = self.told.as_ref().or(object.status.as_ref()).unwrap_or(&none);
+        let is_own =
+            |one: &Planned| known.attachments.iter().any(|done| is_of(done, &one.done) && !done.found);
+        let is_fetched = |one: &Fetched| {
+            known.capsules.iter().any(|other| other.own && fetch::key(other) == fetch::key(one))
+        };
+        planned.iter().filter(|one| matches!(one.step, Step::Attach(_))).all(is_own)
+            && fetched.iter().filter(|one| one.own).all(is_fetched)
+    }
+
+    async fn look(&self, object: &NodeCapsules) -> Result<Looked, tonic::Status> {
+        let attachments = object.spec.attachments.iter();
+        let asked = attachments.map(|one| (one.capsule.as_str(), one.version.as_deref().unwrap_or_default()));
+        Ok(Looked {
+            present: self.node.present().await?,
+            versions: self.node.versions(asked.chain(volumes::asked(&object.spec.volumes))).await?,
+            volumes: self.node.list_volumes().await?,
+        })
     }
 
     /// Says how far all is; with `first`, of no other than this state of the object, so that whoever sees a later one has heard it. Whether
     /// the API server has taken it, or had it.
     async fn tell(&mut self, object: &NodeCapsules, first: bool) -> bool {
-        let attachments = self.done.clone().unwrap_or_default();
-        let status = NodeCapsulesStatus { observed_generation: object.metadata.generation, attachments };
+        let Said { done, fetched, volumes } = self.said.clone().unwrap_or_default();
+        let status = NodeCapsulesStatus {
+            observed_generation: object.metadata.generation,
+            attachments: done,
+            capsules: fetched,
+            volumes,
+        };
         if self.told.as_ref().or(object.status.as_ref()) == Some(&status) {
             return true;
         }
@@ -153,7 +253,9 @@ impl Agent {
             patch["metadata"]["resourceVersion"] = json!(object.resource_version());
         }
         let (name, params) = (object.name_any(), PatchParams::apply(MANAGER).force());
-        match bounded(self.api.patch_status(&name, &params, &Patch::Apply(patch))).await {
+        let written = bounded(self.api.patch_status(&name, &params, &Patch::Apply(patch))).await;
+        self.meters.wrote("NodeCapsules/status", written.is_ok());
+        match written {
             Ok(_) => self.told = Some(status),
             // It has changed, and is seen in a moment.
             Err(kube::Error::Api(error)) if first && error.code == 409 => return false,
@@ -176,6 +278,20 @@ fn pause_after(done: &[Done]) -> Duration {
     worst.min().unwrap_or(CALM)
 }
 
+/// What is on its way says so itself when it is there.
+fn pause_of(fetched: &[Fetched]) -> Duration {
+    let is_calm = |one: &Fetched| one.state == FetchState::Present;
+    if fetched.iter().all(is_calm) { CALM } else { LATER }
+}
+
+/// Says since when it is in this state, with what was asked for.
+fn stamp(done: &mut Done, before: &[Done]) {
+    let last = before.iter().find(|last| is_of(last, done));
+    let same = last
+        .filter(|last| (last.state, &last.asked, &last.version) == (done.state, &done.asked, &done.version));
+    done.since = same.and_then(|last| last.since.clone()).or_else(|| Some(at(Timestamp::now())));
+}
+
 fn is_of(one: &Done, other: &Done) -> bool {
     (&one.owner, &one.pod, &one.container) == (&other.owner, &other.pod, &other.container)
 }
@@ -188,8 +304,8 @@ async fn take(node: &Node, planned: Planned) -> Option<Done> {
         Step::Attach(wanted) => node.attach(wanted).await.map(|(version, target)| {
             (done.version, done.target) = (Some(version), Some(target));
         }),
-        Step::Move { version } => {
-            node.upgrade(&done, version).await.map(|version| done.version = Some(version))
+        Step::Move { version, .. } => {
+            node.upgrade(&done, version, None).await.map(|version| done.version = Some(version))
         }
         Step::Detach => match node.detach(&done).await {
             Ok(()) => return None,

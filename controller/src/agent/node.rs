@@ -1,9 +1,12 @@
 //! This node's capsuled, over its socket.
 
+mod volumes;
+
 use std::{path::PathBuf, time::Duration};
 
 use capsule_proto::capsule::v1::{
     self, AttachmentState, attachments_client::AttachmentsClient, capsules_client::CapsulesClient,
+    collector_client::CollectorClient, tags_client::TagsClient, transfers_client::TransfersClient,
 };
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -12,12 +15,15 @@ use tonic::{
     transport::{Channel, Endpoint, Uri},
 };
 
-use super::plan::{Present, Versions};
-use crate::api::{Assigned, Done, Mode};
+use super::{
+    fetch::There,
+    plan::{Present, Versions},
+};
+use crate::api::{Assigned, Done, HealthCheck, Mode};
 
 /// Listings of a large node are larger than gRPC's usual 4 MiB.
 const MAX_ANSWER: usize = 64 << 20;
-/// How long capsuled may take for a call: a shim has half a minute, and an upgrade of several versions asks more than once.
+/// How long capsuled may take for a call: a shim has half a minute, a check of health one at most.
 const DEADLINE: Duration = Duration::from_secs(90);
 
 /// capsuled. The connection is made when it is first needed, and again where it breaks.
@@ -70,15 +76,18 @@ impl Node {
     ///
     /// # Errors
     /// capsuled is away.
-    pub async fn versions(&self, assigned: &[Assigned]) -> Result<Versions, Status> {
+    pub async fn versions<'a>(
+        &self,
+        asked: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Versions, Status> {
         let mut versions = Versions::new();
         let mut client = CapsulesClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER);
-        for Assigned { capsule, version, .. } in assigned {
-            let key = (capsule.clone(), version.clone().unwrap_or_default());
+        for (capsule, version) in asked {
+            let key = (capsule.to_owned(), version.to_owned());
             if versions.contains_key(&key) {
                 continue;
             }
-            let request = v1::InspectCapsuleRequest { name: capsule.clone(), version: key.1.clone() };
+            let request = v1::InspectCapsuleRequest { name: key.0.clone(), version: key.1.clone() };
             let found = match client.inspect_capsule(request).await {
                 Ok(found) => Ok(found.into_inner().version.map(|v| v.version).unwrap_or_default()),
                 Err(status) if is_away(&status) => return Err(status),
@@ -119,21 +128,80 @@ impl Node {
             .ok_or_else(|| Status::internal("capsuled does not say what it attached"))
     }
 
-    /// Moves what is there to another version; that version.
+    /// Moves what is there to another version, if what is to succeed then does; that version.
     ///
     /// # Errors
     /// capsuled's.
-    pub async fn upgrade(&self, done: &Done, version: &str) -> Result<String, Status> {
+    pub async fn upgrade(
+        &self,
+        done: &Done,
+        version: &str,
+        check: Option<&HealthCheck>,
+    ) -> Result<String, Status> {
         let spec = v1::MoveSpec {
             capsule: done.capsule.clone(),
             version: version.to_owned(),
             target: done.target.clone().unwrap_or_default(),
         };
         let container = container(&done.pod.uid, &done.container);
-        let request = v1::UpgradeRequest { container, specs: vec![spec], ..Default::default() };
+        let health = check.map(|check| v1::HealthCheck {
+            args: check.command.clone(),
+            timeout: Some(prost_types::Duration { seconds: check.timeout_seconds.into(), nanos: 0 }),
+        });
+        let request = v1::UpgradeRequest { container, specs: vec![spec], health, ..Default::default() };
         let moved = self.attachments().upgrade(request).await?.into_inner().attachments;
         let own = moved.into_iter().find(|a| a.capsule == done.capsule);
         own.map(|a| a.version).ok_or_else(|| Status::internal("capsuled does not say what it moved"))
+    }
+
+    /// The versions and the tags that it has.
+    ///
+    /// # Errors
+    /// capsuled's.
+    pub async fn there(&self) -> Result<There, Status> {
+        let mut client = CapsulesClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER);
+        let all = client.list_capsules(v1::ListCapsulesRequest::default()).await?.into_inner().versions;
+        let mut there = There::default();
+        for one in all.into_iter().filter(|one| one.complete) {
+            let tags = one.tags.into_iter().map(|tag| ((one.capsule.clone(), tag), one.version.clone()));
+            there.tags.extend(tags);
+            there.versions.insert((one.capsule, one.version));
+        }
+        Ok(there)
+    }
+
+    /// Fetches a version, for as long as it takes.
+    ///
+    /// # Errors
+    /// capsuled's.
+    pub async fn pull(&self, name: &str, version: &str, reference: &str) -> Result<(), Status> {
+        let r#as = Some(v1::As { name: name.to_owned(), version: version.to_owned() });
+        let request = v1::PullRequest { reference: reference.to_owned(), r#as, credentials: Vec::new() };
+        let mut events = TransfersClient::new(self.channel.clone()).pull(request).await?.into_inner();
+        while events.message().await?.is_some() {}
+        Ok(())
+    }
+
+    /// Lets names stand for a version.
+    ///
+    /// # Errors
+    /// capsuled's.
+    pub async fn tag(&self, name: &str, version: &str, tags: &[String]) -> Result<(), Status> {
+        let request =
+            v1::TagRequest { name: name.to_owned(), version: version.to_owned(), tags: tags.to_vec() };
+        TagsClient::new(self.channel.clone()).tag(request).await.map(drop)
+    }
+
+    /// Removes a version that nobody needs. That there is none is no error.
+    ///
+    /// # Errors
+    /// capsuled's; somebody needs it.
+    pub async fn remove(&self, name: &str, version: &str) -> Result<(), Status> {
+        let request = v1::RemoveRequest { name: name.to_owned(), version: version.to_owned() };
+        match CollectorClient::new(self.channel.clone()).remove(request).await {
+            Err(status) if status.code() == Code::NotFound => Ok(()),
+            result => result.map(drop),
+        }
     }
 
     /// Detaches, whoever uses it.

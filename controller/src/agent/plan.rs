@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::api::{Assigned, Done, Owner, PodRef, State};
+use crate::api::{Assigned, Done, HealthCheck, Owner, PodRef, State};
 
 /// An attachment that capsuled has in a container of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub enum Step {
     Move {
         /// The version, as it is asked for.
         version: String,
+        /// What is to succeed then.
+        check: Option<HealthCheck>,
     },
     /// Detach it; processes that use it keep what they have.
     Detach,
@@ -124,6 +126,7 @@ fn plan_wanted(wanted: &Assigned, before: &[Done], present: &[Present], versions
         capsule: wanted.capsule.clone(),
         state,
         asked: wanted.version.clone(),
+        since: None,
         version: there.map(|there| there.version.clone()),
         // Said before it is there: whoever takes over knows which one it is.
         target: there.map(|there| there.target.clone()).or_else(|| wanted.target.clone()),
@@ -147,8 +150,8 @@ fn plan_wanted(wanted: &Assigned, before: &[Done], present: &[Present], versions
                 );
                 planned(State::Failed, Some(why), Step::Rest)
             } else {
-                let version = asked.cloned().unwrap_or_default();
-                planned(State::Waiting, None, Step::Move { version })
+                let (version, check) = (asked.cloned().unwrap_or_default(), wanted.check.clone());
+                planned(State::Waiting, None, Step::Move { version, check })
             }
         }
         (Some(_), _) => planned(State::Attached, None, Step::Rest),
@@ -204,6 +207,7 @@ mod tests {
             target: None,
             mode: None,
             resources: None,
+            check: None,
         }
     }
 
@@ -294,7 +298,7 @@ mod tests {
     fn a_version_moves_and_a_tag_stands_for_one() {
         let said = run(&[assigned("a", Some("1"))], &[], &[]).1;
         let (told, said) = run(&[assigned("a", Some("stable"))], &said, &[there("1")]);
-        assert_eq!(told, [(State::Waiting, Step::Move { version: "stable".into() })]);
+        assert_eq!(told, [(State::Waiting, Step::Move { version: "stable".into(), check: None })]);
         assert_eq!(
             run(&[assigned("a", Some("stable"))], &said, &[there("2")]).0,
             [(State::Attached, Step::Rest)]

@@ -34,7 +34,7 @@ pub struct CapsuleAttachmentSpec {
     pub pod_selector: LabelSelector,
     /// Which of their containers, by name; all, but for init and ephemeral containers, when there is none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(max = 63)))]
     pub containers: Vec<String>,
     /// The capsule.
     #[schemars(length(min = 1, max = 128), regex(pattern = r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$"))]

@@ -2,19 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::Pod;
 use kube::{
     ResourceExt as _,
     core::{Selector, SelectorExt as _},
 };
 
+use super::pod::Pod;
 use crate::api::{Assigned, CapsuleAttachment, Owner, PodRef};
 
 /// What is wrong with a `CapsuleAttachment`, for its condition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unusable(pub String);
 
-/// What nodes are to have, by node; a node of which a pod is meant, or was, is there also when it is to have nothing.
+/// What nodes are to have, by node.
 pub type Assignments = BTreeMap<String, Vec<Assigned>>;
 
 /// The assignments of all nodes, and which attachments cannot be used.
@@ -38,8 +38,7 @@ pub fn assign<'a>(
         };
         let pods = by_namespace.get(&owner.namespace).into_iter().flatten();
         for pod in pods.filter(|pod| selector.matches(pod.labels())) {
-            let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
-            nodes.entry(node).or_default().extend(of_pod(attachment, &owner, pod));
+            nodes.entry(pod.node.to_string()).or_default().extend(of_pod(attachment, &owner, pod));
         }
     }
     for all in nodes.values_mut() {
@@ -66,19 +65,15 @@ pub fn owner_of(attachment: &CapsuleAttachment) -> Owner {
     }
 }
 
-/// Whether a pod can have anything: it is on a node and has not ended. One that is being deleted keeps what it has, and gets nothing new from
-/// its end on.
+/// Whether a pod can have anything: it is on a node and has not ended. One that is being deleted can until then.
 fn is_served(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
-    node.is_some_and(|node| !node.is_empty()) && !matches!(phase, Some("Succeeded" | "Failed"))
+    !pod.node.is_empty() && !pod.has_ended
 }
 
 fn of_pod(attachment: &CapsuleAttachment, owner: &Owner, pod: &Pod) -> Vec<Assigned> {
     let spec = &attachment.spec;
     let wanted: BTreeSet<&str> = spec.containers.iter().map(String::as_str).collect();
-    let containers =
-        pod.spec.iter().flat_map(|spec| &spec.containers).map(|container| container.name.as_str());
+    let containers = pod.containers.iter().map(|name| &**name);
     let of_container = |container: &str| Assigned {
         owner: owner.clone(),
         pod: PodRef { name: pod.name_any(), uid: pod.uid().unwrap_or_default() },
@@ -88,6 +83,7 @@ fn of_pod(attachment: &CapsuleAttachment, owner: &Owner, pod: &Pod) -> Vec<Assig
         target: spec.target.clone(),
         mode: spec.mode,
         resources: spec.resources.clone(),
+        check: None,
     };
     containers.filter(|name| wanted.is_empty() || wanted.contains(name)).map(of_container).collect()
 }

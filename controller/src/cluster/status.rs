@@ -8,7 +8,7 @@ use k8s_openapi::{
 };
 
 use super::plan::{Assignments, Unusable, is_going};
-use crate::api::{Assigned, CapsuleAttachment, CapsuleAttachmentStatus, Done, State};
+use crate::api::{Assigned, CapsuleAttachment, CapsuleAttachmentStatus, Done, State, dated};
 
 const READY: &str = "Ready";
 /// How many containers that cannot have it are named.
@@ -37,10 +37,11 @@ pub fn status(
     said: &[&Done],
     now: Timestamp,
 ) -> CapsuleAttachmentStatus {
+    let by_place: BTreeMap<_, &&Done> =
+        said.iter().map(|done| ((&done.pod, done.container.as_str()), done)).collect();
     let of = |wanted: &Assigned| {
-        said.iter().find(|done| {
-            (&done.pod, &done.container, &done.asked) == (&wanted.pod, &wanted.container, &wanted.version)
-        })
+        let done = by_place.get(&(&wanted.pod, wanted.container.as_str())).copied();
+        done.filter(|done| done.asked == wanted.version)
     };
     let states: Vec<Option<&&Done>> = wanted.iter().map(|wanted| of(wanted)).collect();
     let count = |state: State| states.iter().flatten().filter(|done| done.state == state).count();
@@ -55,8 +56,8 @@ pub fn status(
         None if wanted.is_empty() => (true, "NoContainers", "no container is to have it".to_owned()),
         None => (true, "Attached", format!("{attached} containers have it")),
     };
-    let before = attachment.status.as_ref();
-    let mut condition = Condition {
+    let before = attachment.status.as_ref().map_or(&[][..], |before| &before.conditions);
+    let condition = Condition {
         type_: READY.to_owned(),
         status: if ready { "True" } else { "False" }.to_owned(),
         reason: reason.to_owned(),
@@ -64,17 +65,13 @@ pub fn status(
         observed_generation: attachment.metadata.generation,
         last_transition_time: Time(now),
     };
-    let last = before.and_then(|before| before.conditions.iter().find(|c| c.type_ == READY));
-    if let Some(last) = last.filter(|last| last.status == condition.status) {
-        condition.last_transition_time = last.last_transition_time.clone();
-    }
     let number = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
     CapsuleAttachmentStatus {
         observed_generation: attachment.metadata.generation,
         wanted: number(wanted.len()),
         attached: number(attached),
         failed: number(failed),
-        conditions: vec![condition],
+        conditions: vec![dated(condition, before)],
     }
 }
 
@@ -123,6 +120,7 @@ mod tests {
             target: None,
             mode: None,
             resources: None,
+            check: None,
         }
     }
 
@@ -136,6 +134,7 @@ mod tests {
             container,
             capsule,
             state,
+            since: None,
             asked: version.clone(),
             version,
             target,

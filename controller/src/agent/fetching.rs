@@ -1,0 +1,121 @@
+//! Versions on their way to the node: each in a task of its own, so that nothing else waits for one.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{sync::Notify, task::JoinHandle};
+
+use super::{
+    fetch::{Key, Step, key, plan},
+    node::Node,
+};
+use crate::api::{FetchState, Fetched, Wanted};
+
+/// How many are on their way at once.
+const AT_ONCE: usize = 2;
+/// How long until one that failed is tried again; twice as long each time.
+const FIRST: Duration = Duration::from_secs(10);
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// What is on its way, and what has failed.
+#[derive(Default)]
+pub struct Fetching {
+    running: BTreeMap<Key, JoinHandle<Result<(), String>>>,
+    failed: BTreeMap<Key, Failure>,
+    /// Told when one has ended.
+    pub ended: Arc<Notify>,
+}
+
+struct Failure {
+    why: String,
+    again: Instant,
+    pause: Duration,
+}
+
+impl Fetching {
+    /// What is to be said before anything is done, with the steps.
+    pub async fn plan(
+        &mut self,
+        wanted: &[Wanted],
+        before: &[Fetched],
+        node: &Node,
+    ) -> Result<Vec<(Fetched, Step)>, tonic::Status> {
+        if wanted.is_empty() && before.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.take_ended().await;
+        let there = node.there().await?;
+        let mut planned = plan(wanted, before, &there);
+        for (said, step) in &mut planned {
+            if let (Some(failed), Step::Fetch { .. }) = (self.failed.get(&key(said)), step) {
+                said.state = FetchState::Failed;
+                said.message = Some(failed.why.clone());
+            }
+        }
+        self.failed.retain(|key, _| planned.iter().any(|(said, _)| self::key(said) == *key));
+        Ok(planned)
+    }
+
+    async fn take_ended(&mut self) {
+        let ended: Vec<Key> =
+            self.running.iter().filter(|(_, task)| task.is_finished()).map(|(key, _)| key.clone()).collect();
+        for key in ended {
+            let Some(task) = self.running.remove(&key) else { continue };
+            match task.await.unwrap_or_else(|error| Err(error.to_string())) {
+                Ok(()) => drop(self.failed.remove(&key)),
+                Err(why) => {
+                    let pause = self.failed.get(&key).map_or(FIRST, |failed| (failed.pause * 2).min(LONGEST));
+                    tracing::warn!(capsule = key.0, version = key.1, why, "not fetched");
+                    self.failed.insert(key, Failure { why, again: Instant::now() + pause, pause });
+                }
+            }
+        }
+    }
+
+    /// Takes the steps, or begins them. What is left to say.
+    pub async fn take(&mut self, planned: Vec<(Fetched, Step)>, node: &Node) -> Vec<Fetched> {
+        let mut said = Vec::with_capacity(planned.len());
+        for (mut one, step) in planned {
+            let done = match step {
+                Step::Rest => Ok(()),
+                Step::Fetch { reference } => {
+                    self.begin(&one, reference, node);
+                    Ok(())
+                }
+                Step::Tag(channels) => node.tag(&one.name, &one.version, &channels).await.map(|()| {
+                    one.state = FetchState::Present;
+                    one.channels.extend(channels);
+                    one.channels.sort();
+                }),
+                Step::Remove => match node.remove(&one.name, &one.version).await {
+                    Ok(()) => continue,
+                    Err(error) => Err(error),
+                },
+            };
+            if let Err(error) = done {
+                one.message = Some(error.message().to_owned());
+            }
+            said.push(one);
+        }
+        said
+    }
+
+    fn begin(&mut self, one: &Fetched, reference: String, node: &Node) {
+        let key = key(one);
+        let waits = self.failed.get(&key).is_some_and(|failed| failed.again > Instant::now());
+        if waits || self.running.len() >= AT_ONCE || self.running.contains_key(&key) {
+            return;
+        }
+        let (node, ended, (name, version)) = (node.clone(), Arc::clone(&self.ended), key.clone());
+        let task = tokio::spawn(async move {
+            let fetched =
+                node.pull(&name, &version, &reference).await.map_err(|error| error.message().to_owned());
+            ended.notify_one();
+            fetched
+        });
+        self.running.insert(key, task);
+    }
+}
