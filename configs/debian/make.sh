@@ -20,7 +20,9 @@ rm -rf "$PARTS"
 mkdir -p "$PARTS/man1" "$PARTS/man5" "$PARTS/man8" "$PARTS/completions"
 
 "$PROGRAMS/capsulectl" man "$PARTS/man1"
-"$PROGRAMS/capsuled" --man >"$PARTS/man8/capsuled.8"
+for program in capsuled capsule-remote; do
+	"$PROGRAMS/$program" --man >"$PARTS/man8/$program.8"
+done
 cp configs/debian/containerd-shim-capsule-v1.8 "$PARTS/man8/"
 
 # The configuration is its own description: shown as it is.
@@ -59,7 +61,8 @@ for shell in bash zsh fish; do
 done
 
 # What is linked into the programs, and under which licences.
-cargo tree --locked --edges normal --prefix none --format '{p} {l}' -p capsuled -p capsulectl -p containerd-shim-capsule-v1 |
+cargo tree --locked --edges normal --prefix none --format '{p} {l}' \
+	-p capsuled -p capsulectl -p containerd-shim-capsule-v1 -p capsule-remote |
 	sed -e 's/ (\*)$//' -e 's/ (proc-macro)//' -e '/ (\//d' | sort -u >"$PARTS/libraries"
 
 cat >"$PARTS/changelog" <<CHANGES

@@ -19,7 +19,7 @@ static() {
 	cp "$1" "$2"
 }
 mkdir -p "$work/context/bin" "$out"
-for program in capsuled capsulectl containerd-shim-capsule-v1; do
+for program in capsuled capsulectl containerd-shim-capsule-v1 capsule-remote capsule-controller; do
 	static "$programs/$program" "$work/context/bin/"
 done
 cp "$here/node-install" "$work/context/"
