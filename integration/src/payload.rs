@@ -13,13 +13,14 @@ use crate::images::Image;
 use crate::workspace::{Workspace, output_of, remove_tree};
 
 /// The programs of the workspace that a machine is given.
-const PROGRAMS: [&str; 6] = [
+const PROGRAMS: [&str; 7] = [
     "capsule-testbed",
     "capsuled",
     "containerd-shim-capsule-v1",
     "capsulectl",
     "capsule-remote",
     "capsule-controller",
+    "capsule-simulator",
 ];
 
 /// The snapshotter's conformance suite, which `make suite` puts beside the programs. Only one scenario needs it.

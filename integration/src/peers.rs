@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 
 use crate::apt::Apt;
 use crate::rootfs::{self, Suite};
-use crate::scenario::snapshotters;
+use crate::scenario::{self, snapshotters};
 use crate::workspace::{Workspace, output_of, remove_tree};
 use crate::{kubernetes, nerdctl};
 
@@ -27,10 +27,22 @@ pub fn of(workspace: &Workspace, scenario: &str) -> Result<Option<PathBuf>> {
     match scenario {
         snapshotters::FULL => ready(workspace, "programs", &PEERS).map(Some),
         "dashboard" => ready(workspace, "prometheus", &[PROMETHEUS]).map(Some),
+        scenario::kubernetes::ROLLOUTS => with_prometheus(workspace).map(Some),
         _ if nerdctl::needed_by(scenario) => nerdctl::ready(workspace).map(Some),
         _ if kubernetes::needed_by(scenario) => kubernetes::ready(workspace).map(Some),
         _ => Ok(None),
     }
+}
+
+/// A cluster's programs, and Prometheus.
+fn with_prometheus(workspace: &Workspace) -> Result<PathBuf> {
+    let folders = [kubernetes::ready(workspace)?, ready(workspace, "prometheus", &[PROMETHEUS])?];
+    workspace.cached("peers", "rollouts", &format!("{folders:?}"), |folder| {
+        for from in &folders {
+            output_of(Command::new("cp").arg("-a").arg(format!("{}/.", from.display())).arg(folder))?;
+        }
+        Ok(())
+    })
 }
 
 /// The folder with these programs of Debian's packages, and a file `versions` that names the packages.

@@ -111,6 +111,12 @@ fn privileged_native_trixie_cri() -> Result<()> {
     run(Kind::Native, Suite::Trixie, "cri")
 }
 
+/// With systemd's driver, on control groups of version 2.
+#[test]
+fn privileged_vm_forky_cri() -> Result<()> {
+    run(Kind::Vm, Suite::Forky, "cri-systemd")
+}
+
 /// Containers of nerdctl's, with capsules.
 #[test]
 fn privileged_native_forky_nerdctl() -> Result<()> {
@@ -121,6 +127,18 @@ fn privileged_native_forky_nerdctl() -> Result<()> {
 #[test]
 fn privileged_native_forky_keep() -> Result<()> {
     run(Kind::Native, Suite::Forky, "keep")
+}
+
+/// Volumes of the node, upgraded wherever they are mounted.
+#[test]
+fn privileged_native_forky_volumes() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "volumes")
+}
+
+/// The storage driver, by CSI.
+#[test]
+fn privileged_native_forky_csi() -> Result<()> {
+    run(Kind::Native, Suite::Forky, "csi")
 }
 
 /// What is written to attachments.

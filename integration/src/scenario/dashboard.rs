@@ -21,8 +21,8 @@ use crate::event::Reporter;
 const FILE: &str = "/payload/configs/grafana/resource-capsules.json";
 const DOCUMENTED: &str = include_str!("../../../docs/metrics.md");
 const SERVER: &str = "127.0.0.1:9470";
-const PROMETHEUS: &str = "127.0.0.1:9090";
-const CONFIG: &str = "scrape_configs:\n- job_name: capsules\n  scrape_interval: 1s\n  static_configs:\n  - targets: [\"127.0.0.1:9470\"]\n";
+/// Where Prometheus answers.
+pub(super) const PROMETHEUS: &str = "127.0.0.1:9090";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What a container has on control groups of version 1 is not measured ([`docs/metrics.md`](../../../docs/metrics.md)).
 const UNMEASURED: &str = "capsule_container_";
@@ -48,6 +48,7 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
         placed(&dashboard)
     });
     reporter.check("what is asked for is documented", || documented(&dashboard));
+    reporter.check("what is served is documented, and the other way round", served);
     reporter.check("each question has an answer", || answered(&dashboard));
     reporter.check("each variable has values", || chosen(&dashboard));
     drop(web);
@@ -58,14 +59,23 @@ fn start() -> Result<[Daemon; 2]> {
     let mut server = Command::new("capsulectl");
     let server =
         Daemon::start("capsulectl", server.args(["metrics", "--listen", SERVER]).env("PATH", path()))?;
-    fs::write("/etc/prometheus.yml", CONFIG).context("write Prometheus' configuration")?;
-    let mut prometheus = Command::new("/peers/prometheus");
-    let prometheus = prometheus
+    let prometheus = prometheus(SERVER)?;
+    Ok([server, prometheus])
+}
+
+/// Prometheus, which asks whoever is at `target` every second, as the job `node`.
+pub(super) fn prometheus(target: &str) -> Result<Daemon> {
+    let config = format!(
+        "scrape_configs:\n- job_name: node\n  scrape_interval: 1s\n  static_configs:\n  - targets: [\"{target}\"]\n"
+    );
+    fs::write("/etc/prometheus.yml", config).context("write Prometheus' configuration")?;
+    let mut command = Command::new("/peers/prometheus");
+    command
         .args(["--config.file=/etc/prometheus.yml", "--storage.tsdb.path=/var/lib/prometheus"])
         .arg(format!("--web.listen-address={PROMETHEUS}"));
-    let mut prometheus = Daemon::start("prometheus", prometheus)?;
+    let mut prometheus = Daemon::start("prometheus", &mut command)?;
     prometheus.wait_within(PATIENCE, || get(PROMETHEUS, "/-/ready").is_ok())?;
-    Ok([server, prometheus])
+    Ok(prometheus)
 }
 
 /// Changes of every kind for some seconds, and a refusal each time, so that there are rates.
@@ -75,6 +85,7 @@ fn used() -> Result<String> {
     while began.elapsed() < Duration::from_secs(8) {
         done(&["upgrade", "web", "lib"])?;
         done(&["rollback", "web", "lib"])?;
+        done(&["save", "lib@1", "--file", "/var/lib/lib.tar"])?;
         ensure!(
             capsulectl(&["attach", "web", "lib@3"])?.code == 1,
             "a version that is not there is attached"
@@ -160,6 +171,18 @@ fn documented(dashboard: &Value) -> Result<String> {
     let unasked: Vec<_> = known.difference(&asked).map(String::as_str).collect();
     ensure!(unasked == ["capsule_container_attachments", "capsuled_last_event"], "in no panel: {unasked:?}");
     Ok(format!("{} metrics", asked.len()))
+}
+
+/// Families are described also where they have no samples; samples have ends that the names of families lack.
+fn served() -> Result<String> {
+    let family = |name: &String| {
+        let ends = ["_total", "_info"];
+        ends.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name).to_owned()
+    };
+    let families = |names: BTreeSet<String>| names.iter().map(family).collect::<BTreeSet<_>>();
+    let (served, known) = (families(metrics(&get(SERVER, "/metrics")?)), families(metrics(DOCUMENTED)));
+    ensure!(served == known, "different: {:?}", served.symmetric_difference(&known));
+    Ok(format!("{} metrics", known.len()))
 }
 
 fn answered(dashboard: &Value) -> Result<String> {

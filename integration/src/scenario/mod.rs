@@ -14,6 +14,7 @@
 //! | [`errors`] | every refusal: one line, cause and cure, nothing changed |
 //! | [`full`] | a full disk is said, costs nothing, and ends when there is room |
 //! | [`sets`] | what a capsule requires comes with it, stays while it is needed, and is explained |
+//! | [`csi`] | the storage driver does what the specification of CSI says, and the paths have what they should |
 //! | [`devices`] | devices of CDI specs are given to live containers and taken back, and to those that are created |
 //! | [`denials`] | system calls that capsules deny to what is started with them |
 //! | [`limits`] | limits of live containers are changed by what is attached to them, and put back |
@@ -36,9 +37,11 @@
 //! | [`setup`] | `setup` writes what containerd needs and takes it back to the byte; `doctor` finds what is missing |
 //! | [`sharing`] | equal files of capsules are one file, whatever is killed meanwhile |
 //! | [`storage`] | nothing but that every call succeeds: it measures what versions take |
+//! | [`terminal`] | `top` follows what is attached, and leaves a terminal as it was |
 //! | [`suite`] | the snapshotter's conformance suite, through containerd, on its overlayfs and on ours |
 //! | [`idle`] | a capsuled that nobody uses ends, and the next call starts it |
 //! | [`idmapped`] | owners in user namespaces are those of containerd's overlayfs |
+//! | [`volumes`] | volumes of the node: upgraded wherever they are mounted, kept, bounded and published |
 //! | [`written`] | what is written to attachments is kept, dropped and published as asked |
 //! | [`others`] | what is attached outlives what others do to its images and its task |
 //! | [`told`] | what was not asked for is told too, to those who follow containerd as well |
@@ -52,6 +55,7 @@ pub mod boots;
 pub mod capsulectl;
 pub mod collect;
 pub mod cri;
+pub mod csi;
 pub mod ctr;
 pub mod dashboard;
 pub mod demo;
@@ -92,10 +96,12 @@ pub mod snapshots;
 pub mod snapshotters;
 pub mod storage;
 pub mod suite;
+pub mod terminal;
 pub mod told;
 mod traces;
 pub mod upgrade;
 pub mod versions;
+pub mod volumes;
 pub mod world;
 pub mod written;
 
@@ -146,6 +152,7 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
         "setup" => setup::run(reporter),
         "moves" => moves::run(reporter),
         "keep" => keep::run(reporter),
+        "volumes" => volumes::run(reporter),
         "written" => written::run(reporter),
         "collect" => collect::run(reporter),
         "dashboard" => dashboard::run(reporter),
@@ -175,12 +182,17 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
 }
 
 /// The scenarios of clients other than `ctr`, and of what they install.
-const CLIENTS: [&str; 8] = [
+const CLIENTS: [&str; 13] = [
+    "csi",
     "docker",
     "cri",
+    cri::SYSTEMD,
     "nerdctl",
     "kubernetes",
     kubernetes::WANTED,
+    kubernetes::STORAGE,
+    kubernetes::ROLLOUTS,
+    kubernetes::LARGE,
     crate::image::SCENARIO,
     "remote",
     "remote-unit",
@@ -188,11 +200,16 @@ const CLIENTS: [&str; 8] = [
 
 fn through_clients(name: &str, reporter: &mut Reporter) -> Result<()> {
     match name {
+        "csi" => csi::run(reporter),
         "docker" => docker::run(reporter),
         "cri" => cri::run(reporter),
+        cri::SYSTEMD => cri::run_with_systemd(reporter),
         "nerdctl" => nerdctl::run(reporter),
         "kubernetes" => kubernetes::run(reporter),
         kubernetes::WANTED => kubernetes::run_wanted(reporter),
+        kubernetes::STORAGE => kubernetes::run_storage(reporter),
+        kubernetes::ROLLOUTS => kubernetes::run_rollouts(reporter),
+        kubernetes::LARGE => kubernetes::run_large(reporter),
         crate::image::SCENARIO => kubernetes::run_by_image(reporter),
         "remote" => remote::run(reporter),
         "remote-unit" => boots::remote(reporter),

@@ -1,5 +1,7 @@
 //! The remote API: the main job by clients elsewhere, on this machine's loopback device; who may not, and what is written down.
 
+mod second;
+
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -50,6 +52,7 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     reporter.check("who has no certificate hears nothing", strangers);
     reporter.check("roles are kept to, and capsuled is not asked", roles);
     reporter.check("client files that cannot be used are refused with what to do", client_files);
+    reporter.check("two nodes in one client file: each call goes to the one that is named", second::both);
     reporter.check("what looks at the machine itself is refused", local_only);
     reporter.check("capsuled is killed and comes again under clients", || capsuled_killed(&mut world));
     reporter.check("certificates are renewed under clients", renewed);
@@ -57,6 +60,7 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
         .check("capsule-remote is killed and comes again; containers notice nothing", || killed(&mut server));
     reporter.check("all of it is in the audit log", audited);
     server.kill()?;
+    reporter.check("the audit log as JSON", audited_as_json);
     world.stop()
 }
 
@@ -108,9 +112,14 @@ fn exposed() -> Result<String> {
 }
 
 /// Without a capability, as the unit has it, and as root's user.
-fn start() -> Result<Daemon> {
+fn without_capabilities() -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "capsule-remote"]);
+    command
+}
+
+fn start() -> Result<Daemon> {
+    let mut command = without_capabilities();
     let mut server = Daemon::start("capsule-remote", command.env("PATH", path()))?;
     server.wait_until(|| TcpStream::connect(ADDRESS).is_ok())?;
     Ok(server)
@@ -335,6 +344,23 @@ fn audited() -> Result<String> {
     }
     let log = fs::read_to_string(log_of("capsule-remote")).context("read the log")?;
     Ok(format!("{} lines", log.lines().filter(|line| line.contains(" audit: ")).count()))
+}
+
+fn audited_as_json() -> Result<String> {
+    let text = fs::read_to_string(CONFIG).context("read the configuration")?;
+    let json = text.replace("format = \"text\"", "format = \"json\"");
+    ensure!(json != text, "the configuration has no format of the log");
+    fs::write(CONFIG, json).context("write the configuration")?;
+    let mut server = start()?;
+    done(&by("ci", &["ps"]))?;
+    server.kill()?;
+    let log = fs::read_to_string(log_of("capsule-remote")).context("read the log")?;
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let line = lines.into_iter().find(|line| line["client"] == "ci" && line["target"] == "audit");
+    let line = line.with_context(|| format!("no such line: {log}"))?;
+    ensure!(line["timestamp"].is_string() && line["role"] == "operator", "{line}");
+    fs::write(CONFIG, text).context("write the configuration")?;
+    Ok(line.to_string())
 }
 
 /// Waits for a line of the audit log that has all words.

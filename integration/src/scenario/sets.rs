@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::capsulectl::{Seen, capsulectl, done, json, ps, refused};
 use super::ctr::{Container, OURS};
+use super::terminal;
 use super::world::{World, with_logs};
 use crate::event::Reporter;
 
@@ -46,6 +47,13 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     reporter.check("a conflict is explained, and nothing is attached", || conflict(&shop));
     reporter.check("a plan is shown, and changes nothing", || planned(&shop));
     reporter.check("a lock file pins versions, and content", || locked(&shop));
+    reporter.check("top on a terminal: drawn again, and the terminal is as it was", || {
+        publish("tool@1", &[])?;
+        done(&["attach", "shop", "lib@1.0"])?;
+        let said = terminal::top(&shop)?;
+        done(&["detach", "shop", "lib"])?;
+        Ok(said)
+    });
     reporter.check("a requirement that is none is refused when it is published", mistakes);
     shop.remove()?;
     world.stop()

@@ -222,7 +222,11 @@ impl World {
             self.start_containerd()?;
         }
         let gone = self.capsuled.as_mut().map_or(Ok(true), Daemon::has_ended)?;
-        if self.with_capsuled && gone { self.restart_capsuled() } else { Ok(()) }
+        if !(self.with_capsuled && gone) {
+            return Ok(());
+        }
+        self.restart_capsuled()?;
+        self.wait_for_snapshotter()
     }
 
     /// Replaces capsuled by another that takes over, and waits until the first has ended, which means that the
@@ -349,7 +353,9 @@ pub fn with_logs(reporter: &mut Reporter, scenario: impl FnOnce(&mut Reporter) -
 
 /// Sends the ends of the daemons' logs outside, for whoever looks into a failure.
 pub fn send_logs(reporter: &mut Reporter) {
-    for name in ["capsuled", "capsule-remote", "containerd", "dockerd", "kube-apiserver", "kubelet"] {
+    for name in
+        ["capsuled", "capsule-remote", "capsule-csi", "containerd", "dockerd", "kube-apiserver", "kubelet"]
+    {
         let Ok(text) = fs::read_to_string(log_of(name)) else { continue };
         let lines: Vec<&str> = text.lines().collect();
         let tail = lines[lines.len().saturating_sub(25)..].join("\n");

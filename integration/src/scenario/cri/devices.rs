@@ -11,7 +11,8 @@ use super::kubelet::{Kubelet, Member, SLEEP};
 use super::{BY_PATH, K8S, OURS, REFERENCE};
 use crate::scenario::world::World;
 
-const DEVICE: &str = "example.com/gpu=0";
+/// The device that the cases have.
+pub const DEVICE: &str = "example.com/gpu=0";
 const SPEC: &str = "/etc/cdi/example.yaml";
 const CONFIG: &str = "/etc/capsule/config.toml";
 const NAMED: &str = "resourcecapsules.io/devices.app";
@@ -26,10 +27,15 @@ fn by_annotation(config: &mut ContainerConfig) {
 
 type Tweak = fn(&mut ContainerConfig);
 
+/// Puts the spec of [`DEVICE`] in its place.
+pub fn write_spec() -> Result<()> {
+    fs::create_dir_all("/etc/cdi").context("create the folder of specs")?;
+    fs::copy("/payload/configs/cdi-example.yaml", SPEC).with_context(|| format!("write {SPEC}")).map(drop)
+}
+
 /// Each way to name a device gives it once, and all of them together do.
 pub fn once(world: &mut World, kubelet: &Kubelet) -> Result<String> {
-    fs::create_dir_all("/etc/cdi").context("create the folder of specs")?;
-    fs::copy("/payload/configs/cdi-example.yaml", SPEC).with_context(|| format!("write {SPEC}"))?;
+    write_spec()?;
     let mut theirs = None;
     let ways: [(&str, Tweak); 2] = [("field", by_field), ("annotation", by_annotation)];
     for handler in [REFERENCE, OURS, BY_PATH] {

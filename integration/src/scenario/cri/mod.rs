@@ -11,6 +11,7 @@
 //! | [`users`] | pods with `hostUsers: false`; the network of all |
 //! | [`left`] | what outlives containerd, and that nothing outlives a pod |
 //! | [`shipped`] | the files of `configs/kubernetes` |
+//! | [`systemd`] | pods whose control groups systemd makes |
 
 mod capsules;
 mod devices;
@@ -20,6 +21,7 @@ pub(super) mod left;
 mod life;
 pub(super) mod pause;
 mod shipped;
+mod systemd;
 mod users;
 
 use std::fs;
@@ -43,20 +45,33 @@ const BY_PATH: &str = "capsule-path";
 /// containerd's namespace of pods.
 pub(super) const K8S: &str = "k8s.io";
 
+/// The cases of [`systemd`], in a machine that systemd runs.
+pub const SYSTEMD: &str = "cri-systemd";
+
 /// Runs every case.
 pub fn run(reporter: &mut Reporter) -> Result<()> {
     with_logs(reporter, cases)
 }
 
-fn cases(reporter: &mut Reporter) -> Result<()> {
-    let systemd = Path::new("/run/systemd/system").exists();
+/// Runs the cases of [`systemd`].
+pub fn run_with_systemd(reporter: &mut Reporter) -> Result<()> {
+    with_logs(reporter, |reporter| {
+        let (world, kubelet) = begin(reporter, true)?;
+        systemd::cases(reporter, &kubelet);
+        drop(kubelet);
+        world.stop()
+    })
+}
+
+/// A node whose CRI answers, with images and capsules.
+fn begin(reporter: &mut Reporter, systemd: bool) -> Result<(World, Kubelet)> {
     for (file, text) in [("/etc/resolv.conf", ""), ("/etc/hosts", "127.0.0.1 localhost\n")] {
         if !Path::new(file).exists() {
             fs::write(file, text).with_context(|| format!("write {file}"))?;
         }
     }
     users::prepare()?;
-    let mut world = World::start_with_cri(|shipped| configuration(shipped, systemd))?;
+    let world = World::start_with_cri(|shipped| configuration(shipped, systemd))?;
     let kubelet = reporter.must("CRI answers", || {
         let kubelet = Kubelet::connect(systemd)?;
         let detail = format!("containerd {}", kubelet.containerd);
@@ -69,6 +84,11 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
         }
         Ok(((), String::new()))
     })?;
+    Ok((world, kubelet))
+}
+
+fn cases(reporter: &mut Reporter) -> Result<()> {
+    let (mut world, kubelet) = begin(reporter, false)?;
     reporter.check("what the handlers can do is told", || life::handlers(&kubelet));
     for handler in [REFERENCE, OURS, BY_PATH] {
         reporter

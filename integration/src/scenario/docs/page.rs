@@ -5,7 +5,7 @@
 //! | a fence `sh` or `bash` | commands, each of which must succeed |
 //! | a fence `console` | commands after `# `, each with what it prints; one that prints an error must fail |
 //! | `<!-- prepare` … `-->` | a script that is run at this place, which readers do not see |
-//! | `<!-- not run: REASON -->` | the next fence is shown only |
+//! | `<!-- not run: REASON -->` | the next fence, of any kind, is shown only |
 //! | `<!-- file: PATH -->` | the next fence is what that file holds |
 //! | `<!-- same as: PATH -->` | the next fence is a part of that file of the project |
 
@@ -71,13 +71,10 @@ pub fn parse(source: &str) -> Result<Vec<Part>> {
                 continue;
             }
             match (kind, shown.take()) {
-                ("sh" | "bash" | "console", Some((_, reason))) => {
-                    parts.push(Part::Shown { line: number, reason });
-                }
+                (_, Some((_, reason))) => parts.push(Part::Shown { line: number, reason }),
                 ("sh" | "bash", None) => parts.extend(commands(number + 1, &text)),
                 ("console", None) => parts.extend(dialogue(number + 1, &text)),
                 (_, None) => {}
-                (_, Some((number, _))) => anyhow::bail!("line {number}: the fence after it is never run"),
             }
         }
     }
@@ -104,6 +101,38 @@ pub fn quotes(source: &str) -> Result<Vec<(String, String)>> {
         quotes.push((path.to_owned(), text.iter().flat_map(|line| [line, "\n"]).collect()));
     }
     Ok(quotes)
+}
+
+/// A fence as its source has it.
+#[cfg(test)]
+#[derive(Debug)]
+pub struct Fence<'a> {
+    /// Where it begins, counted from 1.
+    pub line: usize,
+    /// The word after the fence; empty without one.
+    pub kind: &'a str,
+    /// What the comment right above it says.
+    pub mark: Option<&'a str>,
+    pub text: String,
+}
+
+/// All fences of a page.
+///
+/// # Errors
+/// A fence without an end.
+#[cfg(test)]
+pub fn fences(source: &str) -> Result<Vec<Fence<'_>>> {
+    let mut lines = source.lines().enumerate().map(|(number, line)| (number + 1, line));
+    let (mut fences, mut above) = (Vec::new(), "");
+    while let Some((line, text)) = lines.next() {
+        if let Some(kind) = text.strip_prefix("```") {
+            let mark = above.strip_prefix("<!-- ").and_then(|rest| rest.strip_suffix(" -->"));
+            let within = until(&mut lines, line, |line| line == "```")?;
+            fences.push(Fence { line, kind, mark, text: within.join("\n") });
+        }
+        above = text;
+    }
+    Ok(fences)
 }
 
 fn until<'a>(
@@ -269,9 +298,9 @@ mod tests {
                 Part::File { line: 28, path: "a/b.toml".into(), text: "x = 2\n".into() },
             ]
         );
-        for broken in
-            ["```sh\nls\n", "<!-- prepare\n", "<!-- not run: x -->\n```toml\n```\n", "<!-- not run: x -->\n"]
-        {
+        let shown = Part::Shown { line: 2, reason: "x".into() };
+        assert_eq!(parse("<!-- not run: x -->\n```toml\n```\n").unwrap(), [shown]);
+        for broken in ["```sh\nls\n", "<!-- prepare\n", "<!-- not run: x -->\n"] {
             assert!(parse(broken).is_err(), "{broken:?}");
         }
     }

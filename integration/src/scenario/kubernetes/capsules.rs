@@ -3,7 +3,6 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::everyday::SLEEP;
 use super::kubectl::{Manifest, Pod, apply, done, get, status_of};
 use super::{OURS, until};
 use crate::scenario::capsulectl::{self, ps};
@@ -97,17 +96,4 @@ fn names() -> Result<Vec<String>> {
     let pods = get(&["pods", "-l", "app=shelf"])?;
     let all = pods["items"].as_array().context("no pods")?;
     Ok(all.iter().filter_map(|pod| pod["metadata"]["name"].as_str().map(str::to_owned)).collect())
-}
-
-/// A device that the node lets pods name, for one container of two.
-pub fn device() -> Result<String> {
-    let named = [("resourcecapsules.io/devices.app", "example.com/gpu=0")];
-    let pod = Manifest::new("device", OURS, &[("app", SLEEP), ("log", SLEEP)]).annotated(&named).ready()?;
-    let seen = "test -e /dev/example0 && echo \"$EXAMPLE_VISIBLE_DEVICES\"";
-    let has = pod.member("app")?.sh(seen)?;
-    ensure!(has == "void", "{has:?}");
-    let other = pod.member("log")?.exec(&["/bin/sh", "-c", seen], b"")?;
-    ensure!(other.code == 1 && other.out.is_empty(), "the other container: {other:?}");
-    pod.delete()?;
-    Ok(String::new())
 }

@@ -9,25 +9,38 @@ use super::files::{ADDRESS, NODE, file};
 use super::{PATIENCE, kubectl, until};
 use crate::scenario::world::{Daemon, path};
 
+/// etcd and the API server; they are killed when this is dropped.
+#[derive(Debug)]
+pub struct Control {
+    apiserver: Daemon,
+    _etcd: Daemon,
+}
+
+impl Control {
+    /// Starts them.
+    pub fn start() -> Result<Self> {
+        let mut etcd = start(
+            "etcd",
+            &["--data-dir=/var/lib/etcd", "--unsafe-no-fsync", "--quota-backend-bytes=8000000000"],
+        )?;
+        etcd.wait_within(PATIENCE, || TcpStream::connect("127.0.0.1:2379").is_ok())?;
+        Ok(Self { apiserver: answering()?, _etcd: etcd })
+    }
+}
+
 /// The programs; they are killed when this is dropped.
 #[derive(Debug)]
 pub struct Cluster {
     kubelet: Daemon,
     /// Those that need the others before.
     _controllers: [Daemon; 2],
-    _apiserver: Daemon,
-    _etcd: Daemon,
+    control: Control,
 }
 
 impl Cluster {
     /// Starts them all, one after the other.
     pub fn start() -> Result<Self> {
-        let mut etcd = start("etcd", &["--data-dir=/var/lib/etcd", "--unsafe-no-fsync"])?;
-        etcd.wait_within(PATIENCE, || TcpStream::connect("127.0.0.1:2379").is_ok())?;
-        let mut apiserver = apiserver()?;
-        apiserver.wait_within(PATIENCE, || {
-            kubectl::kubectl(&["get", "--raw", "/readyz"]).is_ok_and(|said| said.out == "ok")
-        })?;
+        let control = Control::start()?;
         let (private, root) = (file("pki/apiserver.key"), file("pki/apiserver.crt"));
         let controllers = start(
             "kube-controller-manager",
@@ -44,7 +57,15 @@ impl Cluster {
             &[&format!("--kubeconfig={}", file("scheduler.conf")), "--leader-elect=false", "--secure-port=0"],
         )?;
         let kubelet = kubelet()?;
-        Ok(Self { kubelet, _controllers: [controllers, scheduler], _apiserver: apiserver, _etcd: etcd })
+        Ok(Self { kubelet, _controllers: [controllers, scheduler], control })
+    }
+
+    /// Kills the API server as `kill -9` does, and starts it again after `meanwhile`.
+    pub fn without_apiserver<T>(&mut self, meanwhile: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.control.apiserver.kill()?;
+        let done = meanwhile();
+        self.control.apiserver = answering()?;
+        done
     }
 
     /// Kills the kubelet as `kill -9` does, and starts it again.
@@ -68,6 +89,8 @@ fn apiserver() -> Result<Daemon> {
             "--etcd-servers=http://127.0.0.1:2379",
             &format!("--cert-dir={}", file("pki")),
             &format!("--advertise-address={ADDRESS}"),
+            // As pods are told it, who have no kube-proxy here.
+            "--secure-port=443",
             &format!("--token-auth-file={}", file("tokens.csv")),
             "--authorization-mode=Node,RBAC",
             // As kubeadm has it.
@@ -79,6 +102,15 @@ fn apiserver() -> Result<Daemon> {
             "--kubelet-preferred-address-types=InternalIP",
         ],
     )
+}
+
+/// The API server, once it answers.
+fn answering() -> Result<Daemon> {
+    let mut apiserver = apiserver()?;
+    apiserver.wait_within(PATIENCE, || {
+        kubectl::kubectl(&["get", "--raw", "/readyz"]).is_ok_and(|said| said.out == "ok")
+    })?;
+    Ok(apiserver)
 }
 
 fn kubelet() -> Result<Daemon> {

@@ -12,6 +12,8 @@ use crate::workspace::output_of;
 pub const FOLDER: &str = "/etc/kubernetes";
 /// The node's address. No loopback address will do for a kubelet; it is one of the machine's own `lo` all the same.
 pub const ADDRESS: &str = "192.0.2.10";
+/// The address of the API server's Service, which pods are told: of the machine's own too, for want of a kube-proxy.
+const SERVICE: &str = "10.96.0.1";
 /// The node's name.
 pub const NODE: &str = "testbed";
 
@@ -77,8 +79,10 @@ pub fn write() -> Result<()> {
     ] {
         fs::write(path, text).with_context(|| format!("write {path}"))?;
     }
-    let address = format!("{ADDRESS}/32");
-    output_of(Command::new("ip").args(["address", "add", &address, "dev", "lo"]))?;
+    for address in [ADDRESS, SERVICE] {
+        let address = format!("{address}/32");
+        output_of(Command::new("ip").args(["address", "add", &address, "dev", "lo"]))?;
+    }
     // The kubelet follows the kernel's log, for what was killed for want of memory.
     output_of(Command::new("mknod").args(["/dev/kmsg", "c", "1", "11"]))?;
     tunables()
@@ -107,7 +111,7 @@ fn tokens() -> String {
 fn client(user: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: main\n\
-         clusters: [{{name: main, cluster: {{server: 'https://{ADDRESS}:6443', certificate-authority: {FOLDER}/pki/apiserver.crt}}}}]\n\
+         clusters: [{{name: main, cluster: {{server: 'https://{ADDRESS}', certificate-authority: {FOLDER}/pki/apiserver.crt}}}}]\n\
          users: [{{name: {user}, user: {{token: {user}-token}}}}]\n\
          contexts: [{{name: main, context: {{cluster: main, user: {user}}}}}]\n"
     )

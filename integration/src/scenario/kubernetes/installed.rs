@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::cluster::{self, Cluster};
 use super::everyday::SLEEP;
 use super::kubectl::{Manifest, Pod, administer, done as kubectl, id_in, pid_of, status_of};
-use super::{OURS, compared, files, job, left, until};
+use super::{OURS, compared, files, guarded, job, left, storage, until};
 use crate::event::Reporter;
 use crate::image::{ARCHIVE, FOLDER};
 use crate::kubernetes;
@@ -54,6 +54,15 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     reporter.must("kubectl apply -k: the node is made ready", || apply(&mut world).map(|said| ((), said)))?;
     reporter.check("a pod of the RuntimeClass runs by what was installed", runs);
     reporter.check("by hand: the main job, under readers", job::main_job);
+    reporter
+        .check("a CapsuleAttachment and a CapsuleRollout, by the accounts that were made", guarded::served);
+    reporter.check("an agent writes of no node but its own", guarded::own_node);
+    reporter.check("a namespace has the capsules that it may have", guarded::allowed);
+    reporter.check("who may edit a namespace may do so with its capsules", guarded::people);
+    reporter.check(
+        "the driver of the DaemonSet: volumes inline and by claims, and another version",
+        storage::shipped,
+    );
     reporter.check("what a pod has written is kept and published, through a loop device", written);
     reporter.check("what the daemon takes, beside its limits", memory);
     reporter.check("another configuration is rolled out under readers", rolled_out);
@@ -103,7 +112,8 @@ fn overlay(config: Option<&str>) -> Result<()> {
 
 /// The DaemonSet's pod.
 pub fn daemon() -> Result<Value> {
-    let text = administer("kubectl", &["-n", SYSTEM, "get", "pods", "-o", "json"])?;
+    let ours = "app.kubernetes.io/component=node";
+    let text = administer("kubectl", &["-n", SYSTEM, "get", "pods", "-l", ours, "-o", "json"])?;
     let pods: Value = serde_json::from_str(&text).context("no JSON")?;
     let living: Vec<&Value> = pods["items"]
         .as_array()
@@ -116,7 +126,10 @@ pub fn daemon() -> Result<Value> {
 }
 
 fn rollout() -> Result<String> {
-    administer("kubectl", &["-n", SYSTEM, "rollout", "status", "daemonset/capsuled", "--timeout=180s"])
+    let status =
+        |what: &str| administer("kubectl", &["-n", SYSTEM, "rollout", "status", what, "--timeout=180s"]);
+    status("deployment/capsule-controller")?;
+    status("daemonset/capsuled")
 }
 
 fn installs(what: &str) -> Result<()> {

@@ -1,75 +1,50 @@
 //! Capsules that the cluster is asked for: `CapsuleAttachment`s, the controller and the node's agent, on pods that run.
 
 use std::fs;
-use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::cluster::{self, Cluster};
+use super::asked::{Parts, agent, controller, definitions, definitions_before, object, ready, wanted};
+use super::cluster::Cluster;
 use super::everyday::SLEEP;
-use super::files::{NODE, file};
-use super::kubectl::{Manifest, NAMESPACE, Pod, administer, apply, done as kubectl, get, kubectl_with};
-use super::{OURS, files, job, left, prepare, until};
+use super::files::NODE;
+use super::kubectl::{Manifest, Pod, administer, apply, done as kubectl, get, kubectl_with};
+use super::{OURS, begin, job, kept, left, until};
 use crate::event::Reporter;
-use crate::kubernetes;
 use crate::power::random::Random;
 use crate::scenario::capsulectl::{self, done, publish, tzdata};
-use crate::scenario::cri;
 use crate::scenario::readers::{Readers, SHARED, expect_seamless};
-use crate::scenario::world::{Daemon, World, path, with_logs};
+use crate::scenario::world::with_logs;
 
 /// The scenario's name.
 pub const SCENARIO: &str = "kubernetes-wanted";
-const PROGRAM: &str = "capsule-controller";
 const RELEASE: &str = "/usr/share/zoneinfo/tzdata.zi";
 /// How often one of the two is killed while what is wanted changes.
-const KILLS: usize = 30;
+const KILLS: usize = 300;
 
 /// Runs every case.
 pub fn run(reporter: &mut Reporter) -> Result<()> {
     with_logs(reporter, cases)
 }
 
-/// The two programs.
-struct Parts {
-    controller: Daemon,
-    agent: Daemon,
-}
-
-fn part(name: &str) -> Result<Daemon> {
-    let mut command = Command::new(PROGRAM);
-    command.arg(name).env("PATH", path()).env("KUBECONFIG", file("admin.conf")).env("NODE_NAME", NODE);
-    Daemon::start(&format!("capsule-{name}"), &mut command)
-}
-
-impl Parts {
-    fn start() -> Result<Self> {
-        Ok(Self { controller: part("controller")?, agent: part("agent")? })
-    }
-}
-
 fn cases(reporter: &mut Reporter) -> Result<()> {
-    reporter.must("Kubernetes is there", || {
-        kubernetes::install()?;
-        files::write()?;
-        Ok(((), kubernetes::VERSION.to_owned()))
-    })?;
-    let mut world = World::start_with_cri(|shipped| cri::configuration(shipped, false))?;
-    reporter.must("images and capsules are there", || prepare(&mut world).map(|()| ((), String::new())))?;
-    let cluster = reporter.must("the node is ready", || {
-        let cluster = Cluster::start()?;
-        let said = cluster::node_is_ready()?;
-        Ok((cluster, said))
-    })?;
-    super::shipped::class()?;
+    let (world, mut cluster) = begin(reporter)?;
+    // As after an upgrade of the programs alone: definitions are somebody else's to write.
     let mut parts =
-        reporter.must("the API server takes the definitions, and the two programs start", || {
-            definitions()?;
-            Ok((Parts::start()?, String::new()))
+        reporter.must("the API server has definitions of before, and the two programs start", || {
+            definitions_before()?;
+            Ok((Parts::start(&[])?, String::new()))
         })?;
-    reporter.check("what makes no sense is refused by the API server", refused);
     reporter.check("pods that run have it, those that come have it, others have not", given);
+    reporter.must("the API server takes the definitions under them", || {
+        definitions().map(|()| ((), String::new()))
+    })?;
+    reporter.check("all have what they had, and nobody was restarted", || {
+        ready("lib", "True", "4 containers")?;
+        all_have(&["lib@1 attached"]).map(|()| String::new())
+    });
+    reporter.check("what makes no sense is refused by the API server", refused);
     reporter.check("a version moves under readers in every pod, and no pod restarts", moved);
     reporter.check("a container that is restarted has it again", restarted);
     reporter.check("what cannot be had is said, and what was there stays", failed);
@@ -77,46 +52,22 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     reporter.check("it is deleted while the agent is away: it goes when no container has it", || {
         deleted_behind(&mut parts)
     });
+    reporter
+        .check("the API server is away: what is restarted has it again, and all is told afterwards", || {
+            without_apiserver(&mut cluster, &mut parts)
+        });
+    reporter.check(
+        "versions come from a registry before a pod asks, channels move, and what is not listed goes",
+        kept::run,
+    );
     reporter.check("controller and agent are killed while what is wanted changes", || killed(&mut parts));
     reporter.check("nothing is left of pods", || left::no_pod().map(|()| String::new()));
     drop((parts, cluster));
     world.stop()
 }
 
-fn definitions() -> Result<()> {
-    let yaml = crate::workspace::output_of(Command::new(PROGRAM).arg("crds").env("PATH", path()))?;
-    kubectl_with(&["apply", "-f", "-"], yaml.as_bytes())?.success("apply the definitions")?;
-    for name in ["capsuleattachments", "nodecapsules"] {
-        let crd = format!("crd/{name}.resourcecapsules.io");
-        administer("kubectl", &["wait", "--for=condition=Established", &crd, "--timeout=60s"])?;
-    }
-    Ok(())
-}
-
-fn wanted(name: &str, spec: Value) -> Value {
-    json!({
-        "apiVersion": "resourcecapsules.io/v1alpha1", "kind": "CapsuleAttachment",
-        "metadata": { "name": name, "namespace": NAMESPACE }, "spec": spec,
-    })
-}
-
 fn of_shelf(capsule: &str, version: &str) -> Value {
     json!({ "podSelector": { "matchLabels": { "app": "shelf" } }, "capsule": capsule, "version": version })
-}
-
-fn ready(name: &str, status: &str, what: &str) -> Result<Value> {
-    let condition = || {
-        let object = get(&["capsuleattachment", name])?;
-        let now = object["metadata"]["generation"] == object["status"]["observedGeneration"];
-        Ok::<_, anyhow::Error>((now, object["status"].clone()))
-    };
-    let is = || {
-        let (now, seen) = condition()?;
-        let ready = &seen["conditions"][0];
-        Ok(now && ready["status"] == status && ready.to_string().contains(what))
-    };
-    until(&format!("{name} Ready={status} {what}"), is).with_context(|| format!("{:?}", condition()))?;
-    Ok(condition()?.1)
 }
 
 fn shelf(replicas: u32) -> Result<()> {
@@ -143,7 +94,7 @@ fn pods() -> Result<Vec<std::mem::ManuallyDrop<Pod>>> {
 }
 
 /// Each container of each pod has these.
-fn all_have(expected: &[&str]) -> Result<()> {
+pub fn all_have(expected: &[&str]) -> Result<()> {
     for pod in pods()? {
         for container in ["app", "log"] {
             pod.member(container)?.expect(expected)?;
@@ -220,11 +171,7 @@ fn moved() -> Result<String> {
 fn restarted() -> Result<String> {
     let pods = pods()?;
     let before = pods[0].member("app")?;
-    rustix::process::kill_process(
-        rustix::process::Pid::from_raw(i32::try_from(before.pid()?)?).context("a pid")?,
-        rustix::process::Signal::KILL,
-    )
-    .context("kill its process")?;
+    kill(before.pid()?)?;
     let now = pods[0].restarted(&before)?;
     until("it has it again", || Ok(now.has()? == ["lib@1 attached"]))?;
     ready("lib", "True", "4 containers")?;
@@ -264,15 +211,44 @@ fn deleted_behind(parts: &mut Parts) -> Result<String> {
     apply(&wanted("tool", of_shelf("tool", "1")))?;
     ready("tool", "True", "4 containers")?;
     parts.agent.kill()?;
-    kubectl(&["delete", "capsuleattachment", "tool", "--wait=false"])?;
+    kubectl(&["delete", "capsuleattachment", "tool", "--wait=false", "--ignore-not-found"])?;
     std::thread::sleep(std::time::Duration::from_secs(3));
     let there = get(&["capsuleattachment", "tool"])?;
     ensure!(!there["metadata"]["deletionTimestamp"].is_null(), "it is not being deleted");
     all_have(&["lib@1 attached", "tool@1 attached"])?;
-    parts.agent = part("agent")?;
+    parts.agent = agent()?;
     kubectl(&["wait", "--for=delete", "capsuleattachment/tool", "--timeout=120s"])?;
     all_have(&["lib@1 attached"])?;
     Ok(String::new())
+}
+
+fn without_apiserver(cluster: &mut Cluster, parts: &mut Parts) -> Result<String> {
+    let pods = pods()?;
+    let before = pods[0].member("app")?;
+    let pid = before.pid()?;
+    let attached = |id: Option<&str>| {
+        let seen = capsulectl::ps()?;
+        let rows = seen.iter().filter(|row| row.capsule == "lib" && row.state == "attached");
+        Ok::<_, anyhow::Error>(rows.filter(|row| id.is_none_or(|id| row.container == id)).count())
+    };
+    cluster.without_apiserver(|| {
+        kill(pid)?;
+        until("it has it again", || Ok(attached(None)? == 4 && attached(Some(&before.id))? == 0))
+    })?;
+    // A controller that cannot renew its lease ends; in a cluster the kubelet starts it again.
+    parts.controller.kill()?;
+    parts.controller = controller("one", &[])?;
+    apply(&wanted("lib", of_shelf("lib", "2")))?;
+    ready("lib", "True", "4 containers")?;
+    apply(&wanted("lib", of_shelf("lib", "1")))?;
+    ready("lib", "True", "4 containers")?;
+    all_have(&["lib@1 attached"])?;
+    Ok(before.id)
+}
+
+fn kill(pid: u32) -> Result<()> {
+    let process = rustix::process::Pid::from_raw(i32::try_from(pid)?).context("a pid")?;
+    rustix::process::kill_process(process, rustix::process::Signal::KILL).context("kill a process")
 }
 
 fn killed(parts: &mut Parts) -> Result<String> {
@@ -283,15 +259,24 @@ fn killed(parts: &mut Parts) -> Result<String> {
         if round % 3 == 0 {
             apply(&wanted("tool", of_shelf("tool", "1")))?;
         } else if round % 3 == 1 {
-            kubectl(&["delete", "capsuleattachment", "tool", "--wait=false"])?;
+            kubectl(&["delete", "capsuleattachment", "tool", "--wait=false", "--ignore-not-found"])?;
         }
-        std::thread::sleep(std::time::Duration::from_millis(random.number() % 600));
+        match round % 10 {
+            4 => apply(&object(
+                "CapsuleRollout",
+                "lib",
+                json!({ "attachment": "lib", "version": if version == "1" { "2" } else { "1" } }),
+            ))?,
+            7 => drop(kubectl(&["delete", "capsulerollout", "lib"])?),
+            _ => {}
+        }
+        std::thread::sleep(std::time::Duration::from_millis(random.number() % 300));
         if round % 2 == 0 {
             parts.agent.kill()?;
-            parts.agent = part("agent")?;
+            parts.agent = agent()?;
         } else {
             parts.controller.kill()?;
-            parts.controller = part("controller")?;
+            parts.controller = controller("one", &[])?;
         }
     }
     kubectl(&["delete", "capsuleattachment", "tool", "--ignore-not-found", "--timeout=120s"])?;

@@ -5,18 +5,24 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::remote;
 use crate::scenario::boots::systemctl;
 use crate::scenario::capsulectl::done;
 use crate::scenario::http::get;
 use crate::scenario::world::within;
 
 /// The services, each with how much it may take, in KiB: `MemoryMax` of its unit, or what a laptop does not feel.
-const SERVICES: [(&str, u64); 2] = [("capsuled.service", 48 << 10), ("capsule-metrics.service", 32 << 10)];
+const SERVICES: [(&str, u64); 3] = [
+    ("capsuled.service", 48 << 10),
+    ("capsule-metrics.service", 32 << 10),
+    ("capsule-remote.service", 128 << 10),
+];
 
-/// Starts the one that is not started by itself, uses both, and measures them.
+/// Starts the metrics' server, uses all, and measures them. The remote API serves already.
 pub fn measured() -> Result<String> {
     done(&["profile", "full"])?;
     done(&["ls"])?;
+    remote::called()?;
     within(Duration::from_secs(60), "metrics", || {
         Ok(get("127.0.0.1:9470", "/metrics").is_ok_and(|text| text.contains("capsule_")))
     })?;

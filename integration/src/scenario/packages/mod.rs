@@ -3,6 +3,7 @@
 
 mod memory;
 mod node;
+mod remote;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +12,7 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Context as _, Result, ensure};
 
-use self::node::{CONFIG, DATA, NAME, PROGRAMS, UNITS};
+use self::node::{CHOICES, CONFIG, DATA, NAME, PROGRAMS, UNITS};
 use super::boots::{send_journal, systemctl};
 use super::capsulectl::{done, ps, publish, tzdata};
 use super::ctr::{Container, OURS, ctr, run as run_program};
@@ -45,6 +46,11 @@ fn all(reporter: &mut Reporter) -> Result<()> {
     })?;
     docs::section(reporter, docs::INSTALL, "Install")?;
     reporter.check("all of the package is there, and runs as it says", installed);
+    reporter.check("systemd has nothing to say of its units", units_are_sound);
+    reporter.check("the image's node-install refuses a node that has it", not_twice);
+    reporter.must("the remote API is switched on, and answers a client file", || {
+        Ok(((), remote::switched_on()?))
+    })?;
     reporter.check("its services take little memory", memory::measured);
     let shop = upgraded_under_readers(reporter)?;
     reporter.check("removal is refused while a container runs with it", removal_is_refused);
@@ -66,20 +72,30 @@ fn installed() -> Result<String> {
             systemctl(&[question, unit]).with_context(|| format!("{question} {unit}"))?;
         }
     }
-    let metrics = run_program("systemctl", &["is-enabled", "capsule-metrics.service"], b"")?.out;
-    ensure!(metrics.trim() == "disabled", "capsule-metrics.service is {metrics:?}");
+    for unit in CHOICES {
+        let [enabled, active] = ["is-enabled", "is-active"]
+            .map(|question| run_program("systemctl", &[question, unit], b"").map(|output| output.out));
+        let state = format!("{} {}", enabled?.trim(), active?.trim());
+        ensure!(state == "disabled inactive", "{unit} is {state}");
+    }
     let pid = node::capsuled()?;
     for file in [
         "/usr/share/man/man1/capsulectl.1.gz",
         "/usr/share/man/man1/capsulectl-attach.1.gz",
+        "/usr/share/man/man1/capsulectl-metrics.1.gz",
         "/usr/share/man/man5/capsuled-config.5.gz",
         "/usr/share/man/man5/capsule.toml.5.gz",
         "/usr/share/man/man8/capsuled.8.gz",
+        "/usr/share/man/man8/capsule-remote.8.gz",
         "/usr/share/man/man8/containerd-shim-capsule-v1.8.gz",
         "/usr/share/bash-completion/completions/capsulectl",
         "/usr/share/zsh/vendor-completions/_capsulectl",
         "/usr/share/fish/vendor_completions.d/capsulectl.fish",
         "/usr/share/doc/resource-capsules/copyright",
+        "/usr/share/doc/resource-capsules/docs/install.md",
+        "/usr/share/doc/resource-capsules/docs/adr/README.md",
+        "/usr/share/doc/resource-capsules/docs/tasks/ca-bundles.md",
+        "/usr/share/doc/resource-capsules/examples/grafana/resource-capsules.json",
     ] {
         ensure!(fs::metadata(file).is_ok_and(|meta| meta.len() > 100), "{file} is not there");
     }
@@ -88,6 +104,28 @@ fn installed() -> Result<String> {
     let differs = run_program("dpkg", &["--verify", NAME], b"")?.out;
     ensure!(differs.is_empty(), "{differs}");
     Ok(format!("capsuled is process {pid}"))
+}
+
+/// As a cluster's DaemonSet runs it, with the image's busybox. What it would write into is not there.
+fn not_twice() -> Result<String> {
+    let refused = run_program("busybox", &["sh", "/payload/configs/image/node-install"], b"")?;
+    let said = refused.err.trim().to_owned();
+    ensure!(
+        refused.code == 1 && said.contains("capsuled runs on this node already, by its package"),
+        "{refused:?}"
+    );
+    ensure!(refused.out.is_empty() && !Path::new("/node").exists(), "it has gone on: {refused:?}");
+    Ok(said)
+}
+
+/// As they are installed, with the programs and units that they name.
+fn units_are_sound() -> Result<String> {
+    // The machine has no man(1).
+    let verify = [&["verify", "--man=no"][..], &UNITS, &CHOICES].concat();
+    let verified = run_program("systemd-analyze", &verify, b"")?;
+    let said = format!("{}{}", verified.out, verified.err);
+    ensure!(verified.code == 0 && said.is_empty(), "exit status {}: {said}", verified.code);
+    Ok(String::new())
 }
 
 /// The newer package is installed while readers read in a container, and clients call.
@@ -107,6 +145,7 @@ fn upgraded_under_readers(reporter: &mut Reporter) -> Result<Container> {
         Ok(((readers, Load::start(CAPSULED_SOCKET, 1, false)), String::new()))
     })?;
     let (first, known) = (node::capsuled()?, ps()?);
+    let first_remote = node::process(remote::NAME)?;
     let outcome = docs::section(reporter, docs::INSTALL, "Upgrade");
     let calls = load.calls.clone();
     let failures = load.end();
@@ -123,6 +162,12 @@ fn upgraded_under_readers(reporter: &mut Reporter) -> Result<Container> {
         ensure!(after == known, "before: {known:?}, after: {after:?}");
         ensure!(fs::read_to_string(CONFIG)?.ends_with(EDITED), "the configuration was replaced");
         Ok(format!("process {first}, then {second}"))
+    });
+    reporter.check("so does the remote API's", || {
+        let second = node::process(remote::NAME)?;
+        ensure!(second != first_remote, "it is still process {first_remote}");
+        remote::called()?;
+        Ok(format!("process {first_remote}, then {second}"))
     });
     reporter.check("the container's shim, which is older, changes versions for it", || {
         done(&["upgrade", ID, &format!("tzdata@{}", new.0)])
@@ -155,6 +200,7 @@ fn removed_anyway(shop: Container) -> Result<String> {
     let ticks = clock.ticks()?;
     node::apt(&["install", &node::newer()?], &[])?.success("apt-get install")?;
     node::capsuled()?;
+    systemctl(&["is-enabled", remote::NAME])?;
     let after = ps()?;
     ensure!(after == known, "before: {known:?}, after: {after:?}");
     done(&["detach", ID, "tzdata", "--lazy"])?;
@@ -166,7 +212,7 @@ fn removed() -> Result<String> {
     for program in PROGRAMS {
         ensure!(!Path::new("/usr/bin").join(program).exists(), "{program} is there");
     }
-    for unit in UNITS {
+    for unit in UNITS.iter().chain(&CHOICES) {
         let active = run_program("systemctl", &["is-active", unit], b"")?.out;
         ensure!(active.trim() != "active", "{unit} is active");
     }
@@ -179,6 +225,9 @@ fn removed() -> Result<String> {
 }
 
 fn purged(before: &BTreeSet<String>) -> Result<String> {
+    // The keys of an authority are data, too.
+    ensure!(Path::new(remote::CERTIFICATES).join("ca.key").exists(), "the authority's key is gone");
+    fs::remove_dir_all(remote::CERTIFICATES).context(remote::CERTIFICATES)?;
     nothing_but(before)?;
     let data = run_program("du", &["-sh", DATA], b"")?.success("du")?;
     Ok(format!("left: {}", data.trim()))

@@ -17,8 +17,10 @@ use crate::workspace::output_of;
 pub const NAME: &str = "resource-capsules";
 /// Its units that are enabled and started.
 pub const UNITS: [&str; 2] = ["capsuled.socket", "capsuled.service"];
+/// Its units that wait for the administrator.
+pub const CHOICES: [&str; 2] = ["capsule-metrics.service", "capsule-remote.service"];
 /// Its programs.
-pub const PROGRAMS: [&str; 3] = ["capsuled", "capsulectl", "containerd-shim-capsule-v1"];
+pub const PROGRAMS: [&str; 4] = ["capsuled", "capsulectl", "containerd-shim-capsule-v1", "capsule-remote"];
 /// What users have made is in there.
 pub const DATA: &str = "/var/lib/capsule";
 /// Its configuration.
@@ -90,11 +92,17 @@ pub fn state() -> Result<(String, String)> {
     Ok((state.trim().to_owned(), revision.trim().to_owned()))
 }
 
-/// The process that systemd has as capsuled, which must be of the program that is on the disk now.
+/// The process that systemd has as capsuled.
 pub fn capsuled() -> Result<String> {
-    let pid = systemctl(&["show", "--property=MainPID", "--value", "capsuled.service"])?.trim().to_owned();
+    process("capsuled")
+}
+
+/// The process of the program's unit, which must be of the program that is on the disk now.
+pub fn process(name: &str) -> Result<String> {
+    let unit = format!("{name}.service");
+    let pid = systemctl(&["show", "--property=MainPID", "--value", &unit])?.trim().to_owned();
     let link = format!("/proc/{pid}/exe");
     let program = fs::read_link(&link).with_context(|| link.clone())?;
-    ensure!(program == Path::new("/usr/bin/capsuled"), "process {pid} is of {}", program.display());
+    ensure!(program == Path::new("/usr/bin").join(name), "process {pid} is of {}", program.display());
     Ok(pid)
 }

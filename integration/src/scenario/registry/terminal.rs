@@ -9,10 +9,9 @@ use super::daemon::{End, Registry, line};
 use super::store::wipe;
 use crate::event::Reporter;
 use crate::scenario::capsulectl::capsulectl;
-use crate::scenario::ctr::{Output, run as program};
+use crate::scenario::ctr::Output;
+use crate::scenario::terminal::{ESCAPE, on_a_terminal, on_one_called};
 
-/// Begins a control sequence of a terminal (ECMA-48).
-const ESCAPE: char = '\x1b';
 /// Takes a line away.
 const CLEARED: &str = "\x1b[2K";
 
@@ -27,16 +26,6 @@ pub fn run(reporter: &mut Reporter, open: &Registry) {
         "elsewhere, and where nothing can be drawn, there are lines, and for programs there is nothing",
         || elsewhere(open),
     );
-}
-
-/// Runs a command of a shell on a terminal of a hundred columns; all that was written to it.
-fn on_a_terminal(command: &str) -> Result<Output> {
-    on_one_called("xterm", command)
-}
-
-fn on_one_called(terminal: &str, command: &str) -> Result<Output> {
-    let command = format!("stty cols 100 rows 30; export TERM={terminal}; {command}");
-    program("script", &["--quiet", "--return", "--command", &command, "/dev/null"], b"")
 }
 
 /// What is on the screen's last lines, after the bar.
