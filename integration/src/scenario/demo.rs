@@ -197,7 +197,7 @@ impl Stage<'_> {
                 world.kill_capsuled()?;
                 let line = clock.ticks()?;
                 ensure!(shop.mounts()? == mounts, "the container's mounts changed");
-                world.restart_capsuled()?;
+                world.restart_capsuled_alone()?;
                 let after = ps()?;
                 ensure!(after == known, "before: {known:?}, after: {after:?}");
                 Ok(((), line))

@@ -47,7 +47,6 @@ pub fn images_removed(world: &mut World) -> Result<String> {
         .context("what drains")?;
     world.kill_capsuled()?;
     world.restart_capsuled()?;
-    world.wait_for_snapshotter()?;
     restart(&shop)?;
     expect_held(&shop, "2").context("after a restart of capsuled and of the task")?;
     label(&shop, "held@2")?;

@@ -45,7 +45,7 @@ impl World {
             }
         }
         // In the order of the units.
-        self.restart_capsuled()?;
+        self.restart_capsuled_alone()?;
         self.start_containerd()
     }
 }

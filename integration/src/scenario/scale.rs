@@ -143,7 +143,7 @@ fn recovery(world: &mut World, plan: Plan) -> Result<String> {
     let wanted = (plan.containers - 1) * SHARED + CROWD;
     world.kill_capsuled()?;
     let began = Instant::now();
-    world.restart_capsuled()?;
+    world.restart_capsuled_alone()?;
     let mut api = Api::connect()?;
     api.attach("c0", "shared-0", "1")?;
     let served = began.elapsed();

@@ -52,7 +52,6 @@ pub fn undone(world: &mut World) -> Result<String> {
     let killed = events.kinds(1)?.remove(0);
     ensure!(killed.starts_with("undone lib "), "{killed}");
     expect(&shop, &["lib@1"])?;
-    world.wait_for_snapshotter()?;
     shop.remove()?;
     told(&events, &["waiting lib 1", "ended lib 1"])?;
     Ok(format!("{failed} | {killed}"))
@@ -70,7 +69,7 @@ pub fn lost(world: &mut World) -> Result<String> {
     let pid = shop.pid()?.to_string();
     let unmounted = Command::new("nsenter").args(["-t", &pid, "-m", "umount", "/opt/tool"]).status();
     ensure!(unmounted.context("run nsenter")?.success(), "umount in the container");
-    world.restart_capsuled()?;
+    world.restart_capsuled_alone()?;
     told(&events, &["lost tool 1"])?;
     expect(&shop, &["lib@1"])?;
     world.wait_for_snapshotter()?;

@@ -1,5 +1,6 @@
 //! A private containerd with capsuled beside it, as a node has them.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -19,6 +20,8 @@ const LOGS: &str = "/logs";
 /// How long what follows a call may take.
 const SETTLED: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(90);
+/// The longest that containerd waits before it connects to a plugin again: three seconds, give or take a fifth.
+const RECONNECT: Duration = Duration::from_secs(4);
 
 /// The configurations that users get, of which containerd's is merged into a private one.
 const CONFIGS: &str = "/payload/configs";
@@ -200,20 +203,38 @@ impl World {
         self.containerd.wait_until(answers)
     }
 
-    /// Starts capsuled again and waits until it answers.
-    pub fn restart_capsuled(&mut self) -> Result<()> {
+    /// Starts capsuled again and waits until it answers, whether containerd has connected again or not: for what lets
+    /// nobody wait, and for what looks at that very moment. Others want [`Self::restart_capsuled`].
+    pub fn restart_capsuled_alone(&mut self) -> Result<()> {
         self.capsuled = Some(start_capsuled(&[])?);
         self.wait_for_capsuled()
     }
 
+    /// Starts capsuled again, and waits until it answers and containerd reaches it.
+    pub fn restart_capsuled(&mut self) -> Result<()> {
+        self.restart_capsuled_alone()?;
+        self.wait_for_snapshotter()
+    }
+
     /// Waits until containerd reaches the capsuled that was started last: it takes its time before it connects again.
+    ///
+    /// containerd asks its snapshotter about the snapshots of a namespace only where it knows of any, so all namespaces
+    /// are listed. Where none has a snapshot, the longest time is waited for.
     pub fn wait_for_snapshotter(&self) -> Result<()> {
+        let seen = Cell::new(false);
         until("its snapshotter reached by containerd", || {
-            let mut ctr = Command::new("ctr");
-            let ctr = ctr.args(["snapshots", "--snapshotter", "capsule", "ls"]).env("PATH", path());
-            let status = ctr.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-            Ok(status.context("run ctr")?.success())
-        })
+            let Some(namespaces) = listed(&["namespaces", "ls", "-q"])? else { return Ok(false) };
+            for namespace in namespaces.lines() {
+                let list = ["-n", namespace, "snapshots", "--snapshotter", "capsule", "ls"];
+                let Some(snapshots) = listed(&list)? else { return Ok(false) };
+                seen.set(seen.get() || snapshots.lines().count() > 1);
+            }
+            Ok(true)
+        })?;
+        if !seen.get() {
+            std::thread::sleep(RECONNECT);
+        }
+        Ok(())
     }
 
     /// Starts what was killed and not started again: a failed scenario may have left it so.
@@ -225,8 +246,7 @@ impl World {
         if !(self.with_capsuled && gone) {
             return Ok(());
         }
-        self.restart_capsuled()?;
-        self.wait_for_snapshotter()
+        self.restart_capsuled()
     }
 
     /// Replaces capsuled by another that takes over, and waits until the first has ended, which means that the
@@ -295,6 +315,14 @@ fn start_capsuled(arguments: &[&str]) -> Result<Daemon> {
     command.args(arguments).env("PATH", path()).env("RUST_LOG", "info");
     // Milliseconds between two exports of spans: nobody should wait for five seconds.
     Daemon::start("capsuled", command.env("OTEL_BSP_SCHEDULE_DELAY", "200"))
+}
+
+/// What a list of `ctr` says, or nothing where it fails.
+fn listed(args: &[&str]) -> Result<Option<String>> {
+    let mut ctr = Command::new("ctr");
+    let output = ctr.args(args).env("PATH", path()).stdin(Stdio::null()).stderr(Stdio::null()).output();
+    let output = output.context("run ctr")?;
+    Ok(output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned()))
 }
 
 fn answers() -> bool {

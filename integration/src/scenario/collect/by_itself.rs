@@ -27,9 +27,7 @@ fn every_second(shipped: &str, keep: &str, high: &str, low: &str) -> String {
 fn restart(world: &mut World, text: &str) -> Result<()> {
     fs::write(CONFIG, text).context("write the configuration")?;
     world.kill_capsuled()?;
-    world.restart_capsuled()?;
-    // What is published next goes through containerd, which may still wait before it connects again.
-    world.wait_for_snapshotter()
+    world.restart_capsuled()
 }
 
 pub fn by_the_policy(world: &mut World) -> Result<String> {

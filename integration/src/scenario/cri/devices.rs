@@ -86,7 +86,6 @@ fn allow(world: &mut World, kubelet: &Kubelet) -> Result<()> {
     fs::write(CONFIG, with).context("write the configuration")?;
     world.kill_capsuled()?;
     world.restart_capsuled()?;
-    world.wait_for_snapshotter()?;
     kubelet.wait()
 }
 

@@ -29,7 +29,6 @@ pub fn restarted(world: &mut World, kubelet: &Kubelet) -> Result<String> {
         expect(&late.id, &["lib@1 attached"])?;
         world.kill_capsuled()?;
         world.restart_capsuled()?;
-        world.wait_for_snapshotter()?;
         done(&["detach", &app.reference(), "tool"])?;
         expect(&app.id, &["lib@2 attached"])?;
         pod.remove()?;

@@ -351,6 +351,5 @@ fn away(world: &mut World) -> Result<String> {
         [&["run", "--rm"], &OURS.words()[..], &["--rootfs", &root, "plain", "/bin/echo", "plain"]].concat();
     ctr(&args)?.success("a container that asks for nothing")?;
     world.restart_capsuled()?;
-    world.wait_for_snapshotter()?;
     Ok(told)
 }

@@ -103,7 +103,7 @@ fn cut(
     }
     caller.join().map_err(|_| anyhow!("the caller's thread"))??;
     match victim {
-        Victim::Capsuled => world.restart_capsuled(),
+        Victim::Capsuled => world.restart_capsuled_alone(),
         Victim::Shim => container.start_again(),
     }
 }

@@ -111,12 +111,10 @@ pub fn refusing(world: &mut World) -> Result<String> {
     fs::write(CONFIG, strict).context("the configuration")?;
     world.kill_capsuled()?;
     world.restart_capsuled()?;
-    world.wait_for_snapshotter()?;
     let done_so = refused_both_ways();
     fs::write(CONFIG, shipped).context("the configuration")?;
     world.kill_capsuled()?;
     world.restart_capsuled()?;
-    world.wait_for_snapshotter()?;
     done_so
 }
 

@@ -22,7 +22,6 @@ pub fn daemons(world: &mut World, cluster: &mut Cluster) -> Result<String> {
             _ => {
                 world.kill_capsuled()?;
                 world.restart_capsuled()?;
-                world.wait_for_snapshotter()?;
             }
         }
         app.expect(&["lib@1 attached"])?;

@@ -160,6 +160,5 @@ fn prepare(world: &mut World) -> Result<()> {
     ensure!(with != text, "the configuration has no pods_may_name");
     fs::write(CONFIG, with).context("write the configuration")?;
     world.kill_capsuled()?;
-    world.restart_capsuled()?;
-    world.wait_for_snapshotter()
+    world.restart_capsuled()
 }

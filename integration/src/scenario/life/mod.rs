@@ -372,7 +372,7 @@ impl Life {
             _ => {
                 self.world.kill_capsuled()?;
                 self.under_way += usize::from(!caller.is_finished());
-                self.world.restart_capsuled()?;
+                self.world.restart_capsuled_alone()?;
                 self.behind = true;
             }
         }

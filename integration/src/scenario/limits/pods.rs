@@ -27,8 +27,7 @@ pub fn budgets(world: &mut World) -> Result<String> {
 fn configure(world: &mut World, config: &str) -> Result<()> {
     fs::write(CONFIG, config).context("the configuration")?;
     world.kill_capsuled()?;
-    world.restart_capsuled()?;
-    world.wait_for_snapshotter()
+    world.restart_capsuled()
 }
 
 fn shared() -> Result<String> {

@@ -84,7 +84,6 @@ pub fn daemons(world: &mut World) -> Result<String> {
     world.kill_capsuled()?;
     world.restart_containerd()?;
     world.restart_capsuled()?;
-    world.wait_for_snapshotter()?;
     ensure!(web.pid()? == pid, "another process");
     // By its name, of which a capsuled that was just started has to hear first.
     done(&["detach", "web", "lib"])?;

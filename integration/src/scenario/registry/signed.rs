@@ -41,8 +41,7 @@ pub fn run(reporter: &mut Reporter, world: &mut World) -> Result<()> {
 
 fn restart(world: &mut World) -> Result<()> {
     world.kill_capsuled()?;
-    world.restart_capsuled()?;
-    world.wait_for_snapshotter()
+    world.restart_capsuled()
 }
 
 /// A capsuled that wants signatures by our key, for these capsules.

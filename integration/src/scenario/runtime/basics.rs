@@ -8,6 +8,9 @@ use super::{Case, Need};
 use crate::images::Image;
 use crate::scenario::ctr::{Container, ctr, run as run_program};
 
+/// What a pipe holds (pipe(7)).
+const PIPE: usize = 64 * 1024;
+
 /// The cases.
 pub const CASES: &[Case] = &[
     Case::new("run: standard output", |bed| {
@@ -25,8 +28,11 @@ pub const CASES: &[Case] = &[
     Case::new("run: standard input, 4 MiB there and back", |bed| {
         let input = "0123456789abcde\n".repeat(256 * 1024);
         let out = bed.stack.run_once("once", &["/bin/cat"], input.as_bytes())?.success("run")?;
-        ensure!(out == input, "{} bytes came back", out.len());
-        Ok(String::new())
+        // containerd's own shim loses the end of an output now and then, as it loses all of a short one (`ten_at_once`).
+        let forgiven = if bed.is_reference() { PIPE } else { 0 };
+        let lost = input.len().saturating_sub(out.len());
+        ensure!(input.starts_with(&out) && lost <= forgiven, "{} bytes came back", out.len());
+        Ok(if lost > 0 { format!("the last {lost} bytes are lost") } else { String::new() })
     }),
     Case::new("run: a program that is not there fails, and the id is free again", |bed| {
         let output = bed.stack.run_once("once", &["/bin/no-such-program"], b"")?;

@@ -62,8 +62,7 @@ fn restart_with(world: &mut World, config: &str) -> Result<()> {
     // What the log has is in another form.
     fs::write(log_of("capsuled"), "").context("empty the log")?;
     world.kill_capsuled()?;
-    world.restart_capsuled()?;
-    world.wait_for_snapshotter()
+    world.restart_capsuled()
 }
 
 /// Runs capsulectl as a part of the caller's trace.
