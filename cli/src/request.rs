@@ -148,7 +148,7 @@ pub fn attach(
         return Err(Error::Usage(what.to_owned()));
     }
     let container = Some(container(args.container, namespace)?);
-    Ok(v1::AttachRequest { specs, container, devices: args.devices })
+    Ok(v1::AttachRequest { specs, container, devices: args.devices, for_pod: false })
 }
 
 /// Whether the capsule can be written to.

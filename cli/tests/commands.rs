@@ -45,20 +45,20 @@ fn changing_calls() -> Vec<(&'static str, Asked)> {
         (
             "attach web tzdata ca@3 -n k8s.io",
             Asked::Attach(v1::AttachRequest {
-                devices: Vec::new(),
                 container: container("k8s.io", "web"),
                 specs: vec![
                     spec("tzdata", "", "", Mode::Unspecified),
                     spec("ca", "3", "", Mode::Unspecified),
                 ],
+                ..Default::default()
             }),
         ),
         (
             "attach moby/web tools --mode union --target /",
             Asked::Attach(v1::AttachRequest {
-                devices: Vec::new(),
                 container: container("moby", "web"),
                 specs: vec![spec("tools", "", "/", Mode::Union)],
+                ..Default::default()
             }),
         ),
         (

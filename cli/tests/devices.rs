@@ -71,8 +71,18 @@ fn devices_are_attached_and_detached_by_name() {
     assert_eq!(
         fake.asked(),
         [
-            Asked::Attach(AttachRequest { container: container(), specs: vec![], devices: gpu() }),
-            Asked::Attach(AttachRequest { container: container(), specs: vec![app], devices: gpu() }),
+            Asked::Attach(AttachRequest {
+                container: container(),
+                specs: vec![],
+                devices: gpu(),
+                for_pod: false
+            }),
+            Asked::Attach(AttachRequest {
+                container: container(),
+                specs: vec![app],
+                devices: gpu(),
+                for_pod: false
+            }),
             Asked::Detach(DetachRequest {
                 container: container(),
                 devices: gpu(),

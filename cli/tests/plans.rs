@@ -61,7 +61,7 @@ fn what_was_locked_is_what_is_attached() {
     let specs = ["lib", "tool", "app"].map(exact).to_vec();
     assert_eq!(
         fake.asked(),
-        [Asked::Attach(v1::AttachRequest { container: container("web"), specs, devices: Vec::new() })]
+        [Asked::Attach(v1::AttachRequest { container: container("web"), specs, ..Default::default() })]
     );
 }
 

@@ -269,7 +269,7 @@ mod tests {
                 version: "1".into(),
                 ..Default::default()
             }],
-            devices: Vec::new(),
+            ..Default::default()
         };
         assert_eq!(rule.least(Some(&request.encode_to_vec())), Operator);
         request.devices.push("vendor.com/gpu=0".into());

@@ -257,6 +257,7 @@ async fn attach(channel: &Channel, devices: &[&str]) -> Status {
         container: Some(v1::ContainerRef { id: "web".to_owned(), namespace: String::new() }),
         devices: devices.iter().map(|&device| device.to_owned()).collect(),
         specs: vec![v1::AttachmentSpec { capsule: "tz".to_owned(), ..Default::default() }],
+        ..Default::default()
     };
     AttachmentsClient::new(channel.clone()).attach(request).await.unwrap_err()
 }

@@ -118,6 +118,22 @@ impl Subject {
         let (repository, digest) = (parsed.critical.identity.reference, parsed.critical.image.digest);
         Ok(Self { repository, digest, name, version })
     }
+
+    /// Whether it is about this content as this version of this capsule; why not.
+    ///
+    /// # Errors
+    /// What it is about instead.
+    pub fn check(&self, name: &str, version: &str, digest: &str) -> Result<(), String> {
+        if self.digest != digest {
+            return Err(format!("the signature is one of {}, and this is {digest}", self.digest));
+        }
+        let called = |said: &Option<String>, is: &str| said.as_deref().is_none_or(|said| said == is);
+        if !called(&self.name, name) || !called(&self.version, version) {
+            let or_any = |said: &Option<String>| said.as_deref().unwrap_or("*").to_owned();
+            return Err(format!("it was signed as {}@{}", or_any(&self.name), or_any(&self.version)));
+        }
+        Ok(())
+    }
 }
 
 /// A key to sign with.

@@ -9,6 +9,7 @@ use tonic::{Code, Status};
 use super::{
     node::{Node, is_away},
     plan::{Planned, Step},
+    signed::Judged,
 };
 use crate::api::{Done, HealthCheck, State};
 
@@ -43,7 +44,7 @@ fn key(done: &Done) -> Key {
 
 impl Checking {
     /// Takes over the moves that are to be checked: what is left has no step for them. Containers of which one is on its way are left alone.
-    pub async fn take(&mut self, planned: &mut [Planned], node: &Node) {
+    pub async fn take(&mut self, planned: &mut [Planned], node: &Node, judged: &Arc<Judged>) {
         self.take_ended().await;
         self.refused.retain(|known, _| planned.iter().any(|one| key(&one.done) == *known));
         for one in planned {
@@ -57,7 +58,7 @@ impl Checking {
                 Some((refused, why)) if *refused == asked => {
                     (one.done.state, one.done.message) = (State::Failed, Some(why.clone()));
                 }
-                _ => self.begin(&one.done, asked, node),
+                _ => self.begin(&one.done, asked, node, judged),
             }
             one.step = Step::Rest;
         }
@@ -68,16 +69,17 @@ impl Checking {
         self.running.keys().any(|(_, pod, container)| (pod, container) == (&done.pod.uid, &done.container))
     }
 
-    fn begin(&mut self, done: &Done, asked: Asked, node: &Node) {
+    fn begin(&mut self, done: &Done, asked: Asked, node: &Node, judged: &Arc<Judged>) {
         let namespace = &done.owner.namespace;
         let of_namespace = self.running.values().filter(|running| running.namespace == *namespace).count();
         if self.running.len() >= AT_ONCE || of_namespace >= OF_NAMESPACE {
             return;
         }
-        let (node, done, ended) = (node.clone(), done.clone(), Arc::clone(&self.ended));
+        let (node, done) = (node.clone(), done.clone());
+        let (judged, ended) = (Arc::clone(judged), Arc::clone(&self.ended));
         let (of, namespace, (version, check)) = (key(&done), namespace.clone(), asked.clone());
         let task = tokio::spawn(async move {
-            let moved = node.upgrade(&done, &version, Some(&check)).await;
+            let moved = node.upgrade(&done, &version, Some(&check), &judged).await;
             ended.notify_one();
             moved
         });

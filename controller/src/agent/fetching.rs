@@ -9,8 +9,9 @@ use std::{
 use tokio::{sync::Notify, task::JoinHandle};
 
 use super::{
-    fetch::{Key, Step, key, plan},
+    fetch::{Key, Step, There, Unsigned, key, plan},
     node::Node,
+    signed,
 };
 use crate::api::{FetchState, Fetched, Wanted};
 
@@ -41,14 +42,11 @@ impl Fetching {
         &mut self,
         wanted: &[Wanted],
         before: &[Fetched],
-        node: &Node,
-    ) -> Result<Vec<(Fetched, Step)>, tonic::Status> {
-        if wanted.is_empty() && before.is_empty() {
-            return Ok(Vec::new());
-        }
+        there: &There,
+        unsigned: &Unsigned,
+    ) -> Vec<(Fetched, Step)> {
         self.take_ended().await;
-        let there = node.there().await?;
-        let mut planned = plan(wanted, before, &there);
+        let mut planned = plan(wanted, before, there, unsigned);
         for (said, step) in &mut planned {
             if let (Some(failed), Step::Fetch { .. }) = (self.failed.get(&key(said)), step) {
                 said.state = FetchState::Failed;
@@ -56,7 +54,7 @@ impl Fetching {
             }
         }
         self.failed.retain(|key, _| planned.iter().any(|(said, _)| self::key(said) == *key));
-        Ok(planned)
+        planned
     }
 
     async fn take_ended(&mut self) {
@@ -81,8 +79,8 @@ impl Fetching {
         for (mut one, step) in planned {
             let done = match step {
                 Step::Rest => Ok(()),
-                Step::Fetch { reference } => {
-                    self.begin(&one, reference, node);
+                Step::Fetch { reference, keys } => {
+                    self.begin(&one, reference, keys, node);
                     Ok(())
                 }
                 Step::Tag(channels) => node.tag(&one.name, &one.version, &channels).await.map(|()| {
@@ -103,7 +101,7 @@ impl Fetching {
         said
     }
 
-    fn begin(&mut self, one: &Fetched, reference: String, node: &Node) {
+    fn begin(&mut self, one: &Fetched, reference: String, keys: Vec<String>, node: &Node) {
         let key = key(one);
         let waits = self.failed.get(&key).is_some_and(|failed| failed.again > Instant::now());
         if waits || self.running.len() >= AT_ONCE || self.running.contains_key(&key) {
@@ -111,11 +109,21 @@ impl Fetching {
         }
         let (node, ended, (name, version)) = (node.clone(), Arc::clone(&self.ended), key.clone());
         let task = tokio::spawn(async move {
-            let fetched =
-                node.pull(&name, &version, &reference).await.map_err(|error| error.message().to_owned());
+            let fetched = fetch(&node, (name, version), &reference, &keys).await;
             ended.notify_one();
             fetched
         });
         self.running.insert(key, task);
     }
+}
+
+/// Fetches a version with its signatures, of which one is to be by one of these keys.
+async fn fetch(node: &Node, of: Key, reference: &str, keys: &[String]) -> Result<(), String> {
+    let told = |error: tonic::Status| error.message().to_owned();
+    node.pull(&of.0, &of.1, reference).await.map_err(told)?;
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let (digest, signatures) = node.signatures(&of).await.map_err(told)?;
+    signed::judge(keys, &of, &digest, &signatures)
 }

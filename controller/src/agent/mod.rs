@@ -3,10 +3,12 @@
 //! It follows that one object and no other. While the API server is away it goes on with what it knows, and says what it did when it is back.
 
 mod checking;
+mod devices;
 mod fetch;
 mod fetching;
 mod node;
 mod plan;
+mod signed;
 mod volumes;
 
 use std::{
@@ -31,6 +33,7 @@ use self::{
     fetching::Fetching,
     node::{Node, is_away},
     plan::{Planned, Step, plan},
+    signed::{Judged, Signed},
 };
 use crate::{
     api::{Done, FetchState, Fetched, NodeCapsules, NodeCapsulesStatus, State, VolumeDone, VolumeState, at},
@@ -114,8 +117,11 @@ struct Said {
 /// What capsuled has, and what is asked for stands for.
 struct Looked {
     present: Vec<plan::Present>,
+    held: Vec<devices::Held>,
     versions: plan::Versions,
     volumes: volumes::There,
+    there: fetch::There,
+    judged: Arc<Judged>,
 }
 
 struct Agent {
@@ -124,6 +130,7 @@ struct Agent {
     node: Node,
     fetching: Fetching,
     checking: Checking,
+    signed: Signed,
     /// What it has done; from the object's status when it starts.
     said: Option<Said>,
     /// Which object was told.
@@ -143,6 +150,7 @@ impl Agent {
             node,
             fetching: Fetching::default(),
             checking: Checking::default(),
+            signed: Signed::default(),
             said: None,
             uid: None,
             told: None,
@@ -164,10 +172,9 @@ impl Agent {
             volumes: status.volumes.clone(),
         };
         let before = self.said.get_or_insert_with(of_object).clone();
-        let looked = self.look(object).await;
+        let looked = self.look(object, &before).await;
         self.meters.set_ready(looked.is_ok());
-        let fetches = self.fetching.plan(&object.spec.capsules, &before.fetched, &self.node).await;
-        let (looked, fetches) = match looked.and_then(|looked| Ok((looked, fetches?))) {
+        let looked = match looked {
             Ok(looked) => looked,
             Err(error) => {
                 tracing::warn!(error = error.message(), "capsuled does not answer");
@@ -175,10 +182,13 @@ impl Agent {
                 return SOON;
             }
         };
-        let mut planned = plan(&object.spec.attachments, &before.done, &looked.present, &looked.versions);
+        let (wanted, there) = (&object.spec.capsules, &looked.there);
+        let fetches = self.fetching.plan(wanted, &before.fetched, there, &looked.judged.unsigned).await;
+        let mut planned =
+            plan(&object.spec.attachments, &before.done, &looked.present, &looked.held, &looked.versions);
         let to_do = &object.spec.volumes;
         let volumes = volumes::plan(to_do, &before.volumes, &looked.volumes, &looked.versions);
-        self.checking.take(&mut planned, &self.node).await;
+        self.checking.take(&mut planned, &self.node, &looked.judged).await;
         for one in &mut planned {
             stamp(&mut one.done, &before.done);
         }
@@ -194,7 +204,7 @@ impl Agent {
             return SOON;
         }
         let fetched = self.fetching.take(fetches, &self.node).await;
-        let work = planned.into_iter().map(|one| take(&self.node, one));
+        let work = planned.into_iter().map(|one| take(&self.node, one, &looked.judged));
         let work = stream::iter(work).buffered(AT_ONCE).filter_map(async |done| done).collect();
         let (mut done, volumes): (Vec<Done>, _) = tokio::join!(work, volumes::take(volumes, &self.node));
         let pause = pause_after(&done).min(pause_of(&fetched)).min(volumes::pause(to_do, &volumes));
@@ -213,23 +223,41 @@ impl Agent {
     fn is_known(&self, object: &NodeCapsules, planned: &[Planned], fetched: &[Fetched]) -> bool {
         let none = NodeCapsulesStatus::default();
         let known = self.told.as_ref().or(object.status.as_ref()).unwrap_or(&none);
-        let is_own =
-            |one: &Planned| known.attachments.iter().any(|done| is_of(done, &one.done) && !done.found);
+        let said = |one: &Planned| known.attachments.iter().find(|done| is_of(done, &one.done));
+        let is_own = |one: &Planned, devices: &[String]| {
+            said(one).is_some_and(|done| devices.iter().all(|device| done.devices.contains(device)))
+        };
+        let is_step_known = |one: &Planned| match &one.step {
+            Step::Attach(wanted) => said(one).is_some_and(|done| !done.found) && is_own(one, &wanted.devices),
+            Step::Devices(devices) => is_own(one, devices),
+            _ => true,
+        };
         let is_fetched = |one: &Fetched| {
             known.capsules.iter().any(|other| other.own && fetch::key(other) == fetch::key(one))
         };
-        planned.iter().filter(|one| matches!(one.step, Step::Attach(_))).all(is_own)
-            && fetched.iter().filter(|one| one.own).all(is_fetched)
+        planned.iter().all(is_step_known) && fetched.iter().filter(|one| one.own).all(is_fetched)
     }
 
-    async fn look(&self, object: &NodeCapsules) -> Result<Looked, tonic::Status> {
+    async fn look(&mut self, object: &NodeCapsules, before: &Said) -> Result<Looked, tonic::Status> {
+        let wanted = &object.spec.capsules;
+        let there = match wanted.is_empty() && before.fetched.is_empty() {
+            true => fetch::There::default(),
+            false => self.node.there().await?,
+        };
+        let judged = self.signed.look(wanted, &there, &self.node).await?;
         let attachments = object.spec.attachments.iter();
         let asked = attachments.map(|one| (one.capsule.as_str(), one.version.as_deref().unwrap_or_default()));
-        Ok(Looked {
-            present: self.node.present().await?,
-            versions: self.node.versions(asked.chain(volumes::asked(&object.spec.volumes))).await?,
-            volumes: self.node.list_volumes().await?,
-        })
+        let (present, held) = self.node.present().await?;
+        let asked = asked.chain(volumes::asked(&object.spec.volumes));
+        let mut versions = self.node.versions(asked).await?;
+        for ((capsule, _), found) in &mut versions {
+            let key = found.as_ref().ok().map(|version| (capsule.clone(), version.clone()));
+            if let Some(Err(why)) = key.map(|key| judged.allow(&key)) {
+                *found = Err(why);
+            }
+        }
+        let volumes = self.node.list_volumes().await?;
+        Ok(Looked { present, held, versions, volumes, there, judged: Arc::new(judged) })
     }
 
     /// Says how far all is; with `first`, of no other than this state of the object, so that whoever sees a later one has heard it. Whether
@@ -268,6 +296,12 @@ impl Agent {
     }
 }
 
+/// Whether there is no such container, rather than no such device.
+fn is_gone(error: &tonic::Status, devices: &[String]) -> bool {
+    let is_about = |device: &String| error.message().contains(&format!("{device}: "));
+    error.code() == Code::NotFound && !devices.iter().any(is_about)
+}
+
 /// What is not there yet may be in a moment; what cannot be will not be soon.
 fn pause_after(done: &[Done]) -> Duration {
     let worst = done.iter().map(|done| match done.state {
@@ -297,17 +331,18 @@ fn is_of(one: &Done, other: &Done) -> bool {
 }
 
 /// Takes a step. What is left to say of it; nothing of what is gone.
-async fn take(node: &Node, planned: Planned) -> Option<Done> {
+async fn take(node: &Node, planned: Planned, judged: &Judged) -> Option<Done> {
     let Planned { mut done, step } = planned;
     let outcome = match &step {
         Step::Rest => return Some(done),
-        Step::Attach(wanted) => node.attach(wanted).await.map(|(version, target)| {
+        Step::Attach(wanted) => node.attach(wanted, judged).await.map(|(version, target)| {
             (done.version, done.target) = (Some(version), Some(target));
         }),
         Step::Move { version, .. } => {
-            node.upgrade(&done, version, None).await.map(|version| done.version = Some(version))
+            node.upgrade(&done, version, None, judged).await.map(|version| done.version = Some(version))
         }
-        Step::Detach => match node.detach(&done).await {
+        Step::Devices(devices) => node.attach_devices(&done, devices).await,
+        Step::Detach { capsule, devices } => match node.detach(&done, *capsule, devices).await {
             Ok(()) => return None,
             Err(error) => Err(error),
         },
@@ -319,9 +354,17 @@ async fn take(node: &Node, planned: Planned) -> Option<Done> {
             tracing::info!(pod, container, capsule, error = error.message(), "not done");
             // Its container is not there yet, or does not run, or not any more; nobody need be told.
             let no_task = error.code() == Code::FailedPrecondition && error.message().contains("not running");
-            let waits = matches!(step, Step::Attach(_)) && (error.code() == Code::NotFound || no_task);
-            if !waits && step != Step::Detach {
+            let devices = match &step {
+                Step::Attach(wanted) => Some(&wanted.devices),
+                Step::Devices(devices) => Some(devices),
+                _ => None,
+            };
+            let waits = devices.is_some_and(|devices| no_task || is_gone(&error, devices));
+            if !waits && !matches!(step, Step::Detach { .. }) {
                 done.state = State::Failed;
+                // capsuled has refused all of it: who attaches such a device now keeps it.
+                let refused = devices.filter(|_| !is_away(&error));
+                done.devices.retain(|device| refused.is_none_or(|refused| !refused.contains(device)));
             }
             done.message = (!waits && !is_away(&error)).then(|| error.message().to_owned());
         }

@@ -6,7 +6,8 @@ use std::{path::PathBuf, time::Duration};
 
 use capsule_proto::capsule::v1::{
     self, AttachmentState, attachments_client::AttachmentsClient, capsules_client::CapsulesClient,
-    collector_client::CollectorClient, tags_client::TagsClient, transfers_client::TransfersClient,
+    collector_client::CollectorClient, signatures_client::SignaturesClient, tags_client::TagsClient,
+    transfers_client::TransfersClient,
 };
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -16,8 +17,10 @@ use tonic::{
 };
 
 use super::{
-    fetch::There,
+    devices::Held,
+    fetch::{Key, There},
     plan::{Present, Versions},
+    signed::Judged,
 };
 use crate::api::{Assigned, Done, HealthCheck, Mode};
 
@@ -47,20 +50,27 @@ impl Node {
         AttachmentsClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
-    /// What containers of pods have, but for what only drains.
+    /// What containers of pods have, but for what only drains: capsules, and devices.
     ///
     /// # Errors
     /// capsuled's.
-    pub async fn present(&self) -> Result<Vec<Present>, Status> {
+    pub async fn present(&self) -> Result<(Vec<Present>, Vec<Held>), Status> {
         let all =
             self.attachments().list_attachments(v1::ListAttachmentsRequest::default()).await?.into_inner();
         if all.attachments.iter().any(|a| !a.pod.is_empty() && a.pod_uid.is_empty()) {
             return Err(Status::unavailable("capsuled does not know all pods yet"));
         }
-        let of_pods = all.attachments.into_iter().filter(|a| {
-            !a.pod_uid.is_empty() && !a.capsule.is_empty() && a.state() != AttachmentState::Draining
-        });
-        Ok(of_pods
+        let of_pods = all.attachments.into_iter();
+        let of_pods = of_pods.filter(|a| !a.pod_uid.is_empty() && a.state() != AttachmentState::Draining);
+        let of_pods: Vec<v1::Attachment> = of_pods.collect();
+        let held = |a: &v1::Attachment, device: &String| Held {
+            pod: a.pod_uid.clone(),
+            container: a.pod_container.clone(),
+            device: device.clone(),
+        };
+        let held = of_pods.iter().flat_map(|a| a.devices.iter().map(move |device| held(a, device))).collect();
+        let capsules = of_pods.into_iter().filter(|a| !a.capsule.is_empty());
+        let present = capsules
             .map(|a| Present {
                 waits: a.state() == AttachmentState::Waiting,
                 pod: a.pod_uid,
@@ -69,7 +79,8 @@ impl Node {
                 version: a.version,
                 target: a.target,
             })
-            .collect())
+            .collect();
+        Ok((present, held))
     }
 
     /// What the versions that are asked for stand for here.
@@ -101,8 +112,8 @@ impl Node {
     /// Attaches; the version and the target that it has.
     ///
     /// # Errors
-    /// capsuled's.
-    pub async fn attach(&self, wanted: &Assigned) -> Result<(String, String), Status> {
+    /// capsuled's; what it requires may not be used.
+    pub async fn attach(&self, wanted: &Assigned, judged: &Judged) -> Result<(String, String), Status> {
         let mode = match wanted.mode {
             None => v1::Mode::Unspecified,
             Some(Mode::Ro) => v1::Mode::Ro,
@@ -121,7 +132,12 @@ impl Node {
             ..Default::default()
         };
         let container = container(&wanted.pod.uid, &wanted.container);
-        let request = v1::AttachRequest { container, specs: vec![spec], devices: Vec::new() };
+        if !judged.is_empty() {
+            let request = v1::ResolveRequest { container: container.clone(), specs: vec![spec.clone()] };
+            allow(judged, self.attachments().resolve(request).await?.into_inner().planned)?;
+        }
+        let devices = wanted.devices.clone();
+        let request = v1::AttachRequest { container, specs: vec![spec], devices, for_pod: true };
         let made = self.attachments().attach(request).await?.into_inner().attachments;
         let own = made.into_iter().find(|a| a.capsule == wanted.capsule);
         own.map(|a| (a.version, a.target))
@@ -137,6 +153,7 @@ impl Node {
         done: &Done,
         version: &str,
         check: Option<&HealthCheck>,
+        judged: &Judged,
     ) -> Result<String, Status> {
         let spec = v1::MoveSpec {
             capsule: done.capsule.clone(),
@@ -149,6 +166,10 @@ impl Node {
             timeout: Some(prost_types::Duration { seconds: check.timeout_seconds.into(), nanos: 0 }),
         });
         let request = v1::UpgradeRequest { container, specs: vec![spec], health, ..Default::default() };
+        if !judged.is_empty() {
+            let planned = v1::UpgradeRequest { dry_run: true, ..request.clone() };
+            allow(judged, self.attachments().upgrade(planned).await?.into_inner().planned)?;
+        }
         let moved = self.attachments().upgrade(request).await?.into_inner().attachments;
         let own = moved.into_iter().find(|a| a.capsule == done.capsule);
         own.map(|a| a.version).ok_or_else(|| Status::internal("capsuled does not say what it moved"))
@@ -165,9 +186,20 @@ impl Node {
         for one in all.into_iter().filter(|one| one.complete) {
             let tags = one.tags.into_iter().map(|tag| ((one.capsule.clone(), tag), one.version.clone()));
             there.tags.extend(tags);
-            there.versions.insert((one.capsule, one.version));
+            there.versions.insert((one.capsule, one.version), one.digest);
         }
         Ok(there)
+    }
+
+    /// A version's digest, and its signatures.
+    ///
+    /// # Errors
+    /// capsuled's.
+    pub async fn signatures(&self, of: &Key) -> Result<(String, Vec<v1::Signature>), Status> {
+        let request = v1::ListSignaturesRequest { name: of.0.clone(), version: of.1.clone() };
+        let mut client = SignaturesClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER);
+        let found = client.list_signatures(request).await?.into_inner();
+        Ok((found.version.unwrap_or_default().digest, found.signatures))
     }
 
     /// Fetches a version, for as long as it takes.
@@ -204,23 +236,55 @@ impl Node {
         }
     }
 
-    /// Detaches, whoever uses it.
+    /// Attaches devices alone.
+    ///
+    /// # Errors
+    /// capsuled's.
+    pub async fn attach_devices(&self, done: &Done, devices: &[String]) -> Result<(), Status> {
+        let container = container(&done.pod.uid, &done.container);
+        let request =
+            v1::AttachRequest { container, devices: devices.to_vec(), for_pod: true, ..Default::default() };
+        self.attachments().attach(request).await.map(drop)
+    }
+
+    /// Detaches, whoever uses it: the capsule where that is meant, and devices that came with it.
     ///
     /// # Errors
     /// capsuled's. That there is nothing is none.
-    pub async fn detach(&self, done: &Done) -> Result<(), Status> {
-        let request = v1::DetachRequest {
-            container: container(&done.pod.uid, &done.container),
+    pub async fn detach(&self, done: &Done, capsule: bool, devices: &[String]) -> Result<(), Status> {
+        let container = container(&done.pod.uid, &done.container);
+        let of_capsule = v1::DetachRequest {
+            container: container.clone(),
             capsule: done.capsule.clone(),
             target: done.target.clone().unwrap_or_default(),
             lazy: true,
             ..Default::default()
         };
-        match self.attachments().detach(request).await {
-            Err(status) if status.code() == Code::NotFound => Ok(()),
-            result => result.map(drop),
+        // Each by itself: that one is gone keeps none from going.
+        let of_devices = devices.iter().map(|device| v1::DetachRequest {
+            container: container.clone(),
+            devices: vec![device.clone()],
+            lazy: true,
+            ..Default::default()
+        });
+        let mut failed = None;
+        for request in capsule.then_some(of_capsule).into_iter().chain(of_devices) {
+            match self.attachments().detach(request).await {
+                Err(status) if status.code() != Code::NotFound => drop(failed.get_or_insert(status)),
+                _ => {}
+            }
         }
+        failed.map_or(Ok(()), Err)
     }
+}
+
+/// Whether all that would come may be used: what is required comes along.
+fn allow(judged: &Judged, planned: Vec<v1::Planned>) -> Result<(), Status> {
+    let coming = planned.into_iter().filter(|one| !one.present);
+    coming
+        .map(|one| judged.allow(&(one.capsule, one.version)))
+        .collect::<Result<(), _>>()
+        .map_err(Status::failed_precondition)
 }
 
 /// Whether capsuled was not to be had, rather than against it.

@@ -3,8 +3,9 @@
 //! An attachment is the agent's own from the moment at which it has said that it will make it. What is there without that somebody else
 //! has attached: it is counted, and neither moved nor detached.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::devices::{self, Held};
 use crate::api::{Assigned, Done, HealthCheck, Owner, PodRef, State};
 
 /// An attachment that capsuled has in a container of a pod.
@@ -35,15 +36,22 @@ pub enum Step {
     Rest,
     /// Attach it.
     Attach(Box<Assigned>),
+    /// Attach these devices, which the container lacks.
+    Devices(Vec<String>),
     /// Move what is there to another version.
     Move {
-        /// The version, as it is asked for.
+        /// The version.
         version: String,
         /// What is to succeed then.
         check: Option<HealthCheck>,
     },
     /// Detach it; processes that use it keep what they have.
-    Detach,
+    Detach {
+        /// The capsule too, and not the devices alone.
+        capsule: bool,
+        /// What came with it.
+        devices: Vec<String>,
+    },
 }
 
 /// An attachment, what is said of it before the step, and the step.
@@ -62,17 +70,20 @@ pub fn plan(
     assigned: &[Assigned],
     before: &[Done],
     present: &[Present],
+    held: &[Held],
     versions: &Versions,
 ) -> Vec<Planned> {
+    let mut coming = Coming::new();
     let wanted = assigned.iter().enumerate().map(|(index, wanted)| {
         let planned = plan_wanted(wanted, before, present, versions);
-        match assigned[..index].iter().find(|first| is_same_place(first, wanted)) {
+        let planned = match assigned[..index].iter().find(|first| is_same_place(first, wanted)) {
             Some(first) => follow(planned, first, wanted),
             None => planned,
-        }
+        };
+        with_devices(planned, wanted, before, held, &mut coming)
     });
     let gone = before.iter().filter(|done| !assigned.iter().any(|wanted| key_of(wanted) == key(done)));
-    let leaving = gone.filter_map(|done| plan_leaving(done, assigned, before, present));
+    let leaving = gone.filter_map(|done| plan_leaving(done, assigned, before, present, held));
     wanted.chain(leaving).collect()
 }
 
@@ -85,7 +96,11 @@ fn is_same_place(one: &Assigned, other: &Assigned) -> bool {
 /// What is planned for one that does not decide: nothing is done for it.
 fn follow(planned: Planned, first: &Assigned, wanted: &Assigned) -> Planned {
     let Planned { mut done, .. } = planned;
-    if (&first.version, first.mode, &first.resources) != (&wanted.version, wanted.mode, &wanted.resources) {
+    let devices = |one: &Assigned| one.devices.iter().cloned().collect::<BTreeSet<_>>();
+    let is_same = (&first.version, first.mode, &first.resources)
+        == (&wanted.version, wanted.mode, &wanted.resources)
+        && devices(first) == devices(wanted);
+    if !is_same {
         let Owner { namespace, name, .. } = &first.owner;
         done.state = State::Failed;
         done.message = Some(format!("the CapsuleAttachment {namespace}/{name} asks for another of it"));
@@ -130,6 +145,7 @@ fn plan_wanted(wanted: &Assigned, before: &[Done], present: &[Present], versions
         version: there.map(|there| there.version.clone()),
         // Said before it is there: whoever takes over knows which one it is.
         target: there.map(|there| there.target.clone()).or_else(|| wanted.target.clone()),
+        devices: Vec::new(),
         found,
         message,
     };
@@ -140,7 +156,12 @@ fn plan_wanted(wanted: &Assigned, before: &[Done], present: &[Present], versions
         (_, Some(Err(why))) if asked.is_some() || there.is_none() => {
             planned(State::Failed, Some(why.clone()), Step::Rest)
         }
-        (None, _) => planned(State::Waiting, None, Step::Attach(Box::new(wanted.clone()))),
+        (None, found) => {
+            // A channel, a range and the newest are what they stand for now, and were looked at.
+            let version = found.and_then(|found| found.as_ref().ok()).cloned();
+            let version = version.or_else(|| wanted.version.clone());
+            planned(State::Waiting, None, Step::Attach(Box::new(Assigned { version, ..wanted.clone() })))
+        }
         (Some(there), _) if there.waits => planned(State::Waiting, None, Step::Rest),
         (Some(there), Some(Ok(version))) if asked.is_some() && there.version != *version => {
             if found {
@@ -150,7 +171,7 @@ fn plan_wanted(wanted: &Assigned, before: &[Done], present: &[Present], versions
                 );
                 planned(State::Failed, Some(why), Step::Rest)
             } else {
-                let (version, check) = (asked.cloned().unwrap_or_default(), wanted.check.clone());
+                let (version, check) = (version.clone(), wanted.check.clone());
                 planned(State::Waiting, None, Step::Move { version, check })
             }
         }
@@ -158,25 +179,90 @@ fn plan_wanted(wanted: &Assigned, before: &[Done], present: &[Present], versions
     }
 }
 
-fn plan_leaving(done: &Done, assigned: &[Assigned], before: &[Done], present: &[Present]) -> Option<Planned> {
+/// Devices of containers of pods that steps before this one attach: the pod's uid, the container, the device.
+type Coming = BTreeSet<(String, String, String)>;
+
+/// Its devices come with the capsule, or after it where it is there without them. Nothing is claimed that is not about to be attached: who
+/// attaches that meanwhile keeps it.
+fn with_devices(
+    planned: Planned,
+    wanted: &Assigned,
+    before: &[Done],
+    held: &[Held],
+    coming: &mut Coming,
+) -> Planned {
+    let Planned { mut done, mut step } = planned;
+    let missing = devices::missing(wanted, held);
+    let is_first =
+        |device: &String| coming.insert((wanted.pod.uid.clone(), wanted.container.clone(), device.clone()));
+    done.devices = devices::made(wanted, before);
+    let claim = |done: &mut Done, missing: &[String]| {
+        done.devices.extend(missing.iter().cloned());
+        done.devices.sort();
+        done.devices.dedup();
+    };
+    match &mut step {
+        Step::Attach(attached) => {
+            claim(&mut done, &missing);
+            attached.devices = missing.into_iter().filter(is_first).collect();
+        }
+        Step::Rest if done.state == State::Attached && !missing.is_empty() => {
+            claim(&mut done, &missing);
+            let first: Vec<String> = missing.into_iter().filter(is_first).collect();
+            done.state = State::Waiting;
+            step = if first.is_empty() { Step::Rest } else { Step::Devices(first) };
+        }
+        _ => {}
+    }
+    Planned { done, step }
+}
+
+/// What becomes of a capsule that its owner does not want any more.
+enum Leaving {
+    /// It stays, or is gone.
+    Nothing,
+    /// It goes, from here.
+    Goes(Option<String>),
+    /// It cannot be said which one it is.
+    Unclear,
+}
+
+fn plan_leaving(
+    done: &Done,
+    assigned: &[Assigned],
+    before: &[Done],
+    present: &[Present],
+    held: &[Held],
+) -> Option<Planned> {
+    let devices = devices::leaving(done, assigned, held);
+    let leaving = |target: Option<String>, message: Option<String>, step| {
+        Some(Planned { done: Done { state: State::Detaching, target, message, ..done.clone() }, step })
+    };
+    match leaving_capsule(done, assigned, before, present) {
+        Leaving::Nothing if devices.is_empty() => None,
+        Leaving::Nothing => leaving(done.target.clone(), None, Step::Detach { capsule: false, devices }),
+        Leaving::Goes(target) => leaving(target, None, Step::Detach { capsule: true, devices }),
+        // It stays on record, and its devices with it.
+        Leaving::Unclear => {
+            let why = "the container has the capsule at several targets, and it is not known which one is meant: detach it by hand";
+            leaving(None, Some(why.to_owned()), Step::Rest)
+        }
+    }
+}
+
+fn leaving_capsule(done: &Done, assigned: &[Assigned], before: &[Done], present: &[Present]) -> Leaving {
     let target = done.target.as_deref();
     let there: Vec<&Present> =
         present.iter().filter(|p| is_at(p, &done.pod, &done.container, &done.capsule, target)).collect();
     if done.found || there.iter().any(|there| is_wanted(there, assigned, before)) {
-        return None;
+        return Leaving::Nothing;
     }
-    let leaving = |target: Option<String>, message: Option<String>, step| {
-        Some(Planned { done: Done { state: State::Detaching, target, message, ..done.clone() }, step })
-    };
     match there[..] {
         // What was begun may still be on its way: capsuled ends that first, and then has nothing of it.
-        [] if done.state != State::Attached => leaving(done.target.clone(), None, Step::Detach),
-        [] => None,
-        [there] => leaving(Some(there.target.clone()), None, Step::Detach),
-        _ => {
-            let why = "the container has the capsule at several targets, and it is not known which one is meant: detach it by hand";
-            leaving(None, Some(why.to_owned()), Step::Rest)
-        }
+        [] if done.state != State::Attached => Leaving::Goes(done.target.clone()),
+        [] => Leaving::Nothing,
+        [there] => Leaving::Goes(Some(there.target.clone())),
+        _ => Leaving::Unclear,
     }
 }
 
@@ -190,160 +276,4 @@ fn is_wanted(there: &Present, assigned: &[Assigned], before: &[Done]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn owner(name: &str) -> Owner {
-        Owner { namespace: "shop".into(), name: name.into(), uid: format!("uid-{name}") }
-    }
-
-    fn assigned(owner_: &str, version: Option<&str>) -> Assigned {
-        Assigned {
-            owner: owner(owner_),
-            pod: PodRef { name: "web-0".into(), uid: "p0".into() },
-            container: "app".into(),
-            capsule: "tz".into(),
-            version: version.map(str::to_owned),
-            target: None,
-            mode: None,
-            resources: None,
-            check: None,
-        }
-    }
-
-    fn there(version: &str) -> Present {
-        Present {
-            pod: "p0".into(),
-            container: "app".into(),
-            capsule: "tz".into(),
-            version: version.into(),
-            target: "/tz".into(),
-            waits: false,
-        }
-    }
-
-    fn versions() -> Versions {
-        let of = |asked: &str, is: Result<&str, &str>| {
-            (("tz".to_owned(), asked.to_owned()), is.map(str::to_owned).map_err(str::to_owned))
-        };
-        [of("", Ok("2")), of("1", Ok("1")), of("2", Ok("2")), of("stable", Ok("2")), of("9", Err("no tz@9"))]
-            .into()
-    }
-
-    /// What is done, and in which state it is said to be; then what would be remembered if each step went well.
-    fn run(assigned: &[Assigned], before: &[Done], present: &[Present]) -> (Vec<(State, Step)>, Vec<Done>) {
-        let planned = plan(assigned, before, present, &versions());
-        let told = planned.iter().map(|p| (p.done.state, p.step.clone())).collect();
-        (told, planned.into_iter().map(|p| p.done).collect())
-    }
-
-    #[test]
-    fn it_is_said_before_it_is_done_and_detached_when_its_owner_goes() {
-        let wanted = [assigned("a", Some("1"))];
-        let (told, said) = run(&wanted, &[], &[]);
-        assert_eq!(told, [(State::Waiting, Step::Attach(Box::new(wanted[0].clone())))]);
-        // The agent is killed after the attach, and before it has said so.
-        let (told, said) = run(&wanted, &said, &[there("1")]);
-        assert_eq!((told, said[0].found), (vec![(State::Attached, Step::Rest)], false));
-        let (told, _) = run(&[], &said, &[there("1")]);
-        assert_eq!(told, [(State::Detaching, Step::Detach)]);
-        assert_eq!(run(&[], &said, &[]).0, []);
-    }
-
-    #[test]
-    fn what_may_be_on_its_way_is_detached_and_what_is_not_known_is_left() {
-        let mut wanted = assigned("a", Some("1"));
-        wanted.target = Some("/tz".into());
-        let said = run(&[wanted], &[], &[]).1;
-        assert_eq!(said[0].target.as_deref(), Some("/tz"));
-        // Its owner goes before capsuled has it.
-        assert_eq!(run(&[], &said, &[]).0, [(State::Detaching, Step::Detach)]);
-        // A person has it elsewhere.
-        let elsewhere = Present { target: "/other".into(), ..there("1") };
-        let (_, still) = run(&[], &said, &[elsewhere.clone(), there("1")]);
-        assert_eq!(still[0].target.as_deref(), Some("/tz"));
-        let nowhere = run(&[assigned("a", Some("1"))], &[], &[]).1;
-        let (told, left) = run(&[], &nowhere, &[elsewhere, there("1")]);
-        assert_eq!(told, [(State::Detaching, Step::Rest)]);
-        assert!(left[0].message.as_deref().unwrap().contains("several targets"));
-    }
-
-    #[test]
-    fn the_first_of_two_decides() {
-        let both = [assigned("a", Some("1")), assigned("b", Some("2"))];
-        let (told, said) = run(&both, &[], &[]);
-        assert!(
-            matches!(told[..], [(State::Waiting, Step::Attach(_)), (State::Failed, Step::Rest)]),
-            "{told:?}"
-        );
-        assert!(said[1].message.as_deref().unwrap().contains("shop/a asks for another"));
-        assert_eq!(
-            run(&both, &said, &[there("1")]).0,
-            [(State::Attached, Step::Rest), (State::Failed, Step::Rest)]
-        );
-        // With a target of its own, it is another place.
-        let mut apart = both;
-        (apart[0].target, apart[1].target) = (Some("/tz".into()), Some("/x".into()));
-        let said = run(&apart, &[], &[]).1;
-        let two = [there("1"), Present { target: "/x".into(), version: "2".into(), ..there("1") }];
-        let (told, said) = run(&apart, &said, &two);
-        assert_eq!(told, [(State::Attached, Step::Rest), (State::Attached, Step::Rest)]);
-        assert_eq!(
-            run(&apart[..1], &said, &two).0,
-            [(State::Attached, Step::Rest), (State::Detaching, Step::Detach)]
-        );
-    }
-
-    #[test]
-    fn a_version_moves_and_a_tag_stands_for_one() {
-        let said = run(&[assigned("a", Some("1"))], &[], &[]).1;
-        let (told, said) = run(&[assigned("a", Some("stable"))], &said, &[there("1")]);
-        assert_eq!(told, [(State::Waiting, Step::Move { version: "stable".into(), check: None })]);
-        assert_eq!(
-            run(&[assigned("a", Some("stable"))], &said, &[there("2")]).0,
-            [(State::Attached, Step::Rest)]
-        );
-        // None is any.
-        assert_eq!(run(&[assigned("a", None)], &said, &[there("1")]).0, [(State::Attached, Step::Rest)]);
-        let (told, said) = run(&[assigned("a", Some("9"))], &said, &[there("2")]);
-        assert_eq!(told, [(State::Failed, Step::Rest)]);
-        assert_eq!((said[0].message.as_deref(), said[0].version.as_deref()), (Some("no tz@9"), Some("2")));
-    }
-
-    #[test]
-    fn what_others_have_attached_is_counted_and_left_alone() {
-        let (told, said) = run(&[assigned("a", Some("1"))], &[], &[there("1")]);
-        assert_eq!((told, said[0].found), (vec![(State::Attached, Step::Rest)], true));
-        assert_eq!(run(&[], &said, &[there("1")]).0, []);
-        let (told, again) = run(&[assigned("a", Some("2"))], &said, &[there("1")]);
-        assert_eq!(told, [(State::Failed, Step::Rest)]);
-        assert!(again[0].message.as_deref().unwrap().contains("tz@1 at /tz"));
-        // Once it is gone there, it is attached, and this one's own.
-        let (told, said) = run(&[assigned("a", Some("2"))], &said, &[]);
-        assert!(matches!(told[..], [(State::Waiting, Step::Attach(_))]) && !said[0].found);
-    }
-
-    #[test]
-    fn what_two_want_stays_until_neither_does() {
-        let first = run(&[assigned("a", None)], &[], &[]).1;
-        let both = [assigned("a", None), assigned("b", None)];
-        let (told, said) = run(&both, &first, &[there("1")]);
-        assert_eq!(told, [(State::Attached, Step::Rest), (State::Attached, Step::Rest)]);
-        let (told, said) = run(&both[1..], &said, &[there("1")]);
-        assert_eq!(told, [(State::Attached, Step::Rest)]);
-        assert_eq!(run(&[], &said, &[there("1")]).0, [(State::Detaching, Step::Detach)]);
-    }
-
-    #[test]
-    fn another_pod_of_the_name_is_another() {
-        let said = run(&[assigned("a", None)], &[], &[]).1;
-        let said = run(&[assigned("a", None)], &said, &[there("1")]).1;
-        let mut next = assigned("a", None);
-        next.pod.uid = "p1".into();
-        // The old one's container is gone with what it had.
-        let (told, _) = run(&[next.clone()], &said, &[]);
-        assert_eq!(told, [(State::Waiting, Step::Attach(Box::new(next)))]);
-        let waits = Present { waits: true, ..there("1") };
-        assert_eq!(run(&[assigned("a", None)], &said, &[waits]).0, [(State::Waiting, Step::Rest)]);
-    }
-}
+mod tests;

@@ -6,6 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::pieces::{Mode, Resources};
 
+/// A name, or comparisons with names.
+pub const VERSION: &str = r"^([A-Za-z0-9_][A-Za-z0-9_.-]*|(>=|<=|[><=^~]) *[A-Za-z0-9_][A-Za-z0-9_.-]*( *, *(>=|<=|[><=^~]) *[A-Za-z0-9_][A-Za-z0-9_.-]*)*)$";
+/// By CDI's specification, "Kinds".
+const DEVICE: &str = r"^[A-Za-z]([A-Za-z0-9_.-]*[A-Za-z0-9])?/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?=[A-Za-z0-9]([A-Za-z0-9_.:-]*[A-Za-z0-9])?$";
+
 /// Pods that match have the capsule, also those that run already; when this is deleted, or a pod does not match any more, it is detached.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[kube(
@@ -25,8 +30,8 @@ use super::pieces::{Mode, Resources};
     printcolumn = r#"{"name":"Age", "type":"date", "jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[x_kube(
-    validation = Rule::new("self.capsule == oldSelf.capsule && has(self.target) == has(oldSelf.target) && (!has(self.target) || self.target == oldSelf.target) && has(self.mode) == has(oldSelf.mode) && (!has(self.mode) || self.mode == oldSelf.mode)")
-        .message("capsule, target and mode cannot change: make another CapsuleAttachment")
+    validation = Rule::new("self.capsule == oldSelf.capsule && has(self.target) == has(oldSelf.target) && (!has(self.target) || self.target == oldSelf.target) && has(self.mode) == has(oldSelf.mode) && (!has(self.mode) || self.mode == oldSelf.mode) && has(self.devices) == has(oldSelf.devices) && (!has(self.devices) || self.devices == oldSelf.devices)")
+        .message("capsule, target, mode and devices cannot change: make another CapsuleAttachment")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CapsuleAttachmentSpec {
@@ -39,9 +44,9 @@ pub struct CapsuleAttachmentSpec {
     /// The capsule.
     #[schemars(length(min = 1, max = 128), regex(pattern = r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$"))]
     pub capsule: String,
-    /// The version, or a tag of it. A change moves all pods at once. When there is none: the newest that the node has when it is attached, and nothing moves it.
+    /// The version, a channel or another tag of it, or a range as `>=1.2, <2` or `^1.2`: the highest in it that the node has, also when a higher one comes. A change moves all pods at once. When there is none: the newest that the node has when it is attached, and nothing moves it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 128))]
+    #[schemars(length(min = 1, max = 128), regex(pattern = VERSION))]
     pub version: Option<String>,
     /// Where it appears in the containers; the capsule's own target when there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -51,6 +56,10 @@ pub struct CapsuleAttachmentSpec {
     /// The capsule's own mode, or ro, when there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
+    /// Devices that come with it and go with it, by their CDI names, `VENDOR/CLASS=NAME`. The node gives those alone that pods may name (`devices.pods_may_name` of config.toml).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 128), regex(pattern = DEVICE)), extend("x-kubernetes-list-type" = "set"))]
+    pub devices: Vec<String>,
     /// What it does to limits of the containers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,

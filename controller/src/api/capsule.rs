@@ -46,9 +46,22 @@ pub struct CapsuleSpec {
     /// Which nodes; all, when there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<LabelSelector>,
+    /// What a version has to have before a node uses it for a `CapsuleAttachment`; nothing, when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signatures: Option<Signatures>,
     /// What becomes of versions that a node has fetched for this and that are not listed any more.
     #[serde(default)]
     pub retention: Retention,
+}
+
+/// Who has to have signed a version.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Signatures {
+    /// Public keys as PEM, as `cosign.pub` is: one of them.
+    #[x_kube(validation = Rule::new("self.all(key, key.startsWith('-----BEGIN PUBLIC KEY-----'))").message("keys are public ones, as PEM: they begin with -----BEGIN PUBLIC KEY-----"))]
+    #[schemars(length(min = 1, max = 8), inner(length(max = 1024)))]
+    pub keys: Vec<String>,
 }
 
 /// See [`CapsuleSpec::retention`].

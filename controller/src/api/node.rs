@@ -58,7 +58,10 @@ pub struct Wanted {
     /// Likewise.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub channels: BTreeMap<String, String>,
-    /// Likewise.
+    /// Public keys, of which one has to have signed a version; none where it need not be signed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<String>,
+    /// As of `Capsule`.
     #[serde(default)]
     pub retention: Retention,
 }
@@ -84,6 +87,9 @@ pub struct Assigned {
     /// Likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
+    /// Likewise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<String>,
     /// Likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
@@ -196,6 +202,9 @@ pub struct Done {
     /// Where it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
+    /// Those of its devices that came with it, or are about to: they go with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<String>,
     /// Somebody else had attached it before: it stays when its owner goes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub found: bool,

@@ -11,6 +11,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::attachment::VERSION;
 use super::pieces::HealthCheck;
 
 /// Pods of a CapsuleAttachment get another version, some after the other, and the one before again where that is not well. No pod is restarted.
@@ -42,8 +43,8 @@ pub struct CapsuleRolloutSpec {
     /// The CapsuleAttachment, of the same namespace. It has to have a version.
     #[schemars(length(min = 1, max = 253))]
     pub attachment: String,
-    /// The version, or a tag of it, that its pods get.
-    #[schemars(length(min = 1, max = 128))]
+    /// The version that its pods get, or a tag of it, or a range, as of a CapsuleAttachment.
+    #[schemars(length(min = 1, max = 128), regex(pattern = VERSION))]
     pub version: String,
     /// One after the other; all pods have it after the last in any case.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

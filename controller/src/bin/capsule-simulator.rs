@@ -261,6 +261,7 @@ async fn answer(api: &Api<NodeCapsules>, object: &NodeCapsules) -> anyhow::Resul
             since: None,
             version: one.version.clone(),
             target: Some("/c".to_owned()),
+            devices: one.devices.clone(),
             found: false,
             message: None,
         });

@@ -45,6 +45,7 @@ pub fn fetches(
                 image: capsule.spec.image.clone(),
                 versions: capsule.spec.versions.clone(),
                 channels: capsule.spec.channels.clone(),
+                keys: capsule.spec.signatures.clone().unwrap_or_default().keys,
                 retention: capsule.spec.retention,
             });
         }
@@ -153,6 +154,7 @@ mod tests {
             node_selector: Some(
                 serde_json::from_value(serde_json::json!({ "matchLabels": { "gpu": "yes" } })).unwrap(),
             ),
+            signatures: None,
             retention: Retention::Keep,
         };
         Capsule::new("tz", spec)

@@ -82,6 +82,7 @@ fn of_pod(attachment: &CapsuleAttachment, owner: &Owner, pod: &Pod) -> Vec<Assig
         version: spec.version.clone(),
         target: spec.target.clone(),
         mode: spec.mode,
+        devices: spec.devices.clone(),
         resources: spec.resources.clone(),
         check: None,
     };

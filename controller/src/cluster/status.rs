@@ -106,6 +106,7 @@ mod tests {
             version: Some("2".into()),
             target: None,
             mode: None,
+            devices: vec![],
             resources: None,
         }
     }
@@ -119,6 +120,7 @@ mod tests {
             version: Some("2".into()),
             target: None,
             mode: None,
+            devices: vec![],
             resources: None,
             check: None,
         }
@@ -138,6 +140,7 @@ mod tests {
             asked: version.clone(),
             version,
             target,
+            devices: vec![],
             found: false,
             message,
         }

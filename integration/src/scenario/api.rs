@@ -51,7 +51,7 @@ impl Api {
         let spec =
             AttachmentSpec { capsule: capsule.to_owned(), version: version.to_owned(), ..Default::default() };
         let request =
-            AttachRequest { container: reference(container), specs: vec![spec], devices: Vec::new() };
+            AttachRequest { container: reference(container), specs: vec![spec], ..Default::default() };
         self.runtime.block_on(self.attachments.attach(request)).context("attach").map(drop)
     }
 

@@ -102,16 +102,31 @@ impl From<CreationError> for Status {
 /// Whether pods may name what an annotation of theirs names. Pure; what is no name is judged elsewhere.
 fn check_pods(may_name: &[String], annotations: &[(String, String)]) -> Result<(), CreationError> {
     for (key, value) in annotations.iter().filter(|(key, _)| !key.starts_with(CDI)) {
-        for name in value.split(',').filter_map(|text| text.trim().parse::<DeviceName>().ok()) {
-            if !may_name.iter().any(|kind| kind == "*" || kind == name.kind()) {
-                return Err(CreationError::NotForPods { key: key.clone(), kind: name.kind().to_owned() });
-            }
+        let names: Vec<DeviceName> = value.split(',').filter_map(|text| text.trim().parse().ok()).collect();
+        if let Some(name) = not_for_pods(may_name, &names) {
+            return Err(CreationError::NotForPods { key: key.clone(), kind: name.kind().to_owned() });
         }
     }
     Ok(())
 }
 
+/// The first device that pods may not name.
+fn not_for_pods<'a>(may_name: &[String], names: &'a [DeviceName]) -> Option<&'a DeviceName> {
+    names.iter().find(|name| !may_name.iter().any(|kind| kind == "*" || kind == name.kind()))
+}
+
 impl Attachments {
+    /// Whether pods may name these devices.
+    ///
+    /// # Errors
+    /// [`DevicesError::NotForPods`].
+    pub fn check_for_pods(&self, devices: &[DeviceName]) -> Result<(), AttachmentError> {
+        match not_for_pods(&self.pods_may_name, devices) {
+            Some(name) => Err(DevicesError::NotForPods { name: name.clone() }.into()),
+            None => Ok(()),
+        }
+    }
+
     /// What the spec of a container that is being created is to have: of the devices that its annotations name, and of those of
     /// attachments that [`Attachments::restore`] and [`Attachments::attach_named`] will make. Changes nothing.
     ///

@@ -51,6 +51,15 @@ pub enum DevicesError {
         /// The place.
         path: String,
     },
+    /// Whoever may make pods asks for it.
+    #[error(
+        "pods may not name {name}: add {} to devices.pods_may_name in capsuled's configuration, or let a device plugin give it",
+        .name.kind()
+    )]
+    NotForPods {
+        /// The device.
+        name: DeviceName,
+    },
     /// The container has it.
     #[error("{name} is attached to {container} already")]
     Attached {

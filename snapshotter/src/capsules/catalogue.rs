@@ -18,6 +18,8 @@ use super::{
     declared::Declared,
     model::{CapsuleName, Digest, Version},
     oci::Image,
+    requirement::{Requirement, show},
+    resolve::highest,
     told::{Key, Known},
 };
 /// Repository of the images that we make. Not a registry: a version is retagged before it is pushed.
@@ -176,6 +178,23 @@ impl Catalogue {
                 version: wanted.clone(),
                 have: versions.chain(tags).collect::<Vec<_>>().join(", "),
             }
+        })
+    }
+
+    /// The highest version of a capsule that is in a range, as where another capsule requires it; one that is complete, where there is one.
+    pub fn find_within(&self, wanted: &Requirement) -> Result<Published, CapsuleError> {
+        let all = self.list(Some(&wanted.name));
+        if all.is_empty() {
+            return Err(CapsuleError::UnknownCapsule { name: wanted.name.clone() });
+        }
+        let complete = || all.iter().filter(|one| one.image.is_ok()).map(|one| &one.version);
+        let found = highest(&wanted.versions, complete);
+        let found = found.or_else(|| highest(&wanted.versions, || all.iter().map(|one| &one.version)));
+        let found = found.and_then(|version| all.iter().find(|one| one.version == *version));
+        found.cloned().ok_or_else(|| CapsuleError::NoneWithin {
+            name: wanted.name.clone(),
+            range: show(&wanted.versions),
+            have: all.iter().map(|one| one.version.to_string()).collect::<Vec<_>>().join(", "),
         })
     }
 

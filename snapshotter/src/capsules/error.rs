@@ -91,6 +91,16 @@ pub enum CapsuleError {
         /// What there is, newest first, joined by commas.
         have: String,
     },
+    /// Other versions are published.
+    #[error("capsule {name} has no version that is {range}: it has {have}")]
+    NoneWithin {
+        /// The capsule.
+        name: CapsuleName,
+        /// What was asked for, as `>=1.2, <2`.
+        range: String,
+        /// What there is, newest first, joined by commas.
+        have: String,
+    },
     /// The image lacks a part.
     #[error(
         "{name}@{version} is incomplete: {missing}; publish or pull it again into the containerd namespace {namespace}"

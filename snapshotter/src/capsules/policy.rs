@@ -80,14 +80,7 @@ impl Policy {
         signature: &Signature,
     ) -> Result<(), String> {
         let subject = Subject::parse(&signature.payload).map_err(|e| e.to_string())?;
-        if subject.digest != digest.as_str() {
-            return Err(format!("the signature is one of {}, and this is {digest}", subject.digest));
-        }
-        let called = |said: &Option<String>, is: &str| said.as_deref().is_none_or(|said| said == is);
-        if !called(&subject.name, name.as_str()) || !called(&subject.version, version.as_str()) {
-            let or_any = |said: Option<String>| said.unwrap_or_else(|| "*".to_owned());
-            return Err(format!("it was signed as {}@{}", or_any(subject.name), or_any(subject.version)));
-        }
+        subject.check(name.as_str(), version.as_str(), digest.as_str())?;
         if self.keys.iter().any(|key| key.verifies(&signature.payload, signature.text())) {
             return Ok(());
         }

@@ -26,6 +26,14 @@ pub struct Requirement {
     pub versions: Ranges<Version>,
 }
 
+impl Requirement {
+    /// Whether a text that stands where a version may is a range of them: the name of none begins so.
+    pub fn is_range(text: &str) -> bool {
+        let text = text.trim_start();
+        text.starts_with('*') || OPERATORS.iter().any(|operator| text.starts_with(operator))
+    }
+}
+
 impl FromStr for Requirement {
     type Err = ModelError;
 

@@ -231,10 +231,7 @@ impl DependencyProvider for Provider<'_> {
             return Ok(Some(preferred.clone()));
         }
         let all = self.candidates(name);
-        let fits = || all.iter().map(|c| &c.version).filter(|version| range.contains(*version));
-        let release = fits().find(|version| !version.is_prerelease());
-        let prerelease = || fits().next().filter(|_| takes_prereleases(range, &all));
-        Ok(release.or_else(prerelease).cloned())
+        Ok(highest(range, || all.iter().map(|c| &c.version)).cloned())
     }
 
     fn get_dependencies(
@@ -259,11 +256,18 @@ impl DependencyProvider for Provider<'_> {
     }
 }
 
-/// A pre-release is chosen where one is named, where the lowest version asked for is one, and where there is nothing else.
-fn takes_prereleases(range: &Ranges<Version>, all: &[Candidate]) -> bool {
+/// The highest of `all`, which are in order, highest first, that lies in a range. A pre-release is chosen where one is named, where the lowest
+/// version asked for is one, and where there is nothing else.
+pub fn highest<'a, I>(range: &Ranges<Version>, all: impl Fn() -> I) -> Option<&'a Version>
+where
+    I: Iterator<Item = &'a Version>,
+{
+    let fits = || all().filter(|version| range.contains(*version));
     let lowest = range.bounding_range().map(|(low, _)| low);
-    let named = matches!(lowest, Some(Bound::Included(v) | Bound::Excluded(v)) if v.is_prerelease());
-    named || all.iter().all(|candidate| candidate.version.is_prerelease())
+    let is_named = matches!(lowest, Some(Bound::Included(v) | Bound::Excluded(v)) if v.is_prerelease());
+    let takes_prereleases = || is_named || all().all(Version::is_prerelease);
+    let release = fits().find(|version| !version.is_prerelease());
+    release.or_else(|| fits().next().filter(|_| takes_prereleases()))
 }
 
 fn order(provider: &Provider<'_>, versions: &BTreeMap<CapsuleName, Version>) -> Vec<Chosen> {

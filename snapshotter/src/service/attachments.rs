@@ -99,6 +99,9 @@ impl wire::attachments_server::Attachments for AttachmentsService {
         let container = convert::parse_container(request.container)?;
         let specs = request.specs.into_iter().map(convert::parse_spec).collect::<Result<Vec<_>, _>>()?;
         let devices = convert::parse_devices(&request.devices)?;
+        if request.for_pod {
+            self.engine.check_for_pods(&devices)?;
+        }
         let what = specs.iter().map(|one| name(&one.capsule, one.version.as_ref(), one.target.as_ref()));
         let asked = Asked::new("attach", &container, what.chain(devices.iter().map(ToString::to_string)));
         let engine = self.engine.clone();

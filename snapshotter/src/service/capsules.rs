@@ -7,7 +7,9 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{convert, to_the_end};
 use crate::{
     attachments::Attachments,
-    capsules::{BaseRef, Capsules, Declaration, Declared, ImageRef, Origin, Published},
+    capsules::{
+        BaseRef, Capsules, Declaration, Declared, ImageRef, Origin, Published, requirement::Requirement,
+    },
 };
 
 /// The service.
@@ -101,8 +103,17 @@ impl wire::capsules_server::Capsules for CapsulesService {
     ) -> Result<Response<wire::InspectCapsuleResponse>, Status> {
         let request = request.into_inner();
         let name = convert::parse_name(&request.name)?;
-        let version = convert::parse_version(&request.version).map_err(convert::from_model)?;
-        let published = self.capsules.listed().await?.find(&name, version.as_ref())?;
+        let catalogue = self.capsules.listed().await?;
+        let published = match Requirement::is_range(&request.version) {
+            true => {
+                let wanted = format!("{name} {}", request.version).parse().map_err(convert::from_model)?;
+                catalogue.find_within(&wanted)?
+            }
+            false => {
+                let version = convert::parse_version(&request.version).map_err(convert::from_model)?;
+                catalogue.find(&name, version.as_ref())?
+            }
+        };
         let users = self.attachments.users_of(published.digest.as_str());
         let annotations = published.image.as_ref().map(|i| i.annotations.clone()).unwrap_or_default();
         Ok(Response::new(wire::InspectCapsuleResponse {

@@ -21,6 +21,7 @@ impl From<CapsuleError> for Status {
             | CapsuleError::BaseAnnotation(_) => Code::InvalidArgument,
             CapsuleError::UnknownCapsule { .. }
             | CapsuleError::UnknownVersion { .. }
+            | CapsuleError::NoneWithin { .. }
             | CapsuleError::UnknownImage { .. } => Code::NotFound,
             CapsuleError::Incomplete { .. }
             | CapsuleError::Image { .. }
@@ -107,6 +108,7 @@ fn devices(error: &DevicesError) -> Code {
             Code::NotFound
         }
         DevicesError::Attached { .. } => Code::AlreadyExists,
+        DevicesError::NotForPods { .. } => Code::PermissionDenied,
         DevicesError::Resolve(ResolveError::Node { .. })
         | DevicesError::NotLive { .. }
         | DevicesError::Conflict { .. }

@@ -1,13 +1,16 @@
-//! Devices of pods: by our annotation, and by a device plugin through the kubelet.
+//! Devices of pods: by our annotation, by a device plugin through the kubelet, and with what a `CapsuleAttachment` asks for.
 
 use anyhow::{Result, ensure};
 use serde_json::json;
 
+use super::asked::{self, ready};
 use super::everyday::SLEEP;
 use super::files::NODE;
-use super::kubectl::{Manifest, get};
+use super::kubectl::{Manifest, Member, apply, done as kubectl, get, kubectl_with};
 use super::plugin::Plugin;
+use super::wanted::{all_have, kill, of_shelf, pods};
 use super::{Class, OURS, REFERENCE, until};
+use crate::scenario::capsulectl::done;
 
 const KIND: &str = "example.com/gpu";
 /// The name that is told is that of the spec, and the device opens.
@@ -35,6 +38,70 @@ pub fn by_plugin() -> Result<String> {
     let both = [("resourcecapsules.io/devices.app", "example.com/gpu=0")];
     of_the_first(asks(OURS, "both").annotated(&both))?;
     Ok(format!("{} {KIND}", count()?))
+}
+
+/// With a capsule, for pods that run; what somebody has given stays, and what pods may not name is refused.
+pub fn wanted() -> Result<String> {
+    let has = |member: &Member<'_>| {
+        let looked = member.exec(&["/bin/sh", "-c", "test -e /dev/example0"], b"")?;
+        ensure!(looked.code < 2, "{looked:?}");
+        Ok::<_, anyhow::Error>(looked.code == 0)
+    };
+    let each = |expected: bool| {
+        let pods = pods()?;
+        for name in ["app", "log"] {
+            for member in pods.iter().map(|pod| pod.member(name)) {
+                let member = member?;
+                ensure!(has(&member)? == expected, "{}: {expected} is not so", member.reference());
+            }
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    let asks = |device: &str| {
+        let mut spec = of_shelf("tool", "1");
+        spec["devices"] = json!([device]);
+        asked::wanted("device", spec)
+    };
+    each(false)?;
+    apply(&asks("example.com/gpu=0"))?;
+    ready("device", "True", "4 containers")?;
+    all_have(&["@ attached", "lib@1 attached", "tool@1 attached"])?;
+    each(true)?;
+    let (all, app) = (pods()?, "app");
+    let before = all[0].member(app)?;
+    kill(before.pid()?)?;
+    let now = all[0].restarted(&before)?;
+    until("it has it again", || Ok(has(&now)? && now.has()?.len() == 3))?;
+    ready("device", "True", "4 containers")?;
+    let other = asks("example.com/gpu=1").to_string();
+    let changed = kubectl_with(&["apply", "-f", "-"], other.as_bytes())?.ended_with(1)?;
+    ensure!(changed.err.contains("devices cannot change"), "{}", changed.err);
+    kubectl(&["delete", "capsuleattachment", "device", "--timeout=120s"])?;
+    all_have(&["lib@1 attached"])?;
+    each(false)?;
+    // One that a person has given stays with whom it was given to.
+    let all = pods()?;
+    let (first, second) = (all[0].member("app")?, all[1].member("app")?);
+    done(&["attach", &first.reference(), "--device", "example.com/gpu=0"])?;
+    apply(&asks("example.com/gpu=0"))?;
+    ready("device", "True", "4 containers")?;
+    each(true)?;
+    kubectl(&["delete", "capsuleattachment", "device", "--timeout=120s"])?;
+    ensure!(has(&first)? && !has(&second)?, "other devices are left");
+    done(&["detach", &first.reference(), "--device", "example.com/gpu=0"])?;
+    // A kind that the node keeps from pods, and a device that there is not.
+    let mut told = Vec::new();
+    for (device, why) in [
+        ("example.com/other=0", "pods may not name example.com/other=0"),
+        ("example.com/gpu=none", "example.com/gpu=none: "),
+    ] {
+        apply(&asks(device))?;
+        let status = ready("device", "False", why)?;
+        told.push(status["conditions"][0]["message"].as_str().unwrap_or_default().to_owned());
+        all_have(&["lib@1 attached"])?;
+        kubectl(&["delete", "capsuleattachment", "device", "--timeout=120s"])?;
+    }
+    Ok(told.join(" | "))
 }
 
 fn of_the_first(manifest: Manifest) -> Result<()> {

@@ -10,11 +10,12 @@ use super::cluster::Cluster;
 use super::everyday::SLEEP;
 use super::files::NODE;
 use super::kubectl::{Manifest, Pod, administer, apply, done as kubectl, get, kubectl_with};
-use super::{OURS, begin, job, kept, left, until};
+use super::{OURS, begin, conflicts, devices, job, kept, left, signed, until};
 use crate::event::Reporter;
 use crate::power::random::Random;
 use crate::scenario::capsulectl::{self, done, publish, tzdata};
 use crate::scenario::readers::{Readers, SHARED, expect_seamless};
+use crate::scenario::sets;
 use crate::scenario::world::with_logs;
 
 /// The scenario's name.
@@ -60,13 +61,20 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
         "versions come from a registry before a pod asks, channels move, and what is not listed goes",
         kept::run,
     );
+    reporter.check("of two for one place the first decides, and the other is told", conflicts::two);
+    reporter.check("what somebody else has written over ours is put right", conflicts::written);
+    reporter.check("it is deleted while it fails, and while it waits", conflicts::deleted);
+    reporter.check("a range is the highest in it that the node has, also when a higher one comes", ranged);
+    reporter.check("what a Capsule wants signed is used once one of its keys has signed it", signed::run);
+    reporter.check("devices come with a capsule and go with it, where pods may name them", devices::wanted);
     reporter.check("controller and agent are killed while what is wanted changes", || killed(&mut parts));
     reporter.check("nothing is left of pods", || left::no_pod().map(|()| String::new()));
     drop((parts, cluster));
     world.stop()
 }
 
-fn of_shelf(capsule: &str, version: &str) -> Value {
+/// What a `CapsuleAttachment` for the Deployment's pods says.
+pub fn of_shelf(capsule: &str, version: &str) -> Value {
     json!({ "podSelector": { "matchLabels": { "app": "shelf" } }, "capsule": capsule, "version": version })
 }
 
@@ -85,7 +93,7 @@ fn shelf(replicas: u32) -> Result<()> {
 }
 
 /// The Deployment's pods, which are not deleted when these are dropped: another would come in their place.
-fn pods() -> Result<Vec<std::mem::ManuallyDrop<Pod>>> {
+pub fn pods() -> Result<Vec<std::mem::ManuallyDrop<Pod>>> {
     let all = get(&["pods", "-l", "app=shelf"])?;
     let living = all["items"].as_array().context("no pods")?.iter();
     let living = living.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
@@ -112,6 +120,9 @@ fn refused() -> Result<String> {
         (json!({ "podSelector": {}, "capsule": "Lib" }), "spec.capsule"),
         (json!({ "podSelector": {}, "capsule": "lib", "mode": "rw" }), "spec.mode"),
         (json!({ "capsule": "lib" }), "podSelector"),
+        (json!({ "podSelector": {}, "capsule": "lib", "version": ">=1, 2" }), "spec.version"),
+        (json!({ "podSelector": {}, "capsule": "lib", "version": "1 2" }), "spec.version"),
+        (json!({ "podSelector": {}, "capsule": "lib", "devices": ["gpu"] }), "spec.devices"),
     ] {
         let text = wanted("wrong", spec).to_string();
         let output = kubectl_with(&["apply", "-f", "-"], text.as_bytes())?.ended_with(1)?;
@@ -207,6 +218,29 @@ fn found() -> Result<String> {
     Ok(String::new())
 }
 
+fn ranged() -> Result<String> {
+    for version in ["1.0", "1.1", "2.0"] {
+        sets::publish(&format!("zed@{version}"), &[])?;
+    }
+    apply(&wanted("zed", of_shelf("zed", ">=1, <2")))?;
+    ready("zed", "True", "4 containers")?;
+    all_have(&["lib@1 attached", "zed@1.1 attached"])?;
+    sets::publish("zed@1.2", &[])?;
+    until("moved to 1.2", || Ok(all_have(&["lib@1 attached", "zed@1.2 attached"]).is_ok()))?;
+    ready("zed", "True", "4 containers")?;
+    apply(&wanted("zed", of_shelf("zed", "^3")))?;
+    let status = ready("zed", "False", "Failed")?;
+    let said = status["conditions"][0]["message"].as_str().unwrap_or_default().to_owned();
+    ensure!(said.contains("zed has no version that is >=3, <4: it has 2.0, 1.2, 1.1, 1.0"), "{said}");
+    all_have(&["lib@1 attached", "zed@1.2 attached"])?;
+    kubectl(&["delete", "capsuleattachment", "zed", "--timeout=120s"])?;
+    all_have(&["lib@1 attached"])?;
+    for version in ["1.0", "1.1", "1.2", "2.0"] {
+        done(&["rm", &format!("zed@{version}")])?;
+    }
+    Ok(said)
+}
+
 fn deleted_behind(parts: &mut Parts) -> Result<String> {
     apply(&wanted("tool", of_shelf("tool", "1")))?;
     ready("tool", "True", "4 containers")?;
@@ -246,7 +280,8 @@ fn without_apiserver(cluster: &mut Cluster, parts: &mut Parts) -> Result<String>
     Ok(before.id)
 }
 
-fn kill(pid: u32) -> Result<()> {
+/// Kills a process.
+pub fn kill(pid: u32) -> Result<()> {
     let process = rustix::process::Pid::from_raw(i32::try_from(pid)?).context("a pid")?;
     rustix::process::kill_process(process, rustix::process::Signal::KILL).context("kill a process")
 }
@@ -257,7 +292,9 @@ fn killed(parts: &mut Parts) -> Result<String> {
         let version = if round % 2 == 0 { "2" } else { "1" };
         apply(&wanted("lib", of_shelf("lib", version)))?;
         if round % 3 == 0 {
-            apply(&wanted("tool", of_shelf("tool", "1")))?;
+            let mut tool = of_shelf("tool", "1");
+            tool["devices"] = json!(["example.com/gpu=0"]);
+            apply(&wanted("tool", tool))?;
         } else if round % 3 == 1 {
             kubectl(&["delete", "capsuleattachment", "tool", "--wait=false", "--ignore-not-found"])?;
         }

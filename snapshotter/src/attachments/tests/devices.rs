@@ -292,4 +292,13 @@ async fn a_pod_names_what_pods_may_name() {
         node.engine = node.engine.clone().with_devices_for_pods(&[kind.to_owned()]);
         assert_eq!(paths(&node.engine.devices_at_creation(&pods, &asked).await.unwrap().own).len(), 2);
     }
+    // The same of what somebody attaches for one.
+    node.engine = node.engine.clone().with_devices_for_pods(&["example.com/other".to_owned()]);
+    let devices = |name: &str| vec![name.parse::<DeviceName>().unwrap()];
+    let refused = node.engine.check_for_pods(&devices("example.com/dev=one")).unwrap_err().to_string();
+    assert!(
+        refused.contains("example.com/dev=one: add example.com/dev to devices.pods_may_name"),
+        "{refused}"
+    );
+    node.engine.check_for_pods(&devices("example.com/other=1")).unwrap();
 }

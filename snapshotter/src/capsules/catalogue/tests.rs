@@ -1,6 +1,7 @@
 //! Which image counts for a version, and by what names it is found.
 
 use super::*;
+use crate::capsules::oci::Descriptor;
 
 fn published(name: &str, version: &str, image: &str) -> Published {
     Published {
@@ -10,6 +11,17 @@ fn published(name: &str, version: &str, image: &str) -> Published {
         image_name: image.into(),
         created_at: None,
         image: Err("unread".into()),
+    }
+}
+
+fn image() -> Image {
+    let digest = Digest::from_sha256(&[1; 32]);
+    Image {
+        manifest: None,
+        config: Descriptor { media_type: String::new(), digest, size: 0 },
+        layers: vec![],
+        diff_ids: vec![],
+        annotations: BTreeMap::new(),
     }
 }
 
@@ -28,6 +40,32 @@ fn the_newest_release_is_found() {
     assert_eq!(missing.to_string(), "capsule a has no version 3: it has 2.0-rc.1");
     catalogue.change("2.0-rc.1", None);
     assert!(matches!(catalogue.find(&name, None), Err(CapsuleError::UnknownCapsule { .. })));
+}
+
+#[test]
+fn a_range_stands_for_the_highest_in_it() {
+    let catalogue = Catalogue::default();
+    for version in ["1.9", "1.10", "2.0-rc.1", "2.0"] {
+        catalogue.put(published("a", version, version));
+    }
+    let find = |range: &str| {
+        let wanted = format!("a {range}").parse().unwrap();
+        catalogue.find_within(&wanted).map(|found| found.version.to_string()).map_err(|e| e.to_string())
+    };
+    for (range, version) in [
+        ("*", "2.0"),
+        ("^1", "1.10"),
+        (">=1, <1.10", "1.9"),
+        ("<=2.0-rc.1", "1.10"),
+        (">=2.0-rc.1, <2.0", "2.0-rc.1"),
+    ] {
+        assert_eq!(find(range).as_deref(), Ok(version), "{range}");
+    }
+    let none = find(">=3, <4").unwrap_err();
+    assert_eq!(none, "capsule a has no version that is >=3, <4: it has 2.0, 2.0-rc.1, 1.10, 1.9");
+    // One that is complete is taken before a higher one that is not.
+    catalogue.put(Published { image: Ok(image()), ..published("a", "1.5", "1.5") });
+    assert_eq!(find("^1").as_deref(), Ok("1.5"));
 }
 
 #[test]
