@@ -168,6 +168,7 @@ test-k8s: build image
 	@$(TESTBED) run kubernetes
 	@$(TESTBED) run kubernetes-image
 	@$(TESTBED) run kubernetes-wanted
+	@$(TESTBED) run kubernetes-devices --machine vm
 	@$(TESTBED) run kubernetes-rollouts
 	@$(TESTBED) run kubernetes-storage
 	@$(TESTBED) run csi

@@ -182,13 +182,14 @@ pub fn run(name: &str, reporter: &mut Reporter) -> Result<()> {
 }
 
 /// The scenarios of clients other than `ctr`, and of what they install.
-const CLIENTS: [&str; 13] = [
+const CLIENTS: [&str; 14] = [
     "csi",
     "docker",
     "cri",
     cri::SYSTEMD,
     "nerdctl",
     "kubernetes",
+    kubernetes::DEVICES,
     kubernetes::WANTED,
     kubernetes::STORAGE,
     kubernetes::ROLLOUTS,
@@ -206,6 +207,7 @@ fn through_clients(name: &str, reporter: &mut Reporter) -> Result<()> {
         cri::SYSTEMD => cri::run_with_systemd(reporter),
         "nerdctl" => nerdctl::run(reporter),
         "kubernetes" => kubernetes::run(reporter),
+        kubernetes::DEVICES => kubernetes::run_devices(reporter),
         kubernetes::WANTED => kubernetes::run_wanted(reporter),
         kubernetes::STORAGE => kubernetes::run_storage(reporter),
         kubernetes::ROLLOUTS => kubernetes::run_rollouts(reporter),

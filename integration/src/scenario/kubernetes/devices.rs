@@ -1,17 +1,23 @@
 //! Devices of pods: by our annotation, by a device plugin through the kubelet, and with what a `CapsuleAttachment` asks for.
 
-use anyhow::{Result, ensure};
-use serde_json::json;
+use std::time::Duration;
 
-use super::asked::{self, ready};
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use super::asked::{self, Parts, agent, definitions, ready};
 use super::everyday::SLEEP;
 use super::files::NODE;
 use super::kubectl::{Manifest, Member, apply, done as kubectl, get, kubectl_with};
 use super::plugin::Plugin;
-use super::wanted::{all_have, kill, of_shelf, pods};
-use super::{Class, OURS, REFERENCE, until};
+use super::wanted::{all_have, given, kill, of_shelf, pods};
+use super::{Class, OURS, REFERENCE, begin, until};
+use crate::event::Reporter;
 use crate::scenario::capsulectl::done;
+use crate::scenario::world::with_logs;
 
+/// How often the agent is killed while devices come and go.
+const KILLS: u64 = 6;
 const KIND: &str = "example.com/gpu";
 /// The name that is told is that of the spec, and the device opens.
 const SEEN: &str = "exec 3<>/dev/example0 && echo \"$EXAMPLE_VISIBLE_DEVICES\"";
@@ -40,28 +46,27 @@ pub fn by_plugin() -> Result<String> {
     Ok(format!("{} {KIND}", count()?))
 }
 
+/// The scenario's name. In a VM: a container that runs is given devices where control groups are of version 2.
+pub const SCENARIO: &str = "kubernetes-devices";
+
+/// Runs the cases of devices that come with a `CapsuleAttachment`.
+pub fn run(reporter: &mut Reporter) -> Result<()> {
+    with_logs(reporter, |reporter| {
+        let (world, cluster) = begin(reporter)?;
+        let mut parts = reporter.must("the two programs start", || {
+            definitions()?;
+            Ok((Parts::start(&[])?, String::new()))
+        })?;
+        reporter.check("pods that run have a capsule", given);
+        reporter.check("devices come with a capsule and go with it, where pods may name them", wanted);
+        reporter.check("the agent is killed while devices come and go", || killed(&mut parts));
+        drop((parts, cluster));
+        world.stop()
+    })
+}
+
 /// With a capsule, for pods that run; what somebody has given stays, and what pods may not name is refused.
-pub fn wanted() -> Result<String> {
-    let has = |member: &Member<'_>| {
-        let looked = member.exec(&["/bin/sh", "-c", "test -e /dev/example0"], b"")?;
-        ensure!(looked.code < 2, "{looked:?}");
-        Ok::<_, anyhow::Error>(looked.code == 0)
-    };
-    let each = |expected: bool| {
-        let pods = pods()?;
-        for name in ["app", "log"] {
-            for member in pods.iter().map(|pod| pod.member(name)) {
-                let member = member?;
-                ensure!(has(&member)? == expected, "{}: {expected} is not so", member.reference());
-            }
-        }
-        Ok::<_, anyhow::Error>(())
-    };
-    let asks = |device: &str| {
-        let mut spec = of_shelf("tool", "1");
-        spec["devices"] = json!([device]);
-        asked::wanted("device", spec)
-    };
+fn wanted() -> Result<String> {
     each(false)?;
     apply(&asks("example.com/gpu=0"))?;
     ready("device", "True", "4 containers")?;
@@ -89,11 +94,51 @@ pub fn wanted() -> Result<String> {
     kubectl(&["delete", "capsuleattachment", "device", "--timeout=120s"])?;
     ensure!(has(&first)? && !has(&second)?, "other devices are left");
     done(&["detach", &first.reference(), "--device", "example.com/gpu=0"])?;
-    // A kind that the node keeps from pods, and a device that there is not.
+    Ok(String::new())
+}
+
+/// The agent is killed while they come and go.
+fn killed(parts: &mut Parts) -> Result<String> {
+    for round in 0..KILLS {
+        apply(&asks("example.com/gpu=0"))?;
+        std::thread::sleep(Duration::from_millis(400 * round));
+        parts.agent.kill()?;
+        if round % 2 == 0 {
+            kubectl(&["delete", "capsuleattachment", "device", "--wait=false"])?;
+        }
+        parts.agent = agent()?;
+    }
+    kubectl(&["delete", "capsuleattachment", "device", "--ignore-not-found", "--timeout=120s"])?;
+    all_have(&["lib@1 attached"])?;
+    each(false)?;
+    Ok(format!("{KILLS} kills"))
+}
+
+/// Whether a container has the device.
+fn has(member: &Member<'_>) -> Result<bool> {
+    let looked = member.exec(&["/bin/sh", "-c", "test -e /dev/example0"], b"")?;
+    ensure!(looked.code < 2, "{looked:?}");
+    Ok(looked.code == 0)
+}
+
+/// Asserts that all containers have it, or none.
+fn each(expected: bool) -> Result<()> {
+    for pod in pods()? {
+        for name in ["app", "log"] {
+            let member = pod.member(name)?;
+            ensure!(has(&member)? == expected, "{}: {expected} is not so", member.reference());
+        }
+    }
+    Ok(())
+}
+
+/// A kind that the node keeps from pods, a device that there is not, and what a node with control groups of version 1 cannot.
+pub fn refused() -> Result<String> {
     let mut told = Vec::new();
     for (device, why) in [
         ("example.com/other=0", "pods may not name example.com/other=0"),
         ("example.com/gpu=none", "example.com/gpu=none: "),
+        ("example.com/gpu=0", "create the container with its devices"),
     ] {
         apply(&asks(device))?;
         let status = ready("device", "False", why)?;
@@ -102,6 +147,12 @@ pub fn wanted() -> Result<String> {
         kubectl(&["delete", "capsuleattachment", "device", "--timeout=120s"])?;
     }
     Ok(told.join(" | "))
+}
+
+fn asks(device: &str) -> Value {
+    let mut spec = of_shelf("tool", "1");
+    spec["devices"] = json!([device]);
+    asked::wanted("device", spec)
 }
 
 fn of_the_first(manifest: Manifest) -> Result<()> {

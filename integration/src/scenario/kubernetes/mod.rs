@@ -70,6 +70,7 @@ const CONFIG: &str = "/etc/capsule/config.toml";
 /// What a pod is given by the name of a device.
 const SPEC: &str = "/etc/cdi/example.yaml";
 
+pub use self::devices::{SCENARIO as DEVICES, run as run_devices};
 pub use self::installed::run as run_by_image;
 pub use self::large::{SCENARIO as LARGE, run as run_large};
 pub use self::rollouts::{SCENARIO as ROLLOUTS, run as run_rollouts};

@@ -66,7 +66,8 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
     reporter.check("it is deleted while it fails, and while it waits", conflicts::deleted);
     reporter.check("a range is the highest in it that the node has, also when a higher one comes", ranged);
     reporter.check("what a Capsule wants signed is used once one of its keys has signed it", signed::run);
-    reporter.check("devices come with a capsule and go with it, where pods may name them", devices::wanted);
+    reporter
+        .check("devices that a node cannot give are told, and are not in the way of going", devices::refused);
     reporter.check("controller and agent are killed while what is wanted changes", || killed(&mut parts));
     reporter.check("nothing is left of pods", || left::no_pod().map(|()| String::new()));
     drop((parts, cluster));
@@ -132,7 +133,8 @@ fn refused() -> Result<String> {
     Ok(told.join(" | "))
 }
 
-fn given() -> Result<String> {
+/// A Deployment whose pods have a capsule.
+pub fn given() -> Result<String> {
     fs::create_dir_all(SHARED).with_context(|| format!("create {SHARED}"))?;
     shelf(2)?;
     let other = Manifest::new("other", OURS, &[("app", SLEEP)]).ready()?;
@@ -292,9 +294,7 @@ fn killed(parts: &mut Parts) -> Result<String> {
         let version = if round % 2 == 0 { "2" } else { "1" };
         apply(&wanted("lib", of_shelf("lib", version)))?;
         if round % 3 == 0 {
-            let mut tool = of_shelf("tool", "1");
-            tool["devices"] = json!(["example.com/gpu=0"]);
-            apply(&wanted("tool", tool))?;
+            apply(&wanted("tool", of_shelf("tool", "1")))?;
         } else if round % 3 == 1 {
             kubectl(&["delete", "capsuleattachment", "tool", "--wait=false", "--ignore-not-found"])?;
         }
