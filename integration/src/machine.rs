@@ -78,13 +78,13 @@ impl Machine {
         if job.scenario == image::SCENARIO {
             payload.add(image::FOLDER, &[image::made(workspace)?])?;
         }
+        let peers = peers::of(workspace, &job.scenario)?;
         match self.kind {
             Kind::Native => {
                 let (testbed, runs) = (workspace.testbed(), workspace.target("runs")?);
-                let peers = peers::of(workspace, &job.scenario)?;
                 native::run(&Site { testbed, runs, rootfs, payload: payload.folder, peers }, job, watch)
             }
-            Kind::Vm => vm::run(workspace, &rootfs, &payload, job, watch),
+            Kind::Vm => vm::run(workspace, &vm::Disks { rootfs, payload, peers }, job, watch),
         }
         .with_context(|| format!("scenario {} on {self}", job.scenario))
     }

@@ -268,5 +268,6 @@ fn guest() -> Result<()> {
     }
     let port =
         OpenOptions::new().write(true).open(vm::RESULTS).with_context(|| format!("open {}", vm::RESULTS))?;
+    vm::mount_peers()?;
     inside(name, Box::new(port))
 }

@@ -23,11 +23,10 @@ pub fn of_rootfs(tree: &Path) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// The image of a payload, in the run's own folder.
-pub fn of_payload(payload: &Path, folder: &Path) -> Result<PathBuf> {
-    let image = folder.join("payload.ext4");
-    make(payload, &image, "1G")?;
-    Ok(image)
+/// The image of a folder that is only read.
+pub fn of_folder(tree: &Path, image: &Path) -> Result<PathBuf> {
+    make(tree, image, "1G")?;
+    Ok(image.to_owned())
 }
 
 fn make(tree: &Path, image: &Path, size: &str) -> Result<()> {

@@ -1,7 +1,7 @@
 //! A machine of its own kernel: Debian's, with systemd and unified cgroups, in qemu.
 //!
 //! The root file system is a disk image made once from the tree and never written (qemu keeps a run's changes in a
-//! temporary file); the payload is a second disk. Events come through a virtio port, the console goes to a log. qemu
+//! temporary file); the payload is a second disk, and what others' programs a scenario needs a third. Events come through a virtio port, the console goes to a log. qemu
 //! dies with the harness.
 
 mod disk;
@@ -10,7 +10,7 @@ mod kvm;
 pub(crate) use disk::of_rootfs as disk_of_rootfs;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -22,10 +22,36 @@ use crate::machine::{Job, listen};
 use crate::payload::Payload;
 use crate::rootfs::kernel;
 use crate::scenario::boots;
-use crate::workspace::{Workspace, remove_tree};
+use crate::workspace::{Workspace, output_of, remove_tree};
 
 /// The port inside that leads to the harness.
 pub const RESULTS: &str = "/dev/virtio-ports/capsule.results";
+
+/// What a VM has, as folders: they become its disks, in this order.
+pub struct Disks {
+    /// Its root.
+    pub rootfs: PathBuf,
+    /// What is tested.
+    pub payload: Payload,
+    /// Programs of others, where the scenario needs some.
+    pub peers: Option<PathBuf>,
+}
+
+/// The third disk, and where it is mounted.
+const PEERS: (&str, &str) = ("/dev/vdc", "/peers");
+
+/// Mounts what others' programs the VM was given. The payload's disk is mounted by the unit.
+///
+/// # Errors
+/// `mount`'s.
+pub fn mount_peers() -> Result<()> {
+    let (disk, at) = PEERS;
+    if !Path::new(disk).exists() {
+        return Ok(());
+    }
+    fs::create_dir_all(at).with_context(|| format!("create {at}"))?;
+    output_of(Command::new("mount").args(["-o", "ro", disk, at])).map(drop)
+}
 
 /// The program whose log the kernel's messages are.
 const CONSOLE: &str = "console";
@@ -37,19 +63,13 @@ const PANIC: &str = "Kernel panic - not syncing: Fatal exception";
 /// A kernel on emulated processors now and then panics: where one of them patches a jump (a static key), another may still
 /// execute the breakpoint that was there for a moment, of which the kernel then knows nothing (qemu 7.2 with
 /// `-accel tcg,thread=multi`). That says nothing of the scenario, which is run again, once, if no step of it had failed.
-pub fn run(
-    workspace: &Workspace,
-    rootfs: &Path,
-    payload: &Payload,
-    job: &Job,
-    mut watch: impl FnMut(&Event),
-) -> Result<Report> {
-    let first = run_once(workspace, rootfs, payload, job, &mut watch)?;
-    if !has_panicked(&first) || kvm::works(workspace, rootfs)? {
+pub fn run(workspace: &Workspace, disks: &Disks, job: &Job, mut watch: impl FnMut(&Event)) -> Result<Report> {
+    let first = run_once(workspace, disks, job, &mut watch)?;
+    if !has_panicked(&first) || kvm::works(workspace, &disks.rootfs)? {
         return Ok(first);
     }
     watch(&Event::Say { text: "the emulated kernel has panicked: once more, from the beginning".to_owned() });
-    run_once(workspace, rootfs, payload, job, &mut watch)
+    run_once(workspace, disks, job, &mut watch)
 }
 
 /// Whether only the kernel's end has ended it.
@@ -61,8 +81,7 @@ fn has_panicked(report: &Report) -> bool {
 
 fn run_once(
     workspace: &Workspace,
-    rootfs: &Path,
-    payload: &Payload,
+    Disks { rootfs, payload, peers }: &Disks,
     job: &Job,
     watch: impl FnMut(&Event),
 ) -> Result<Report> {
@@ -73,7 +92,11 @@ fn run_once(
     let folder = runs.join(id);
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     let root_disk = disk::of_rootfs(rootfs)?;
-    let payload_disk = disk::of_payload(&payload.folder, &folder)?;
+    let payload_disk = disk::of_folder(&payload.folder, &folder.join("payload.ext4"))?;
+    let mut more = vec![payload_disk];
+    if let Some(peers) = peers {
+        more.push(disk::of_folder(peers, &folder.join("peers.ext4"))?);
+    }
     let console = folder.join("console.log");
     let mut qemu = Command::new(workspace.testbed())
         .args(["leash", "qemu-system-x86_64"])
@@ -83,8 +106,10 @@ fn run_once(
         .args(boot(rootfs, &job.scenario)?)
         .arg("-drive")
         .arg(format!("file={},if=virtio,format=raw,cache=unsafe,snapshot=on", root_disk.display()))
-        .arg("-drive")
-        .arg(format!("file={},if=virtio,format=raw,readonly=on", payload_disk.display()))
+        .args(more.iter().flat_map(|disk| {
+            let drive = format!("file={},if=virtio,format=raw,readonly=on", disk.display());
+            ["-drive".to_owned(), drive]
+        }))
         .arg("-serial")
         .arg(format!("file:{}", console.display()))
         // A chardev `stdio` counts as unplugged when its input ends, and the guest's writes block; a file never does.

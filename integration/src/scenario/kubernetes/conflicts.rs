@@ -81,11 +81,11 @@ pub fn deleted() -> Result<String> {
     ready("late", "False", "Failed")?;
     delete("late")?;
     // A pod whose first container runs on: those that are to have it do not run yet.
-    let mut pod = Manifest::new("slow", OURS, &[("app", SLEEP)])
-        .with(|spec| {
-            let first = json!([{ "name": "first", "image": spec["containers"][0]["image"], "command": ["/bin/sleep", "1000"] }]);
-            spec["initContainers"] = first;
-        });
+    let mut pod = Manifest::new("slow", OURS, &[("app", SLEEP)]).with(|spec| {
+        let mut first = spec["containers"][0].clone();
+        first["name"] = json!("first");
+        spec["initContainers"] = json!([first]);
+    });
     pod.0["metadata"]["labels"] = json!({ "app": "slow" });
     let pod = pod.applied()?;
     let waiting = |pod: &Value| pod["status"]["initContainerStatuses"][0]["state"]["running"].is_object();

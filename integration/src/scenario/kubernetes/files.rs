@@ -83,8 +83,10 @@ pub fn write() -> Result<()> {
         let address = format!("{address}/32");
         output_of(Command::new("ip").args(["address", "add", &address, "dev", "lo"]))?;
     }
-    // The kubelet follows the kernel's log, for what was killed for want of memory.
-    output_of(Command::new("mknod").args(["/dev/kmsg", "c", "1", "11"]))?;
+    // The kubelet follows the kernel's log, for what was killed for want of memory. A VM has it.
+    if !Path::new("/dev/kmsg").exists() {
+        output_of(Command::new("mknod").args(["/dev/kmsg", "c", "1", "11"]))?;
+    }
     tunables()
 }
 

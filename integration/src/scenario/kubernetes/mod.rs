@@ -40,6 +40,7 @@ mod kubectl;
 mod large;
 mod lasts;
 mod left;
+mod pages;
 mod plugin;
 mod rollouts;
 mod shipped;

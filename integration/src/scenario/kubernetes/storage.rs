@@ -12,7 +12,7 @@ use self::driver::{Driver, volumes};
 use super::asked::{Parts, agent, controller, definitions};
 use super::everyday::SLEEP;
 use super::kubectl::{Manifest, Pod, apply, done as kubectl, get, kubectl as try_kubectl};
-use super::{Class, OURS, REFERENCE, begin, left, until};
+use super::{Class, OURS, REFERENCE, begin, left, pages, until};
 use crate::event::Reporter;
 use crate::power::random::Random;
 use crate::scenario::capsulectl::done;
@@ -48,6 +48,7 @@ fn cases(reporter: &mut Reporter) -> Result<()> {
         let said = driver::is_registered()?;
         Ok((driver, said))
     })?;
+    reporter.check("what the pages tell people to apply is taken", pages::taken);
     for (name, class) in [("runc", REFERENCE), ("capsule", OURS)] {
         reporter.check(&format!("{name}: an inline volume comes and goes with its pod"), || inline(class));
     }
