@@ -162,13 +162,13 @@ test-runtime: rootfs
 		cargo test --locked --workspace --test machines -- --test-threads=1 --skip bench _runtime
 
 # Pods on a cluster of one node, with a real kubelet. What is not Debian's is built from Kubernetes' Go modules, once, in half an hour
-# (target/kubernetes); the tests take a quarter of an hour. The second node has nothing of ours but what the cluster gives it.
+# (target/kubernetes); the tests take three quarters of an hour, one of them in a VM. The second node has nothing of ours but what the cluster gives it.
 test-k8s: build image
 	@$(TESTBED) prepare --suite forky
 	@$(TESTBED) run kubernetes
 	@$(TESTBED) run kubernetes-image
 	@$(TESTBED) run kubernetes-wanted
-	@$(TESTBED) run kubernetes-devices --machine vm
+	@$(TESTBED) run kubernetes-vm --machine vm
 	@$(TESTBED) run kubernetes-rollouts
 	@$(TESTBED) run kubernetes-storage
 	@$(TESTBED) run csi

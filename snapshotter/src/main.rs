@@ -134,8 +134,15 @@ fn raise_open_files() {
 fn run(config: Config, take_over: bool) -> anyhow::Result<End> {
     let mut exporter = traces::start(&config.traces)?;
     let spans = exporter.as_mut().map(|exporter| traces::layer(exporter, &config.traces)).transpose()?;
-    let lines = lines(config.log.format).with_filter(filter(config.log.level));
-    tracing_subscriber::registry().with(lines).with(spans).init();
+    let (format, filter) = (config.log.format, filter(config.log.level));
+    // A filter for one layer alone now and then keeps the line after one that it has refused, where several threads write (seen
+    // with tracing-subscriber 0.3.23): it is for all of them where there are no others.
+    match spans {
+        None => tracing_subscriber::registry().with(filter).with(lines(format)).init(),
+        Some(spans) => {
+            tracing_subscriber::registry().with(lines(format).with_filter(filter)).with(spans).init();
+        }
+    }
     let features = overlayfs_utils::probe().context("this machine cannot carry capsules")?;
     tracing::info!(%features, "kernel probed");
     raise_open_files();

@@ -280,11 +280,8 @@ impl Node {
 
 /// Whether all that would come may be used: what is required comes along.
 fn allow(judged: &Judged, planned: Vec<v1::Planned>) -> Result<(), Status> {
-    let coming = planned.into_iter().filter(|one| !one.present);
-    coming
-        .map(|one| judged.allow(&(one.capsule, one.version)))
-        .collect::<Result<(), _>>()
-        .map_err(Status::failed_precondition)
+    let mut coming = planned.into_iter().filter(|one| !one.present);
+    coming.try_for_each(|one| judged.allow(&(one.capsule, one.version))).map_err(Status::failed_precondition)
 }
 
 /// Whether capsuled was not to be had, rather than against it.

@@ -132,8 +132,7 @@ mod tests {
         let (ours, other) = (PrivateKey::generate(), PrivateKey::generate());
         let keys = [&other, &ours].map(|key| key.public().to_pem().unwrap());
         let of = ("tz".to_owned(), "1".to_owned());
-        let judge =
-            |keys: &[String], signatures: &[Signature]| super::judge(keys, &of, "sha256:a", signatures);
+        let judge = |keys: &[String], signatures: &[Signature]| judge(keys, &of, "sha256:a", signatures);
         let good = signature(&ours, "sha256:a", "1");
         assert_eq!(judge(&keys, &[signature(&ours, "sha256:b", "1"), good.clone()]), Ok(()));
         for (keys, signatures, word) in [

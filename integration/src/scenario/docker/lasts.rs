@@ -87,7 +87,7 @@ pub fn daemons(world: &mut World, dockerd: &mut Daemon) -> Result<String> {
     let before = listed()?;
     world.kill_capsuled()?;
     world.restart_containerd()?;
-    world.restart_capsuled()?;
+    world.restart_capsuled_alone()?;
     until("followed", || Ok(listed()? > before))?;
     web.expect(&["lib@1 waiting"])?;
     world.wait_for_snapshotter()?;

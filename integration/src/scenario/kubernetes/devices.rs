@@ -5,16 +5,14 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::asked::{self, Parts, agent, definitions, ready};
+use super::asked::{self, Parts, agent, ready};
 use super::everyday::SLEEP;
 use super::files::NODE;
 use super::kubectl::{Manifest, Member, apply, done as kubectl, get, kubectl_with};
 use super::plugin::Plugin;
-use super::wanted::{all_have, given, kill, of_shelf, pods};
-use super::{Class, OURS, REFERENCE, begin, until};
-use crate::event::Reporter;
+use super::wanted::{all_have, kill, of_shelf, pods};
+use super::{Class, OURS, REFERENCE, until};
 use crate::scenario::capsulectl::done;
-use crate::scenario::world::with_logs;
 
 /// How often the agent is killed while devices come and go.
 const KILLS: u64 = 6;
@@ -46,27 +44,8 @@ pub fn by_plugin() -> Result<String> {
     Ok(format!("{} {KIND}", count()?))
 }
 
-/// The scenario's name. In a VM: a container that runs is given devices where control groups are of version 2.
-pub const SCENARIO: &str = "kubernetes-devices";
-
-/// Runs the cases of devices that come with a `CapsuleAttachment`.
-pub fn run(reporter: &mut Reporter) -> Result<()> {
-    with_logs(reporter, |reporter| {
-        let (world, cluster) = begin(reporter)?;
-        let mut parts = reporter.must("the two programs start", || {
-            definitions()?;
-            Ok((Parts::start(&[])?, String::new()))
-        })?;
-        reporter.check("pods that run have a capsule", given);
-        reporter.check("devices come with a capsule and go with it, where pods may name them", wanted);
-        reporter.check("the agent is killed while devices come and go", || killed(&mut parts));
-        drop((parts, cluster));
-        world.stop()
-    })
-}
-
 /// With a capsule, for pods that run; what somebody has given stays, and what pods may not name is refused.
-fn wanted() -> Result<String> {
+pub fn wanted() -> Result<String> {
     each(false)?;
     apply(&asks("example.com/gpu=0"))?;
     ready("device", "True", "4 containers")?;
@@ -98,7 +77,7 @@ fn wanted() -> Result<String> {
 }
 
 /// The agent is killed while they come and go.
-fn killed(parts: &mut Parts) -> Result<String> {
+pub fn killed(parts: &mut Parts) -> Result<String> {
     for round in 0..KILLS {
         apply(&asks("example.com/gpu=0"))?;
         std::thread::sleep(Duration::from_millis(400 * round));

@@ -83,6 +83,28 @@ pub fn own_node() -> Result<String> {
     Ok(refused.err.trim().to_owned())
 }
 
+/// The devices that a namespace may have.
+fn devices_allowed(attachment: &Value) -> Result<()> {
+    let devices = "resourcecapsules.io/allowed-devices";
+    let annotate = |what: &str| {
+        administer(
+            "kubectl",
+            &["annotate", "namespace", NAMESPACE, &format!("{devices}{what}"), "--overwrite"],
+        )
+    };
+    annotate("=example.com/gpu=*")?;
+    let with = |device: &str| {
+        let mut made = attachment.clone();
+        made["spec"]["devices"] = json!([device]);
+        kubectl_with(&["apply", "--dry-run=server", "-f", "-"], made.to_string().as_bytes())
+    };
+    until("refused by the policy", || Ok(with("example.com/other=0")?.code != 0))?;
+    let refused = with("example.com/other=0")?.ended_with(1)?;
+    ensure!(refused.err.contains("the namespace may not have example.com/other=0:"), "{}", refused.err);
+    with("example.com/gpu=0")?.success("a device that is allowed")?;
+    annotate("-").map(drop)
+}
+
 pub fn allowed() -> Result<String> {
     let allow = |what: &str| {
         let annotation = format!("resourcecapsules.io/allowed{what}");
@@ -120,24 +142,7 @@ pub fn allowed() -> Result<String> {
         kubectl_with(&["apply", "--dry-run=server", "-f", "-"], made.to_string().as_bytes())?
             .success("what is allowed")?;
     }
-    let devices = "resourcecapsules.io/allowed-devices";
-    let annotate = |what: &str| {
-        administer(
-            "kubectl",
-            &["annotate", "namespace", NAMESPACE, &format!("{devices}{what}"), "--overwrite"],
-        )
-    };
-    annotate("=example.com/gpu=*")?;
-    let with = |device: &str| {
-        let mut made = attachment("lib");
-        made["spec"]["devices"] = json!([device]);
-        kubectl_with(&["apply", "--dry-run=server", "-f", "-"], made.to_string().as_bytes())
-    };
-    until("refused by the policy", || Ok(with("example.com/other=0")?.code != 0))?;
-    let refused = with("example.com/other=0")?.ended_with(1)?;
-    ensure!(refused.err.contains("the namespace may not have example.com/other=0:"), "{}", refused.err);
-    with("example.com/gpu=0")?.success("a device that is allowed")?;
-    annotate("-")?;
+    devices_allowed(&attachment("lib"))?;
     // What runs goes on, and can be changed otherwise.
     kubectl(&["label", "pod", "before", "some=label"])?;
     before.delete()?;

@@ -40,6 +40,7 @@ mod kubectl;
 mod large;
 mod lasts;
 mod left;
+mod machine;
 mod pages;
 mod plugin;
 mod rollouts;
@@ -71,9 +72,9 @@ const CONFIG: &str = "/etc/capsule/config.toml";
 /// What a pod is given by the name of a device.
 const SPEC: &str = "/etc/cdi/example.yaml";
 
-pub use self::devices::{SCENARIO as DEVICES, run as run_devices};
 pub use self::installed::run as run_by_image;
 pub use self::large::{SCENARIO as LARGE, run as run_large};
+pub use self::machine::{SCENARIO as MACHINE, run as run_machine};
 pub use self::rollouts::{SCENARIO as ROLLOUTS, run as run_rollouts};
 pub use self::storage::{SCENARIO as STORAGE, run as run_storage};
 pub use self::wanted::{SCENARIO as WANTED, run as run_wanted};
