@@ -135,8 +135,8 @@ fn run(config: Config, take_over: bool) -> anyhow::Result<End> {
     let mut exporter = traces::start(&config.traces)?;
     let spans = exporter.as_mut().map(|exporter| traces::layer(exporter, &config.traces)).transpose()?;
     let (format, filter) = (config.log.format, filter(config.log.level));
-    // A filter for one layer alone now and then keeps the line after one that it has refused, where several threads write (seen
-    // with tracing-subscriber 0.3.23): it is for all of them where there are no others.
+    // A line of the log was seen to be missing with a filter for this layer alone (tracing-subscriber 0.3.23, calls on several
+    // threads; why is not known): where there are no other layers the filter is for all.
     match spans {
         None => tracing_subscriber::registry().with(filter).with(lines(format)).init(),
         Some(spans) => {

@@ -296,6 +296,11 @@ impl Agent {
     }
 }
 
+/// Whether capsuled was against it, before it did anything.
+fn is_refusal(error: &tonic::Status) -> bool {
+    matches!(error.code(), Code::InvalidArgument | Code::NotFound | Code::PermissionDenied)
+}
+
 /// Whether there is no such container, rather than no such device.
 fn is_gone(error: &tonic::Status, devices: &[String]) -> bool {
     let is_about = |device: &String| error.message().contains(&format!("{device}: "));
@@ -362,8 +367,8 @@ async fn take(node: &Node, planned: Planned, judged: &Judged) -> Option<Done> {
             let waits = devices.is_some_and(|devices| no_task || is_gone(&error, devices));
             if !waits && !matches!(step, Step::Detach { .. }) {
                 done.state = State::Failed;
-                // capsuled has refused all of it: who attaches such a device now keeps it.
-                let refused = devices.filter(|_| !is_away(&error));
+                // capsuled has refused all of it: who attaches such a device now keeps it. What has failed otherwise may come still.
+                let refused = devices.filter(|_| is_refusal(&error));
                 done.devices.retain(|device| refused.is_none_or(|refused| !refused.contains(device)));
             }
             done.message = (!waits && !is_away(&error)).then(|| error.message().to_owned());

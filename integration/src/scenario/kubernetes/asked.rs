@@ -73,6 +73,18 @@ pub fn object(kind: &str, name: &str, spec: Value) -> Value {
     })
 }
 
+/// An object of ours that is of no namespace.
+pub fn of_cluster(kind: &str, name: &str, spec: Value) -> Value {
+    let mut object = object(kind, name, spec);
+    object["metadata"].as_object_mut().map(|metadata| metadata.remove("namespace"));
+    object
+}
+
+/// A part of what the node is told, and of what its agent says.
+pub fn of_node(jsonpath: &str) -> Result<String> {
+    administer("kubectl", &["get", "nodecapsules", NODE, "-o", &format!("jsonpath={jsonpath}")])
+}
+
 /// A `CapsuleAttachment`.
 pub fn wanted(name: &str, spec: Value) -> Value {
     object("CapsuleAttachment", name, spec)

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::asked::{ready, wanted};
+use super::asked::{of_node, ready, wanted};
 use super::everyday::SLEEP;
 use super::files::NODE;
 use super::kubectl::{Manifest, administer, apply, done as kubectl, get};
@@ -29,11 +29,6 @@ pub fn two() -> Result<String> {
     kubectl(&["delete", "capsuleattachment", "tool-c", "--timeout=120s"])?;
     all_have(&["lib@1 attached"])?;
     Ok(told["conditions"][0]["message"].as_str().unwrap_or_default().to_owned())
-}
-
-fn of_node(what: &str) -> Result<String> {
-    let path = format!("jsonpath={what}");
-    administer("kubectl", &["get", "nodecapsules", NODE, "-o", &path])
 }
 
 /// What somebody else writes into objects that the controller and the agent write is put right.

@@ -3,8 +3,7 @@
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::asked::{object, ready, wanted};
-use super::files::NODE;
+use super::asked::{of_cluster, of_node, ready, wanted};
 use super::kubectl::{administer, apply, done as kubectl, get, kubectl_with};
 use super::until;
 use super::wanted::all_have;
@@ -19,10 +18,7 @@ fn capsule(image: &str, versions: &[&str], stable: &str, more: Value) -> Value {
     for (key, value) in more.as_object().into_iter().flatten() {
         spec[key] = value.clone();
     }
-    let mut capsule = object("Capsule", "kit", spec);
-    // Of the cluster, and of no namespace.
-    capsule["metadata"].as_object_mut().map(|metadata| metadata.remove("namespace"));
-    capsule
+    of_cluster("Capsule", "kit", spec)
 }
 
 fn said(what: &str) -> Result<Value> {
@@ -90,8 +86,7 @@ pub fn run() -> Result<String> {
 }
 
 fn node_says() -> Result<String> {
-    let of_kit = "jsonpath={.status.capsules[?(@.version=='1')]}";
-    administer("kubectl", &["get", "nodecapsules", NODE, "-o", of_kit])
+    of_node("{.status.capsules[?(@.version=='1')]}")
 }
 
 /// What is not there is told, and what is there stays.

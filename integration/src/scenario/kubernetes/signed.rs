@@ -5,8 +5,7 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::asked::{object, ready, wanted};
-use super::files::NODE;
+use super::asked::{of_cluster, of_node, ready, wanted};
 use super::kubectl::{administer, apply, done as kubectl, get, kubectl_with};
 use super::until;
 use super::wanted::{all_have, of_shelf};
@@ -19,9 +18,7 @@ const KEYS: &str = "/tmp/keys-of-the-cluster";
 
 fn sealed(image: &str, key: &str) -> Value {
     let spec = json!({ "image": image, "versions": ["1", "2"], "signatures": { "keys": [key] } });
-    let mut capsule = object("Capsule", "sealed", spec);
-    capsule["metadata"].as_object_mut().map(|metadata| metadata.remove("namespace"));
-    capsule
+    of_cluster("Capsule", "sealed", spec)
 }
 
 fn said(what: &str) -> Result<String> {
@@ -84,13 +81,8 @@ pub fn run() -> Result<String> {
     administer("kubectl", &["delete", "capsule", "sealed"])?;
     // Until then it may be fetched again.
     registry.stop();
-    let of_node = || {
-        administer(
-            "kubectl",
-            &["get", "nodecapsules", NODE, "-o", "jsonpath={.spec.capsules} {.status.capsules}"],
-        )
-    };
-    until("nothing of it said", || Ok(!of_node()?.contains("sealed")))?;
+    let says = || of_node("{.spec.capsules} {.status.capsules}");
+    until("nothing of it said", || Ok(!says()?.contains("sealed")))?;
     for label in ["sealed@1", "sealed@2"] {
         done(&["rm", label])?;
     }

@@ -372,7 +372,6 @@ fn states(driver: &mut Driver, world: &mut World) -> Result<String> {
     until("gone: the volumes", || Ok(volumes()?.is_empty()))?;
     without("the driver", &mut |away| if away { driver.kill() } else { driver.start_again() })?;
     without("capsuled", &mut |away| if away { world.kill_capsuled() } else { world.restart_capsuled() })?;
-    world.wait_for_snapshotter()?;
     Ok(String::new())
 }
 
